@@ -1,0 +1,162 @@
+package wire
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"unicode/utf8"
+)
+
+// Appender is a payload that knows how to write itself. Answer and Push use
+// AppendJSON where a payload has it, and encoding/json otherwise.
+type Appender interface {
+	// AppendJSON appends exactly one JSON value to dst and returns it.
+	AppendJSON(dst []byte) []byte
+}
+
+// Raw is a payload that is JSON already. It is written as it is, unchecked:
+// use json.RawMessage for JSON of doubtful origin.
+type Raw []byte
+
+// AppendJSON appends r as it is, or null if it is empty.
+func (r Raw) AppendJSON(dst []byte) []byte {
+	if len(r) == 0 {
+		return append(dst, "null"...)
+	}
+	return append(dst, r...)
+}
+
+// Member is one connection in a list of who is present.
+type Member struct {
+	ID       string          `json:"id"`
+	Metadata json.RawMessage `json:"metadata"` // nil: null
+}
+
+// StateOf is the state that one connection published.
+type StateOf struct {
+	ID    string
+	State json.RawMessage // nil: none
+}
+
+// AppendMembers appends members as a JSON array of objects {id, metadata}.
+func AppendMembers(dst []byte, members []Member) []byte {
+	dst = append(dst, '[')
+	for i := range members {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = append(dst, `{"id":`...)
+		dst = appendString(dst, members[i].ID)
+		dst = append(dst, `,"metadata":`...)
+		dst = appendValue(dst, members[i].Metadata)
+		dst = append(dst, '}')
+	}
+	return append(dst, ']')
+}
+
+// AppendIDs appends ids as a JSON array of strings.
+func AppendIDs(dst []byte, ids []string) []byte {
+	dst = append(dst, '[')
+	for i, id := range ids {
+		if i > 0 {
+			dst = append(dst, ',')
+		}
+		dst = appendString(dst, id)
+	}
+	return append(dst, ']')
+}
+
+// AppendStates appends states as a JSON object, connection id to state, in
+// the order given. Connections without a state (nil) are left out.
+func AppendStates(dst []byte, states []StateOf) []byte {
+	dst = append(dst, '{')
+	first := true
+	for i := range states {
+		if len(states[i].State) == 0 {
+			continue
+		}
+		if !first {
+			dst = append(dst, ',')
+		}
+		first = false
+		dst = appendString(dst, states[i].ID)
+		dst = append(dst, ':')
+		dst = appendValue(dst, states[i].State)
+	}
+	return append(dst, '}')
+}
+
+// appendValue appends a user's JSON as it is. What is missing, or no JSON
+// (somebody wrote to Redis by hand), becomes null: one broken record must not
+// make a frame with a whole room in it unreadable.
+func appendValue(dst []byte, raw []byte) []byte {
+	if len(raw) == 0 || !utf8.Valid(raw) || !json.Valid(raw) {
+		return append(dst, "null"...)
+	}
+	return append(dst, raw...)
+}
+
+// appendPayload appends what a frame carries as its payload.
+func appendPayload(dst []byte, payload any) ([]byte, error) {
+	switch p := payload.(type) {
+	case nil:
+		return append(dst, "null"...), nil
+	case Appender:
+		return p.AppendJSON(dst), nil
+	case bool:
+		return strconv.AppendBool(dst, p), nil
+	case string:
+		return appendString(dst, p), nil
+	}
+	buf := bytes.NewBuffer(dst)
+	enc := json.NewEncoder(buf)
+	enc.SetEscapeHTML(false) // this is no HTML, and "<" six times as long
+	if err := enc.Encode(payload); err != nil {
+		return dst, fmt.Errorf("mesh: cannot encode a payload: %w", err)
+	}
+	return bytes.TrimSuffix(buf.Bytes(), []byte{'\n'}), nil
+}
+
+const hexDigits = "0123456789abcdef"
+
+// appendString appends s as a JSON string. Bytes that are not UTF-8 become
+// the replacement character.
+func appendString(dst []byte, s string) []byte {
+	dst = append(dst, '"')
+	start := 0
+	for i := 0; i < len(s); {
+		c := s[i]
+		if c >= utf8.RuneSelf {
+			r, size := utf8.DecodeRuneInString(s[i:])
+			if r == utf8.RuneError && size == 1 {
+				dst = append(append(dst, s[start:i]...), "\uFFFD"...)
+				start = i + 1
+			}
+			i += size
+			continue
+		}
+		if c < ' ' || c == '"' || c == '\\' {
+			dst = appendEscape(append(dst, s[start:i]...), c)
+			start = i + 1
+		}
+		i++
+	}
+	return append(append(dst, s[start:]...), '"')
+}
+
+// appendEscape appends the escape sequence of a quote, backslash or control
+// character.
+func appendEscape(dst []byte, c byte) []byte {
+	switch c {
+	case '"', '\\':
+		return append(dst, '\\', c)
+	case '\n':
+		return append(dst, '\\', 'n')
+	case '\r':
+		return append(dst, '\\', 'r')
+	case '\t':
+		return append(dst, '\\', 't')
+	}
+	return append(dst, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
+}

@@ -1,0 +1,103 @@
+package wire
+
+import (
+	"fmt"
+	"sync"
+
+	"github.com/gorilla/websocket"
+)
+
+// Frame is one encoded message from server to client. It is encoded once and
+// can be sent to any number of connections. All methods are safe for
+// concurrent use; a Frame must not be copied.
+type Frame struct {
+	data []byte
+
+	once     sync.Once // makes prepared and err
+	prepared *websocket.PreparedMessage
+	err      error
+}
+
+// Bytes returns the JSON text. It is shared: callers must not change it.
+func (f *Frame) Bytes() []byte { return f.data }
+
+// Size returns the length of the JSON text in bytes.
+func (f *Frame) Size() int { return len(f.data) }
+
+// Prepared returns the frame ready for gorilla/websocket. It is built at the
+// first call and shared from then on, so that many connections cost one
+// framing (and, where they compress, one compression).
+func (f *Frame) Prepared() (*websocket.PreparedMessage, error) {
+	f.once.Do(func() {
+		p, err := websocket.NewPreparedMessage(websocket.TextMessage, f.data)
+		if err != nil {
+			f.err = fmt.Errorf("mesh: cannot prepare a frame: %w", err)
+			return
+		}
+		f.prepared = p
+	})
+	return f.prepared, f.err
+}
+
+// Answer encodes the answer to a request: its id as Request.ID has it, its
+// command, and the result. The error says that payload cannot be encoded.
+func Answer(id, command string, payload any) (*Frame, error) {
+	return encode(id, command, payload)
+}
+
+// Push encodes a message that answers no request. The error says that payload
+// cannot be encoded.
+func Push(command string, payload any) (*Frame, error) {
+	return encode("", command, payload)
+}
+
+// ErrorAnswer encodes the answer to a request that failed. Code and name are
+// what the client's user sees beside the message, see CodeServer and
+// NameError.
+func ErrorAnswer(id, command, message, code, name string) *Frame {
+	// An Appender cannot fail to encode.
+	f, _ := encode(id, command, ErrorPayload{Message: message, Code: code, Name: name})
+	return f
+}
+
+// NotFound encodes the answer to a request whose command nobody handles.
+func NotFound(id, command string) *Frame {
+	return ErrorAnswer(id, command, `Command "`+command+`" not found`, CodeNotFound, NameCommandError)
+}
+
+// AssignID encodes the first message on every connection: its id.
+func AssignID(conn string) *Frame {
+	f, _ := encode("", PushAssignID, conn) // a string cannot fail to encode
+	return f
+}
+
+// Ping returns the frame that asks a client for a pong: always the same one.
+func Ping() *Frame { return pingFrame }
+
+// LatencyRequest returns the frame that asks a client for a latency:response:
+// always the same one.
+func LatencyRequest() *Frame { return latencyRequestFrame }
+
+var (
+	pingFrame           = &Frame{data: []byte(`{"command":"` + PushPing + `","payload":{}}`)}
+	latencyRequestFrame = &Frame{data: []byte(`{"command":"` + PushLatencyRequest + `","payload":{}}`)}
+)
+
+// encode builds a frame; an empty id is left out.
+func encode(id, command string, payload any) (*Frame, error) {
+	dst := make([]byte, 0, 128)
+	dst = append(dst, '{')
+	if id != "" {
+		dst = append(dst, `"id":`...)
+		dst = append(dst, id...)
+		dst = append(dst, ',')
+	}
+	dst = append(dst, `"command":`...)
+	dst = appendString(dst, command)
+	dst = append(dst, `,"payload":`...)
+	dst, err := appendPayload(dst, payload)
+	if err != nil {
+		return nil, err
+	}
+	return &Frame{data: append(dst, '}')}, nil
+}

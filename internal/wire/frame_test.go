@@ -1,0 +1,231 @@
+package wire
+
+import (
+	"encoding/json"
+	"math"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/gorilla/websocket"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestAnswers(t *testing.T) {
+	t.Parallel()
+	states := map[string]json.RawMessage{"b": json.RawMessage(`{"s":1.10}`), "a": json.RawMessage(`[]`)}
+	present := []Member{{"a", json.RawMessage(`{"n":1e2}`)}, {"b", nil}}
+	tests := []struct {
+		name    string
+		payload any
+		want    string
+	}{
+		{"nil", nil, `null`},
+		{"true", true, `true`},
+		{"number", 12.5, `12.5`},
+		{"string", "<a>\u2028", "\"<a>\u2028\""},
+		{"no HTML escapes", map[string]string{"a": "<&>"}, `{"a":"<&>"}`},
+		{"raw", Raw(`{"a":1}`), `{"a":1}`},
+		{"empty raw", Raw(nil), `null`},
+		{"raw message", json.RawMessage(`{"a":1.0}`), `{"a":1.0}`},
+		{"success", Success{true}, `{"success":true}`},
+		{"failure", Success{}, `{"success":false}`},
+		{"metadata", Metadata{json.RawMessage(`{"n":1.0}`)}, `{"metadata":{"n":1.0}}`},
+		{"no metadata", Metadata{}, `{"metadata":null}`},
+		{"ended", Ended{`r"`}, `{"roomName":"r\""}`},
+		{"refused", Snapshot{}, `{"success":false,"present":[]}`},
+		{"joined", Snapshot{Success: true, Present: present},
+			`{"success":true,"present":[{"id":"a","metadata":{"n":1e2}},{"id":"b","metadata":null}]}`},
+		{"empty room", Snapshot{Success: true, States: map[string]json.RawMessage{}}, `{"success":true,"present":[],"states":{}}`},
+		{"snapshot", Snapshot{Success: true, Present: present[:1], States: states, Extent: Extent{Total: 9, Stale: true, Epoch: "e", Seq: 3}},
+			`{"success":true,"present":[{"id":"a","metadata":{"n":1e2}}],"states":{"a":[],"b":{"s":1.10}},"total":9,"stale":true,"seq":3,"epoch":"e"}`},
+		{"epoch of seq 0", Snapshot{Success: true, Extent: Extent{Epoch: "e"}}, `{"success":true,"present":[],"seq":0,"epoch":"e"}`},
+		{"state snapshot", StateSnapshot{Success: true, Present: []string{"a", "b"}, States: states},
+			`{"success":true,"present":["a","b"],"states":{"a":[],"b":{"s":1.10}}}`},
+		{"state snapshot refused", StateSnapshot{}, `{"success":false,"present":[]}`},
+		{"encoded view", EncodedView{Success: true, Present: AppendMembers(nil, present), States: AppendStates(nil, nil)},
+			`{"success":true,"present":[{"id":"a","metadata":{"n":1e2}},{"id":"b","metadata":null}],"states":{}}`},
+	}
+	for _, test := range tests {
+		t.Run(test.name, func(t *testing.T) {
+			t.Parallel()
+			f, err := Answer("17", CommandJoinRoom, test.payload)
+			require.NoError(t, err)
+			assert.Equal(t, `{"id":17,"command":"mesh/join-room","payload":`+test.want+`}`, string(f.Bytes()))
+			assert.Equal(t, len(f.Bytes()), f.Size())
+			f, err = Push("x", test.payload)
+			require.NoError(t, err)
+			assert.Equal(t, `{"command":"x","payload":`+test.want+`}`, string(f.Bytes()))
+			plain, err := json.Marshal(test.payload)
+			require.NoError(t, err)
+			if _, raw := test.payload.(Raw); !raw {
+				assert.Equal(t, parse(t, []byte(test.want)), parse(t, plain), "encoding/json agrees")
+			}
+		})
+	}
+}
+
+// MarshalJSON makes the comparison with encoding/json above possible.
+func (v EncodedView) MarshalJSON() ([]byte, error) { return v.AppendJSON(nil), nil }
+
+func TestFixedFrames(t *testing.T) {
+	t.Parallel()
+	assert.Equal(t, `{"id":5,"command":"x\"y","payload":{"error":"Command \"x\"y\" not found","code":"ENOTFOUND","name":"CommandError"}}`,
+		string(NotFound("5", `x"y`).Bytes()))
+	assert.JSONEq(t, `{"id":5,"command":"x","payload":{"error":"Command \"x\" not found","code":"ENOTFOUND","name":"CommandError"}}`,
+		string(NotFound("5", "x").Bytes()))
+	assert.JSONEq(t, `{"id":5,"command":"x","payload":{"error":"boom","code":"ESERVER","name":"Error"}}`,
+		string(ErrorAnswer("5", "x", "boom", CodeServer, NameError).Bytes()))
+	assert.Equal(t, `{"command":"mesh/assign-id","payload":"c1"}`, string(AssignID("c1").Bytes()))
+	assert.Equal(t, `{"command":"ping","payload":{}}`, string(Ping().Bytes()))
+	assert.Equal(t, `{"command":"latency:request","payload":{}}`, string(LatencyRequest().Bytes()))
+	assert.Same(t, Ping(), Ping())
+}
+
+func TestUnencodablePayload(t *testing.T) {
+	t.Parallel()
+	for _, payload := range []any{math.NaN(), func() {}, json.RawMessage(`{`)} {
+		_, err := Answer("1", "x", payload)
+		require.ErrorContains(t, err, "mesh: ")
+		_, err = Push("x", payload)
+		require.ErrorContains(t, err, "mesh: ")
+	}
+}
+
+// One record that somebody spoilt in Redis must not spoil the frame.
+func TestBrokenJSONBecomesNull(t *testing.T) {
+	t.Parallel()
+	for _, broken := range []string{`{`, `1,2`, `"a`, "\"\xff\"", ` `} {
+		raw := json.RawMessage(broken)
+		assert.Equal(t, `[{"id":"a","metadata":null}]`, string(AppendMembers(nil, []Member{{"a", raw}})))
+		assert.Equal(t, `{"a":null}`, string(AppendStates(nil, []StateOf{{"a", raw}})))
+		u := Update{Type: UpdateState, State: raw}
+		assert.True(t, json.Valid(u.Frame().Bytes()))
+	}
+}
+
+func TestAppendLists(t *testing.T) {
+	t.Parallel()
+	assert.Equal(t, `[]`, string(AppendMembers(nil, nil)))
+	assert.Equal(t, `x{}`, string(AppendStates([]byte("x"), nil)))
+	assert.Equal(t, `{"b":1,"d":2}`, string(AppendStates(nil, []StateOf{
+		{ID: "a"}, {"b", json.RawMessage("1")}, {ID: "c"}, {"d", json.RawMessage("2")}, {ID: "e"},
+	})), "those without a state are left out")
+	assert.Equal(t, `["a","\n"]`, string(AppendIDs(nil, []string{"a", "\n"})))
+}
+
+func TestUpdate(t *testing.T) {
+	t.Parallel()
+	tests := []struct {
+		u    *Update
+		want string
+	}{
+		{&Update{Type: UpdateJoin, ConnectionID: "c", RoomName: "r", Timestamp: 5, Metadata: json.RawMessage(`{"a":1.0}`), Seq: 2, Epoch: "e"},
+			`{"type":"join","connectionId":"c","roomName":"r","timestamp":5,"metadata":{"a":1.0},"seq":2,"epoch":"e"}`},
+		{&Update{Type: UpdateJoin, ConnectionID: "c", RoomName: "r", State: json.RawMessage(`1`)},
+			`{"type":"join","connectionId":"c","roomName":"r","timestamp":0,"seq":0,"epoch":""}`},
+		{&Update{Type: UpdateLeave, ConnectionID: "c", RoomName: "r", Timestamp: -1, Metadata: json.RawMessage(`1`), State: json.RawMessage(`1`), Repair: true},
+			`{"type":"leave","connectionId":"c","roomName":"r","timestamp":-1,"seq":0,"epoch":"","repair":true}`},
+		{&Update{Type: UpdateLeave, ConnectionID: "<&>", RoomName: "r\xffé"},
+			`{"type":"leave","connectionId":"<&>","roomName":"r�é","timestamp":0,"seq":0,"epoch":""}`},
+		{&Update{Type: UpdateState, ConnectionID: "c", RoomName: "r", Seq: math.MaxUint64},
+			`{"type":"state","connectionId":"c","roomName":"r","timestamp":0,"state":null,"seq":18446744073709551615,"epoch":""}`},
+		{&Update{Type: UpdateState, ConnectionID: "c", RoomName: "r", State: json.RawMessage(`{"s":1e400}`)},
+			`{"type":"state","connectionId":"c","roomName":"r","timestamp":0,"state":{"s":1e400},"seq":0,"epoch":""}`},
+	}
+	for _, test := range tests {
+		assert.Equal(t, `{"command":"mesh/presence-update","payload":`+test.want+`}`, string(test.u.Frame().Bytes()))
+		plain, err := json.Marshal(test.u) // which does escape HTML
+		require.NoError(t, err)
+		assert.Equal(t, parse(t, []byte(test.want)), parse(t, plain))
+	}
+}
+
+func TestFramesAreMadeOnce(t *testing.T) {
+	t.Parallel()
+	u := &Update{Type: UpdateJoin, ConnectionID: "c", RoomName: "r"}
+	frames := make([]*Frame, 16)
+	prepared := make([]*websocket.PreparedMessage, len(frames))
+	var wg sync.WaitGroup
+	for i := range frames {
+		wg.Go(func() {
+			frames[i] = u.Frame()
+			p, err := frames[i].Prepared()
+			assert.NoError(t, err)
+			prepared[i] = p
+		})
+	}
+	wg.Wait()
+	for i := range frames {
+		assert.Same(t, frames[0], frames[i])
+		assert.Same(t, prepared[0], prepared[i])
+	}
+}
+
+// A prepared frame reaches a client as one text message with the same bytes,
+// compressed or not.
+func TestPreparedOnASocket(t *testing.T) {
+	t.Parallel()
+	f, err := Push("x", strings.Repeat("é", 40_000))
+	require.NoError(t, err)
+	upgrader := websocket.Upgrader{EnableCompression: true}
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		ws, err := upgrader.Upgrade(rw, r, nil)
+		if !assert.NoError(t, err) {
+			return
+		}
+		defer ws.Close()
+		p, err := f.Prepared()
+		assert.NoError(t, err)
+		assert.NoError(t, ws.WritePreparedMessage(p))
+	}))
+	defer server.Close()
+	for _, compress := range []bool{false, true} {
+		dialer := websocket.Dialer{EnableCompression: compress, NetDialContext: (&net.Dialer{}).DialContext}
+		ws, _, err := dialer.DialContext(t.Context(), "ws"+strings.TrimPrefix(server.URL, "http"), nil)
+		require.NoError(t, err)
+		kind, got, err := ws.ReadMessage()
+		require.NoError(t, err)
+		assert.Equal(t, websocket.TextMessage, kind)
+		assert.Equal(t, f.Bytes(), got)
+		require.NoError(t, ws.Close())
+	}
+}
+
+func BenchmarkUpdateFrame(b *testing.B) {
+	state := json.RawMessage(`{"status":"typing","cursor":{"x":10.5,"y":200}}`)
+	b.ReportAllocs()
+	for b.Loop() {
+		u := &Update{Type: UpdateState, ConnectionID: "01J9Z3V5Q8", RoomName: "lobby", Timestamp: 1732380000000, State: state, Seq: 42, Epoch: "f3a9"}
+		u.Frame()
+	}
+}
+
+func BenchmarkUpdateFramePrepared(b *testing.B) {
+	b.ReportAllocs()
+	for b.Loop() {
+		u := &Update{Type: UpdateLeave, ConnectionID: "01J9Z3V5Q8", RoomName: "lobby", Timestamp: 1732380000000, Seq: 42, Epoch: "f3a9"}
+		if _, err := u.Frame().Prepared(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+func BenchmarkAppendMembers(b *testing.B) {
+	members := make([]Member, 1000)
+	for i := range members {
+		members[i] = Member{"01J9Z3V5Q8", json.RawMessage(`{"userId":"user123","username":"Alice","avatar":"https://example.com/avatar.png"}`)}
+	}
+	var buf []byte
+	b.ReportAllocs()
+	for b.Loop() {
+		buf = AppendMembers(buf[:0], members)
+	}
+}

@@ -1,0 +1,198 @@
+package wire
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+	"unicode/utf8"
+
+	"github.com/stretchr/testify/require"
+)
+
+func FuzzDecode(f *testing.F) {
+	for _, seed := range []string{
+		`{"id":17,"command":"mesh/join-room","payload":{"roomName":"lobby"}}`,
+		`{"command":"x","id":null}`, `{"c\u006fmmand":"\ud800"}`, `{"command":"x","payload":[[[]]]} `,
+		`{"id":1e5,"command":"\\\"","a":{"command":1}}`, `{}`, `[]`, `{"command":"a","command":2}`, "{\"command\":\"\xff\"}",
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, frame []byte) {
+		before := bytes.Clone(frame)
+		req, err := Decode(frame)
+		require.Equal(t, before, frame, "the frame is not changed")
+		want, ok := naiveDecode(frame)
+		require.Equal(t, ok, err == nil)
+		if err != nil {
+			require.ErrorIs(t, err, ErrNotMesh)
+			return
+		}
+		require.Equal(t, want.Command, req.Command)
+		require.Equal(t, string(want.Payload), string(req.Payload))
+		require.Equal(t, want.HasID, req.HasID)
+		require.Equal(t, want.ID, req.ID)
+
+		var payload any
+		if req.Payload != nil {
+			payload = req.Payload
+		}
+		answer, err := Answer(req.ID, req.Command, payload)
+		require.NoError(t, err, "what was decoded can be encoded")
+		again, err := Decode(answer.Bytes())
+		require.NoError(t, err)
+		require.Equal(t, req.ID, again.ID)
+		require.Equal(t, req.Command, again.Command)
+		_, err = answer.Prepared()
+		require.NoError(t, err)
+		for _, dst := range []any{new(JoinRequest), new(PublishStateRequest), new(SetMetadataRequest), new(GetMetadataRequest)} {
+			if err := req.Bind(dst); err != nil {
+				require.ErrorIs(t, err, ErrPayload)
+			}
+		}
+	})
+}
+
+// naiveDecode is Decode by way of a map, which unlike a struct tells names
+// apart by case.
+func naiveDecode(frame []byte) (Request, bool) {
+	var object map[string]json.RawMessage
+	if !utf8.Valid(frame) || json.Unmarshal(frame, &object) != nil || object == nil || depth(frame) > MaxDepth {
+		return Request{}, false
+	}
+	var command any
+	if json.Unmarshal(object["command"], &command) != nil {
+		return Request{}, false
+	}
+	req := Request{Payload: object["payload"]}
+	req.Command, _ = command.(string)
+	var id json.Number
+	if raw := object["id"]; len(raw) > 0 && raw[0] != '"' && json.Unmarshal(raw, &id) == nil && id != "" {
+		req.ID, req.HasID = string(raw), true
+	}
+	return req, req.Command != ""
+}
+
+// depth returns how deeply valid JSON is nested.
+func depth(raw []byte) (deepest int) {
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.UseNumber()
+	for now := 0; ; {
+		token, err := dec.Token()
+		if err != nil {
+			return deepest
+		}
+		if d, ok := token.(json.Delim); ok {
+			if d == '{' || d == '[' {
+				now++
+			} else {
+				now--
+			}
+			deepest = max(deepest, now)
+		}
+	}
+}
+
+// plainUpdate is Update as encoding/json would have it.
+type plainUpdate struct {
+	Type         string           `json:"type"`
+	ConnectionID string           `json:"connectionId"`
+	RoomName     string           `json:"roomName"`
+	Timestamp    int64            `json:"timestamp"`
+	Metadata     json.RawMessage  `json:"metadata,omitempty"`
+	State        *json.RawMessage `json:"state,omitempty"`
+	Seq          uint64           `json:"seq"`
+	Epoch        string           `json:"epoch"`
+	Repair       bool             `json:"repair,omitempty"`
+}
+
+func FuzzUpdate(f *testing.F) {
+	f.Add(byte(0), "c", "lobby", int64(1), []byte(`{"a":1}`), []byte(nil), uint64(1), "e", false)
+	f.Add(byte(1), "\x00\"\\\n", "r\u2028<&>\xff", int64(-1), []byte(nil), []byte(nil), uint64(0), "", true)
+	f.Add(byte(2), "\x7f\x1f\t\r", "\xed\xa0\x80é\xc3", int64(0), []byte(`{`), []byte(`1e400`), uint64(9), "\ufffd", false)
+	f.Add(byte(0), "0", "0", int64(1), []byte(`0`), bytes.Repeat([]byte{0xf8}, 400), uint64(1), "0", false) // a state where none belongs
+	f.Fuzz(func(t *testing.T, kind byte, conn, room string, at int64, meta, state []byte, seq uint64, epoch string, repair bool) {
+		u := &Update{
+			Type:         []string{UpdateJoin, UpdateLeave, UpdateState}[kind%3],
+			ConnectionID: conn, RoomName: room, Timestamp: at, Metadata: meta, State: state, Seq: seq, Epoch: epoch, Repair: repair,
+		}
+		plain := plainUpdate{
+			Type: u.Type, ConnectionID: conn, RoomName: room, Timestamp: at, Seq: seq, Epoch: epoch, Repair: repair,
+		}
+		if u.Type == UpdateJoin && len(meta) > 0 {
+			plain.Metadata = orNull(meta)
+		}
+		if u.Type == UpdateState {
+			raw := orNull(state)
+			plain.State = &raw
+		}
+		want, err := json.Marshal(map[string]any{"command": PushPresenceUpdate, "payload": plain})
+		require.NoError(t, err)
+		got := u.Frame().Bytes()
+		require.True(t, json.Valid(got) && utf8.Valid(got), "%q", got)
+		require.Equal(t, parse(t, want), parse(t, got))
+	})
+}
+
+// orNull is what becomes of JSON on its way out.
+func orNull(raw []byte) json.RawMessage {
+	if !utf8.Valid(raw) || !json.Valid(raw) {
+		return json.RawMessage("null")
+	}
+	return raw
+}
+
+// parse decodes JSON with numbers as their digits.
+func parse(t *testing.T, raw []byte) (v any) {
+	t.Helper()
+	dec := json.NewDecoder(bytes.NewReader(raw))
+	dec.UseNumber()
+	require.NoError(t, dec.Decode(&v))
+	return v
+}
+
+func FuzzMergeMetadata(f *testing.F) {
+	f.Add([]byte(`{"a":1,"o":{"x":1,"y":[1]}}`), []byte(`{"o":{"y":{"z":null}},"b":1.50}`))
+	f.Add([]byte(`{"a":1,"a":{}}`), []byte(` { "\u0061" : { } , "" : {"":{}} } `))
+	f.Add([]byte(`[]`), []byte(`null`))
+	f.Add([]byte(``), []byte(`{`))
+	f.Add([]byte(strings.Repeat(`{"a":`, 70)+`1`+strings.Repeat(`}`, 70)), []byte(strings.Repeat(`{"a":`, 66)+`1`+strings.Repeat(`}`, 66)))
+	f.Fuzz(func(t *testing.T, current, change []byte) {
+		for _, strategy := range []Strategy{"", StrategyReplace, StrategyMerge, StrategyDeepMerge} {
+			got, err := MergeMetadata(current, change, strategy)
+			if CheckValue(change) != nil {
+				require.Error(t, err)
+				continue
+			}
+			if errors.Is(err, ErrTooDeep) {
+				require.Equal(t, StrategyDeepMerge, strategy)
+				require.Greater(t, min(depth(current), depth(change)), MaxMergeDepth)
+				continue
+			}
+			require.NoError(t, err)
+			require.NoError(t, CheckValue(got))
+			want := parse(t, change)
+			if CheckValue(current) == nil {
+				want = naiveMerge(parse(t, current), want, strategy)
+			}
+			require.Equal(t, want, parse(t, got), "%s", strategy)
+		}
+	})
+}
+
+// naiveMerge is MergeMetadata on decoded values.
+func naiveMerge(current, change any, strategy Strategy) any {
+	a, okA := current.(map[string]any)
+	b, okB := change.(map[string]any)
+	if !okA || !okB || strategy == "" || strategy == StrategyReplace {
+		return change
+	}
+	for key, value := range b {
+		if strategy == StrategyDeepMerge {
+			value = naiveMerge(a[key], value, strategy)
+		}
+		a[key] = value
+	}
+	return a
+}

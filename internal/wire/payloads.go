@@ -1,0 +1,216 @@
+package wire
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"strconv"
+	"time"
+)
+
+// RoomRequest is the payload of every command that names a room and nothing
+// else: join, leave, subscribe, unsubscribe, clear state, get state, get room
+// metadata.
+type RoomRequest struct {
+	RoomName string `json:"roomName"`
+}
+
+// The commands that take a RoomRequest, by name.
+type (
+	// JoinRequest is the payload of CommandJoinRoom.
+	JoinRequest = RoomRequest
+	// LeaveRequest is the payload of CommandLeaveRoom.
+	LeaveRequest = RoomRequest
+	// SubscribeRequest is the payload of CommandSubscribePresence.
+	SubscribeRequest = RoomRequest
+	// UnsubscribeRequest is the payload of CommandUnsubscribePresence.
+	UnsubscribeRequest = RoomRequest
+	// ClearStateRequest is the payload of CommandClearPresenceState.
+	ClearStateRequest = RoomRequest
+	// GetStateRequest is the payload of CommandGetPresenceState.
+	GetStateRequest = RoomRequest
+	// GetRoomMetadataRequest is the payload of CommandGetRoomMetadata.
+	GetRoomMetadataRequest = RoomRequest
+)
+
+// PublishStateRequest is the payload of CommandPublishPresenceState.
+type PublishStateRequest struct {
+	RoomName    string          `json:"roomName"`
+	State       json.RawMessage `json:"state"`       // nil or null: refused with false
+	ExpireAfter *float64        `json:"expireAfter"` // milliseconds, see Expiry
+	Silent      bool            `json:"silent"`      // store it, tell nobody
+}
+
+// Expiry returns how long the state is to live, rounded up to milliseconds; 0
+// means as long as the entry, which is also what null, zero and negative
+// numbers ask for. A time that does not fit a time.Duration is an error that
+// wraps ErrPayload.
+func (r *PublishStateRequest) Expiry() (time.Duration, error) {
+	if r.ExpireAfter == nil || !(*r.ExpireAfter > 0) {
+		return 0, nil
+	}
+	ms := math.Ceil(*r.ExpireAfter)
+	if ms > float64(math.MaxInt64/int64(time.Millisecond)-1) {
+		return 0, fmt.Errorf("%w: expireAfter is too large", ErrPayload)
+	}
+	return time.Duration(ms) * time.Millisecond, nil
+}
+
+// GetMetadataRequest is the payload of CommandGetConnectionMetadata.
+type GetMetadataRequest struct {
+	ConnectionID string `json:"connectionId"`
+}
+
+// SetMetadataRequest is the payload of CommandSetMyConnectionMetadata.
+type SetMetadataRequest struct {
+	Metadata json.RawMessage `json:"metadata"` // nil: missing
+	Options  struct {
+		Strategy Strategy `json:"strategy"` // empty: StrategyReplace
+	} `json:"options"`
+}
+
+// Success is the answer to commands that only succeed or fail.
+type Success struct {
+	Success bool `json:"success"`
+}
+
+// AppendJSON appends the answer.
+func (s Success) AppendJSON(dst []byte) []byte {
+	return append(strconv.AppendBool(append(dst, `{"success":`...), s.Success), '}')
+}
+
+// Metadata is the answer to the commands that ask for metadata.
+type Metadata struct {
+	Metadata json.RawMessage `json:"metadata"` // nil: null
+}
+
+// AppendJSON appends the answer.
+func (m Metadata) AppendJSON(dst []byte) []byte {
+	return append(appendValue(append(dst, `{"metadata":`...), m.Metadata), '}')
+}
+
+// Ended is the payload of PushPresenceEnded.
+type Ended struct {
+	RoomName string `json:"roomName"`
+}
+
+// AppendJSON appends the payload.
+func (e Ended) AppendJSON(dst []byte) []byte {
+	return append(appendString(append(dst, `{"roomName":`...), e.RoomName), '}')
+}
+
+// ErrorPayload is the payload of the answer to a request that failed.
+type ErrorPayload struct {
+	Message string `json:"error"`
+	Code    string `json:"code"`
+	Name    string `json:"name"`
+}
+
+// AppendJSON appends the payload.
+func (e ErrorPayload) AppendJSON(dst []byte) []byte {
+	dst = appendString(append(dst, `{"error":`...), e.Message)
+	dst = appendString(append(dst, `,"code":`...), e.Code)
+	return append(appendString(append(dst, `,"name":`...), e.Name), '}')
+}
+
+// Extent is what this server adds to a view of a room beside the protocol's
+// own fields. Fields that are zero are left out.
+type Extent struct {
+	Total int    // members of the room, where the list holds only some of them
+	Stale bool   // Redis does not answer: this is what was known last
+	Epoch string // where the room stands; without it Seq is left out too
+	Seq   uint64
+}
+
+// EncodedView is the answer to a subscribe, join or get-state command whose
+// lists are encoded already, see AppendMembers, AppendIDs and AppendStates.
+// They are written as they are.
+type EncodedView struct {
+	Success bool
+	Present []byte // empty: []
+	States  []byte // empty: left out
+	Extent
+}
+
+// AppendJSON appends the answer.
+func (v EncodedView) AppendJSON(dst []byte) []byte {
+	dst = slices.Grow(dst, len(v.Present)+len(v.States)+len(v.Epoch)+128)
+	dst = strconv.AppendBool(append(dst, `{"success":`...), v.Success)
+	dst = append(dst, `,"present":`...)
+	if len(v.Present) == 0 {
+		dst = append(dst, "[]"...)
+	}
+	dst = append(dst, v.Present...)
+	if len(v.States) > 0 {
+		dst = append(append(dst, `,"states":`...), v.States...)
+	}
+	if v.Total > 0 {
+		dst = strconv.AppendInt(append(dst, `,"total":`...), int64(v.Total), 10)
+	}
+	if v.Stale {
+		dst = append(dst, `,"stale":true`...)
+	}
+	if v.Epoch != "" {
+		dst = strconv.AppendUint(append(dst, `,"seq":`...), v.Seq, 10)
+		dst = appendString(append(dst, `,"epoch":`...), v.Epoch)
+	}
+	return append(dst, '}')
+}
+
+// Snapshot is the answer to CommandSubscribePresence and CommandJoinRoom. The
+// zero Snapshot is the refusal, {"success":false,"present":[]}.
+type Snapshot struct {
+	Success bool
+	Present []Member                   // nil: []
+	States  map[string]json.RawMessage // nil: left out (a join has none); empty: {}
+	Extent
+}
+
+// AppendJSON appends the answer; states are sorted by connection id.
+func (s Snapshot) AppendJSON(dst []byte) []byte {
+	return EncodedView{
+		Success: s.Success,
+		Present: AppendMembers(nil, s.Present),
+		States:  encodeStates(s.States),
+		Extent:  s.Extent,
+	}.AppendJSON(dst)
+}
+
+// MarshalJSON returns what AppendJSON appends. It never fails.
+func (s Snapshot) MarshalJSON() ([]byte, error) { return s.AppendJSON(nil), nil }
+
+// StateSnapshot is the answer to CommandGetPresenceState: as Snapshot, but
+// with bare connection ids.
+type StateSnapshot struct {
+	Success bool
+	Present []string                   // nil: []
+	States  map[string]json.RawMessage // nil: left out; empty: {}
+	Extent
+}
+
+// AppendJSON appends the answer; states are sorted by connection id.
+func (s StateSnapshot) AppendJSON(dst []byte) []byte {
+	return EncodedView{
+		Success: s.Success,
+		Present: AppendIDs(nil, s.Present),
+		States:  encodeStates(s.States),
+		Extent:  s.Extent,
+	}.AppendJSON(dst)
+}
+
+// MarshalJSON returns what AppendJSON appends. It never fails.
+func (s StateSnapshot) MarshalJSON() ([]byte, error) { return s.AppendJSON(nil), nil }
+
+// encodeStates encodes a map of states, nil for nil.
+func encodeStates(states map[string]json.RawMessage) []byte {
+	if states == nil {
+		return nil
+	}
+	list := make([]StateOf, 0, len(states))
+	for _, id := range slices.Sorted(maps.Keys(states)) {
+		list = append(list, StateOf{ID: id, State: states[id]})
+	}
+	return AppendStates(nil, list)
+}

@@ -1,0 +1,75 @@
+package wire
+
+import (
+	"encoding/json"
+	"strconv"
+	"sync"
+)
+
+// Types of updates.
+const (
+	UpdateJoin  = "join"
+	UpdateLeave = "leave"
+	UpdateState = "state"
+)
+
+// Update is what a subscriber is told of one change in a room. Its fields are
+// set before it is shared and not changed afterwards; then its methods are
+// safe for concurrent use. An Update must not be copied.
+type Update struct {
+	Type         string // UpdateJoin, UpdateLeave or UpdateState
+	ConnectionID string
+	RoomName     string
+	Timestamp    int64           // unix ms
+	Metadata     json.RawMessage // join only; nil: left out
+	State        json.RawMessage // state only; nil: null
+	Seq          uint64          // never decreases within an epoch
+	Epoch        string
+	Repair       bool // makes good for missed updates; false: left out
+
+	once  sync.Once // makes frame
+	frame Frame
+}
+
+// Frame returns the push that carries the update. It is encoded at the first
+// call; every subscriber of the room gets the same Frame.
+func (u *Update) Frame() *Frame {
+	u.once.Do(func() {
+		const envelope = `{"command":"` + PushPresenceUpdate + `","payload":`
+		size := len(envelope) + 160 + len(u.ConnectionID) + len(u.RoomName) + len(u.Metadata) + len(u.State) + len(u.Epoch)
+		dst := append(make([]byte, 0, size), envelope...)
+		u.frame.data = append(u.AppendJSON(dst), '}')
+	})
+	return &u.frame
+}
+
+// AppendJSON appends the update as a JSON object, without its envelope.
+func (u *Update) AppendJSON(dst []byte) []byte {
+	dst = append(dst, `{"type":`...)
+	dst = appendString(dst, u.Type)
+	dst = append(dst, `,"connectionId":`...)
+	dst = appendString(dst, u.ConnectionID)
+	dst = append(dst, `,"roomName":`...)
+	dst = appendString(dst, u.RoomName)
+	dst = append(dst, `,"timestamp":`...)
+	dst = strconv.AppendInt(dst, u.Timestamp, 10)
+	if u.Type == UpdateJoin && len(u.Metadata) > 0 {
+		dst = append(dst, `,"metadata":`...)
+		dst = appendValue(dst, u.Metadata)
+	}
+	if u.Type == UpdateState {
+		dst = append(dst, `,"state":`...)
+		dst = appendValue(dst, u.State)
+	}
+	dst = append(dst, `,"seq":`...)
+	dst = strconv.AppendUint(dst, u.Seq, 10)
+	dst = append(dst, `,"epoch":`...)
+	dst = appendString(dst, u.Epoch)
+	if u.Repair {
+		dst = append(dst, `,"repair":true`...)
+	}
+	return append(dst, '}')
+}
+
+// MarshalJSON returns what AppendJSON appends. It never fails.
+func (u *Update) MarshalJSON() ([]byte, error) { return u.AppendJSON(nil), nil }
