@@ -1,0 +1,152 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// errFormat says that something in Redis or on a channel is not in this
+// version's layout.
+var errFormat = errors.New("store: not in this layout")
+
+// A record is one line of fields and then the users' bytes:
+//
+//	entry incarnation seq joinedAt ttl metaVersion stateVersion flag stateUntil metaLength \n meta state
+//
+// An event is
+//
+//	type epoch tag prev at cause conn <record>
+//
+// Lua writes both (lua/lib.lua); Go only reads them.
+const (
+	recordFields = 10
+	eventFields  = 7
+)
+
+// fields splits n space-separated fields off the front of s.
+func fields(s string, into []string) (rest string, ok bool) {
+	for i := range into {
+		end := " "
+		if i == recordFields-1 && len(into) == recordFields {
+			end = "\n"
+		}
+		head, tail, found := strings.Cut(s, end)
+		if !found || head == "" {
+			return "", false
+		}
+		into[i], s = head, tail
+	}
+	return s, true
+}
+
+// parser reads numbers and remembers the first one that was none.
+type parser struct{ err error }
+
+func (p *parser) uint(s string) uint64 {
+	v, err := strconv.ParseUint(s, 10, 64)
+	if err != nil && p.err == nil {
+		p.err = err
+	}
+	return v
+}
+
+func (p *parser) int(s string) int64 { return int64(p.uint(s) & (1<<63 - 1)) }
+
+// DecodeRecord reads one field of a room's hash.
+func DecodeRecord(conn, s string) (Record, error) {
+	var f [recordFields]string
+	rest, ok := fields(s, f[:])
+	if !ok {
+		return Record{}, fmt.Errorf("record of %q: %w", conn, errFormat)
+	}
+	var p parser
+	r := Record{
+		Conn:         conn,
+		Entry:        f[0],
+		Incarnation:  f[1],
+		Seq:          p.uint(f[2]),
+		JoinedAt:     p.int(f[3]),
+		TTL:          time.Duration(p.int(f[4])) * time.Millisecond,
+		MetaVersion:  p.uint(f[5]),
+		StateVersion: p.uint(f[6]),
+		StateSilent:  f[7] == "s",
+		StateUntil:   p.int(f[8]),
+	}
+	n := p.uint(f[9])
+	if p.err != nil || n > uint64(len(rest)) {
+		return Record{}, fmt.Errorf("record of %q: %w", conn, errFormat)
+	}
+	if n > 0 {
+		r.Meta = []byte(rest[:n])
+	}
+	if uint64(len(rest)) > n {
+		r.State = []byte(rest[n:])
+	}
+	return r, nil
+}
+
+// DecodeEvent reads one message of a room's channel.
+func DecodeEvent(payload string) (Event, error) {
+	var f [eventFields]string
+	rest, ok := fields(payload, f[:])
+	if !ok || len(f[0]) != 1 || len(f[5]) != 1 {
+		return Event{}, fmt.Errorf("event: %w", errFormat)
+	}
+	switch EventType(f[0][0]) {
+	case Joined, Replaced, Left, State, Meta:
+	default:
+		return Event{}, fmt.Errorf("event type %q: %w", f[0], errFormat)
+	}
+	var p parser
+	at := p.int(f[4])
+	if p.err != nil {
+		return Event{}, fmt.Errorf("event: %w", errFormat)
+	}
+	r, err := DecodeRecord(f[6], rest)
+	if err != nil {
+		return Event{}, err
+	}
+	return Event{
+		Type: EventType(f[0][0]), Epoch: f[1], Tag: f[2], Prev: f[3], At: at, Cause: Cause(f[5][0]), Record: r,
+	}, nil
+}
+
+// decodePosition reads "epoch seq tag"; the empty string is the zero Position.
+func decodePosition(s string) (Position, error) {
+	if s == "" {
+		return Position{}, nil
+	}
+	f := strings.Split(s, " ")
+	if len(f) != 3 {
+		return Position{}, fmt.Errorf("position %q: %w", s, errFormat)
+	}
+	seq, err := strconv.ParseUint(f[1], 10, 64)
+	if err != nil {
+		return Position{}, fmt.Errorf("position %q: %w", s, errFormat)
+	}
+	return Position{Epoch: f[0], Seq: seq, Tag: f[2]}, nil
+}
+
+// The index of an incarnation holds "e conn entry room" and "c conn".
+func decodeOwned(s string) (OwnedRef, error) {
+	if conn, ok := strings.CutPrefix(s, "c "); ok {
+		return OwnedRef{Conn: conn}, nil
+	}
+	f := strings.SplitN(s, " ", 4)
+	if len(f) != 4 || f[0] != "e" {
+		return OwnedRef{}, fmt.Errorf("owned %q: %w", s, errFormat)
+	}
+	return OwnedRef{Conn: f[1], Entry: f[2], Room: f[3]}, nil
+}
+
+// newTag names one write: random, so that two histories that count alike are
+// still told apart.
+func newTag() string { return strconv.FormatUint(rand.Uint64(), 36) }
+
+func millis(d time.Duration) string {
+	return strconv.FormatInt(d.Milliseconds(), 10)
+}

@@ -1,0 +1,149 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// fenceLife is how long a dead incarnation stays locked out: far longer than
+// anything it sent can sit in a proxy.
+const fenceLife = 24 * time.Hour
+
+// Register puts an incarnation on the list of the living for ttl and returns
+// Redis's time (unix ms).
+func (s *Store) Register(ctx context.Context, inc string, ttl time.Duration) (int64, error) {
+	reply, err := run(ctx, s, registerScript, []string{s.keys.Instances()}, inc, millis(ttl))
+	if err != nil {
+		return 0, err
+	}
+	text, ok := reply.(string)
+	if !ok {
+		return 0, fmt.Errorf("register: %w", errFormat)
+	}
+	return strconv.ParseInt(text, 10, 64)
+}
+
+// Renew prolongs a lease to ttl from now, only if it is still on the list, and
+// publishes beat on the incarnation's control channel.
+func (s *Store) Renew(ctx context.Context, inc string, ttl time.Duration, beat string, wantDead bool) (Renewal, error) {
+	keys := []string{s.keys.Instances(), s.keys.Dead()}
+	if s.keys.Buckets() == 1 {
+		keys = append(keys, s.keys.Owned(0, inc))
+	}
+	want := "0"
+	if wantDead {
+		want = "1"
+	}
+	reply, err := run(ctx, s, renewScript, keys, inc, millis(ttl), s.keys.Control(inc), beat, want)
+	if err != nil {
+		return Renewal{}, err
+	}
+	f, err := texts(reply)
+	if err != nil || len(f) < 5 {
+		return Renewal{}, fmt.Errorf("renew: %w", errFormat)
+	}
+	var p parser
+	r := Renewal{Present: f[0] == "1", Now: p.int(f[1]), Next: f[2], Owned: -1}
+	if r.Next != "" {
+		r.NextIn = time.Duration(p.int(f[3])-r.Now) * time.Millisecond
+	}
+	if f[4] != "-1" {
+		r.Owned = p.int(f[4])
+	}
+	if wantDead {
+		r.Dead = append([]string{}, f[5:]...)
+	}
+	return r, p.err
+}
+
+// Bury moves an incarnation whose lease has run out from the living to the
+// dead. True: this call did.
+func (s *Store) Bury(ctx context.Context, j Judgment, inc string) (bool, error) {
+	reply, err := run(ctx, s, buryScript, []string{s.keys.Instances(), s.keys.Dead()}, inc, j.Now, millis(j.Tolerance))
+	if err != nil {
+		return false, err
+	}
+	if reply == "CLOCK" {
+		return false, ErrClock
+	}
+	return reply == "1", nil
+}
+
+// DeclareDead moves the caller's own incarnation to the dead.
+func (s *Store) DeclareDead(ctx context.Context, inc string) error {
+	_, err := run(ctx, s, declareScript, []string{s.keys.Instances(), s.keys.Dead()}, inc)
+	return err
+}
+
+// Cleaned takes an incarnation off the list of the dead, when nothing of it is left.
+func (s *Store) Cleaned(ctx context.Context, inc string) error {
+	_, err := call(ctx, s, func(ctx context.Context) (int64, error) {
+		return s.client.ZRem(ctx, s.keys.Dead(), inc).Result()
+	})
+	return err
+}
+
+// Fence locks an incarnation out of a bucket: none of its writes is taken any more.
+func (s *Store) Fence(ctx context.Context, bucket int, inc string) error {
+	_, err := call(ctx, s, func(ctx context.Context) (string, error) {
+		return s.client.Set(ctx, s.keys.Fence(bucket, inc), "dead", fenceLife).Result()
+	})
+	return err
+}
+
+// Living returns the incarnations on the list and when their leases run out
+// (Redis time, unix ms).
+func (s *Store) Living(ctx context.Context) (map[string]int64, error) {
+	zs, err := call(ctx, s, func(ctx context.Context) ([]redis.Z, error) {
+		return s.client.ZRangeWithScores(ctx, s.keys.Instances(), 0, -1).Result()
+	})
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[string]int64, len(zs))
+	for _, z := range zs {
+		if name, ok := z.Member.(string); ok {
+			out[name] = int64(z.Score)
+		}
+	}
+	return out, nil
+}
+
+// layoutVersion is written to one key; servers of one Redis must agree on it.
+const layoutVersion = 1
+
+// ErrForeign says that keys under the prefix are not of this library's layout.
+var ErrForeign = errors.New("store: keys of another format under this prefix")
+
+// CheckFormat claims the prefix for this layout, or says why it cannot: a
+// newer layout, or keys of another program.
+func (s *Store) CheckFormat(ctx context.Context) error {
+	found, err := call(ctx, s, func(ctx context.Context) (string, error) {
+		if err := s.client.SetNX(ctx, s.keys.Format(), layoutVersion, 0).Err(); err != nil {
+			return "", err
+		}
+		return s.client.Get(ctx, s.keys.Format()).Result()
+	})
+	if err != nil {
+		return err
+	}
+	if v, err := strconv.Atoi(found); err != nil || v != layoutVersion {
+		return fmt.Errorf("%w: %s holds %.20q, this version writes %d", ErrForeign, s.keys.Format(), found, layoutVersion)
+	}
+	want := map[string]string{s.keys.Instances(): "zset", s.keys.Dead(): "zset", s.keys.Rooms(0): "set"}
+	for key, kind := range want {
+		got, err := call(ctx, s, func(ctx context.Context) (string, error) { return s.client.Type(ctx, key).Result() })
+		if err != nil {
+			return err
+		}
+		if got != "none" && got != kind {
+			return fmt.Errorf("%w: %s is a %s, expected a %s", ErrForeign, key, got, kind)
+		}
+	}
+	return nil
+}

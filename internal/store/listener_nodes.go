@@ -1,0 +1,207 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+const (
+	// scanEvery is how often the nodes of a cluster are listed: two commands.
+	// The cluster client itself looks once a minute.
+	scanEvery = 5 * time.Second
+	// scanWithin bounds one listing.
+	scanWithin = 2 * time.Second
+)
+
+// ExpiredConfig configures ExpiredEvents. All fields but Logger are needed.
+type ExpiredConfig struct {
+	// Client leads to the node, or to all nodes of a cluster. It stays the
+	// caller's to close.
+	Client redis.UniversalClient
+	// DB is the number of the database.
+	DB int
+	// Canary mints the name of a key that nobody else uses. On a cluster
+	// names must fall into all slots.
+	Canary func() string
+	// Expired hears each key that expired; on a cluster from one goroutine
+	// per node. It must not block.
+	Expired func(key string)
+	// Changed hears, from one goroutine and in order, whenever the state of
+	// the whole changes; err says why it is silent.
+	Changed func(state ExpiredState, err error)
+	// Logger hears what is not said through Changed. Nil: nobody does.
+	Logger *slog.Logger
+}
+
+// ExpiredEvents listens to the expired events of every node behind a client,
+// and knows whether they arrive: each node is made to send them where that is
+// allowed, and is asked from time to time by a key that is left to expire.
+// Nothing that is correct may rest on them; see the package's callers.
+type ExpiredEvents struct {
+	cfg     ExpiredConfig
+	changed chan struct{} // 1: a verdict may be another
+	settled chan struct{} // closed when every node was checked once
+	once    sync.Once
+	stop    context.CancelFunc
+	wg      sync.WaitGroup
+
+	mu    sync.Mutex // guards state
+	state ExpiredState
+
+	// Only the goroutine of run touches these.
+	cluster bool
+	watches map[string]*expiredWatch // by address
+	clients map[string]redis.UniversalClient
+	told    ExpiredState // what Changed heard last
+}
+
+// NewExpiredEvents returns a listener that is not started yet.
+func NewExpiredEvents(cfg ExpiredConfig) *ExpiredEvents {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	_, cluster := cfg.Client.(clusterNodes)
+	return &ExpiredEvents{
+		cfg: cfg, cluster: cluster,
+		changed: make(chan struct{}, 1), settled: make(chan struct{}),
+		watches: make(map[string]*expiredWatch), clients: make(map[string]redis.UniversalClient),
+	}
+}
+
+// Start begins listening and returns at once. Calls after the first, and after
+// Stop, do nothing.
+func (e *ExpiredEvents) Start() {
+	e.once.Do(func() {
+		ctx, cancel := context.WithCancel(context.Background())
+		e.stop = cancel
+		e.wg.Go(func() { e.run(ctx) })
+	})
+}
+
+// Stop ends listening and waits until nothing is called any more. While Redis
+// is away it may take as long as the client's own timeouts.
+func (e *ExpiredEvents) Stop() {
+	e.once.Do(func() { e.stop = func() {} })
+	e.stop()
+	e.wg.Wait()
+}
+
+// Settled is closed when every node was checked once.
+func (e *ExpiredEvents) Settled() <-chan struct{} { return e.settled }
+
+// State returns whether events arrive: they work if they do from every master.
+func (e *ExpiredEvents) State() ExpiredState {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.state
+}
+
+// run keeps one watch per node, and adds up their verdicts.
+func (e *ExpiredEvents) run(ctx context.Context) {
+	defer e.closeAll()
+	var rescan <-chan time.Time
+	if e.cluster {
+		t := time.NewTicker(scanEvery)
+		defer t.Stop()
+		rescan = t.C
+	}
+	e.scan(ctx)
+	for {
+		select {
+		case <-e.changed:
+			e.sum()
+		case <-rescan:
+			e.scan(ctx)
+			e.sum()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// scan brings the watches in line with the nodes there are. If they cannot be
+// listed, the watches stay.
+func (e *ExpiredEvents) scan(ctx context.Context) {
+	listing, cancel := context.WithTimeout(ctx, scanWithin)
+	defer cancel()
+	nodes, err := listNodes(listing, e.cfg.Client)
+	if err != nil {
+		e.cfg.Logger.Debug("mesh: cluster nodes could not be listed", "error", err)
+		return
+	}
+	present := make(map[string]bool, len(nodes))
+	for _, n := range nodes {
+		present[n.addr] = true
+		w := e.watches[n.addr]
+		if w != nil && e.clients[n.addr] == n.client {
+			w.setReplica(n.replica)
+			continue
+		}
+		if w != nil { // it left and came back: the old client is closed
+			w.close()
+		}
+		w = newExpiredWatch(n, e.cfg, func() { poke(e.changed) })
+		e.watches[n.addr], e.clients[n.addr] = w, n.client
+		w.start(ctx)
+	}
+	for addr, w := range e.watches {
+		if !present[addr] {
+			w.close()
+			delete(e.watches, addr)
+			delete(e.clients, addr)
+		}
+	}
+}
+
+// sum adds up the verdicts of the masters: one that is silent makes the whole
+// silent, one that is unknown leaves it unknown.
+func (e *ExpiredEvents) sum() {
+	total, masters, settled := ExpiredWorks, 0, true
+	var errs []error
+	for _, w := range e.watches {
+		state, done, err := w.verdict()
+		settled = settled && done
+		if w.replica.Load() {
+			continue
+		}
+		masters++
+		switch {
+		case state == ExpiredSilent:
+			total = ExpiredSilent
+			errs = append(errs, err)
+		case state == ExpiredUnknown && total == ExpiredWorks && !errors.Is(err, errElsewhere):
+			total = ExpiredUnknown
+		}
+	}
+	if masters == 0 {
+		total = ExpiredUnknown
+	}
+	e.mu.Lock()
+	e.state = total
+	e.mu.Unlock()
+	if total != e.told {
+		e.told = total
+		e.cfg.Changed(total, errors.Join(errs...))
+	}
+	if settled && len(e.watches) > 0 {
+		select {
+		case <-e.settled:
+		default:
+			close(e.settled)
+		}
+	}
+}
+
+// closeAll stops every watch, all at a time: each may have to wait for Redis.
+func (e *ExpiredEvents) closeAll() {
+	var wg sync.WaitGroup
+	for _, w := range e.watches {
+		wg.Go(w.close)
+	}
+	wg.Wait()
+}

@@ -1,0 +1,471 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/alicebob/miniredis/v2/server"
+	"github.com/meshpresence/mesh/internal/redistest"
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// heard records what a Listener says.
+type heard struct {
+	mu   sync.Mutex // guards said
+	said []string
+}
+
+func (h *heard) Message(channel, payload string) { h.say("message " + channel + " " + payload) }
+func (h *heard) Subscribed(channel string, again bool) {
+	h.say(fmt.Sprintf("subscribed %s %t", channel, again))
+}
+func (h *heard) Lost() { h.say("lost") }
+
+func (h *heard) say(what string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.said = append(h.said, what)
+}
+
+// take returns what was said since the last time.
+func (h *heard) take() []string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	said := h.said
+	h.said = nil
+	return said
+}
+
+// await waits until what was said, and not before.
+func (h *heard) await(t *testing.T, what string) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		h.mu.Lock()
+		defer h.mu.Unlock()
+		i := slices.Index(h.said, what)
+		if i >= 0 {
+			h.said = h.said[i+1:]
+		}
+		return i >= 0
+	}, 20*time.Second, time.Millisecond, "never heard: %s", what)
+}
+
+// warnings counts the records of a level or above.
+type warnings struct {
+	slog.Handler
+	level slog.Level
+	n     *atomic.Int64
+}
+
+func newWarnings(level slog.Level) warnings {
+	return warnings{slog.DiscardHandler, level, new(atomic.Int64)}
+}
+
+func (w warnings) Enabled(_ context.Context, l slog.Level) bool { return l >= w.level }
+func (w warnings) WithAttrs([]slog.Attr) slog.Handler           { return w }
+func (w warnings) WithGroup(string) slog.Handler                { return w }
+func (w warnings) Handle(context.Context, slog.Record) error {
+	w.n.Add(1)
+	return nil
+}
+
+// bubbleRedis is a miniredis that is reached without a network, for use in a
+// synctest bubble.
+func bubbleRedis(t *testing.T, dial ...func() error) (*miniredis.Miniredis, *redis.Client) {
+	m := miniredis.NewMiniRedis()
+	conn, err := m.Dial() // starts it, without a port
+	require.NoError(t, err)
+	require.NoError(t, conn.Close())
+	client := redis.NewClient(&redis.Options{
+		Addr: "127.0.0.1:1", // a literal: no lookup outside the bubble
+		Dialer: func(context.Context, string, string) (net.Conn, error) {
+			for _, f := range dial {
+				if err := f(); err != nil {
+					return nil, err
+				}
+			}
+			return m.Dial()
+		},
+		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
+	})
+	return m, client
+}
+
+func listen(t *testing.T, client redis.UniversalClient, h Handler, patterns ...string) *Listener {
+	l := NewListener(ListenerConfig{Client: client, Handler: h, Name: "test", Patterns: patterns})
+	l.Start()
+	t.Cleanup(l.Stop)
+	return l
+}
+
+func TestSubscriptionsStaleConfirmation(t *testing.T) {
+	t.Parallel()
+	var s subscriptions
+	s.init(nil)
+	confirm := func(kind string) (report, again bool) {
+		report, again, _ = s.confirm(&redis.Subscription{Kind: kind, Channel: "a"})
+		return report, again
+	}
+	next := func() string {
+		b, _ := s.next()
+		return fmt.Sprint(b.kind, b.names)
+	}
+	s.add([]string{"a"})
+	require.Equal(t, "subscribe[a]", next())
+	s.remove([]string{"a"})
+	s.add([]string{"a"})
+	_, idle := s.next()
+	require.False(t, idle, "one command at a time")
+	report, _ := confirm("subscribe")
+	require.False(t, report, "that was for the Add before")
+	require.False(t, s.live(&redis.Message{Channel: "a"}))
+	require.Equal(t, "subscribe[a]", next())
+	report, again := confirm("subscribe")
+	require.True(t, report)
+	require.False(t, again)
+	require.True(t, s.live(&redis.Message{Channel: "a"}))
+
+	// An UNSUBSCRIBE under way when the channel is wanted again.
+	s.remove([]string{"a"})
+	require.Equal(t, "unsubscribe[a]", next())
+	s.add([]string{"a"})
+	report, _ = confirm("unsubscribe")
+	require.False(t, report)
+	require.Equal(t, "subscribe[a]", next())
+	report, again = confirm("subscribe")
+	require.True(t, report)
+	require.False(t, again)
+
+	// Confirmations that nobody asked for: the client reconnected by itself.
+	report, again = confirm("subscribe")
+	require.True(t, report)
+	require.True(t, again)
+	confirm("unsubscribe")
+	require.False(t, s.live(&redis.Message{Channel: "a"}))
+	require.Equal(t, "subscribe[a]", next())
+	_, again = confirm("subscribe")
+	require.True(t, again)
+
+	// Nothing is kept of what nobody wants.
+	s.remove([]string{"a"})
+	require.Equal(t, "unsubscribe[a]", next())
+	confirm("unsubscribe")
+	require.Equal(t, "unsubscribe[]", next())
+	require.Empty(t, s.all)
+	require.Empty(t, s.dirty)
+	require.False(t, s.anyWanted())
+}
+
+func TestSubscriptionsBatches(t *testing.T) {
+	t.Parallel()
+	var s subscriptions
+	s.init([]string{"p*"})
+	var names []string
+	for i := range maxNames + 10 {
+		names = append(names, fmt.Sprint("c", i))
+	}
+	s.add(names)
+	s.add(names)
+	var got []string
+	var sizes []int
+	for {
+		b, _ := s.next()
+		if len(b.names) == 0 {
+			break
+		}
+		sizes = append(sizes, len(b.names))
+		got = append(got, b.names...)
+		for _, n := range b.names {
+			s.confirm(&redis.Subscription{Kind: b.kind, Channel: n})
+		}
+	}
+	require.Equal(t, []int{maxNames, 10, 1}, sizes)
+	require.ElementsMatch(t, append(names, "p*"), got)
+	s.reset(nil)
+	b, _ := s.next()
+	require.Len(t, b.names, maxNames, "a new connection begins anew")
+}
+
+func TestPause(t *testing.T) {
+	t.Parallel()
+	for fails := range 80 {
+		d := pause(fails)
+		require.GreaterOrEqual(t, d, firstPause/2)
+		require.LessOrEqual(t, d, longestPause)
+	}
+}
+
+func TestListenerInBubble(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m, client := bubbleRedis(t)
+		defer m.Close()
+		defer client.Close()
+		h := &heard{}
+		l := NewListener(ListenerConfig{Client: client, Handler: h, Patterns: []string{"p:*"}})
+		l.Add("a", "b", "a")
+		l.Start()
+		defer l.Stop()
+		require.NoError(t, l.Ready(t.Context(), "a", "b", "p:*"))
+		synctest.Wait()
+		require.ElementsMatch(t, []string{"subscribed a false", "subscribed b false", "subscribed p:* false"}, h.take())
+
+		m.Publish("a", "1")
+		synctest.Wait()
+		m.Publish("p:x", "2")
+		synctest.Wait()
+		require.Equal(t, []string{"message a 1", "message p:x 2"}, h.take())
+
+		// Removed and added again at once: confirmed anew, and heard.
+		l.Remove("a")
+		l.Add("a")
+		require.NoError(t, l.Ready(t.Context(), "a"))
+		synctest.Wait()
+		m.Publish("a", "3")
+		synctest.Wait()
+		require.Equal(t, []string{"subscribed a false", "message a 3"}, h.take())
+
+		l.Remove("b")
+		require.ErrorIs(t, l.Ready(t.Context(), "b"), ErrNotWanted)
+		synctest.Wait()
+		require.Equal(t, map[string]int{"b": 0}, m.PubSubNumSub("b"))
+
+		l.Recreate()
+		synctest.Wait()
+		require.Equal(t, []string{"lost"}, h.take())
+		require.NoError(t, l.Ready(t.Context(), "a", "p:*"))
+		synctest.Wait()
+		require.ElementsMatch(t, []string{"subscribed a true", "subscribed p:* true"}, h.take())
+
+		l.Stop()
+		l.Stop()
+		l.Start()
+		require.Empty(t, h.take(), "to be stopped is not a loss")
+		require.ErrorIs(t, l.Ready(t.Context(), "a"), ErrStopped)
+	})
+}
+
+func TestListenerIdle(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m, client := bubbleRedis(t)
+		defer m.Close()
+		defer client.Close()
+		h := &heard{}
+		before := m.TotalConnectionCount()
+		l := NewListener(ListenerConfig{Client: client, Handler: h})
+		l.Start()
+		defer l.Stop()
+		time.Sleep(time.Hour)
+		require.Equal(t, before, m.TotalConnectionCount(), "without channels nothing is connected")
+
+		l.Add("a")
+		require.NoError(t, l.Ready(t.Context(), "a"))
+		l.Remove("a")
+		time.Sleep(time.Hour)
+		require.Equal(t, before+1, m.TotalConnectionCount())
+		l.Recreate()
+		time.Sleep(time.Hour)
+		require.Equal(t, before+1, m.TotalConnectionCount())
+		l.Add("a")
+		require.NoError(t, l.Ready(t.Context(), "a"))
+	})
+}
+
+func TestListenerUnconfirmed(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		m, client := bubbleRedis(t)
+		defer m.Close()
+		defer client.Close()
+		var deaf atomic.Bool
+		deaf.Store(true)
+		m.Server().SetPreHook(func(_ *server.Peer, cmd string, _ ...string) bool {
+			return cmd == "SUBSCRIBE" && deaf.Load()
+		})
+		warned := newWarnings(slog.LevelWarn)
+		h := &heard{}
+		l := NewListener(ListenerConfig{Client: client, Handler: h, Logger: slog.New(warned)})
+		l.Add("a")
+		l.Start()
+		defer l.Stop()
+		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+		defer cancel()
+		err := l.Ready(ctx, "a")
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.ErrorIs(t, err, errUnconfirmed)
+		require.Empty(t, h.take(), "what never was cannot be lost")
+		require.EqualValues(t, 1, warned.n.Load())
+		// About one attempt per confirmWithin and pause.
+		require.InDelta(t, 10, m.TotalConnectionCount(), 3)
+
+		deaf.Store(false)
+		require.NoError(t, l.Ready(t.Context(), "a"))
+		synctest.Wait()
+		require.Equal(t, []string{"subscribed a false"}, h.take())
+	})
+}
+
+func TestListenerAway(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var dials atomic.Int64
+		m, client := bubbleRedis(t, func() error {
+			if dials.Add(1) < 50 {
+				return &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
+			}
+			return nil
+		})
+		defer m.Close()
+		defer client.Close()
+		l := NewListener(ListenerConfig{Client: client, Handler: &heard{}})
+		l.Add("a")
+		l.Start()
+		defer l.Stop()
+		began := time.Now()
+		require.NoError(t, l.Ready(t.Context(), "a"))
+		require.Greater(t, time.Since(began), 40*longestPause/2, "it must not hammer")
+	})
+}
+
+func TestListenerKilled(t *testing.T) {
+	t.Parallel()
+	client := redistest.Start(t).Client(t)
+	ctx := t.Context()
+	h := &heard{}
+	l := listen(t, client, h)
+	l.Add("a", "b")
+	require.NoError(t, l.Ready(ctx, "a", "b"))
+	for i := range 5 {
+		require.NoError(t, client.Publish(ctx, "a", i).Err())
+		h.await(t, fmt.Sprint("message a ", i))
+		n, err := client.ClientKillByFilter(ctx, "TYPE", "pubsub").Result()
+		require.NoError(t, err)
+		require.Positive(t, n)
+		h.await(t, "lost")
+		h.await(t, "subscribed a true")
+		require.NoError(t, l.Ready(ctx, "a", "b"))
+	}
+}
+
+func TestListenerRestart(t *testing.T) {
+	t.Parallel()
+	s := redistest.Start(t)
+	client := s.Client(t)
+	h := &heard{}
+	l := listen(t, client, h)
+	l.Add("a")
+	require.NoError(t, l.Ready(t.Context(), "a"))
+	s.Kill()
+	h.await(t, "lost")
+	l.Add("b")
+	s.Restart(true)
+	require.NoError(t, l.Ready(t.Context(), "a", "b"))
+	h.await(t, "subscribed b false")
+	require.NoError(t, client.Publish(t.Context(), "b", "x").Err())
+	h.await(t, "message b x")
+}
+
+func TestListenerForbidden(t *testing.T) {
+	t.Parallel()
+	client := redistest.Start(t).Client(t)
+	ctx := t.Context()
+	require.NoError(t, client.Do(ctx, "ACL", "SETUSER", "poor", "on", "nopass", "~*", "+@all", "resetchannels", "&mine:*").Err())
+	poor := redis.NewClient(&redis.Options{Addr: client.Options().Addr, Username: "poor", Password: "x"})
+	defer poor.Close()
+	l := listen(t, poor, &heard{})
+	l.Add("theirs")
+	require.Eventually(t, func() bool { return l.subs.failure() != nil }, 10*time.Second, time.Millisecond)
+	short, cancel := context.WithTimeout(ctx, time.Millisecond)
+	defer cancel()
+	err := l.Ready(short, "theirs")
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	assert.True(t, redis.IsPermissionError(err), "%v", err)
+	l.Remove("theirs")
+	l.Add("mine:1")
+	require.NoError(t, l.Ready(ctx, "mine:1"))
+}
+
+// TestListenerStorm adds and removes at random while connections are killed:
+// in the end Redis and the listener agree with what is wanted, and every
+// channel was confirmed after its last Add.
+func TestListenerStorm(t *testing.T) {
+	t.Parallel()
+	client := redistest.Start(t).Client(t)
+	ctx := t.Context()
+	h := &heard{}
+	l := listen(t, client, h)
+	wanted := make(map[string]bool)
+	for round := range 300 {
+		for range 20 {
+			c := fmt.Sprint("c", rand.IntN(200))
+			if rand.IntN(2) == 0 {
+				l.Add(c)
+				wanted[c] = true
+			} else {
+				l.Remove(c)
+				delete(wanted, c)
+			}
+		}
+		switch {
+		case round%50 == 25:
+			require.NoError(t, client.ClientKillByFilter(ctx, "TYPE", "pubsub").Err())
+		case round%50 == 49:
+			l.Recreate()
+		}
+		h.take()
+	}
+	h.take()
+	var names []string
+	for c := range wanted {
+		l.Remove(c)
+		l.Add(c)
+		names = append(names, c)
+	}
+	require.NoError(t, l.Ready(ctx, names...))
+	require.Eventually(t, func() bool {
+		on, err := client.PubSubChannels(ctx, "*").Result()
+		slices.Sort(on)
+		slices.Sort(names)
+		return err == nil && slices.Equal(on, names)
+	}, 10*time.Second, 10*time.Millisecond)
+	for _, c := range names {
+		require.NoError(t, client.Publish(ctx, c, "x").Err())
+	}
+	h.await(t, "message "+names[len(names)-1]+" x")
+	l.Stop()
+	require.Len(t, l.subs.all, len(names))
+}
+
+func TestListenerMany(t *testing.T) {
+	t.Parallel()
+	client := redistest.Start(t).Client(t)
+	ctx := t.Context()
+	l := listen(t, client, &heard{})
+	var names []string
+	for i := range 5000 {
+		names = append(names, fmt.Sprint("room:", i))
+		l.Add(names[i])
+	}
+	require.NoError(t, l.Ready(ctx, names...))
+	info, err := client.InfoMap(ctx, "commandstats").Result()
+	require.NoError(t, err)
+	var calls int
+	_, err = fmt.Sscanf(info["Commandstats"]["cmdstat_subscribe"], "calls=%d,", &calls)
+	require.NoError(t, err)
+	require.LessOrEqual(t, calls, 30, "coalesced into few commands")
+}

@@ -1,0 +1,239 @@
+-- commit.lua: a batch of changes that one owner asks for.
+--
+-- KEYS[1] fence of the incarnation   KEYS[2] its owned index   KEYS[3] rooms index of the bucket
+--   then per op: join, update, leave: members, seq, conn, state;  connect, disconnect: connection-meta
+-- ARGV[1] incarnation  ARGV[2] number of the batch  ARGV[3] epoch for rooms that have none
+-- ARGV[4] prefix of event channels
+--   then per op its kind and
+--   J, U: room conn entry tag ttl left metaVersion meta stateVersion flag stateLeft state
+--   L:    room conn entry tag cause
+--   K:    conn metaVersion meta
+--   D:    conn
+--
+-- Reply: 'FENCED' or 'LATE' for the whole batch, otherwise per op one string:
+--   '+' (L, D, U), '+ epoch seq tag members' (J), '+ version meta' (K: Redis holds a newer one),
+--   '0' no such entry, 'x' another entry, '! text' refused by Redis, nothing changed.
+
+local inc, number, epoch, channels = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
+local ownedKey, roomsKey = KEYS[2], KEYS[3]
+
+-- A batch that sat in a proxy while a later one ran is dropped whole: what it
+-- would write has been decided anew since. The same number again is a retry.
+local last = redis.call('GET', KEYS[1])
+if last == 'dead' then
+  return 'FENCED'
+end
+if last and tonumber(last) > tonumber(number) then
+  return 'LATE'
+end
+redis.call('SET', KEYS[1], number, 'PX', 86400000)
+
+local function failed(v)
+  return type(v) == 'table' and v.err
+end
+
+local function read(key, conn)
+  local v = redis.pcall('HGET', key, conn)
+  if failed(v) then
+    return nil, v.err
+  end
+  if not v then
+    return nil
+  end
+  local r = decode(v)
+  if not r then
+    return nil, 'WRONGFORMAT a record is not of this layout'
+  end
+  return r
+end
+
+local function standing(key, p)
+  return '+ ' .. p.e .. ' ' .. int(p.s) .. ' ' .. p.t
+end
+
+local function join(k, a)
+  local old, err = read(k.members, a.conn)
+  if err then
+    return '! ' .. err
+  end
+  if old and old.entry == a.entry then
+    local h = redis.call('HMGET', k.seq, 'e', 's', 't')
+    return '+ ' .. (h[1] or '-') .. ' ' .. (h[2] or '0') .. ' ' .. (h[3] or '-') .. ' ' .. redis.call('HLEN', k.members)
+  end
+  local p, prev = advance(k.seq, epoch, a.tag)
+  if not p then
+    return '! ' .. prev
+  end
+  local til = '0'
+  if tonumber(a.stateLeft) > 0 then
+    til = int(now + tonumber(a.stateLeft))
+  end
+  local r = {
+    entry = a.entry, inc = inc, seq = int(p.s), at = int(now), ttl = a.ttl, mv = a.mv, sv = a.sv, flag = a.flag, til = til,
+  }
+  if old then
+    r.at = old.at
+    home(k.seq, old.inc, -1)
+  end
+  redis.call('HSET', k.members, a.conn, encode(r, a.meta, a.state))
+  if a.ttl ~= '0' then
+    redis.call('SET', k.conn, a.entry, 'PX', a.left)
+  elseif old then
+    redis.call('DEL', k.conn)
+  end
+  if old or a.state ~= '' then
+    setState(k.state, a.state, a.stateLeft)
+  end
+  redis.call('SADD', ownedKey, 'e ' .. a.conn .. ' ' .. a.entry .. ' ' .. a.room)
+  home(k.seq, inc, 1)
+  local total = redis.call('HLEN', k.members)
+  if total == 1 then
+    redis.call('SADD', roomsKey, a.room)
+    redis.call('PERSIST', k.seq)
+  end
+  local kind = 'J'
+  if old then
+    kind = 'R'
+  end
+  publish(channels .. a.room, kind, p, prev, '.', a.conn, r, a.meta, a.state)
+  return standing(k.seq, p) .. ' ' .. total
+end
+
+local function update(k, a)
+  local r, err = read(k.members, a.conn)
+  if err then
+    return '! ' .. err
+  end
+  if not r then
+    return '0'
+  end
+  if r.entry ~= a.entry then
+    return 'x'
+  end
+  local metaNew = tonumber(a.mv) > tonumber(r.mv)
+  local stateNew = tonumber(a.sv) > tonumber(r.sv)
+  if metaNew then
+    local p, prev = advance(k.seq, epoch, a.tag)
+    if not p then
+      return '! ' .. prev
+    end
+    r.seq, r.mv, r.meta = int(p.s), a.mv, a.meta
+    publish(channels .. a.room, 'M', p, prev, '.', a.conn, r, r.meta, r.state)
+  end
+  if stateNew then
+    local had = r.state ~= ''
+    r.sv = a.sv
+    if had or a.state ~= '' then
+      local p, prev = advance(k.seq, epoch, a.tag .. '+')
+      if not p then
+        return '! ' .. prev
+      end
+      r.seq, r.flag, r.state, r.til = int(p.s), a.flag, a.state, '0'
+      if tonumber(a.stateLeft) > 0 then
+        r.til = int(now + tonumber(a.stateLeft))
+      end
+      setState(k.state, a.state, a.stateLeft)
+      publish(channels .. a.room, 'S', p, prev, '.', a.conn, r, '', a.state)
+    end
+  end
+  if metaNew or stateNew or r.ttl ~= a.ttl then
+    r.ttl = a.ttl
+    redis.call('HSET', k.members, a.conn, encode(r, r.meta, r.state))
+  end
+  if a.ttl == '0' then
+    if a.left ~= '0' then
+      redis.call('DEL', k.conn)
+    end
+  elseif a.left ~= '0' then
+    redis.call('SET', k.conn, a.entry, 'PX', a.left)
+  end
+  return '+'
+end
+
+local function leave(k, a)
+  local r, err = read(k.members, a.conn)
+  if err then
+    return '! ' .. err
+  end
+  if not r or r.entry ~= a.entry then
+    redis.call('SREM', ownedKey, 'e ' .. a.conn .. ' ' .. a.entry .. ' ' .. a.room)
+    if r then
+      return 'x'
+    end
+    return '0'
+  end
+  err = remove(k, a.room, a.conn, r, epoch, a.tag, a.cause, channels .. a.room)
+  if err then
+    return '! ' .. err
+  end
+  return '+'
+end
+
+local function connect(key, conn, version, meta)
+  local h = redis.pcall('HMGET', key, 'v', 'd')
+  if h.err then
+    return '! ' .. h.err
+  end
+  local w
+  if h[1] and tonumber(h[1]) > tonumber(version) then
+    w = redis.pcall('HSET', key, 'o', inc)
+  else
+    w = redis.pcall('HSET', key, 'o', inc, 'v', version, 'd', meta)
+  end
+  if failed(w) then
+    return '! ' .. w.err
+  end
+  redis.call('SADD', ownedKey, 'c ' .. conn)
+  if h[1] and tonumber(h[1]) > tonumber(version) then
+    return '+ ' .. h[1] .. ' ' .. (h[2] or '')
+  end
+  return '+'
+end
+
+local function disconnect(key, conn)
+  local o = redis.pcall('HGET', key, 'o')
+  if failed(o) then
+    return '! ' .. o.err
+  end
+  redis.call('SREM', ownedKey, 'c ' .. conn)
+  if o and o == inc then
+    redis.call('DEL', key)
+  end
+  return '+'
+end
+
+local reply = {}
+local ki, ai = 4, 5
+while ai <= #ARGV do
+  local kind = ARGV[ai]
+  local out
+  if kind == 'K' then
+    out = connect(KEYS[ki], ARGV[ai + 1], ARGV[ai + 2], ARGV[ai + 3])
+    ki, ai = ki + 1, ai + 4
+  elseif kind == 'D' then
+    out = disconnect(KEYS[ki], ARGV[ai + 1])
+    ki, ai = ki + 1, ai + 2
+  else
+    local k = {
+      members = KEYS[ki], seq = KEYS[ki + 1], conn = KEYS[ki + 2], state = KEYS[ki + 3], owned = ownedKey, rooms = roomsKey,
+    }
+    local a = { room = ARGV[ai + 1], conn = ARGV[ai + 2], entry = ARGV[ai + 3], tag = ARGV[ai + 4] }
+    if kind == 'L' then
+      a.cause = ARGV[ai + 5]
+      out = leave(k, a)
+      ai = ai + 6
+    else
+      a.ttl, a.left, a.mv, a.meta = ARGV[ai + 5], ARGV[ai + 6], ARGV[ai + 7], ARGV[ai + 8]
+      a.sv, a.flag, a.stateLeft, a.state = ARGV[ai + 9], ARGV[ai + 10], ARGV[ai + 11], ARGV[ai + 12]
+      if kind == 'J' then
+        out = join(k, a)
+      else
+        out = update(k, a)
+      end
+      ai = ai + 13
+    end
+    ki = ki + 4
+  end
+  reply[#reply + 1] = out
+end
+return reply

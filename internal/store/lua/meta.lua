@@ -1,0 +1,20 @@
+-- meta.lua: compare-and-set of a versioned value (metadata of a connection or of a room).
+--
+-- KEYS[1] the hash
+-- ARGV[1] version it must have ('0': none yet)  ARGV[2] the new value  ARGV[3] '1': only if somebody owns it
+-- ARGV[4] prefix of control channels, ARGV[5] connection id (connections only): the owner is told
+-- Reply: {'+', new version, owner} or {'x', version, value, owner} where the version differs, {'0'} where nobody owns it
+
+local h = redis.call('HMGET', KEYS[1], 'v', 'd', 'o')
+if ARGV[3] == '1' and not h[3] then
+  return { '0' }
+end
+if (h[1] or '0') ~= ARGV[1] then
+  return { 'x', h[1] or '0', h[2] or '', h[3] or '' }
+end
+local version = string.format('%.0f', tonumber(ARGV[1]) + 1)
+redis.call('HSET', KEYS[1], 'v', version, 'd', ARGV[2])
+if ARGV[3] == '1' then
+  redis.call('PUBLISH', ARGV[4] .. h[3], 'meta ' .. ARGV[5] .. ' ' .. version .. ' ' .. ARGV[2])
+end
+return { '+', version, h[3] or '' }

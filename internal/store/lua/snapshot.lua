@@ -1,0 +1,13 @@
+-- snapshot.lua: a room's position and, where it is small, its members in the same moment.
+--
+-- KEYS[1] members  KEYS[2] seq
+-- ARGV[1] how many members are still small
+-- Reply: {epoch or '', seq, tag, number of members, {conn, record, ...} or {}}
+
+local h = redis.call('HMGET', KEYS[2], 'e', 's', 't')
+local total = redis.call('HLEN', KEYS[1])
+local all = {}
+if total <= tonumber(ARGV[1]) then
+  all = redis.call('HGETALL', KEYS[1])
+end
+return { h[1] or '', h[2] or '0', h[3] or '', total, all }

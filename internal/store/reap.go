@@ -1,0 +1,102 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+)
+
+// Reap ends entries and states that are not the caller's, each only where its
+// ground holds at that moment, and tells each once: of several callers with
+// the same item one gets Ended, the others NotThere. Items are answered in
+// order; on an error some may have been ended. ErrClock: nothing was judged.
+func (s *Store) Reap(ctx context.Context, j Judgment, items []ReapItem) ([]ReapStatus, error) {
+	rooms := make([]string, len(items))
+	for i := range items {
+		rooms[i] = items[i].Room
+	}
+	out := make([]ReapStatus, len(items))
+	for bucket, group := range s.byBucket(rooms) {
+		for part := range slices.Chunk(group, MaxOps) {
+			if err := s.reapPart(ctx, j, bucket, items, part, out); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return out, nil
+}
+
+func (s *Store) reapPart(ctx context.Context, j Judgment, bucket int, items []ReapItem, part []int, out []ReapStatus) error {
+	keys := make([]string, 0, 1+6*len(part))
+	keys = append(keys, s.keys.Rooms(bucket))
+	args := make([]any, 0, 4+6*len(part))
+	args = append(args, newTag(), s.keys.EventsPrefix(), j.Now, millis(j.Tolerance))
+	for _, at := range part {
+		it := &items[at]
+		keys = append(keys, s.keys.Members(it.Room), s.keys.Seq(it.Room), s.keys.Conn(it.Room, it.Conn),
+			s.keys.State(it.Room, it.Conn), s.keys.Owned(bucket, it.Incarnation), s.keys.Fence(bucket, it.Incarnation))
+		args = append(args, string(it.Mode), it.Room, it.Conn, it.Entry, newTag(), strconv.FormatUint(it.StateVersion, 10))
+	}
+	reply, err := run(ctx, s, reapScript, keys, args...)
+	if err != nil {
+		return err
+	}
+	if reply == "CLOCK" {
+		return ErrClock
+	}
+	lines, err := texts(reply)
+	if err != nil || len(lines) != len(part) {
+		return fmt.Errorf("reap: %w", errFormat)
+	}
+	var refused error
+	for i, at := range part {
+		if lines[i] == "" || lines[i][0] == '!' {
+			refused = fmt.Errorf("%w: %s", ErrUnavailable, lines[i])
+			continue
+		}
+		out[at] = ReapStatus(lines[i][0])
+	}
+	return refused
+}
+
+// OwnedPage reads part of an incarnation's index; cursor and next as in SCAN.
+func (s *Store) OwnedPage(ctx context.Context, bucket int, inc string, cursor uint64) (refs []OwnedRef, next uint64, err error) {
+	names, next, err := s.setPage(ctx, s.keys.Owned(bucket, inc), cursor)
+	if err != nil {
+		return nil, 0, err
+	}
+	refs = make([]OwnedRef, 0, len(names))
+	for _, name := range names {
+		ref, err := decodeOwned(name)
+		if err != nil {
+			return nil, 0, err
+		}
+		refs = append(refs, ref)
+	}
+	return refs, next, nil
+}
+
+// OwnedSize returns how many entries and connections an incarnation's index holds.
+func (s *Store) OwnedSize(ctx context.Context, bucket int, inc string) (int64, error) {
+	return call(ctx, s, func(ctx context.Context) (int64, error) {
+		return s.client.SCard(ctx, s.keys.Owned(bucket, inc)).Result()
+	})
+}
+
+// ForgetConnections takes connections off the index of a dead incarnation,
+// with their metadata where no other server has taken them over.
+func (s *Store) ForgetConnections(ctx context.Context, bucket int, inc string, conns []string) error {
+	for part := range slices.Chunk(conns, MaxOps) {
+		keys := []string{s.keys.Owned(bucket, inc)}
+		args := []any{inc}
+		for _, c := range part {
+			keys = append(keys, s.keys.ConnMeta(c))
+			args = append(args, c)
+		}
+		if _, err := run(ctx, s, forgetScript, keys, args...); err != nil {
+			return err
+		}
+	}
+	return nil
+}

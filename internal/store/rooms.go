@@ -1,0 +1,293 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/redis/go-redis/v9"
+)
+
+const (
+	// PageSize is how many members of a room one call reads at most.
+	PageSize = 500
+	// positionsPerCall bounds one call of Positions.
+	positionsPerCall = 256
+)
+
+// Snapshot reads a whole room: in one moment where it has at most PageSize
+// members, in pages otherwise.
+func (s *Store) Snapshot(ctx context.Context, room string) (Snapshot, error) {
+	reply, err := run(ctx, s, snapshotScript, []string{s.keys.Members(room), s.keys.Seq(room)}, PageSize)
+	if err != nil {
+		return Snapshot{}, err
+	}
+	list, ok := reply.([]any)
+	if !ok || len(list) != 5 {
+		return Snapshot{}, fmt.Errorf("snapshot: %w", errFormat)
+	}
+	head, err := texts(list[:4])
+	if err != nil {
+		return Snapshot{}, err
+	}
+	var snap Snapshot
+	if head[0] != "" {
+		if snap.Position, err = decodePosition(strings.Join(head[:3], " ")); err != nil {
+			return Snapshot{}, err
+		}
+	}
+	total, err := strconv.Atoi(head[3])
+	if err != nil {
+		return Snapshot{}, fmt.Errorf("snapshot: %w", errFormat)
+	}
+	if total <= PageSize {
+		pairs, err := texts(list[4])
+		if err != nil {
+			return Snapshot{}, err
+		}
+		snap.Records, err = decodePairs(pairs)
+		return snap, err
+	}
+	snap.Paged = true
+	byConn := make(map[string]Record, total)
+	err = s.scan(ctx, room, func(r Record) {
+		if r.Seq >= byConn[r.Conn].Seq {
+			byConn[r.Conn] = r
+		}
+	})
+	if err != nil {
+		return Snapshot{}, err
+	}
+	snap.Records = make([]Record, 0, len(byConn))
+	for _, r := range byConn {
+		snap.Records = append(snap.Records, r)
+	}
+	return snap, nil
+}
+
+// scan reads a room page by page. Records that are there all the while come
+// at least once.
+func (s *Store) scan(ctx context.Context, room string, f func(Record)) error {
+	var cursor uint64
+	for {
+		type page struct {
+			pairs []string
+			next  uint64
+		}
+		p, err := call(ctx, s, func(ctx context.Context) (page, error) {
+			pairs, next, err := s.client.HScan(ctx, s.keys.Members(room), cursor, "", PageSize).Result()
+			return page{pairs, next}, err
+		})
+		if err != nil {
+			return err
+		}
+		records, err := decodePairs(p.pairs)
+		if err != nil {
+			return err
+		}
+		for _, r := range records {
+			f(r)
+		}
+		if cursor = p.next; cursor == 0 {
+			return nil
+		}
+	}
+}
+
+func decodePairs(pairs []string) ([]Record, error) {
+	records := make([]Record, 0, len(pairs)/2)
+	for i := 0; i+1 < len(pairs); i += 2 {
+		r, err := DecodeRecord(pairs[i], pairs[i+1])
+		if err != nil {
+			return nil, err
+		}
+		records = append(records, r)
+	}
+	return records, nil
+}
+
+// Some reads at most limit members of a room (limit < 0: all of them) and how
+// many there are.
+func (s *Store) Some(ctx context.Context, room string, limit int) ([]Record, int, error) {
+	if limit < 0 || limit > PageSize {
+		snap, err := s.Snapshot(ctx, room)
+		if err != nil {
+			return nil, 0, err
+		}
+		total := len(snap.Records)
+		if limit >= 0 && total > limit {
+			snap.Records = slices.Clip(snap.Records[:limit])
+		}
+		return snap.Records, total, nil
+	}
+	type answer struct {
+		pairs []redis.KeyValue
+		total int64
+	}
+	a, err := call(ctx, s, func(ctx context.Context) (answer, error) {
+		pipe := s.client.Pipeline()
+		pairs := pipe.HRandFieldWithValues(ctx, s.keys.Members(room), max(limit, 1))
+		total := pipe.HLen(ctx, s.keys.Members(room))
+		_, err := pipe.Exec(ctx)
+		return answer{pairs.Val(), total.Val()}, err
+	})
+	if err != nil {
+		return nil, 0, err
+	}
+	records := make([]Record, 0, len(a.pairs))
+	for _, p := range a.pairs[:min(limit, len(a.pairs))] {
+		r, err := DecodeRecord(p.Key, p.Value)
+		if err != nil {
+			return nil, 0, err
+		}
+		records = append(records, r)
+	}
+	return records, int(a.total), nil
+}
+
+// Count returns how many members a room has.
+func (s *Store) Count(ctx context.Context, room string) (int, error) {
+	n, err := call(ctx, s, func(ctx context.Context) (int64, error) {
+		return s.client.HLen(ctx, s.keys.Members(room)).Result()
+	})
+	return int(n), err
+}
+
+// Record reads one entry.
+func (s *Store) Record(ctx context.Context, room, conn string) (Record, bool, error) {
+	return s.FindIn(ctx, []string{room}, conn)
+}
+
+// Records reads many entries in one round trip, in order; the zero Record
+// where there is none.
+func (s *Store) Records(ctx context.Context, refs []OwnedRef) ([]Record, error) {
+	return call(ctx, s, func(ctx context.Context) ([]Record, error) {
+		pipe := s.client.Pipeline()
+		cmds := make([]*redis.StringCmd, len(refs))
+		for i, ref := range refs {
+			cmds[i] = pipe.HGet(ctx, s.keys.Members(ref.Room), ref.Conn)
+		}
+		if _, err := pipe.Exec(ctx); err != nil && !errors.Is(err, redis.Nil) {
+			return nil, err
+		}
+		records := make([]Record, len(refs))
+		for i, c := range cmds {
+			if c.Err() != nil {
+				continue
+			}
+			var err error
+			if records[i], err = DecodeRecord(refs[i].Conn, c.Val()); err != nil {
+				return nil, err
+			}
+		}
+		return records, nil
+	})
+}
+
+// FindIn reads the entry of conn in each of the rooms, in one round trip, and
+// returns the first that is there.
+func (s *Store) FindIn(ctx context.Context, rooms []string, conn string) (Record, bool, error) {
+	refs := make([]OwnedRef, len(rooms))
+	for i, room := range rooms {
+		refs[i] = OwnedRef{Room: room, Conn: conn}
+	}
+	records, err := s.Records(ctx, refs)
+	for _, r := range records {
+		if r.Entry != "" {
+			return r, true, nil
+		}
+	}
+	return Record{}, false, err
+}
+
+// Positions reads where rooms stand, hundreds per call, in the order asked.
+func (s *Store) Positions(ctx context.Context, rooms []string) ([]Position, error) {
+	out := make([]Position, len(rooms))
+	for _, group := range s.byBucket(rooms) {
+		for part := range slices.Chunk(group, positionsPerCall) {
+			keys := make([]string, len(part))
+			for i, at := range part {
+				keys[i] = s.keys.Seq(rooms[at])
+			}
+			reply, err := run(ctx, s, positionsScript, keys)
+			if err != nil {
+				return nil, err
+			}
+			lines, err := texts(reply)
+			if err != nil || len(lines) != len(part) {
+				return nil, fmt.Errorf("positions: %w", errFormat)
+			}
+			for i, at := range part {
+				if out[at], err = decodePosition(lines[i]); err != nil {
+					return nil, err
+				}
+			}
+		}
+	}
+	return out, nil
+}
+
+// byBucket groups the indexes of rooms that one script call may touch together.
+func (s *Store) byBucket(rooms []string) map[int][]int {
+	groups := make(map[int][]int)
+	for i, room := range rooms {
+		b := s.keys.RoomBucket(room)
+		groups[b] = append(groups[b], i)
+	}
+	return groups
+}
+
+// Rooms calls f with the name of every room that has members, some of them
+// perhaps more than once, until f returns false.
+func (s *Store) Rooms(ctx context.Context, f func(room string) bool) error {
+	for b := range s.keys.Buckets() {
+		var cursor uint64
+		for {
+			names, next, err := s.setPage(ctx, s.keys.Rooms(b), cursor)
+			if err != nil {
+				return err
+			}
+			for _, name := range names {
+				if !f(name) {
+					return nil
+				}
+			}
+			if cursor = next; cursor == 0 {
+				break
+			}
+		}
+	}
+	return nil
+}
+
+func (s *Store) setPage(ctx context.Context, key string, cursor uint64) ([]string, uint64, error) {
+	type page struct {
+		names []string
+		next  uint64
+	}
+	p, err := call(ctx, s, func(ctx context.Context) (page, error) {
+		names, next, err := s.client.SScan(ctx, key, cursor, "", MaxOps).Result()
+		return page{names, next}, err
+	})
+	return p.names, p.next, err
+}
+
+// Homes returns the incarnations that own entries of a room.
+func (s *Store) Homes(ctx context.Context, room string) ([]string, error) {
+	names, err := call(ctx, s, func(ctx context.Context) ([]string, error) {
+		return s.client.HKeys(ctx, s.keys.Seq(room)).Result()
+	})
+	if err != nil {
+		return nil, err
+	}
+	var homes []string
+	for _, n := range names {
+		if inc, ok := strings.CutPrefix(n, "@"); ok {
+			homes = append(homes, inc)
+		}
+	}
+	return homes, nil
+}

@@ -1,0 +1,206 @@
+package store
+
+import (
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+var (
+	//go:embed lua/lib.lua
+	libLua string
+	//go:embed lua/commit.lua
+	commitLua string
+	//go:embed lua/reap.lua
+	reapLua string
+	//go:embed lua/snapshot.lua
+	snapshotLua string
+	//go:embed lua/positions.lua
+	positionsLua string
+	//go:embed lua/renew.lua
+	renewLua string
+	//go:embed lua/register.lua
+	registerLua string
+	//go:embed lua/bury.lua
+	buryLua string
+	//go:embed lua/declare.lua
+	declareLua string
+	//go:embed lua/forget.lua
+	forgetLua string
+	//go:embed lua/meta.lua
+	metaLua string
+
+	commitScript    = redis.NewScript(libLua + commitLua)
+	reapScript      = redis.NewScript(libLua + reapLua)
+	snapshotScript  = redis.NewScript(snapshotLua)
+	positionsScript = redis.NewScript(positionsLua)
+	renewScript     = redis.NewScript(renewLua)
+	registerScript  = redis.NewScript(registerLua)
+	buryScript      = redis.NewScript(buryLua)
+	declareScript   = redis.NewScript(declareLua)
+	forgetScript    = redis.NewScript(forgetLua)
+	metaScript      = redis.NewScript(metaLua)
+)
+
+const (
+	// callTimeout is how long any one call may take: clients are told within
+	// 2 s that Redis is away.
+	callTimeout = 1800 * time.Millisecond
+	// maxCalls bounds the calls under way at once, those included that have
+	// been given up and that the client library has not returned from yet.
+	maxCalls = 256
+	// MaxOps and MaxBytes bound one script call, so that it holds up Redis for
+	// no longer than about a millisecond.
+	MaxOps   = 128
+	MaxBytes = 64 << 10
+)
+
+// Store does the reading and writing in one Redis. It is safe for concurrent use.
+type Store struct {
+	client redis.UniversalClient
+	keys   Keys
+	slots  chan struct{}
+	calls  sync.WaitGroup
+
+	nCalls    atomic.Uint64
+	nFailures atomic.Uint64
+}
+
+// New returns a store on client, which stays the caller's to close.
+func New(client redis.UniversalClient, keys Keys) *Store {
+	return &Store{client: client, keys: keys, slots: make(chan struct{}, maxCalls)}
+}
+
+// Keys returns the names in use.
+func (s *Store) Keys() Keys { return s.keys }
+
+// Calls returns how many calls were made, and how many of them failed.
+func (s *Store) Calls() (total, failed uint64) { return s.nCalls.Load(), s.nFailures.Load() }
+
+// Wait blocks until no call is under way any more, or ctx ends. Calls that
+// were given up end when the client library's own timeouts run out.
+func (s *Store) Wait(ctx context.Context) error {
+	idle := make(chan struct{})
+	go func() { // ends with the last call
+		s.calls.Wait()
+		close(idle)
+	}()
+	select {
+	case <-idle:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("store: calls still under way: %w", ctx.Err())
+	}
+}
+
+// Ping asks Redis whether it is there.
+func (s *Store) Ping(ctx context.Context) error {
+	_, err := call(ctx, s, func(ctx context.Context) (string, error) { return s.client.Ping(ctx).Result() })
+	return err
+}
+
+// Publish sends payload to a channel.
+func (s *Store) Publish(ctx context.Context, channel, payload string) error {
+	_, err := call(ctx, s, func(ctx context.Context) (int64, error) {
+		return s.client.Publish(ctx, channel, payload).Result()
+	})
+	return err
+}
+
+// Generation identifies the Redis process that answers. It changes when Redis
+// restarts or fails over. False: it could not be learned.
+func (s *Store) Generation(ctx context.Context) (string, bool) {
+	info, err := call(ctx, s, func(ctx context.Context) (string, error) { return s.client.Info(ctx, "server").Result() })
+	if err != nil {
+		return "", false
+	}
+	_, rest, ok := strings.Cut(info, "run_id:")
+	if !ok {
+		return "", false
+	}
+	id, _, _ := strings.Cut(rest, "\r\n")
+	return id, true
+}
+
+type result[T any] struct {
+	value T
+	err   error
+}
+
+// call runs f and returns within ctx and callTimeout. go-redis does not
+// interrupt a read when its context ends (unless told to), so f runs beside
+// the caller, who stops waiting: the outcome is then unknown.
+func call[T any](ctx context.Context, s *Store, f func(context.Context) (T, error)) (T, error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	var none T
+	select {
+	case s.slots <- struct{}{}:
+	case <-ctx.Done():
+		cancel()
+		return none, s.failed(ctx.Err())
+	}
+	s.nCalls.Add(1)
+	done := make(chan result[T], 1)
+	s.calls.Go(func() {
+		defer cancel()
+		v, err := f(ctx)
+		<-s.slots
+		done <- result[T]{v, err}
+	})
+	select {
+	case r := <-done:
+		if r.err != nil {
+			return none, s.failed(r.err)
+		}
+		return r.value, nil
+	case <-ctx.Done():
+		cancel()
+		return none, s.failed(ctx.Err())
+	}
+}
+
+// failed counts and marks an error of Redis or of the way to it.
+func (s *Store) failed(err error) error {
+	s.nFailures.Add(1)
+	for _, own := range []error{ErrFenced, ErrLate, ErrClock, errFormat} {
+		if errors.Is(err, own) {
+			return err
+		}
+	}
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+}
+
+// run executes a script by its hash, with its text where Redis lacks it.
+func run(ctx context.Context, s *Store, script *redis.Script, keys []string, args ...any) (any, error) {
+	return call(ctx, s, func(ctx context.Context) (any, error) {
+		return script.Run(ctx, s.client, keys, args...).Result()
+	})
+}
+
+// texts converts a script's reply of strings and integers.
+func texts(reply any) ([]string, error) {
+	list, ok := reply.([]any)
+	if !ok {
+		return nil, fmt.Errorf("reply %T: %w", reply, errFormat)
+	}
+	out := make([]string, len(list))
+	for i, v := range list {
+		switch v := v.(type) {
+		case string:
+			out[i] = v
+		case int64:
+			out[i] = fmt.Sprint(v)
+		case nil:
+		default:
+			return nil, fmt.Errorf("reply of %T: %w", v, errFormat)
+		}
+	}
+	return out, nil
+}
