@@ -1,0 +1,174 @@
+package lease
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/meshpresence/mesh/internal/store"
+)
+
+// renew renews the lease once and plans what follows from the answer.
+func (lp *loop) renew(ctx context.Context) {
+	inc := lp.Incarnation()
+	sent := lp.awake()
+	wantDead := lp.wantsDead(sent)
+	text, n := lp.beats.mint()
+
+	cctx, cancel := lp.bound(ctx)
+	answer, err := lp.cfg.Store.Renew(cctx, inc, lp.cfg.TTL, text, wantDead)
+	cancel()
+	got := lp.awake()
+
+	switch {
+	case err == nil && !answer.Present:
+		lp.lost("not on the list")
+		return
+	case got.Sub(sent) > lp.cfg.TTL:
+		// The process stood still during the call: whatever the answer was,
+		// the lease may be gone since. awake has planned the next renewal.
+		return
+	case err != nil:
+		lp.renewFailed(ctx, got, err)
+		return
+	}
+	lp.beats.published(n, sent, got)
+	lp.beatAt = sent.Add(beatEvery)
+	if wantDead {
+		lp.deadAsked, lp.deadAt = sent, time.Time{}
+	}
+	lp.renewed(ctx, answer, reading{sent: sent, got: got, redis: answer.Now})
+}
+
+// renewFailed plans the next attempt. A failure breaks patience whatever its
+// reason: where one server did not get through, others may not have either.
+func (lp *loop) renewFailed(ctx context.Context, at time.Time, err error) {
+	if ctx.Err() != nil {
+		return
+	}
+	lp.failing++
+	lp.patience.restart()
+	lp.tally.add(func(t *tally) { t.failures++ })
+	lp.renewAt = at.Add(lp.retry())
+	lp.foreign = ""
+	if n, ok := lp.failLog.allow(at); ok {
+		lp.cfg.Logger.Warn("mesh: renew lease", "error", err, "times", n)
+	}
+}
+
+// renewed takes in a renewal that succeeded.
+func (lp *loop) renewed(ctx context.Context, answer store.Renewal, r reading) {
+	recovered := lp.failing > 0
+	lp.failing, lp.stalled = 0, false
+	lp.tally.add(func(t *tally) { t.renewals++; t.last = r.got })
+	if lp.patience.note(r) {
+		lp.cfg.Logger.Warn("mesh: redis clock stepped, judging nobody for one lease")
+	}
+
+	lp.renewAt = r.sent.Add(lp.cfg.TTL / 3)
+	if lp.patience.slow(r) { // a better reading is wanted soon
+		lp.renewAt = r.got.Add(lp.retry())
+	}
+	if !lp.deadAt.IsZero() && lp.deadAt.Before(lp.renewAt) {
+		lp.renewAt = lp.deadAt
+	}
+	lp.watch(answer, r.got)
+
+	if slices.Contains(answer.Dead, lp.Incarnation()) {
+		lp.lost("on the dead list")
+		return
+	}
+	for _, inc := range answer.Dead {
+		lp.reaper.add(ctx, inc, false)
+	}
+	if lp.cfg.OnRenew != nil {
+		lp.cfg.OnRenew(Renewed{Now: answer.Now, Owned: answer.Owned, Recovered: recovered})
+	}
+}
+
+// wantsDead reports whether a renewal sent now should ask for the dead list:
+// the first one, about each third, and where a burial was left to somebody
+// else. Asking every time would cost an idle server its frugality.
+func (lp *loop) wantsDead(now time.Time) bool {
+	if lp.deadAsked.IsZero() || now.Sub(lp.deadAsked) >= lp.cfg.TTL*5/6 {
+		return true
+	}
+	return !lp.deadAt.IsZero() && !now.Before(lp.deadAt)
+}
+
+// lost notes that the current incarnation has ended.
+func (lp *loop) lost(why string) {
+	if lp.absent {
+		return
+	}
+	lp.absent, lp.declared = true, false
+	lp.foreign = ""
+	lp.patience.restart()
+	lp.cfg.Logger.Warn("mesh: this server was declared dead or forgotten",
+		"incarnation", lp.Incarnation(), "why", why, "stalled", lp.stalled)
+}
+
+// rebear puts the ended incarnation on the dead list and registers a new one;
+// it is repeated until both have succeeded. The old one is declared dead even
+// where somebody did so before: what it had written after Redis forgot it must
+// be cleaned up too.
+//
+// Each attempt takes a fresh id. An attempt whose outcome is unknown may have
+// registered, run out and been buried by the next one; its id, fenced, would be
+// of no use. Such an id owns nothing and is buried like any other.
+func (lp *loop) rebear(ctx context.Context) {
+	old := lp.Incarnation()
+	if !lp.declared {
+		cctx, cancel := lp.bound(ctx)
+		err := lp.cfg.Store.DeclareDead(cctx, old)
+		cancel()
+		if at := lp.awake(); err != nil {
+			lp.rebearFailed(ctx, at, err)
+			return
+		}
+		lp.declared = true
+	}
+	inc := lp.cfg.NewIncarnation()
+	lp.patience.restart()
+	sent, err := lp.register(ctx, inc)
+	got := lp.awake()
+	if err != nil {
+		lp.rebearFailed(ctx, got, err)
+		return
+	}
+	if got.Sub(sent) > lp.cfg.TTL { // it stood still: this one may be dead too
+		lp.rebearAt = got
+		return
+	}
+	lp.born(ctx, old, inc, sent, got)
+}
+
+// rebearFailed plans the next attempt to be reborn.
+func (lp *loop) rebearFailed(ctx context.Context, at time.Time, err error) {
+	lp.rebearAt = at.Add(lp.retry())
+	if ctx.Err() != nil {
+		return
+	}
+	if n, ok := lp.failLog.allow(at); ok {
+		lp.cfg.Logger.Warn("mesh: register anew", "error", err, "times", n)
+	}
+}
+
+// born puts inc in the place of old and tells the owner. The first renewal
+// follows after a moment, and no rebirth can follow earlier: a Redis that
+// forgets at once must not be run hot.
+func (lp *loop) born(ctx context.Context, old, inc string, sent, got time.Time) {
+	stalled := lp.stalled
+	lp.current.Store(&inc)
+	lp.absent, lp.declared, lp.stalled, lp.failing = false, false, false, 0
+	lp.renewAt = got.Add(lp.retry())
+	lp.rebearAt = lp.renewAt
+	lp.beatAt = sent.Add(beatEvery)
+	lp.beats.quiet(got)
+	lp.tally.add(func(t *tally) { t.reborn++ })
+	lp.cfg.Logger.Info("mesh: server lives under a new incarnation", "old", old, "new", inc, "stalled", stalled)
+	if lp.cfg.OnReborn != nil {
+		lp.cfg.OnReborn(old, inc, stalled)
+	}
+	lp.reaper.add(ctx, old, false)
+}

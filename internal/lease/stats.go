@@ -1,0 +1,78 @@
+package lease
+
+import (
+	"sync"
+	"time"
+)
+
+// Stats is what a Lease has done so far.
+type Stats struct {
+	Renewals    uint64        // that succeeded
+	Failures    uint64        // renewals that failed
+	LastRenewal time.Duration // age of the last success; -1: none yet
+	Buried      uint64        // incarnations that this server declared dead
+	Reaped      uint64        // entries of the dead that this server ended
+	Reborn      uint64        // new incarnations after the first
+	Deaf        uint64        // calls of OnDeaf
+	Patient     bool          // may judge others now
+	PatientIn   time.Duration // at the earliest; 0 does not promise Patient
+	ClockSteps  uint64        // disagreements between Redis's clock and the monotonic one
+}
+
+// tally holds the counters behind Stats.
+type tally struct {
+	mu       sync.Mutex // guards the fields below
+	renewals uint64
+	failures uint64
+	last     time.Time
+	buried   uint64
+	reaped   uint64
+	reborn   uint64
+}
+
+// add changes the counters under the lock.
+func (t *tally) add(change func(*tally)) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	change(t)
+}
+
+// Stats returns the counters. They are not of one single moment.
+func (l *Lease) Stats() Stats {
+	now := time.Now()
+	_, patient := l.patience.judge(now)
+	s := Stats{
+		LastRenewal: -1,
+		Patient:     patient,
+		PatientIn:   l.patience.left(now),
+		ClockSteps:  l.patience.stepCount(),
+		Deaf:        l.beats.deafCount(),
+	}
+	l.tally.add(func(t *tally) {
+		s.Renewals, s.Failures = t.renewals, t.failures
+		s.Buried, s.Reaped, s.Reborn = t.buried, t.reaped, t.reborn
+		if !t.last.IsZero() {
+			s.LastRenewal = now.Sub(t.last)
+		}
+	})
+	return s
+}
+
+// repeats keeps a log line that repeats down to one per 10 s, with a count. It
+// belongs to one goroutine.
+type repeats struct {
+	last time.Time
+	n    int
+}
+
+// allow reports whether to log now, and how often it happened since the last
+// time.
+func (r *repeats) allow(now time.Time) (count int, ok bool) {
+	r.n++
+	if !r.last.IsZero() && now.Sub(r.last) < 10*time.Second {
+		return 0, false
+	}
+	count = r.n
+	r.last, r.n = now, 0
+	return count, true
+}
