@@ -1,0 +1,217 @@
+package owner
+
+import (
+	"slices"
+	"time"
+
+	"github.com/meshpresence/mesh/internal/store"
+)
+
+const (
+	// auditEvery is how often everything is compared even if nothing seems wrong.
+	auditEvery = 10 * time.Minute
+	// settled is how long a lane must have been quiet for its count and that of
+	// Redis, taken at another moment, to be comparable.
+	settled = 2 * time.Second
+	// metasPerCall bounds one read of metadata.
+	metasPerCall = 256
+)
+
+// stray is something that Redis holds in this server's name and that it does
+// not have.
+type stray struct {
+	op     store.Op
+	queued bool // guarded by lane.mu
+}
+
+func (s *stray) mark() *bool                   { return &s.queued }
+func (s *stray) next(string) (store.Op, bool)  { return s.op, true }
+func (s *stray) done(store.Op, store.OpResult) {}
+
+// Heartbeat compares what Redis holds in this server's name with what it has:
+// by size (owned is that of bucket 0, or -1) every time, entry by entry where
+// the sizes differ twice in a row, where trouble is said to have been, and
+// every ten minutes. It does so in the background, one at a time.
+func (o *Owner) Heartbeat(owned int64, trouble bool) {
+	if trouble {
+		o.trouble.Store(true)
+	}
+	o.mu.RLock()
+	defer o.mu.RUnlock()
+	if o.closed || !o.auditing.CompareAndSwap(false, true) {
+		return
+	}
+	o.workers.Go(func() {
+		defer o.auditing.Store(false)
+		o.compare(owned)
+	})
+}
+
+// compare runs alone: auditing says so, and guards lastAudit and lane.differs.
+func (o *Owner) compare(owned int64) {
+	inc := o.cfg.Incarnation()
+	if o.trouble.Swap(false) || time.Since(o.lastAudit) >= auditEvery {
+		if err := o.auditAll(inc); err != nil {
+			o.trouble.Store(true) // once more at the next heartbeat
+			o.cfg.Logger.Debug("mesh: audit not finished", "error", err)
+			return
+		}
+		o.lastAudit = time.Now()
+		return
+	}
+	for _, l := range o.lanes {
+		held, quiet := l.standing(inc)
+		if !quiet || (held == 0 && o.cfg.Buckets > 1) {
+			l.differs = 0
+			continue
+		}
+		size := owned
+		if size < 0 || l.bucket > 0 {
+			var err error
+			if size, err = o.cfg.Store.OwnedSize(o.stop, l.bucket, inc); err != nil {
+				return
+			}
+		}
+		if size == held {
+			l.differs = 0
+			continue
+		}
+		if l.differs++; l.differs < 2 {
+			continue
+		}
+		l.differs = 0
+		if err := o.audit(l, inc); err != nil {
+			o.cfg.Logger.Debug("mesh: audit not finished", "bucket", l.bucket, "error", err)
+		}
+	}
+}
+
+// standing returns how many things the lane knows Redis to hold, and whether
+// that has not changed for long enough to compare.
+func (l *lane) standing(inc string) (held int64, quiet bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.heldOf == inc {
+		held = l.held
+	}
+	return held, !l.running && time.Since(l.moved) > settled
+}
+
+func (o *Owner) auditAll(inc string) error {
+	for _, l := range o.lanes {
+		if err := o.audit(l, inc); err != nil {
+			return err
+		}
+	}
+	o.verify()
+	return o.readMetas()
+}
+
+// audit pages through one bucket's index: what this server does not have is
+// ended, what is missing is written.
+func (o *Owner) audit(l *lane, inc string) error {
+	o.stats.audits.Add(1)
+	began := time.Now()
+	seen := make(map[store.OwnedRef]struct{})
+	var cursor uint64
+	for {
+		refs, next, err := o.cfg.Store.OwnedPage(o.stop, l.bucket, inc, cursor)
+		if err != nil {
+			return err
+		}
+		for _, ref := range refs {
+			seen[ref] = struct{}{}
+			if !o.has(ref) {
+				o.endStray(l, ref)
+			}
+		}
+		if cursor = next; cursor == 0 {
+			break
+		}
+	}
+	for _, c := range o.Conns() {
+		c.writeMissing(l, inc, seen, began)
+	}
+	return nil
+}
+
+// has reports whether an index member is something this server has, or is
+// about to end by itself.
+func (o *Owner) has(ref store.OwnedRef) bool {
+	o.mu.RLock()
+	c := o.conns[ref.Conn]
+	o.mu.RUnlock()
+	if c == nil {
+		return false
+	}
+	if ref.Room == "" {
+		return true
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[ref.Room]
+	return e != nil && ((e.want && e.id == ref.Entry) || e.ending == ref.Entry)
+}
+
+func (o *Owner) endStray(l *lane, ref store.OwnedRef) {
+	o.stats.strays.Add(1)
+	op := store.Op{Kind: store.OpLeave, Room: ref.Room, Conn: ref.Conn, Entry: ref.Entry, Cause: store.CauseClosed}
+	if ref.Room == "" {
+		op = store.Op{Kind: store.OpDisconnect, Conn: ref.Conn}
+	}
+	l.offer(&stray{op: op})
+}
+
+// writeMissing writes what had been written before the audit began and was
+// not among what it saw.
+func (c *Conn) writeMissing(l *lane, inc string, seen map[store.OwnedRef]struct{}, began time.Time) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if _, ok := seen[store.OwnedRef{Conn: c.id}]; !ok && c.reg.written && c.reg.lane() == l && c.reg.incarnation == inc &&
+		c.reg.writtenAt.Before(began) {
+		c.reg.forgetWritten()
+		c.reg.offer()
+	}
+	for _, e := range c.entries {
+		if e.lane != l || !e.want || !e.written || e.incarnation != inc || !e.writtenAt.Before(began) {
+			continue
+		}
+		if _, ok := seen[store.OwnedRef{Conn: c.id, Entry: e.id, Room: e.room}]; !ok {
+			e.rejoin()
+		}
+	}
+}
+
+// verify asks for every entry whether its record is there: the index alone
+// does not tell where a room's hash was deleted or evicted.
+func (o *Owner) verify() {
+	for _, c := range o.Conns() {
+		c.mu.Lock()
+		for _, e := range c.entries {
+			if e.want && e.written {
+				e.refresh = true
+				e.lane.offer(e)
+			}
+		}
+		c.mu.Unlock()
+	}
+}
+
+// readMetas catches up with metadata that other servers have set while this
+// one could not hear them.
+func (o *Owner) readMetas() error {
+	for part := range slices.Chunk(o.Conns(), metasPerCall) {
+		ids := make([]string, len(part))
+		for i, c := range part {
+			ids[i] = c.id
+		}
+		values, err := o.cfg.Store.ConnMetas(o.stop, ids)
+		if err != nil {
+			return err
+		}
+		for i, c := range part {
+			c.SetMeta(values[i].Version, values[i].Data)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,335 @@
+package owner
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/meshpresence/mesh/internal/clock"
+	"github.com/meshpresence/mesh/internal/store"
+)
+
+// retryAfter is how long something that Redis refused alone waits.
+const retryAfter = time.Second
+
+// Link is the transport behind a connection, where there is one. Its methods
+// must not block.
+type Link interface {
+	// MinTTL tells the shortest TTL among the connection's rooms, 0: none.
+	MinTTL(time.Duration)
+	// PingNow asks the peer for a sign of life.
+	PingNow()
+}
+
+// Conn is one connection of this server. It is safe for concurrent use.
+type Conn struct {
+	o    *Owner
+	id   string
+	link Link
+	reg  registration
+
+	seen     atomic.Int64 // time of the last frame, since Owner.born
+	sleepers atomic.Int64 // entries that wait for the next frame
+
+	mu          sync.Mutex // guards the fields below, and all of entry and registration but queued
+	entries     map[string]*entry
+	meta        []byte
+	metaVersion uint64
+	minTTL      time.Duration
+	closed      bool
+	retry       clock.Timer
+}
+
+// ID returns the connection's id.
+func (c *Conn) ID() string { return c.id }
+
+// Seen notes a sign of life. It is one atomic store, unless the connection had
+// fallen silent: then its rooms are joined again.
+func (c *Conn) Seen() {
+	c.seen.Store(int64(time.Since(c.o.born)))
+	if c.sleepers.Load() > 0 {
+		c.revive()
+	}
+}
+
+func (c *Conn) idle() time.Duration {
+	return time.Since(c.o.born) - time.Duration(c.seen.Load())
+}
+
+func (c *Conn) revive() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return
+	}
+	for _, e := range c.entries {
+		switch {
+		case e.asleep:
+			e.join()
+		case e.lapsed:
+			e.wake()
+			e.refresh = true
+			e.changed()
+		}
+	}
+}
+
+// Metadata returns the connection's metadata and its version. The bytes must
+// not be changed.
+func (c *Conn) Metadata() ([]byte, uint64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.meta, c.metaVersion
+}
+
+// SetMeta takes metadata that stands in Redis under that version, if it is
+// newer than what is held, and rewrites the connection's entries.
+func (c *Conn) SetMeta(version uint64, meta []byte) {
+	c.mu.Lock()
+	newer := version > c.metaVersion && !c.closed
+	if newer {
+		c.metaVersion, c.meta = version, meta
+		for _, e := range c.entries {
+			if e.want {
+				e.changed()
+			}
+		}
+	}
+	c.mu.Unlock()
+	if newer {
+		c.o.cfg.MetaChanged(c)
+	}
+}
+
+// Registered waits until the connection's metadata is in Redis.
+func (c *Conn) Registered(ctx context.Context) error {
+	t := time.NewTimer(answerWithin)
+	defer t.Stop()
+	select {
+	case <-c.reg.ready:
+		return nil
+	case <-c.reg.gone:
+		return ErrClosed
+	case <-t.C:
+		return ErrUnavailable
+	case <-ctx.Done():
+		return fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
+	}
+}
+
+// Flush waits until everything asked for so far is in Redis.
+func (c *Conn) Flush(ctx context.Context) error {
+	type pending struct {
+		e    *entry
+		done chan error
+	}
+	c.mu.Lock()
+	var all []pending
+	for _, e := range c.entries {
+		if e.want {
+			all = append(all, pending{e, e.wait()})
+			e.lane.offer(e)
+		}
+	}
+	c.mu.Unlock()
+	for _, p := range all {
+		if err := p.e.await(ctx, p.done); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Joined answers Join.
+type Joined struct {
+	Position store.Position // of the room after the join
+	Total    int            // members then
+	Again    bool           // it was in already
+}
+
+// Join brings the connection into room and waits until Redis has it, at most
+// answerWithin. With ErrUnavailable it goes on being wanted, and is made true
+// when Redis is back.
+func (c *Conn) Join(ctx context.Context, room string) (Joined, error) {
+	c.mu.Lock()
+	if c.closed {
+		c.mu.Unlock()
+		return Joined{}, ErrClosed
+	}
+	e := c.entries[room]
+	again := e != nil && e.want
+	if e == nil {
+		if c.o.cfg.MaxRooms >= 0 && len(c.entries) >= c.o.cfg.MaxRooms {
+			c.mu.Unlock()
+			return Joined{}, ErrTooMany
+		}
+		e = &entry{c: c, room: room, lane: c.o.lanes[c.o.cfg.RoomBucket(room)]}
+		c.entries[room] = e
+	}
+	if !again {
+		e.ttl = c.o.cfg.TTL(room)
+		e.join()
+		c.ttlChanged()
+	}
+	done := e.wait()
+	e.lane.offer(e)
+	c.mu.Unlock()
+	if err := e.await(ctx, done); err != nil {
+		return Joined{}, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return Joined{Position: e.position, Total: e.total, Again: again}, nil
+}
+
+// Leave takes the connection out of room; false: it was not in.
+func (c *Conn) Leave(ctx context.Context, room string, cause store.Cause) (bool, error) {
+	c.mu.Lock()
+	e := c.entries[room]
+	if e == nil || (!e.want && !e.asleep) {
+		c.mu.Unlock()
+		return false, nil
+	}
+	e.wake() // asleep: it had left already, and now it will not come back
+	e.leave(cause)
+	done := e.wait()
+	e.lane.offer(e)
+	c.mu.Unlock()
+	return true, e.await(ctx, done)
+}
+
+// PublishState sets the connection's state in room; after expireAfter (0:
+// never) it ends. ErrNotPresent where the connection is not in.
+func (c *Conn) PublishState(ctx context.Context, room string, data []byte, expireAfter time.Duration, silent bool) error {
+	s := state{data: data, silent: silent}
+	if expireAfter > 0 {
+		s.until = time.Now().Add(expireAfter)
+	}
+	return c.setState(ctx, room, s, expireAfter)
+}
+
+// ClearState ends the connection's state in room.
+func (c *Conn) ClearState(ctx context.Context, room string) error {
+	return c.setState(ctx, room, state{}, 0)
+}
+
+func (c *Conn) setState(ctx context.Context, room string, s state, expireAfter time.Duration) error {
+	c.mu.Lock()
+	e := c.entries[room]
+	if c.closed || e == nil || !e.want {
+		c.mu.Unlock()
+		return ErrNotPresent
+	}
+	s.version = e.state.version + 1
+	e.state = s
+	e.armExpiry(expireAfter)
+	e.changed()
+	done := e.wait()
+	c.mu.Unlock()
+	return e.await(ctx, done)
+}
+
+// In reports whether the connection is in room, or will be at its next frame.
+func (c *Conn) In(room string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[room]
+	return e != nil && (e.want || e.asleep)
+}
+
+// Rooms returns the rooms that the connection is in.
+func (c *Conn) Rooms() []string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	rooms := make([]string, 0, len(c.entries))
+	for room, e := range c.entries {
+		if e.want || e.asleep {
+			rooms = append(rooms, room)
+		}
+	}
+	slices.Sort(rooms)
+	return rooms
+}
+
+// Close ends every entry of the connection and forgets it. It returns at once;
+// Gone tells when Redis has all of it.
+func (c *Conn) Close(cause store.Cause) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return
+	}
+	c.closed = true
+	for _, e := range c.entries {
+		e.wake()
+		e.leave(cause)
+		e.lane.offer(e) // also one that slept: it has nothing to write but itself to remove
+	}
+	c.closeIfOver()
+}
+
+// Gone is closed when the closed connection is out of Redis.
+func (c *Conn) Gone() <-chan struct{} { return c.reg.gone }
+
+func (c *Conn) isClosed() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.closed
+}
+
+// closeIfOver: the registration goes when the last entry has gone.
+func (c *Conn) closeIfOver() {
+	if c.closed && len(c.entries) == 0 {
+		c.reg.offer()
+	}
+}
+
+func (c *Conn) retime() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.entries {
+		if ttl := c.o.cfg.TTL(e.room); ttl != e.ttl && e.want {
+			e.ttl, e.refresh = ttl, true
+			e.armLife()
+			e.changed()
+		}
+	}
+	c.ttlChanged()
+}
+
+func (c *Conn) reborn(stalled bool) {
+	c.mu.Lock()
+	for _, e := range c.entries {
+		switch {
+		case !e.want:
+		case stalled:
+			e.over()
+			e.sleep()
+		default:
+			e.rejoin()
+		}
+	}
+	c.reg.written = false
+	c.reg.offer()
+	c.mu.Unlock()
+	if stalled && c.link != nil {
+		c.link.PingNow()
+	}
+}
+
+// ttlChanged tells the link how often a sign of life is needed. c.mu is held.
+func (c *Conn) ttlChanged() {
+	shortest := time.Duration(0)
+	for _, e := range c.entries {
+		if e.ttl > 0 && (shortest == 0 || e.ttl < shortest) {
+			shortest = e.ttl
+		}
+	}
+	if shortest != c.minTTL && c.link != nil {
+		c.link.MinTTL(shortest)
+	}
+	c.minTTL = shortest
+}

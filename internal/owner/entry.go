@@ -1,0 +1,369 @@
+package owner
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/meshpresence/mesh/internal/clock"
+	"github.com/meshpresence/mesh/internal/store"
+)
+
+// entry is one connection's presence in one room: what it should be, and what
+// Redis is known to hold. Its fields are guarded by Conn.mu, except queued.
+type entry struct {
+	c      *Conn
+	room   string
+	lane   *lane
+	queued bool // guarded by lane.mu
+
+	// What it should be.
+	want   bool   // present
+	id     string // minted anew for every join, before the first attempt to write it
+	ttl    time.Duration
+	asleep bool // ended by silence, or waiting for a sign of life: the next frame joins again
+	lapsed bool // silent past its TTL while nobody ends it: the next frame refreshes at once
+	state  state
+
+	// ending is an earlier id that has to leave first, with its cause.
+	ending string
+	cause  store.Cause
+
+	// What Redis holds.
+	tried        bool   // a join of this id may have reached Redis
+	written      bool   // it has, for certain
+	incarnation  string // under which it was tried
+	writtenAt    time.Time
+	metaWritten  uint64
+	stateWritten uint64
+	refresh      bool // the per-connection key is due
+	position     store.Position
+	total        int
+
+	rev     uint64 // counts changes of what it should be
+	built   uint64 // the revision that the op under way brings about
+	waiters []waiter
+	life    *life        // timers of an entry with a TTL
+	expiry  *clock.Timer // of the state
+	retry   *clock.Timer // after a refusal of this op alone
+}
+
+// state is the ephemeral state of an entry. Version rises with every change.
+type state struct {
+	version uint64
+	data    []byte
+	silent  bool
+	until   time.Time // zero: no expiry
+}
+
+// waiter is a caller that waits for a revision to be written.
+type waiter struct {
+	rev  uint64
+	done chan error // buffered
+}
+
+func newEntryID() string { return rand.Text()[:16] }
+
+// changed marks a difference and offers the entry to its lane. Conn.mu is held.
+func (e *entry) changed() {
+	e.rev++
+	e.lane.offer(e)
+}
+
+// join makes the entry wanted. Conn.mu is held.
+func (e *entry) join() {
+	e.wake()
+	e.want = true
+	e.mint()
+	e.c.o.enter(e)
+	e.armLife()
+	e.changed()
+}
+
+// mint gives the entry a new id, of which Redis knows nothing yet.
+func (e *entry) mint() {
+	e.forgetWritten()
+	e.id, e.tried = newEntryID(), false
+}
+
+// leave ends the entry. Conn.mu is held.
+func (e *entry) leave(cause store.Cause) {
+	if !e.want {
+		return
+	}
+	// Written or not: a join of this id may be under way. Where an earlier id
+	// is still to be ended, this one has not been tried yet: endings go first.
+	if e.tried {
+		e.ending, e.cause = e.id, cause
+	}
+	e.over()
+	e.changed()
+}
+
+// over: the entry is not present any more, and its state ends with it.
+func (e *entry) over() {
+	e.forgetWritten()
+	e.want, e.refresh = false, false
+	e.state = state{version: e.state.version + 1}
+	e.stopTimers()
+	e.c.o.exit(e)
+}
+
+func (e *entry) forgetWritten() {
+	if e.written {
+		e.lane.hold(e.incarnation, -1)
+	}
+	e.written = false
+}
+
+// rejoin writes the entry anew under a new id: Redis lost it, or it belongs to
+// an incarnation that is no more. Conn.mu is held.
+func (e *entry) rejoin() {
+	e.mint()
+	e.c.o.stats.rejoined.Add(1)
+	e.changed()
+}
+
+func (e *entry) mark() *bool { return &e.queued }
+
+// next implements item.
+func (e *entry) next(inc string) (store.Op, bool) {
+	e.c.mu.Lock()
+	defer e.c.mu.Unlock()
+	op := store.Op{Room: e.room, Conn: e.c.id, Entry: e.id, TTL: e.ttl}
+	switch {
+	case e.ending != "":
+		op.Kind, op.Entry, op.Cause = store.OpLeave, e.ending, e.cause
+		return op, true
+	case !e.want:
+		e.settle()
+		return op, false
+	case e.tried && e.incarnation != inc:
+		// A new incarnation came between. The old id, written or perhaps
+		// written, is the old one's, and ends with it.
+		e.mint()
+		op.Entry = e.id
+	}
+	e.built = e.rev
+	now := time.Now()
+	left := e.ttl + time.Second - e.c.idle()
+	if !e.written {
+		op.Kind = store.OpJoin
+		op.MetaVersion, op.Meta = e.c.metaVersion, e.c.meta
+		e.putState(&op, now)
+		if e.ttl > 0 {
+			op.Left = max(left, time.Millisecond)
+		}
+		e.incarnation, e.tried = inc, true
+		return op, true
+	}
+	op.Kind = store.OpUpdate
+	due := false
+	if e.metaWritten < e.c.metaVersion {
+		op.MetaVersion, op.Meta, due = e.c.metaVersion, e.c.meta, true
+	}
+	if e.stateWritten < e.state.version {
+		e.putState(&op, now)
+		due = true
+	}
+	if e.refresh {
+		op.Left, due = time.Millisecond, true // without a TTL: takes the key away
+		if e.ttl > 0 {
+			op.Left = max(left, time.Millisecond)
+		}
+	}
+	if !due {
+		e.answer(e.rev, nil)
+	}
+	return op, due
+}
+
+// putState adds the state to an op; one that ran out meanwhile is none.
+func (e *entry) putState(op *store.Op, now time.Time) {
+	op.StateVersion, op.StateSilent = e.state.version, e.state.silent
+	if e.state.data == nil {
+		return
+	}
+	if !e.state.until.IsZero() {
+		if op.StateLeft = e.state.until.Sub(now); op.StateLeft < time.Millisecond {
+			op.StateLeft, op.StateSilent = 0, false
+			return
+		}
+	}
+	op.State = e.state.data
+}
+
+// sleep leaves it to the next frame to join again. Conn.mu is held.
+func (e *entry) sleep() {
+	if !e.asleep {
+		e.asleep = true
+		e.c.sleepers.Add(1)
+	}
+}
+
+// wake ends sleep and lapse.
+func (e *entry) wake() {
+	if e.asleep {
+		e.asleep = false
+		e.c.sleepers.Add(-1)
+	}
+	if e.lapsed {
+		e.lapsed = false
+		e.c.sleepers.Add(-1)
+	}
+}
+
+// settle answers whoever waits for the end and lets go of an entry that is
+// over. Conn.mu is held.
+func (e *entry) settle() {
+	e.answer(e.rev, nil)
+	if !e.want && !e.asleep && e.ending == "" {
+		e.stopTimers()
+		if e.c.entries[e.room] == e {
+			delete(e.c.entries, e.room)
+			e.c.ttlChanged()
+		}
+		e.c.closeIfOver()
+	}
+}
+
+// done implements item.
+func (e *entry) done(op store.Op, res store.OpResult) {
+	if op.Kind == store.OpJoin && res.Err == nil {
+		e.c.o.cfg.Wrote(e.room, res.Position) // outside the lock
+	}
+	e.c.mu.Lock()
+	defer e.c.mu.Unlock()
+	if res.Err != nil {
+		e.c.o.cfg.Logger.Debug("mesh: entry refused by redis", "conn", e.c.id, "error", res.Err)
+		e.later()
+		return
+	}
+	switch op.Kind {
+	case store.OpLeave:
+		e.ended(op, res)
+	case store.OpJoin:
+		e.joined(op, res)
+	default:
+		e.updated(op, res)
+	}
+	e.lane.offer(e) // what changed meanwhile; next finds nothing otherwise
+}
+
+func (e *entry) ended(op store.Op, res store.OpResult) {
+	if res.Status == store.Done {
+		e.c.o.stats.leaves[op.Cause].Add(1)
+	}
+	if e.ending == op.Entry {
+		e.ending = ""
+	}
+}
+
+func (e *entry) joined(op store.Op, res store.OpResult) {
+	e.position, e.total = res.Position, res.Total
+	if op.Entry != e.id || !e.want || e.incarnation != e.c.o.cfg.Incarnation() {
+		return // it has been ended, or replaced, meanwhile: next says how it goes on
+	}
+	e.written, e.writtenAt = true, time.Now()
+	e.lane.hold(e.incarnation, 1)
+	e.metaWritten, e.stateWritten = op.MetaVersion, op.StateVersion
+	e.dropExpired(op)
+	e.answer(e.built, nil)
+}
+
+func (e *entry) updated(op store.Op, res store.OpResult) {
+	if op.Entry != e.id || !e.want {
+		return
+	}
+	switch res.Status {
+	case store.Done:
+		e.metaWritten = max(e.metaWritten, op.MetaVersion)
+		e.stateWritten = max(e.stateWritten, op.StateVersion)
+		e.dropExpired(op)
+		if op.Left > 0 {
+			e.refresh = false
+		}
+		e.answer(e.built, nil)
+	case store.Gone:
+		e.vanished()
+	case store.Other:
+		// The same id has joined through another server, which is its owner
+		// now. Fighting over it would never end.
+		e.c.o.cfg.Logger.Warn("mesh: connection id in use on another server", "conn", e.c.id)
+		e.over()
+		e.answer(e.rev, ErrTaken)
+	}
+}
+
+// vanished: Redis does not hold the entry any more. Somebody ended it on the
+// expired key of a connection that is silent indeed, or data was lost.
+func (e *entry) vanished() {
+	e.refresh = false
+	if e.ttl > 0 && e.c.idle() >= e.ttl {
+		e.over()
+		e.sleep()
+		e.answer(e.rev, nil)
+		return
+	}
+	e.rejoin()
+}
+
+// dropExpired forgets a state that had run out by the time it was written.
+func (e *entry) dropExpired(op store.Op) {
+	if op.State == nil && op.StateVersion == e.state.version {
+		e.state.data = nil
+	}
+}
+
+// later offers the entry again after a while: Redis refused it alone.
+func (e *entry) later() {
+	if e.retry == nil {
+		e.retry = new(clock.Timer)
+	}
+	e.c.o.cfg.Wheel.Schedule(e.retry, retryAfter, func() { e.lane.offer(e) })
+}
+
+// wait adds a waiter for the entry as it should be now. Conn.mu is held.
+func (e *entry) wait() chan error {
+	w := waiter{rev: e.rev, done: make(chan error, 1)}
+	e.waiters = append(e.waiters, w)
+	return w.done
+}
+
+// await blocks until what was asked for is in Redis. After ctx or answerWithin
+// the caller hears that Redis is away; the entry goes on being written.
+func (e *entry) await(ctx context.Context, done chan error) error {
+	t := time.NewTimer(answerWithin)
+	defer t.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-t.C:
+	case <-ctx.Done():
+	}
+	e.c.mu.Lock()
+	e.waiters = slices.DeleteFunc(e.waiters, func(w waiter) bool { return w.done == done })
+	e.c.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return ErrUnavailable
+}
+
+// answer tells the waiters up to a revision. Conn.mu is held.
+func (e *entry) answer(rev uint64, err error) {
+	kept := e.waiters[:0]
+	for _, w := range e.waiters {
+		if w.rev > rev {
+			kept = append(kept, w)
+			continue
+		}
+		w.done <- err
+	}
+	clear(e.waiters[len(kept):])
+	if e.waiters = kept; len(kept) == 0 {
+		e.waiters = nil
+	}
+}

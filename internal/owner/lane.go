@@ -1,0 +1,215 @@
+package owner
+
+import (
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/meshpresence/mesh/internal/store"
+)
+
+// item is something whose difference to Redis a lane writes.
+type item interface {
+	// next returns what has to be written now, if anything.
+	next(inc string) (store.Op, bool)
+	// done takes the answer to what next returned.
+	done(op store.Op, res store.OpResult)
+	// mark returns where the lane keeps whether the item is in its queue.
+	mark() *bool
+}
+
+// lane writes the items of one bucket, one batch at a time: callers that wait
+// together go together. Because only one batch is under way and each has a
+// higher number than the one before, Redis can tell a late one and drop it.
+type lane struct {
+	o      *Owner
+	bucket int
+
+	mu      sync.Mutex // guards the fields below, and what item.mark points to
+	queue   []item
+	running bool
+	closed  bool
+	flying  int
+	number  uint64
+	moved   time.Time // when the last batch came back
+
+	// How many entries and connections Redis is known to hold of heldOf.
+	held   int64
+	heldOf string
+
+	differs int // heartbeats in a row at which Redis held another number; guarded by Owner.auditing
+}
+
+// offer queues an item that may have something to write.
+func (l *lane) offer(it item) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.closed || *it.mark() {
+		return
+	}
+	*it.mark() = true
+	l.queue = append(l.queue, it)
+	if !l.running {
+		l.running = true
+		l.o.workers.Go(l.run)
+	}
+}
+
+func (l *lane) close() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.closed = true
+}
+
+// hold counts what Redis came to hold, or does not any more, of an
+// incarnation. What an earlier one held is of no interest.
+func (l *lane) hold(inc string, by int64) {
+	if inc != l.o.cfg.Incarnation() {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.heldOf != inc {
+		l.heldOf, l.held = inc, 0
+	}
+	l.held += by
+}
+
+func (l *lane) waiting() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.queue) + l.flying
+}
+
+type flight struct {
+	it item
+	op store.Op
+}
+
+// run writes batches until nothing is queued. It ends then, so that a server
+// whose connections are quiet has no goroutine here.
+func (l *lane) run() {
+	var backoff time.Duration
+	for {
+		inc := l.o.cfg.Incarnation()
+		number, batch := l.take(inc)
+		if len(batch) == 0 {
+			return
+		}
+		err := l.commit(inc, number, batch)
+		if err == nil {
+			backoff = 0
+			continue
+		}
+		l.o.stats.retries.Add(1)
+		l.again(batch)
+		backoff = min(max(2*backoff, 25*time.Millisecond), time.Second)
+		if !l.o.pause(backoff) {
+			l.mu.Lock()
+			l.running = false
+			l.mu.Unlock()
+			return
+		}
+	}
+}
+
+// take moves items from the queue into a batch of at most MaxOps and MaxBytes.
+// An item without a difference is dropped from the queue. It ends the run,
+// under the lock that offer takes, where nothing is left.
+func (l *lane) take(inc string) (uint64, []flight) {
+	var batch []flight
+	size := 0
+	for {
+		it, last := l.pop(len(batch) == 0)
+		if it == nil {
+			break
+		}
+		op, ok := it.next(inc)
+		if !ok {
+			continue
+		}
+		batch = append(batch, flight{it, op})
+		if size += op.Size(); len(batch) == store.MaxOps || size >= store.MaxBytes || last {
+			break
+		}
+	}
+	if len(batch) == 0 {
+		return 0, nil // pop ended the run: another one may be under way already
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.flying = len(batch)
+	l.number++
+	return l.number, batch
+}
+
+// pop takes the next item off the queue; where there is none and nothing was
+// taken before it also ends the run.
+func (l *lane) pop(first bool) (it item, last bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if len(l.queue) == 0 {
+		if first {
+			l.running = false
+		}
+		l.queue = nil
+		return nil, true
+	}
+	it = l.queue[0]
+	l.queue[0] = nil
+	l.queue = l.queue[1:]
+	*it.mark() = false
+	return it, len(l.queue) == 0
+}
+
+// again puts a batch whose outcome is unknown back, to be decided anew.
+func (l *lane) again(batch []flight) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.flying = 0
+	back := make([]item, 0, len(batch)+len(l.queue))
+	for _, f := range batch {
+		if !*f.it.mark() {
+			*f.it.mark() = true
+			back = append(back, f.it)
+		}
+	}
+	l.queue = append(back, l.queue...)
+}
+
+func (l *lane) commit(inc string, number uint64, batch []flight) error {
+	ops := make([]store.Op, len(batch))
+	for i := range batch {
+		ops[i] = batch[i].op
+	}
+	results, err := l.o.cfg.Store.Commit(l.o.stop, l.bucket, inc, number, ops)
+	if err != nil {
+		if errors.Is(err, store.ErrFenced) {
+			l.o.cfg.Fenced(inc)
+		}
+		l.o.cfg.Logger.Debug("mesh: batch not written", "bucket", l.bucket, "ops", len(ops), "error", err)
+		return err
+	}
+	l.o.stats.batches.Add(1)
+	l.o.stats.ops.Add(uint64(len(ops)))
+	for i, f := range batch {
+		f.it.done(f.op, results[i])
+	}
+	l.mu.Lock()
+	l.flying = 0
+	l.moved = time.Now()
+	l.mu.Unlock()
+	return nil
+}
+
+// pause waits, unless the owner stops first.
+func (o *Owner) pause(d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return true
+	case <-o.stop.Done():
+		return false
+	}
+}

@@ -1,0 +1,157 @@
+package owner
+
+import (
+	"context"
+	"time"
+
+	"github.com/meshpresence/mesh/internal/clock"
+	"github.com/meshpresence/mesh/internal/store"
+)
+
+// afterStall is how long nobody is judged silent after the wheel itself was
+// late: the frames that came meanwhile are still to be read.
+const afterStall = 300 * time.Millisecond
+
+// life is what an entry with a TTL needs beside the others.
+type life struct {
+	silence clock.Timer // the owner's clock: ends the entry
+	refresh clock.Timer // keeps the per-connection key alive in Redis
+}
+
+// armLife starts or stops the timers of an entry as its TTL says. Conn.mu is held.
+func (e *entry) armLife() {
+	if e.ttl == 0 {
+		e.stopLife()
+		return
+	}
+	if e.life == nil {
+		e.life = new(life)
+	}
+	if e.c.o.cfg.EndSilent {
+		e.armSilence(e.ttl - e.c.idle())
+	}
+	e.armRefresh()
+}
+
+func (e *entry) armSilence(after time.Duration) {
+	e.c.o.cfg.Wheel.Schedule(&e.life.silence, max(after, 0), e.judge)
+}
+
+// armRefresh schedules the next refresh at a third of the key's life, on a
+// grid, so that entries come due together and go in one call.
+func (e *entry) armRefresh() {
+	every := (e.ttl + time.Second) / 3
+	grid := min(every/4, time.Second)
+	since := time.Since(e.c.o.born)
+	due := (since + every).Truncate(grid)
+	e.c.o.cfg.Wheel.Schedule(&e.life.refresh, due-since, e.keep)
+}
+
+// judge runs on the wheel: has the connection been silent for the TTL?
+func (e *entry) judge() {
+	c := e.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !e.want || e.ttl == 0 || e.life == nil {
+		return
+	}
+	if left := e.ttl - c.idle(); left > 0 {
+		e.armSilence(left)
+		return
+	}
+	if stall := c.o.cfg.Wheel.LastStall(); !stall.IsZero() && time.Since(stall) < afterStall {
+		e.armSilence(afterStall)
+		return
+	}
+	e.leave(store.CauseSilent)
+	e.sleep()
+}
+
+// keep runs on the wheel: refresh the key if there was a sign of life within
+// the TTL; otherwise it may run out.
+func (e *entry) keep() {
+	c := e.c
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !e.want || e.ttl == 0 || e.life == nil {
+		return
+	}
+	e.armRefresh()
+	if c.idle() < e.ttl {
+		e.refresh = true
+		e.lane.offer(e)
+		return
+	}
+	if !e.lapsed {
+		e.lapsed = true
+		c.sleepers.Add(1)
+	}
+}
+
+// armExpiry schedules the end of the state just set. Conn.mu is held.
+func (e *entry) armExpiry(after time.Duration) {
+	if e.expiry != nil {
+		e.c.o.cfg.Wheel.Cancel(e.expiry)
+	}
+	if after <= 0 {
+		return
+	}
+	if e.expiry == nil {
+		e.expiry = new(clock.Timer)
+	}
+	version := e.state.version
+	e.c.o.cfg.Wheel.Schedule(e.expiry, after, func() { e.expire(version) })
+}
+
+// expire runs on the wheel: ends the state, unless a newer one has come.
+func (e *entry) expire(version uint64) {
+	e.c.mu.Lock()
+	defer e.c.mu.Unlock()
+	if !e.want || e.state.version != version {
+		return
+	}
+	e.state = state{version: version + 1}
+	e.changed()
+}
+
+func (e *entry) stopLife() {
+	if e.life != nil {
+		e.c.o.cfg.Wheel.Cancel(&e.life.silence)
+		e.c.o.cfg.Wheel.Cancel(&e.life.refresh)
+		e.life = nil
+	}
+}
+
+func (e *entry) stopTimers() {
+	e.stopLife()
+	for _, t := range []*clock.Timer{e.expiry, e.retry} {
+		if t != nil {
+			e.c.o.cfg.Wheel.Cancel(t)
+		}
+	}
+}
+
+// EndLapsed ends the entries of this server in a room whose connections have
+// been silent for their TTL, where nobody else does. It returns how many.
+func (o *Owner) EndLapsed(ctx context.Context, room string) (int, error) {
+	type pending struct {
+		e    *entry
+		done chan error
+	}
+	var ended []pending
+	for _, c := range o.InRoom(room) {
+		c.mu.Lock()
+		if e := c.entries[room]; e != nil && e.want && e.ttl > 0 && c.idle() >= e.ttl {
+			e.leave(store.CauseSilent)
+			e.sleep()
+			ended = append(ended, pending{e, e.wait()})
+		}
+		c.mu.Unlock()
+	}
+	for _, p := range ended {
+		if err := p.e.await(ctx, p.done); err != nil {
+			return 0, err
+		}
+	}
+	return len(ended), nil
+}
