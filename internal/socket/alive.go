@@ -1,0 +1,123 @@
+package socket
+
+import (
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"github.com/meshpresence/mesh/internal/clock"
+)
+
+// armTimers starts the socket's timers. The caller holds mu.
+func (s *Socket) armTimers() {
+	s.armRegular(&s.pings, s.cfg.PingInterval, s.onPing)
+	s.armRegular(&s.latencies, s.cfg.LatencyInterval, s.onLatency)
+	s.armExtra(s.extraEvery)
+}
+
+// armRegular has fire called at the next whole multiple of interval since the
+// beginning. Counting from there keeps lateness from adding up, and a process
+// that was stopped for a while does not make up for what it missed. The caller
+// holds mu.
+func (s *Socket) armRegular(t *clock.Timer, interval time.Duration, fire func()) {
+	if interval > 0 {
+		s.cfg.Wheel.Schedule(t, interval-time.Since(s.begun)%interval, fire)
+	}
+}
+
+// onPing judges whether the peer is still there, and pings it.
+func (s *Socket) onPing() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ending != nil {
+		return
+	}
+	// After a stall frames may lie unread, and pings went out late: whoever
+	// seems silent is given another interval.
+	stalled := s.cfg.Wheel.LastStall().After(s.tickAt)
+	s.tickAt = time.Now()
+	switch unanswered := s.pingAt > 0 && time.Duration(s.seen.Load()) < s.pingAt; {
+	case !unanswered:
+		s.missed = 0
+	case !stalled:
+		s.missed++
+	}
+	if s.missed > s.cfg.MaxMissedPongs {
+		s.endLocked(&End{Cause: CauseSilent, Code: websocket.CloseInternalServerErr, Reason: "no sign of life"})
+		return
+	}
+	s.request(duePing)
+	s.armRegular(&s.pings, s.cfg.PingInterval, s.onPing)
+}
+
+// MinTTL says that the connection is in a room whose entries live for d, the
+// shortest of all its rooms. It is then pinged whenever it has been silent for
+// a third of that, beside the regular pings. Zero: it is in none.
+func (s *Socket) MinTTL(d time.Duration) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	every := max(d/3, 0)
+	if every == s.extraEvery {
+		return
+	}
+	s.extraEvery = every
+	if s.running && s.ending == nil {
+		s.armExtra(every - min(s.silence(), every))
+	}
+}
+
+// silence returns for how long no frame has come.
+func (s *Socket) silence() time.Duration {
+	return time.Since(s.begun) - time.Duration(s.seen.Load())
+}
+
+// armExtra has an extra ping considered after a while, if there are to be any
+// and the regular ones do not suffice. The caller holds mu.
+func (s *Socket) armExtra(after time.Duration) {
+	regular := s.cfg.PingInterval
+	if s.extraEvery == 0 || regular > 0 && regular <= s.extraEvery {
+		s.cfg.Wheel.Cancel(&s.extra)
+		return
+	}
+	s.cfg.Wheel.Schedule(&s.extra, after, s.onExtra)
+}
+
+// onExtra pings if no frame has come for extraEvery.
+func (s *Socket) onExtra() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ending != nil || s.extraEvery == 0 {
+		return
+	}
+	if left := s.extraEvery - s.silence(); left > 0 {
+		s.armExtra(left)
+		return
+	}
+	s.request(dueExtraPing)
+	s.armExtra(s.extraEvery)
+}
+
+// onLatency asks for a latency response.
+func (s *Socket) onLatency() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ending != nil {
+		return
+	}
+	s.request(dueLatencyRequest)
+	s.armRegular(&s.latencies, s.cfg.LatencyInterval, s.onLatency)
+}
+
+// latencyResponse tells the client how long its answer took, counted from when
+// the oldest request that is not answered had been written. Responses that
+// were not asked for are ignored.
+func (s *Socket) latencyResponse(now time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.latencyAt == 0 {
+		return
+	}
+	s.latency = max(s.offset(now)-s.latencyAt, 0)
+	s.latencyAt = 0
+	s.request(dueLatency)
+}

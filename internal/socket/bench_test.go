@@ -1,0 +1,119 @@
+package socket
+
+import (
+	"fmt"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"github.com/meshpresence/mesh/internal/wire"
+)
+
+// sink is a network connection whose writes can be counted, and that otherwise
+// costs nothing.
+type sink struct {
+	net.Conn
+	written *sync.WaitGroup // nil: do not count
+}
+
+func (s *sink) Write(p []byte) (int, error) {
+	if s.written == nil {
+		return s.Conn.Write(p)
+	}
+	s.written.Done()
+	return len(p), nil
+}
+
+func (s *sink) SetWriteDeadline(time.Time) error { return nil }
+
+const fanOut = 200
+
+// sinks returns connections whose writes are counted in written.
+func sinks(b *testing.B, written *sync.WaitGroup) []*websocket.Conn {
+	conns := make([]*websocket.Conn, fanOut)
+	for i := range conns {
+		serverEnd, clientEnd := net.Pipe()
+		end := &sink{Conn: serverEnd}
+		conns[i], _ = upgrade(b, end, clientEnd, false)
+		end.written = written
+		b.Cleanup(func() { _ = clientEnd.Close() })
+	}
+	return conns
+}
+
+// BenchmarkFanOut queues one update for 200 sockets and waits until all have
+// written it.
+func BenchmarkFanOut(b *testing.B) {
+	var written, ended sync.WaitGroup
+	w := wheel(b)
+	sockets := make([]*Socket, fanOut)
+	for i, conn := range sinks(b, &written) {
+		s := New(Config{Conn: conn, Wheel: w, Handler: new(handler), QueueBytes: 1 << 18, WriteTimeout: 10 * time.Second})
+		ended.Go(func() { _ = s.Run(b.Context()) })
+		sockets[i] = s
+	}
+	b.ReportAllocs()
+	for b.Loop() {
+		written.Add(fanOut)
+		u := state("room", "connection", 1)
+		for _, s := range sockets {
+			if err := s.SendUpdate(u); err != nil {
+				b.Fatal(err)
+			}
+		}
+		written.Wait()
+	}
+	b.StopTimer()
+	written.Add(fanOut) // their close frames
+	for _, s := range sockets {
+		s.Close(1000, "")
+	}
+	written.Wait()
+	for _, s := range sockets {
+		s.sever()
+	}
+	ended.Wait()
+}
+
+// BenchmarkPlainLoop is the same without sockets: a loop that writes, as a
+// measure of what queueing costs.
+func BenchmarkPlainLoop(b *testing.B) {
+	var written sync.WaitGroup
+	conns := sinks(b, &written)
+	b.ReportAllocs()
+	for b.Loop() {
+		written.Add(fanOut)
+		p, err := state("room", "connection", 1).Frame().Prepared()
+		if err != nil {
+			b.Fatal(err)
+		}
+		for _, conn := range conns {
+			_ = conn.SetWriteDeadline(time.Now().Add(10 * time.Second))
+			if err := conn.WritePreparedMessage(p); err != nil {
+				b.Fatal(err)
+			}
+		}
+		written.Wait()
+	}
+}
+
+// BenchmarkSlowQueue queues states for a connection that reads nothing, so
+// that each makes an older one superfluous.
+func BenchmarkSlowQueue(b *testing.B) {
+	var q queue
+	updates := make([]*wire.Update, 1000)
+	for i := range updates {
+		updates[i] = state("room", fmt.Sprint(i), uint64(i))
+		q.push(&item{update: updates[i]})
+	}
+	q.coalesce()
+	b.ReportAllocs()
+	i := 0
+	for b.Loop() {
+		q.push(&item{update: updates[i%len(updates)]})
+		i++
+	}
+}

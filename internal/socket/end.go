@@ -1,0 +1,213 @@
+package socket
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"unicode/utf8"
+
+	"github.com/gorilla/websocket"
+
+	"github.com/meshpresence/mesh/internal/clock"
+)
+
+// maxReason is how many bytes of a reason fit into a close frame.
+const maxReason = 123
+
+// ErrClosed says that the connection has ended or is about to: what is sent
+// now reaches nobody. The error that Send returns then wraps it and the
+// [*End].
+var ErrClosed = errors.New("mesh: connection is closed")
+
+// Cause says why a connection ended.
+type Cause uint8
+
+// The causes.
+const (
+	CausePeer     Cause = iota // the peer sent a close frame
+	CauseBroken                // the network failed, or the peer went without a close frame
+	CauseClosed                // Close was called
+	CauseShutdown              // the context of Run ended
+	CauseSilent                // no frame came for too long (1011)
+	CauseSlow                  // too much waited to be written (1013)
+	CauseStuck                 // a write took longer than WriteTimeout
+	CauseFlood                 // it sent far more frames than it may (1008)
+	CauseTooLarge              // a message was larger than FrameBytes (1009)
+	CauseProtocol              // what it sent was no WebSocket frame (1002)
+	causes        = iota
+)
+
+var causeNames = [causes]string{
+	"peer", "broken", "closed", "shutdown", "silent", "slow", "stuck", "flood", "too large", "protocol",
+}
+
+// String returns the cause in a word or two.
+func (c Cause) String() string {
+	if int(c) < len(causeNames) {
+		return causeNames[c]
+	}
+	return fmt.Sprintf("cause %d", uint8(c))
+}
+
+// End says why a connection ended. It wraps ErrClosed and Err.
+type End struct {
+	Cause  Cause
+	Code   int    // of the close frame, sent or (CausePeer) received; 0: none
+	Reason string // as given with Code
+	Err    error  // of the network or the context; nil: none
+}
+
+// Error says why the connection ended.
+func (e *End) Error() string {
+	text := fmt.Sprintf("%v (%v)", ErrClosed, e.Cause)
+	if e.Code != 0 {
+		text += fmt.Sprintf(": %d %q", e.Code, e.Reason)
+	}
+	if e.Err != nil {
+		text += ": " + e.Err.Error()
+	}
+	return text
+}
+
+// Unwrap returns ErrClosed and Err.
+func (e *End) Unwrap() []error {
+	if e.Err == nil {
+		return []error{ErrClosed}
+	}
+	return []error{ErrClosed, e.Err}
+}
+
+// flushes tells whether what was queued before the end is still to be written.
+func (e *End) flushes() bool { return e.Cause == CauseClosed || e.Cause == CauseShutdown }
+
+// lingers tells whether the peer may still be sending although reading has
+// ended: to close at once would reset the connection, and the peer would never
+// see the close frame.
+func (e *End) lingers() bool { return e.Cause == CauseTooLarge || e.Cause == CauseProtocol }
+
+// Close ends the connection: frames sent before have a second to be written,
+// then a close frame with code and reason is, and the peer has another second
+// to answer it. Only the first end counts, whoever asked for it. Code 0 is
+// 1000; reasons are cut at 123 bytes. Close does not wait; Run returns when the end has come.
+func (s *Socket) Close(code int, reason string) {
+	if code == 0 {
+		code = websocket.CloseNormalClosure
+	}
+	s.end(&End{Cause: CauseClosed, Code: code, Reason: truncate(reason, maxReason)})
+}
+
+// truncate cuts text to at most n bytes, not within a character.
+func truncate(text string, n int) string {
+	if len(text) <= n {
+		return text
+	}
+	for n > 0 && !utf8.RuneStart(text[n]) {
+		n--
+	}
+	return text[:n]
+}
+
+// end begins the end of the connection, unless it has begun already.
+func (s *Socket) end(e *End) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.endLocked(e)
+}
+
+// endLocked is end for callers that hold mu.
+func (s *Socket) endLocked(e *End) {
+	if s.ending != nil {
+		return
+	}
+	s.ending = e
+	s.closed.Store(true)
+	s.stats.closes[e.Cause].Add(1)
+	if !e.flushes() {
+		s.dropQueue()
+	}
+	if e.Code == 0 {
+		s.broken = true // no close frame: nobody would see it
+	}
+	s.due, s.pong = 0, nil
+	s.commands, s.commandBytes = nil, 0
+	for _, t := range []*clock.Timer{&s.pings, &s.extra, &s.latencies} {
+		s.cfg.Wheel.Cancel(t)
+	}
+	if !s.running {
+		return // start does the rest
+	}
+	s.cancel(e)
+	s.cfg.Wheel.Schedule(&s.cut, grace, s.onCut)
+	s.kickWriter()
+}
+
+// onCut closes the network connection of one that did not end in time: what is
+// stuck in a read or a write returns then. Closing may block, which the wheel
+// must not.
+func (s *Socket) onCut() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if !s.done {
+		s.cutter.Go(s.sever)
+	}
+}
+
+// sever closes the network connection without a word.
+func (s *Socket) sever() {
+	conn := s.conn.NetConn()
+	if secure, ok := conn.(*tls.Conn); ok {
+		conn = secure.NetConn() // its own Close may wait 5 s to send an alert
+	}
+	_ = conn.Close() // nothing to be done about it
+}
+
+// finish ends the connection after reading ended with err, and waits for the
+// writer.
+func (s *Socket) finish(err error) {
+	e, readable := s.classify(err)
+	s.end(e)
+	if !readable {
+		s.giveUpWriting()
+		s.sever()
+	}
+	s.writer.Wait()
+	if readable && s.ended().lingers() {
+		_, _ = io.Copy(io.Discard, s.conn.NetConn()) // until the peer closes or the grace is over
+	}
+	_ = s.conn.Close() // over already, or nothing to be done about it
+	s.mu.Lock()
+	s.done = true
+	s.cfg.Wheel.Cancel(&s.cut)
+	s.mu.Unlock()
+	s.cutter.Wait()
+}
+
+// classify says what an error of reading means, and whether the peer may still
+// be there to read a close frame.
+func (s *Socket) classify(err error) (e *End, readable bool) {
+	var closed *websocket.CloseError
+	var network net.Error
+	switch {
+	case errors.As(err, &closed) && closed.Code != websocket.CloseAbnormalClosure:
+		return &End{Cause: CausePeer, Code: closed.Code, Reason: closed.Text}, true
+	case errors.Is(err, websocket.ErrReadLimit):
+		return &End{Cause: CauseTooLarge, Code: websocket.CloseMessageTooBig, Reason: "message too large"}, true
+	case closed != nil, errors.As(err, &network),
+		errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.ErrClosedPipe),
+		errors.Is(err, net.ErrClosed), errors.Is(err, os.ErrDeadlineExceeded):
+		return &End{Cause: CauseBroken, Err: err}, false
+	default:
+		return &End{Cause: CauseProtocol, Code: websocket.CloseProtocolError, Reason: "protocol error", Err: err}, true
+	}
+}
+
+// closeMessage returns the payload of the close frame that e calls for.
+func (e *End) closeMessage() []byte {
+	if e.Cause == CausePeer {
+		return websocket.FormatCloseMessage(e.Code, "")
+	}
+	return websocket.FormatCloseMessage(e.Code, e.Reason)
+}

@@ -1,0 +1,117 @@
+package socket
+
+import "github.com/meshpresence/mesh/internal/wire"
+
+// item is one frame that waits to be written.
+type item struct {
+	prev, next *item
+	frame      *wire.Frame
+	update     *wire.Update // what frame carries; nil: no update
+	charge     int
+}
+
+// member names whose state an update carries.
+type member struct{ room, conn string }
+
+// key returns whose state the item carries; false: it carries none.
+func (it *item) key() (member, bool) {
+	if it.update == nil || it.update.Type != wire.UpdateState {
+		return member{}, false
+	}
+	return member{it.update.RoomName, it.update.ConnectionID}, true
+}
+
+// queue is frames in the order in which they are to be written. It is a list
+// and no slice because what coalesces goes from the middle, in constant time
+// even when every push makes an older state superfluous. The zero queue is
+// empty and holds no memory, and so does one that has been emptied.
+type queue struct {
+	head, tail *item
+	n          int
+	// latest is the last state of each member in the queue, each the only one
+	// of its member. Nil until coalesce is called, and again once empty.
+	latest map[member]*item
+}
+
+// push appends it. The older state that it makes superfluous is taken out and
+// returned if the queue coalesces; nil: there is none.
+func (q *queue) push(it *item) (replaced *item) {
+	it.prev = q.tail
+	if q.tail != nil {
+		q.tail.next = it
+	} else {
+		q.head = it
+	}
+	q.tail = it
+	q.n++
+	if key, ok := it.key(); ok && q.latest != nil {
+		if replaced = q.latest[key]; replaced != nil {
+			q.remove(replaced)
+		}
+		q.latest[key] = it
+	}
+	return replaced
+}
+
+// pop takes the first item out; nil: the queue is empty.
+func (q *queue) pop() *item {
+	it := q.head
+	if it == nil {
+		return nil
+	}
+	if key, ok := it.key(); ok && q.latest[key] == it {
+		delete(q.latest, key)
+	}
+	q.remove(it)
+	return it
+}
+
+// remove takes it out of the list.
+func (q *queue) remove(it *item) {
+	if it.prev != nil {
+		it.prev.next = it.next
+	} else {
+		q.head = it.next
+	}
+	if it.next != nil {
+		it.next.prev = it.prev
+	} else {
+		q.tail = it.prev
+	}
+	it.prev, it.next = nil, nil
+	if q.n--; q.n == 0 {
+		q.latest = nil
+	}
+}
+
+// coalesce takes out every state that a later one of the same member makes
+// superfluous, and sees to it that none is queued from now on until the queue
+// has been emptied. What remains keeps its order. It returns how many went and
+// what was charged for them.
+func (q *queue) coalesce() (removed, freed int) {
+	if q.latest != nil || q.n == 0 {
+		return 0, 0
+	}
+	q.latest = make(map[member]*item)
+	for it := q.tail; it != nil; {
+		prev := it.prev
+		if key, ok := it.key(); ok {
+			if q.latest[key] == nil {
+				q.latest[key] = it
+			} else {
+				q.remove(it)
+				removed++
+				freed += it.charge
+			}
+		}
+		it = prev
+	}
+	return removed, freed
+}
+
+// clear empties the queue and returns how many items it held.
+func (q *queue) clear() int {
+	n := q.n
+	*q = queue{}
+	return n
+}

@@ -1,0 +1,260 @@
+// Package socket reads, queues and writes one WebSocket connection. It knows
+// frames, commands and signs of life, and nothing of rooms or presence. Once a
+// connection is given to a [Socket], nothing else may touch it.
+//
+// A socket has one reader, which is the goroutine that called [Socket.Run] and
+// which never waits for a command. A writer and a worker for commands exist
+// only while there is something to write or to do. All timers sit on a shared
+// [clock.Wheel].
+package socket
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"github.com/meshpresence/mesh/internal/clock"
+	"github.com/meshpresence/mesh/internal/wire"
+)
+
+// Defaults for fields of [Config] that are zero.
+const (
+	DefaultCommandQueue       = 64
+	DefaultHandlerConcurrency = 16
+)
+
+// grace is how long what was queued before a close may take to be written,
+// and then how long the peer has to answer the close frame.
+const grace = time.Second
+
+// ErrAlreadyRun says that Run was called before.
+var ErrAlreadyRun = errors.New("mesh: socket has been run already")
+
+// Handler does what frames ask for. Command and Concurrent answer with
+// [Socket.Send]; a panic in either is recovered, logged and answered with
+// ESERVER.
+type Handler interface {
+	// Seen is told of every frame that arrives, control frames included,
+	// before anything else is done with it. It is called on the reader's
+	// goroutine and must cost no more than an atomic store.
+	Seen(at time.Time)
+	// Command is called with one request after the other, in the order they
+	// arrived. The context ends with the connection, and its cause is the
+	// [*End].
+	Command(ctx context.Context, req wire.Request)
+	// IsConcurrent tells whether a command may run beside others. Called on
+	// the reader's goroutine.
+	IsConcurrent(command string) bool
+	// Concurrent is called on a goroutine of its own for commands for which
+	// IsConcurrent is true, at most Config.HandlerConcurrency at once.
+	Concurrent(ctx context.Context, req wire.Request)
+	// Foreign is handed frames that are not Mesh's if Config.TakesForeign. It
+	// is called on the reader's goroutine, in order: while it blocks, nothing
+	// is read. data may be kept.
+	Foreign(messageType int, data []byte)
+}
+
+// Config says how a [Socket] behaves. Conn, Wheel and Handler are required.
+type Config struct {
+	// Conn is a connection on the server's side, which the socket takes over:
+	// its handlers, limits and deadlines are set anew.
+	Conn *websocket.Conn
+	// Wheel must run until Run has returned.
+	Wheel   *clock.Wheel
+	Handler Handler
+
+	// FrameBytes is the size of the largest message accepted, after
+	// decompression; a larger one closes with 1009. Not positive: no limit.
+	FrameBytes int64
+	// QueueBytes bounds what waits to be written. Past it states of one member
+	// coalesce, and if that does not help the connection is closed with 1013.
+	// One frame counts at most half of it, so that a large snapshot leaves
+	// room for what follows. Commands wait while it is half full; so do not
+	// more than this many bytes of commands. Not positive: no limit.
+	QueueBytes int
+	// WriteTimeout bounds one write. Not positive: no limit.
+	WriteTimeout time.Duration
+
+	// PingInterval is the time between pings, counted from Run. Not positive:
+	// no pings, and nobody is closed for silence.
+	PingInterval time.Duration
+	// MaxMissedPongs is for how many further PingIntervals a connection may
+	// send nothing after a ping went unanswered for one.
+	MaxMissedPongs int
+	// LatencyInterval is the time between latency requests. Not positive: none.
+	LatencyInterval time.Duration
+
+	// CommandsPerSecond is how many commands are accepted in the long run;
+	// twice as many may come at once. More are answered with ELIMIT, and a
+	// connection that keeps sending ten times as many frames is closed with
+	// 1008. Not positive: no limit.
+	CommandsPerSecond int
+	// CommandQueue is how many commands may wait; more are answered with
+	// EBUSY. Defaults to DefaultCommandQueue.
+	CommandQueue int
+	// HandlerConcurrency is how many calls of Handler.Concurrent may run at
+	// once; more are answered with EBUSY. Defaults to
+	// DefaultHandlerConcurrency; negative: no limit.
+	HandlerConcurrency int
+	// TakesForeign says that Handler.Foreign has a use for frames that are not
+	// Mesh's. They then do not count towards the limit of frames per second.
+	// Otherwise they are ignored.
+	TakesForeign bool
+
+	// Stats counts for all sockets that share it. Defaults to one of its own.
+	Stats *Stats
+	// Logger defaults to silence.
+	Logger *slog.Logger
+}
+
+// Socket is one WebSocket connection. Its methods are safe for concurrent use
+// and, but for Run, never block.
+type Socket struct {
+	cfg   Config
+	conn  *websocket.Conn
+	stats *Stats
+	begun time.Time // offsets count from here
+
+	// Of the reader alone.
+	commandLimit bucket
+	frameLimit   bucket
+
+	seen   atomic.Int64 // when a frame last came, as an offset from begun
+	closed atomic.Bool  // ending is set
+
+	writer  sync.WaitGroup // the writer, if there is one
+	workers sync.WaitGroup // the worker and concurrent commands
+	cutter  sync.WaitGroup // who closes the connection when the grace is over
+
+	// mu guards the fields below. It is never held during I/O, nor while
+	// calling the handler.
+	mu      sync.Mutex
+	ctx     context.Context // of commands; set by Run
+	cancel  context.CancelCauseFunc
+	running bool
+	done    bool // the connection is closed for good: nothing left to cut
+	ending  *End // why the connection ends; nil: it does not
+
+	queue     queue
+	bytes     int // charged for what is queued and what is being written
+	due       due // what the writer is to send before the queue
+	writing   bool
+	broken    bool // no more can be written
+	closeSent bool
+	pong      []byte // payload of the control pong that is due
+
+	commands     []wire.Request
+	commandBytes int
+	working      bool
+	beside       int // concurrent commands running
+
+	pings      clock.Timer
+	pingAt     time.Duration // when a regular ping was last written; 0: none yet
+	tickAt     time.Time     // when pings last fired
+	missed     int
+	extra      clock.Timer
+	extraEvery time.Duration // 0: no extra pings
+	latencies  clock.Timer
+	latencyAt  time.Duration // when the oldest open latency request was written; 0: none
+	latency    time.Duration // the round trip to be told
+	cut        clock.Timer
+}
+
+// New returns a socket for cfg.Conn. Nothing is read or written before Run;
+// frames sent earlier are queued, so that they come first.
+func New(cfg Config) *Socket {
+	if cfg.CommandQueue == 0 {
+		cfg.CommandQueue = DefaultCommandQueue
+	}
+	if cfg.HandlerConcurrency == 0 {
+		cfg.HandlerConcurrency = DefaultHandlerConcurrency
+	}
+	if cfg.Stats == nil {
+		cfg.Stats = new(Stats)
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	now := time.Now()
+	return &Socket{
+		cfg:          cfg,
+		conn:         cfg.Conn,
+		stats:        cfg.Stats,
+		begun:        now,
+		commandLimit: newBucket(now, cfg.CommandsPerSecond),
+		frameLimit:   newBucket(now, floodFactor*cfg.CommandsPerSecond),
+	}
+}
+
+// Run reads until the connection ends and returns why, as an [*End]. When it
+// returns the connection is closed, no goroutine of the socket is left and no
+// timer fires any more; for that it waits for running commands, whose context
+// is done. The end of ctx closes the connection with 1001. Run can be called
+// once.
+func (s *Socket) Run(ctx context.Context) error {
+	if !s.start(ctx) {
+		return ErrAlreadyRun
+	}
+	stopped := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(stopped)
+		s.end(&End{Cause: CauseShutdown, Code: websocket.CloseGoingAway, Reason: "server is going away", Err: context.Cause(ctx)})
+	})
+	s.finish(s.read())
+	if !stop() {
+		<-stopped
+	}
+	s.workers.Wait()
+	end := s.ended()
+	s.cfg.Logger.Debug("mesh: connection ended", "cause", end.Cause.String(), "code", end.Code, "error", end.Err)
+	return end
+}
+
+// start makes the socket run; false: it did before.
+func (s *Socket) start(ctx context.Context) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.running {
+		return false
+	}
+	s.running = true
+	s.ctx, s.cancel = context.WithCancelCause(ctx)
+	s.begun = time.Now()
+	s.tickAt = s.begun
+	_ = s.conn.SetReadDeadline(time.Time{}) // an error shows at the first read
+	s.conn.SetReadLimit(max(s.cfg.FrameBytes, 0))
+	s.setControlHandlers()
+	if s.ending != nil {
+		s.cancel(s.ending)
+		s.cfg.Wheel.Schedule(&s.cut, grace, s.onCut)
+	} else {
+		s.armTimers()
+	}
+	s.kickWriter()
+	return true
+}
+
+// ended returns why the connection ends; nil: it does not.
+func (s *Socket) ended() *End {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ending
+}
+
+// QueueBytes returns how many bytes wait to be written or are being written.
+// Of a large frame only half of Config.QueueBytes counts.
+func (s *Socket) QueueBytes() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.bytes
+}
+
+// offset returns now as an offset from begun, never 0: that means never.
+func (s *Socket) offset(now time.Time) time.Duration {
+	return max(now.Sub(s.begun), 1)
+}

@@ -1,0 +1,121 @@
+package socket
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"github.com/meshpresence/mesh/internal/wire"
+)
+
+// serve runs a socket for one client of a real server, over TLS. What Run
+// returned comes through the channel.
+func serve(t *testing.T, change func(*Config)) (*Socket, *websocket.Conn, <-chan error) {
+	t.Helper()
+	w := wheel(t)
+	sockets, ended := make(chan *Socket, 1), make(chan error, 1)
+	srv := httptest.NewTLSServer(http.HandlerFunc(func(rw http.ResponseWriter, req *http.Request) {
+		conn, err := new(websocket.Upgrader).Upgrade(rw, req, nil)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		cfg := Config{Conn: conn, Wheel: w, Handler: new(handler)}
+		change(&cfg)
+		s := New(cfg)
+		sockets <- s
+		ended <- s.Run(context.WithoutCancel(req.Context()))
+	}))
+	t.Cleanup(srv.Close)
+	tls := srv.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
+	tls.NextProtos = nil // no HTTP/2
+	dialer := websocket.Dialer{TLSClientConfig: tls}
+	client, _, err := dialer.DialContext(t.Context(), "wss"+strings.TrimPrefix(srv.URL, "https"), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = client.Close() })
+	return <-sockets, client, ended
+}
+
+// A connection that is closed while its peer still sends is reset, and the
+// peer never sees the close frame: so the rest has to be read first.
+func TestTooLargeMessageIsNotReset(t *testing.T) {
+	t.Parallel()
+	_, client, ended := serve(t, func(c *Config) { c.FrameBytes = 1000 })
+	for range 4 {
+		// The client may be told before it has written everything.
+		_ = client.WriteMessage(websocket.TextMessage, make([]byte, 1<<20))
+	}
+	_, _, err := client.ReadMessage()
+	if !websocket.IsCloseError(err, websocket.CloseMessageTooBig) {
+		t.Errorf("client got %v, want close code 1009", err)
+	}
+	_ = client.Close()
+	var e *End
+	if err := <-ended; !errors.As(err, &e) || e.Cause != CauseTooLarge {
+		t.Errorf("ended with %v", err)
+	}
+}
+
+// Closing a TLS connection sends an alert, for which a full network may make
+// it wait 5 s.
+func TestStuckTLSIsClosedInTime(t *testing.T) {
+	t.Parallel()
+	s, _, ended := serve(t, func(*Config) {})
+	if err := s.Send(push(t, "n", strings.Repeat("x", 64<<20))); err != nil {
+		t.Fatal(err)
+	}
+	s.Close(1000, "")
+	begun := time.Now()
+	if err := <-ended; !errors.Is(err, ErrClosed) {
+		t.Errorf("ended with %v", err)
+	}
+	if took := time.Since(begun); took > 4*time.Second {
+		t.Errorf("took %v", took)
+	}
+}
+
+func TestConcurrentUse(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		h := new(handler)
+		r := prepare(t, h, func(c *Config) {
+			c.PingInterval, c.LatencyInterval, c.QueueBytes = 10*time.Millisecond, 10*time.Millisecond, 5000
+		})
+		h.command = r.echo
+		r.start(true)
+		var users sync.WaitGroup
+		for n := range 4 {
+			users.Go(func() {
+				for i := range 200 {
+					_ = r.SendUpdate(state("r", "c", uint64(i)))
+					_ = r.Send(wire.Ping())
+					r.MinTTL(time.Duration(i%5) * 30 * time.Millisecond)
+					r.PingNow()
+					_ = r.QueueBytes()
+					time.Sleep(time.Duration(n) * time.Millisecond)
+				}
+				r.Close(1000, "")
+			})
+		}
+		users.Go(func() {
+			for r.client.WriteMessage(websocket.TextMessage, []byte(`{"id":1,"command":"mesh/noop"}`)) == nil {
+				time.Sleep(time.Millisecond)
+			}
+		})
+		users.Wait()
+		r.end()
+		if n := r.QueueBytes(); n != 0 {
+			t.Errorf("%d bytes still queued", n)
+		}
+	})
+}

@@ -1,0 +1,230 @@
+package socket
+
+import (
+	"errors"
+	"net"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"github.com/meshpresence/mesh/internal/wire"
+)
+
+// due is a set of frames that are to be written before the queue. They are no
+// part of it: of each there is at most one, however long the writer is stuck.
+type due uint8
+
+const (
+	duePong           due = 1 << iota // WebSocket's own, answers the peer's
+	duePing                           // counts for missed pongs
+	dueExtraPing                      // does not
+	dueLatencyRequest                 // asks for a latency response
+	dueLatency                        // tells the round trip
+)
+
+// Send queues a frame. It returns an error that wraps [ErrClosed] if the
+// connection ends, or if this frame made it end because too much waits
+// already.
+func (s *Socket) Send(f *wire.Frame) error {
+	return s.push(&item{frame: f})
+}
+
+// SendUpdate queues an update as Send does. Where too much waits, of several
+// states of one member in one room only the last remains, in its own place.
+func (s *Socket) SendUpdate(u *wire.Update) error {
+	return s.push(&item{frame: u.Frame(), update: u})
+}
+
+// PingNow sends a ping beside the regular ones. Before Run it does nothing.
+func (s *Socket) PingNow() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.request(dueExtraPing)
+}
+
+// request has the frames of d written, before the queue, unless the connection
+// ends. The caller holds mu.
+func (s *Socket) request(d due) {
+	if s.running && s.ending == nil {
+		s.due |= d
+		s.kickWriter()
+	}
+}
+
+// push queues it, or ends the connection if that is too much.
+func (s *Socket) push(it *item) error {
+	it.charge = it.frame.Size()
+	limit := s.cfg.QueueBytes
+	if limit > 0 {
+		it.charge = min(it.charge, max(limit/2, 1))
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ending != nil {
+		return s.ending
+	}
+	if replaced := s.queue.push(it); replaced != nil {
+		s.bytes -= replaced.charge
+		s.stats.coalesced.Add(1)
+	}
+	s.bytes += it.charge
+	if limit > 0 && s.bytes > limit {
+		removed, freed := s.queue.coalesce()
+		s.bytes -= freed
+		s.stats.coalesced.Add(int64(removed))
+	}
+	if limit > 0 && s.bytes > limit {
+		s.endLocked(&End{Cause: CauseSlow, Code: websocket.CloseTryAgainLater, Reason: "connection is too slow"})
+		return s.ending
+	}
+	s.kickWriter()
+	return nil
+}
+
+// dropQueue throws away what waits to be written. The caller holds mu.
+func (s *Socket) dropQueue() {
+	for it := s.queue.head; it != nil; it = it.next {
+		s.bytes -= it.charge
+	}
+	s.stats.dropped.Add(int64(s.queue.clear()))
+}
+
+// giveUpWriting has the writer write no more.
+func (s *Socket) giveUpWriting() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.broken = true
+	s.dropQueue()
+}
+
+// kickWriter starts the writer if there is something to write and none is at
+// it. The caller holds mu. Once ending is set and the writer has stopped there
+// is nothing to write any more, so finish can wait for it.
+func (s *Socket) kickWriter() {
+	if s.running && !s.writing && s.toWrite() {
+		s.writing = true
+		s.writer.Go(s.write)
+	}
+}
+
+// toWrite tells whether there is something to write. The caller holds mu.
+func (s *Socket) toWrite() bool {
+	return !s.broken && (s.due != 0 || s.queue.head != nil || s.ending != nil && !s.closeSent)
+}
+
+// job is one thing to write.
+type job struct {
+	due  due    // one of them, or
+	item *item  // a frame of the queue, or
+	end  *End   // a close frame
+	pong []byte // with duePong
+	rtt  time.Duration
+}
+
+// write writes until there is nothing left to.
+func (s *Socket) write() {
+	var j job
+	for s.next(&j) {
+		if err := s.writeJob(&j); err != nil {
+			s.writeFailed(err)
+		}
+	}
+}
+
+// next accounts for the job that was done and puts the next into its place;
+// false: there is none, and the writer has stopped.
+func (s *Socket) next(j *job) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.account(j)
+	*j = job{}
+	if !s.toWrite() {
+		s.writing = false
+		return false
+	}
+	if j.due = s.due & -s.due; j.due != 0 {
+		s.due &^= j.due
+		j.pong, j.rtt = s.pong, s.latency
+		if j.due == duePing {
+			s.due &^= dueExtraPing
+		}
+		if j.due == duePong {
+			s.pong = nil
+		}
+	} else if j.item = s.queue.pop(); j.item == nil {
+		s.closeSent = true
+		j.end = s.ending
+	}
+	return true
+}
+
+// account notes that j was done. The caller holds mu.
+func (s *Socket) account(j *job) {
+	switch {
+	case j.item != nil:
+		s.bytes -= j.item.charge
+		s.kickWorker()
+	case j.due == duePing:
+		s.pingAt = s.offset(time.Now())
+	case j.due == dueLatencyRequest && s.latencyAt == 0:
+		s.latencyAt = s.offset(time.Now())
+	case j.end != nil && !s.done: // the peer's turn
+		s.cfg.Wheel.Schedule(&s.cut, grace, s.onCut)
+	}
+}
+
+// writeJob writes j to the network. No lock is held.
+func (s *Socket) writeJob(j *job) error {
+	deadline := time.Time{}
+	if s.cfg.WriteTimeout > 0 {
+		deadline = time.Now().Add(s.cfg.WriteTimeout)
+	}
+	_ = s.conn.SetWriteDeadline(deadline) // never fails
+	switch {
+	case j.item != nil && j.item.update != nil:
+		return s.writeShared(j.item.frame)
+	case j.item != nil:
+		return s.conn.WriteMessage(websocket.TextMessage, j.item.frame.Bytes())
+	case j.end != nil:
+		return s.conn.WriteControl(websocket.CloseMessage, j.end.closeMessage(), deadline)
+	case j.due == duePong:
+		return s.conn.WriteControl(websocket.PongMessage, j.pong, deadline)
+	case j.due == dueLatencyRequest:
+		return s.writeShared(wire.LatencyRequest())
+	case j.due == dueLatency:
+		f, err := wire.Push(wire.PushLatency, j.rtt.Milliseconds())
+		if err != nil {
+			return err
+		}
+		return s.conn.WriteMessage(websocket.TextMessage, f.Bytes())
+	default:
+		return s.writeShared(wire.Ping())
+	}
+}
+
+// writeShared writes a frame that other connections are sent too.
+func (s *Socket) writeShared(f *wire.Frame) error {
+	p, err := f.Prepared()
+	if err != nil {
+		return err
+	}
+	return s.conn.WritePreparedMessage(p)
+}
+
+// writeFailed ends the connection after an error of writing. The reader is
+// made to return too, unless it is the reader that has sent a close frame: the
+// websocket package does that when it meets a frame that it refuses, and Run
+// then says why.
+func (s *Socket) writeFailed(err error) {
+	s.giveUpWriting()
+	if errors.Is(err, websocket.ErrCloseSent) {
+		return
+	}
+	cause := CauseBroken
+	var network net.Error
+	if errors.As(err, &network) && network.Timeout() {
+		cause = CauseStuck
+	}
+	s.end(&End{Cause: cause, Err: err})
+	s.sever()
+}
