@@ -1,0 +1,179 @@
+package redistest
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"sync"
+	"testing"
+
+	"github.com/redis/go-redis/v9"
+)
+
+const (
+	startAttempts = 20 // ports tried
+	// Ports are picked below those that the system gives to connections, so
+	// that none of these takes a server's port while it is down.
+	firstPort, lastPort = 12_000, 32_000
+)
+
+// Server is a redis-server that this process started. Its methods may be
+// called from any goroutine of the test; they end the test where they fail, so
+// call those that take no testing.TB from the test's own goroutine.
+type Server struct {
+	t    testing.TB
+	path string
+	dir  string
+	conf config
+	port int
+
+	mu   sync.Mutex // guards proc, and is held while it changes
+	proc *process   // nil: not running
+}
+
+// config is what the options set.
+type config struct {
+	rdb, aof bool
+	args     []string
+}
+
+// Option changes how a server is started.
+type Option func(*config)
+
+// Args adds arguments of the command line, which override the defaults:
+// Args("--hz", "100", "--notify-keyspace-events", "Ex").
+func Args(args ...string) Option {
+	return func(c *config) { c.args = append(c.args, args...) }
+}
+
+// WithRDB makes the server load dump.rdb when it starts. It writes one only
+// when told to (SAVE), or by Stop.
+func WithRDB() Option { return func(c *config) { c.rdb = true } }
+
+// WithAOF makes the server keep every acknowledged write (appendfsync always).
+func WithAOF() Option { return func(c *config) { c.aof = true } }
+
+// binary finds the server's executable.
+func binary() (string, error) {
+	name := os.Getenv("MESH_REDIS_SERVER")
+	if name == "" {
+		name = "redis-server"
+	}
+	path, err := exec.LookPath(name)
+	if err != nil {
+		return "", fmt.Errorf("redistest: no server binary: %w", err)
+	}
+	return path, nil
+}
+
+// Available reports whether there is a server binary.
+func Available() bool {
+	_, err := binary()
+	return err == nil
+}
+
+// Start starts a server on a free port of 127.0.0.1, waits until it answers,
+// and stops it when the test is over. It saves nothing, unless options say so.
+// Where there is no binary the test is skipped, or fails with
+// MESH_REQUIRE_REDIS=1.
+func Start(t testing.TB, opts ...Option) *Server {
+	t.Helper()
+	path, err := binary()
+	if err != nil {
+		if os.Getenv("MESH_REQUIRE_REDIS") == "1" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	s := &Server{t: t, path: path, dir: t.TempDir()}
+	for _, o := range opts {
+		o(&s.conf)
+	}
+	t.Cleanup(s.Kill)
+	var errs []error
+	for range startAttempts {
+		s.port, err = freePort()
+		if err == nil {
+			err = s.launch()
+		}
+		if err == nil {
+			return s
+		}
+		errs = append(errs, err)
+		if !errors.Is(err, errEnded) {
+			break
+		}
+	}
+	t.Fatal(errors.Join(errs...))
+	return nil
+}
+
+// freePort returns a port that was free a moment ago.
+func freePort() (int, error) {
+	var err error
+	for range startAttempts {
+		port := firstPort + rand.IntN(lastPort-firstPort)
+		var l net.Listener
+		if l, err = net.Listen("tcp", net.JoinHostPort("127.0.0.1", strconv.Itoa(port))); err == nil {
+			return port, l.Close()
+		}
+	}
+	return 0, fmt.Errorf("redistest: no free port: %w", err)
+}
+
+// launch starts the server and waits until it answers.
+func (s *Server) launch() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	args := []string{
+		"--port", strconv.Itoa(s.port), "--bind", "127.0.0.1", "--dir", s.dir,
+		"--daemonize", "no", "--save", "", "--appendonly", "no", "--logfile", "redis.log",
+	}
+	if s.conf.aof {
+		args = append(args, "--appendonly", "yes", "--appendfsync", "always")
+	}
+	proc, err := startProcess(s.path, append(args, s.conf.args...), s.dir)
+	if err != nil {
+		return err
+	}
+	if err := s.answers(proc); err != nil {
+		proc.signal(os.Kill)
+		return fmt.Errorf("%w; its log: %s", err, s.log())
+	}
+	s.proc = proc
+	return nil
+}
+
+// log returns the end of the server's log.
+func (s *Server) log() string {
+	b, err := os.ReadFile(filepath.Join(s.dir, "redis.log"))
+	if err != nil {
+		return err.Error()
+	}
+	return string(b[max(0, len(b)-2000):])
+}
+
+// Addr returns the address, 127.0.0.1:port. It stays over restarts.
+func (s *Server) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port)) }
+
+// Dir returns the server's directory, which is the test's own.
+func (s *Server) Dir() string { return s.dir }
+
+// Client returns a new client, closed when the test is over.
+func (s *Server) Client(t testing.TB) *redis.Client { return client(t, s.Addr()) }
+
+func client(t testing.TB, addr string) *redis.Client {
+	t.Helper()
+	c := redis.NewClient(&redis.Options{Addr: addr})
+	t.Cleanup(func() {
+		if err := c.Close(); err != nil && !errors.Is(err, redis.ErrClosed) {
+			t.Error(err)
+		}
+	})
+	return c
+}

@@ -1,0 +1,252 @@
+package meshtest
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+const (
+	// requestLimit is what a client may send ahead before it has to wait, as
+	// it would for a full socket buffer.
+	requestLimit = 256 << 10
+	// replyLimit is what a client may leave unread before it is cut off: hard
+	// limit of client-output-buffer-limit for pub/sub clients in redis.conf.
+	// Until then the server never waits for a client, as it would on a
+	// net.Pipe: there one slow subscriber stops every command.
+	replyLimit = 32 << 20
+)
+
+// memConn is one end of an in-memory connection.
+type memConn struct {
+	in, out *stream
+	once    sync.Once
+	onClose func() // called once by Close or abort; nil: nothing
+}
+
+// memPipe returns the two ends of a new connection.
+func memPipe() (client, srv *memConn) {
+	requests := newStream(requestLimit, false)
+	replies := newStream(replyLimit, true)
+	return &memConn{in: replies, out: requests}, &memConn{in: requests, out: replies}
+}
+
+// Read implements [net.Conn].
+func (c *memConn) Read(p []byte) (int, error) { return c.in.read(p) }
+
+// Write implements [net.Conn].
+func (c *memConn) Write(p []byte) (int, error) {
+	n, full, err := c.out.write(p)
+	if full {
+		c.abort()
+	}
+	return n, err
+}
+
+// Close implements [net.Conn]. The other end may still read what was written.
+func (c *memConn) Close() error {
+	c.in.end(net.ErrClosed, opError("write", syscall.EPIPE))
+	c.out.end(io.EOF, net.ErrClosed)
+	c.closed()
+	return nil
+}
+
+// abort ends the connection as a reset does: what is under way is lost.
+func (c *memConn) abort() {
+	for _, s := range []*stream{c.in, c.out} {
+		s.drop()
+		s.end(opError("read", syscall.ECONNRESET), opError("write", syscall.ECONNRESET))
+	}
+	c.closed()
+}
+
+func (c *memConn) closed() {
+	c.once.Do(func() {
+		if c.onClose != nil {
+			c.onClose()
+		}
+	})
+}
+
+// LocalAddr implements [net.Conn].
+func (c *memConn) LocalAddr() net.Addr { return memAddr{} }
+
+// RemoteAddr implements [net.Conn].
+func (c *memConn) RemoteAddr() net.Addr { return memAddr{} }
+
+// SetDeadline implements [net.Conn].
+func (c *memConn) SetDeadline(t time.Time) error {
+	c.in.setDeadline(&c.in.readBy, t)
+	c.out.setDeadline(&c.out.writeBy, t)
+	return nil
+}
+
+// SetReadDeadline implements [net.Conn].
+func (c *memConn) SetReadDeadline(t time.Time) error {
+	c.in.setDeadline(&c.in.readBy, t)
+	return nil
+}
+
+// SetWriteDeadline implements [net.Conn].
+func (c *memConn) SetWriteDeadline(t time.Time) error {
+	c.out.setDeadline(&c.out.writeBy, t)
+	return nil
+}
+
+type memAddr struct{}
+
+// Network implements [net.Addr].
+func (memAddr) Network() string { return "memory" }
+
+// String implements [net.Addr].
+func (memAddr) String() string { return "meshtest" }
+
+func opError(op string, err error) error {
+	return &net.OpError{Op: op, Net: "memory", Addr: memAddr{}, Err: err}
+}
+
+func refused() error { return opError("dial", syscall.ECONNREFUSED) }
+
+// stream is one direction of a connection.
+type stream struct {
+	limit  int
+	cutOff bool // a full stream is an error, not a reason to wait
+
+	// mu guards the fields below; cond tells of each change to them.
+	mu       sync.Mutex
+	cond     *sync.Cond
+	buf      bytes.Buffer
+	readErr  error // what a reader gets once buf is empty; nil: it waits
+	writeErr error // what a writer gets; nil: it may write
+	readBy   alarm
+	writeBy  alarm
+}
+
+// alarm is a deadline that wakes whoever waits.
+type alarm struct {
+	at    time.Time
+	timer *time.Timer
+}
+
+func (a *alarm) passed() bool { return !a.at.IsZero() && !time.Now().Before(a.at) }
+
+func newStream(limit int, cutOff bool) *stream {
+	s := &stream{limit: limit, cutOff: cutOff}
+	s.cond = sync.NewCond(&s.mu)
+	return s
+}
+
+func (s *stream) read(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		switch {
+		case s.readBy.passed():
+			return 0, opError("read", os.ErrDeadlineExceeded)
+		case s.buf.Len() > 0:
+			n, err := s.buf.Read(p)
+			s.cond.Broadcast()
+			return n, err
+		case s.readErr != nil:
+			return 0, s.readErr
+		case len(p) == 0:
+			return 0, nil
+		}
+		s.cond.Wait()
+	}
+}
+
+// write puts all of p into the stream. full says that the reader is to be cut
+// off, since it left too much unread.
+func (s *stream) write(p []byte) (n int, full bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for {
+		switch {
+		case s.writeErr != nil:
+			return n, false, s.writeErr
+		case s.writeBy.passed():
+			return n, false, opError("write", os.ErrDeadlineExceeded)
+		case n == len(p):
+			return n, false, nil
+		}
+		room := s.limit - s.buf.Len()
+		if s.cutOff && room < len(p) {
+			return n, true, opError("write", syscall.ECONNRESET)
+		}
+		if room <= 0 {
+			s.cond.Wait()
+			continue
+		}
+		part := p[n:min(len(p), n+room)]
+		s.buf.Write(part) // cannot fail
+		n += len(part)
+		s.cond.Broadcast()
+	}
+}
+
+// end sets what readers and writers get from now on, and stops the alarms. The
+// first end stands, except that whoever closed its own end hears that.
+func (s *stream) end(readErr, writeErr error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	reader, writer := errors.Is(readErr, net.ErrClosed), errors.Is(writeErr, net.ErrClosed)
+	if s.readErr == nil || reader {
+		s.readErr = readErr
+	}
+	if s.writeErr == nil || writer {
+		s.writeErr = writeErr
+	}
+	if reader {
+		s.buf = bytes.Buffer{}
+	}
+	for _, a := range []*alarm{&s.readBy, &s.writeBy} {
+		if a.timer != nil {
+			a.timer.Stop()
+		}
+	}
+	s.cond.Broadcast()
+}
+
+// drop forgets what has not been read.
+func (s *stream) drop() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.buf = bytes.Buffer{}
+}
+
+// setDeadline sets one of the stream's two alarms; the zero time turns it off.
+func (s *stream) setDeadline(a *alarm, t time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	a.at = t
+	switch {
+	case t.IsZero() || s.readErr != nil && s.writeErr != nil:
+		if a.timer != nil {
+			a.timer.Stop()
+		}
+	case a.timer == nil:
+		a.timer = time.AfterFunc(time.Until(t), s.wake)
+	default:
+		a.timer.Reset(time.Until(t))
+	}
+	s.cond.Broadcast()
+}
+
+// wake is what alarms call. One that rang before its time, which happens where
+// the deadline was not taken from the monotonic clock, is set again.
+func (s *stream) wake() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, a := range []*alarm{&s.readBy, &s.writeBy} {
+		if left := time.Until(a.at); !a.at.IsZero() && left > 0 {
+			a.timer.Reset(left)
+		}
+	}
+	s.cond.Broadcast()
+}

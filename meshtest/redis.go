@@ -1,0 +1,253 @@
+package meshtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/alicebob/miniredis/v2"
+	"github.com/alicebob/miniredis/v2/server"
+	"github.com/redis/go-redis/v9"
+	"github.com/redis/go-redis/v9/maintnotifications"
+)
+
+// ErrClosed is returned where a [Redis] has been closed.
+var ErrClosed = errors.New("meshtest: redis is closed")
+
+// Redis is an in-process Redis with a running clock and expired events. Its
+// methods may be called from any goroutine.
+type Redis struct {
+	cfg     config
+	mini    *miniredis.Miniredis
+	srv     *server.Server
+	started time.Time
+
+	// turn is held while a command runs and while the clock moves, so that
+	// neither sees the other half done. It guards time, index and failure, and
+	// is taken before mu and before miniredis's own lock.
+	turn    sync.Mutex
+	time    clock
+	index   index
+	failure string // what every command answers; "": none
+
+	// mu guards the fields below. Nothing is done under it that could wait.
+	mu      sync.Mutex
+	closed  bool
+	cut     bool
+	hung    chan struct{} // non-nil while commands wait; closed when they may go on
+	events  string        // notify-keyspace-events, canonical
+	runID   string
+	life    uint64 // counts restarts
+	peers   map[*server.Peer]*peer
+	conns   map[*memConn]struct{}
+	clients []*redis.Client
+
+	listener net.Listener
+	stop     chan struct{}
+	wg       sync.WaitGroup // the ticker, and all that serves TCP
+}
+
+// TB is the part of [testing.TB] that [StartRedis] uses. It keeps package
+// testing out of programs that only call [NewRedis].
+type TB interface {
+	Helper()
+	Cleanup(func())
+	Fatalf(format string, args ...any)
+}
+
+// StartRedis is [NewRedis] for a test: it ends the test if it fails, and
+// closes the Redis when the test is over.
+func StartRedis(t TB, opts ...Option) *Redis {
+	t.Helper()
+	r, err := NewRedis(opts...)
+	if err != nil {
+		t.Fatalf("%v", err)
+		return nil
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Fatalf("%v", err)
+		}
+	})
+	return r
+}
+
+// NewRedis starts a Redis that holds nothing. Call [Redis.Close] when done.
+// An error wraps [ErrOption], or says why it cannot listen (see [WithAddr]).
+func NewRedis(opts ...Option) (*Redis, error) {
+	cfg, err := newConfig(opts)
+	if err != nil {
+		return nil, err
+	}
+	r := &Redis{
+		cfg:     cfg,
+		mini:    miniredis.NewMiniRedis(),
+		started: time.Now(),
+		events:  cfg.events,
+		runID:   newRunID(),
+		peers:   map[*server.Peer]*peer{},
+		conns:   map[*memConn]struct{}{},
+		stop:    make(chan struct{}),
+	}
+	if cfg.addr != "" {
+		if r.listener, err = net.Listen("tcp", cfg.addr); err != nil {
+			return nil, fmt.Errorf("meshtest: listen: %w", err)
+		}
+	}
+	if err := r.boot(); err != nil {
+		r.mini.Close()
+		if r.listener != nil {
+			err = errors.Join(err, r.listener.Close())
+		}
+		return nil, err
+	}
+	r.wg.Go(r.runTicker)
+	if r.listener != nil {
+		r.wg.Go(r.accept)
+	}
+	return r, nil
+}
+
+// boot starts miniredis without a listener, which only its Dial can do, and
+// puts this package's commands in front of it.
+func (r *Redis) boot() error {
+	conn, err := r.mini.Dial()
+	if err != nil {
+		return fmt.Errorf("meshtest: start miniredis: %w", err)
+	}
+	if err := conn.Close(); err != nil {
+		return fmt.Errorf("meshtest: start miniredis: %w", err)
+	}
+	r.srv = r.mini.Server()
+	r.time.init(r.mini, r.started)
+	r.index.init()
+	if !r.cfg.forbidden {
+		if err := r.srv.Register("CONFIG", r.cmdConfig); err != nil {
+			return fmt.Errorf("meshtest: register CONFIG: %w", err)
+		}
+	}
+	r.srv.SetPreHook(r.hook)
+	return nil
+}
+
+// Client returns a new go-redis client of this Redis, connected in memory. It
+// is closed with the Redis; the caller may close it before.
+func (r *Redis) Client() *redis.Client {
+	c := redis.NewClient(r.Options())
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.closed {
+		r.clients = append(r.clients, c)
+	}
+	return c
+}
+
+// Options returns new options for a client of this Redis that the caller makes
+// and closes: for other timeouts, pool sizes, database numbers. The address in
+// them is a literal without meaning; connections are made by [Redis.Dial].
+func (r *Redis) Options() *redis.Options {
+	return &redis.Options{
+		Addr: "127.0.0.1:6379", // a name would be looked up, outside any bubble
+		Dialer: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			if err := ctx.Err(); err != nil {
+				return nil, err
+			}
+			return r.Dial()
+		},
+		// Both would only ask for commands that miniredis does not know.
+		DisableIdentity:          true,
+		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
+	}
+}
+
+// Dial returns a new in-memory connection, for clients other than go-redis. It
+// fails with [ErrClosed], or as a refused connection does after [Redis.Cut].
+func (r *Redis) Dial() (net.Conn, error) {
+	return r.connect()
+}
+
+// connect makes a connection that cut and Close know of.
+func (r *Redis) connect() (*memConn, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return nil, ErrClosed
+	}
+	if r.cut {
+		return nil, refused()
+	}
+	client, srv := memPipe()
+	srv.onClose = func() {
+		r.mu.Lock()
+		delete(r.conns, srv)
+		r.mu.Unlock()
+	}
+	r.conns[srv] = struct{}{}
+	// Under mu: once Close has set closed, nobody is in here any more, and
+	// miniredis may be closed.
+	r.srv.ServeConn(srv)
+	return client, nil
+}
+
+// Addr returns the TCP address that the Redis listens on, "" without
+// [WithAddr].
+func (r *Redis) Addr() string {
+	if r.listener == nil {
+		return ""
+	}
+	return r.listener.Addr().String()
+}
+
+// Mini returns the miniredis underneath, to look at data and to change it.
+// What needs the clock or the hooks of this package goes wrong through it: do
+// not call SetError, SetTime, ClockTTL, FastForward, Restart or Close of it. A
+// key that got its TTL from its SetTTL runs out up to a second late, without
+// an event.
+func (r *Redis) Mini() *miniredis.Miniredis { return r.mini }
+
+// Close closes the clients, ends every connection and waits until nothing of
+// the Redis runs any more. Commands that wait after [Redis.Hang] end
+// unanswered. Closing again does nothing.
+func (r *Redis) Close() error {
+	r.mu.Lock()
+	if r.closed {
+		r.mu.Unlock()
+		r.wg.Wait()
+		return nil
+	}
+	r.closed = true
+	clients, conns := r.clients, r.connections()
+	r.resume()
+	close(r.stop)
+	r.mu.Unlock()
+
+	var errs []error
+	for _, c := range clients {
+		if err := c.Close(); err != nil && !errors.Is(err, redis.ErrClosed) {
+			errs = append(errs, fmt.Errorf("meshtest: close client: %w", err))
+		}
+	}
+	if r.listener != nil {
+		if err := r.listener.Close(); err != nil {
+			errs = append(errs, fmt.Errorf("meshtest: close listener: %w", err))
+		}
+	}
+	for _, c := range conns {
+		c.abort()
+	}
+	r.mini.Close()
+	r.wg.Wait()
+	return errors.Join(errs...)
+}
+
+// connections lists what is connected now. r.mu is held.
+func (r *Redis) connections() []*memConn {
+	conns := make([]*memConn, 0, len(r.conns))
+	for c := range r.conns {
+		conns = append(conns, c)
+	}
+	return conns
+}
