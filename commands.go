@@ -1,0 +1,288 @@
+package mesh
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/meshpresence/mesh/internal/hub"
+	"github.com/meshpresence/mesh/internal/store"
+	"github.com/meshpresence/mesh/internal/wire"
+)
+
+// command carries out one of the protocol's requests. A nil result without an
+// error says that it has answered by itself.
+type command func(ctx context.Context, c *Connection, req wire.Request) (any, error)
+
+// commands are the protocol's own, by name.
+var commands = map[string]command{
+	wire.CommandNoop:                    func(context.Context, *Connection, wire.Request) (any, error) { return true, nil },
+	wire.CommandJoinRoom:                inRoom(joinRoom),
+	wire.CommandLeaveRoom:               inRoom(leaveRoom),
+	wire.CommandSubscribePresence:       inRoom(subscribePresence),
+	wire.CommandUnsubscribePresence:     inRoom(unsubscribePresence),
+	wire.CommandPublishPresenceState:    publishPresenceState,
+	wire.CommandClearPresenceState:      inRoom(clearPresenceState),
+	wire.CommandGetPresenceState:        inRoom(getPresenceState),
+	wire.CommandGetConnectionMetadata:   getConnectionMetadata,
+	wire.CommandGetMyConnectionMetadata: getMyConnectionMetadata,
+	wire.CommandSetMyConnectionMetadata: setMyConnectionMetadata,
+	wire.CommandGetRoomMetadata:         inRoom(getRoomMetadata),
+}
+
+// errPayload is the answer to a payload of the wrong shape.
+func errPayload(err error) error {
+	return &CommandError{Code: codeInvalid, Message: "invalid payload: " + err.Error()}
+}
+
+func decodePayload(req wire.Request, into any) error {
+	if len(req.Payload) == 0 {
+		return nil
+	}
+	if err := json.Unmarshal(req.Payload, into); err != nil {
+		return errPayload(err)
+	}
+	return nil
+}
+
+// inRoom adapts a command whose payload names a room.
+func inRoom(run func(ctx context.Context, c *Connection, req wire.Request, room string) (any, error)) command {
+	return func(ctx context.Context, c *Connection, req wire.Request) (any, error) {
+		var p wire.RoomRequest
+		if err := decodePayload(req, &p); err != nil {
+			return nil, err
+		}
+		if err := c.s.n.checkRoom(p.RoomName); err != nil {
+			return nil, err
+		}
+		return run(ctx, c, req, p.RoomName)
+	}
+}
+
+// refused reports whether an error is an answer rather than a failure: not
+// tracked, or the guard said no.
+func refused(err error) bool {
+	return errors.Is(err, ErrRefused) || errors.Is(err, ErrNotTracked)
+}
+
+func joinRoom(ctx context.Context, c *Connection, _ wire.Request, room string) (any, error) {
+	n := c.s.n
+	if _, err := n.join(ctx, c.own, room); refused(err) {
+		return wire.Snapshot{}, nil
+	} else if err != nil {
+		return nil, err
+	}
+	if n.rules.match(room).tracked {
+		switch err := n.maySee(ctx, c.id, room); {
+		case refused(err):
+			return wire.Snapshot{Success: true}, nil
+		case err != nil:
+			return nil, err
+		}
+	}
+	return c.joinAnswer(ctx, room)
+}
+
+// joinAnswer lists who is in a room that the connection has just joined, the
+// connection itself among them.
+func (c *Connection) joinAnswer(ctx context.Context, room string) (any, error) {
+	n := c.s.n
+	limit := n.opts.Limits.SnapshotMembers
+	if v, ok := n.hub.View(room, max(limit, 0)); ok && !v.Bounded() {
+		return wire.EncodedView{Success: true, Present: v.Present(), Extent: extentOf(v)}, nil
+	}
+	s, err := n.presentIn(ctx, room)
+	if err != nil {
+		return nil, err
+	}
+	answer := wire.Snapshot{Success: true, Extent: wire.Extent{Stale: s.Stale, Epoch: s.Epoch, Seq: s.Seq}}
+	if !slices.ContainsFunc(s.Members, func(m Member) bool { return m.ID == c.id }) {
+		s.Members = append([]Member{c.Member()}, s.Members...)
+		if limit >= 0 && len(s.Members) > limit {
+			s.Members = s.Members[:limit]
+		}
+	}
+	for _, m := range s.Members {
+		answer.Present = append(answer.Present, wire.Member{ID: m.ID, Metadata: m.Metadata})
+	}
+	if s.Total > len(answer.Present) {
+		answer.Total = s.Total
+	}
+	return answer, nil
+}
+
+func extentOf(v hub.View) wire.Extent {
+	e := wire.Extent{Stale: v.Stale, Epoch: v.Epoch, Seq: v.Seq}
+	if v.Bounded() {
+		e.Total = v.Total
+	}
+	return e
+}
+
+func leaveRoom(ctx context.Context, c *Connection, _ wire.Request, room string) (any, error) {
+	if _, err := c.own.Leave(ctx, room, store.CauseLeft); err != nil {
+		return nil, c.s.n.storeError(err)
+	}
+	return wire.Success{Success: true}, nil
+}
+
+func publishPresenceState(ctx context.Context, c *Connection, req wire.Request) (any, error) {
+	n := c.s.n
+	var p wire.PublishStateRequest
+	if err := decodePayload(req, &p); err != nil {
+		return nil, err
+	}
+	if err := n.checkRoom(p.RoomName); err != nil {
+		return nil, err
+	}
+	if len(p.State) == 0 || string(p.State) == "null" {
+		return false, nil
+	}
+	after, err := p.Expiry()
+	if err != nil {
+		return nil, errPayload(err)
+	}
+	data, err := n.encodeState(p.State)
+	if err != nil {
+		return nil, err
+	}
+	return c.change(ctx, p.RoomName, func() error {
+		return n.publishState(ctx, c.own, p.RoomName, data, StateOptions{ExpireAfter: after, Silent: p.Silent})
+	})
+}
+
+func clearPresenceState(ctx context.Context, c *Connection, _ wire.Request, room string) (any, error) {
+	return c.change(ctx, room, func() error { return c.s.n.storeError(c.own.ClearState(ctx, room)) })
+}
+
+// change does something to the connection's state in a room, if it is in and
+// may see the room.
+func (c *Connection) change(ctx context.Context, room string, do func() error) (any, error) {
+	if !c.own.In(room) {
+		return false, nil
+	}
+	err := c.s.n.maySee(ctx, c.id, room)
+	if err == nil {
+		err = do()
+	}
+	if refused(err) || errors.Is(err, ErrNotPresent) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+func getPresenceState(ctx context.Context, c *Connection, _ wire.Request, room string) (any, error) {
+	n := c.s.n
+	if err := n.maySee(ctx, c.id, room); refused(err) {
+		return wire.StateSnapshot{}, nil
+	} else if err != nil {
+		return nil, err
+	}
+	if v, ok := n.hub.View(room, max(n.opts.Limits.SnapshotMembers, 0)); ok {
+		return wire.EncodedView{Success: true, Present: v.IDs(), States: v.States(), Extent: extentOf(v)}, nil
+	}
+	s, err := n.presentIn(ctx, room)
+	if err != nil {
+		return nil, err
+	}
+	answer := wire.StateSnapshot{Success: true, States: make(map[string]json.RawMessage)}
+	answer.Extent = wire.Extent{Stale: s.Stale, Epoch: s.Epoch, Seq: s.Seq}
+	for _, m := range s.Members {
+		answer.Present = append(answer.Present, m.ID)
+		if m.State != nil {
+			answer.States[m.ID] = m.State
+		}
+	}
+	if s.Total > len(s.Members) {
+		answer.Total = s.Total
+	}
+	return answer, nil
+}
+
+func getMyConnectionMetadata(_ context.Context, c *Connection, _ wire.Request) (any, error) {
+	return wire.Metadata{Metadata: c.Member().Metadata}, nil
+}
+
+func getConnectionMetadata(ctx context.Context, c *Connection, req wire.Request) (any, error) {
+	var p wire.GetMetadataRequest
+	if err := decodePayload(req, &p); err != nil {
+		return nil, err
+	}
+	if err := validateConnectionID(p.ConnectionID); err != nil {
+		return nil, err
+	}
+	if p.ConnectionID == c.id {
+		return wire.Metadata{Metadata: c.Member().Metadata}, nil
+	}
+	data, err := c.s.n.metadataFor(ctx, c.id, p.ConnectionID, c.concerned())
+	if err != nil {
+		return nil, err
+	}
+	return wire.Metadata{Metadata: data}, nil
+}
+
+// concerned returns the rooms that the connection has joined or watches.
+func (c *Connection) concerned() []string {
+	rooms := c.own.Rooms()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for room := range c.subs {
+		rooms = append(rooms, room)
+	}
+	slices.Sort(rooms)
+	return slices.Compact(rooms)
+}
+
+func setMyConnectionMetadata(ctx context.Context, c *Connection, req wire.Request) (any, error) {
+	n := c.s.n
+	var p wire.SetMetadataRequest
+	if err := decodePayload(req, &p); err != nil {
+		return nil, err
+	}
+	hook := n.opts.ClientMetadata
+	if hook == nil {
+		return nil, fmt.Errorf("%w: clients may not set metadata", ErrRefused)
+	}
+	change, err := n.encodeMetadata(p.Metadata)
+	if err != nil {
+		return nil, err
+	}
+	approve := func(current, proposed json.RawMessage) (json.RawMessage, error) {
+		answer := make(chan json.RawMessage, 1) // the hook may outlive its time
+		err := n.calls.run(ctx, "ClientMetadata", n.opts.HookTimeout, func(ctx context.Context) error {
+			value, err := hook(ctx, Member{ID: c.id, Metadata: current}, proposed)
+			if err != nil {
+				return err
+			}
+			data, err := n.encodeMetadata(value)
+			answer <- data
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		return <-answer, nil
+	}
+	if err := n.setConnMetadata(ctx, c.id, change, Strategy(p.Options.Strategy), approve); err != nil {
+		return nil, err
+	}
+	return wire.Success{Success: true}, nil
+}
+
+func getRoomMetadata(ctx context.Context, c *Connection, _ wire.Request, room string) (any, error) {
+	n := c.s.n
+	if n.rules.match(room).tracked {
+		if err := n.maySee(ctx, c.id, room); refused(err) {
+			return wire.Metadata{}, nil
+		} else if err != nil {
+			return nil, err
+		}
+	}
+	value, err := n.store.RoomMeta(ctx, room)
+	if err != nil {
+		return nil, n.storeError(err)
+	}
+	return wire.Metadata{Metadata: value.Data}, nil
+}

@@ -1,0 +1,181 @@
+package mesh
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/gorilla/websocket"
+
+	"github.com/meshpresence/mesh/internal/owner"
+	"github.com/meshpresence/mesh/internal/socket"
+	"github.com/meshpresence/mesh/internal/wire"
+)
+
+// Connection is one WebSocket on this server. All methods are safe for
+// concurrent use, also after it has ended.
+type Connection struct {
+	s       *Server
+	id      string
+	ws      *websocket.Conn
+	sock    *socket.Socket
+	own     *owner.Conn
+	foreign func(c *Connection, messageType int, data []byte)
+	settled chan struct{} // closed when the OnConnection hooks are through: commands wait for it
+
+	mu   sync.Mutex               // guards subs
+	subs map[string]*subscription // by room
+}
+
+// ID returns the connection's id: random, new for every connection, known to
+// the client.
+func (c *Connection) ID() string { return c.id }
+
+// Member returns the connection with its current metadata.
+func (c *Connection) Member() Member {
+	data, _ := c.own.Metadata()
+	return Member{ID: c.id, Metadata: data}
+}
+
+// Rooms returns the rooms that the connection is in.
+func (c *Connection) Rooms() []string { return c.own.Rooms() }
+
+// RemoteAddr returns the peer's network address.
+func (c *Connection) RemoteAddr() net.Addr { return c.ws.RemoteAddr() }
+
+// Send queues a frame {command, payload} for the client and does not wait. It
+// fails where the payload does not encode, the command is the protocol's own,
+// or the connection has ended (ErrClosed).
+func (c *Connection) Send(command string, payload any) error {
+	rf, err := appFrame(command, payload)
+	if err != nil {
+		return err
+	}
+	f, err := wire.Push(rf.Command, rf.Payload)
+	if err != nil {
+		return err
+	}
+	if c.sock.Send(f) != nil {
+		return ErrClosed
+	}
+	return nil
+}
+
+// Close closes the connection with a WebSocket close code and reason, after
+// what is queued. It does not wait.
+func (c *Connection) Close(code int, reason string) { c.sock.Close(code, reason) }
+
+// serve runs a connection until it ends.
+func (s *Server) serve(ctx context.Context, ws *websocket.Conn, metadata json.RawMessage,
+	foreign func(*Connection, int, []byte),
+) error {
+	o := &s.n.opts
+	c := &Connection{s: s, id: rand.Text(), ws: ws, foreign: foreign, settled: make(chan struct{}), subs: make(map[string]*subscription)}
+	c.sock = socket.New(socket.Config{
+		Conn: ws, Wheel: s.n.wheel, Handler: (*wireHandler)(c),
+		FrameBytes: o.Limits.FrameBytes, QueueBytes: o.Limits.QueueBytes, WriteTimeout: o.WriteTimeout,
+		PingInterval: o.PingInterval, MaxMissedPongs: o.missedPongs(), LatencyInterval: o.LatencyInterval,
+		CommandsPerSecond: o.Limits.CommandsPerSecond, HandlerConcurrency: o.HandlerConcurrency,
+		TakesForeign: foreign != nil, Stats: &s.sockets, Logger: o.Logger,
+	})
+	own, err := s.n.connect(ctx, c.id, metadata, c.sock)
+	if err != nil {
+		return errors.Join(err, ws.Close())
+	}
+	c.own = own
+	if !s.add(c) {
+		s.n.disconnect(own)
+		return errors.Join(ErrClosed, ws.Close())
+	}
+	_ = c.sock.Send(wire.AssignID(c.id)) // before anything else
+	hooksDone := make(chan struct{})
+	go func() { // ends with the hooks, which are limited in time; awaited below
+		defer close(hooksDone)
+		defer close(c.settled)
+		s.hooks.connected(s.n, c)
+	}()
+	end := c.sock.Run(ctx)
+	s.remove(c)
+	s.n.disconnect(own)
+	<-hooksDone
+	s.hooks.disconnected(s.n, c, end)
+	return end
+}
+
+// wireHandler is what the socket calls.
+type wireHandler Connection
+
+// Seen implements socket.Handler.
+func (h *wireHandler) Seen(time.Time) { h.own.Seen() }
+
+// Foreign implements socket.Handler.
+func (h *wireHandler) Foreign(messageType int, data []byte) {
+	h.foreign((*Connection)(h), messageType, data)
+}
+
+// IsConcurrent implements socket.Handler.
+func (h *wireHandler) IsConcurrent(command string) bool { return h.s.handlers.get(command) != nil }
+
+// Command implements socket.Handler: one of the protocol's own.
+func (h *wireHandler) Command(ctx context.Context, req wire.Request) {
+	c := (*Connection)(h)
+	if !c.await(ctx) {
+		return
+	}
+	run := commands[req.Command]
+	if run == nil {
+		c.answer(req, wire.NotFound(req.ID, req.Command))
+		return
+	}
+	result, err := run(ctx, c, req)
+	if err == nil && result == nil {
+		return // it has answered by itself
+	}
+	c.reply(req, result, err)
+}
+
+// Concurrent implements socket.Handler: one of the app's own.
+func (h *wireHandler) Concurrent(ctx context.Context, req wire.Request) {
+	c := (*Connection)(h)
+	if !c.await(ctx) {
+		return
+	}
+	result, err := h.s.handlers.get(req.Command)(ctx, c, req.Payload)
+	c.reply(req, result, err)
+}
+
+// await lets the OnConnection hooks finish first: what they set, commands see.
+func (c *Connection) await(ctx context.Context) bool {
+	select {
+	case <-c.settled:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
+// reply answers a request with a result or an error.
+func (c *Connection) reply(req wire.Request, result any, err error) {
+	if !req.HasID {
+		return
+	}
+	var f *wire.Frame
+	if err == nil {
+		f, err = wire.Answer(req.ID, req.Command, result)
+	}
+	if err != nil {
+		message, code, name := wireError(err)
+		f = wire.ErrorAnswer(req.ID, req.Command, message, code, name)
+	}
+	c.answer(req, f)
+}
+
+func (c *Connection) answer(req wire.Request, f *wire.Frame) {
+	if req.HasID {
+		_ = c.sock.Send(f) // fails where the connection ends: nobody waits any more
+	}
+}

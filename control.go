@@ -1,0 +1,340 @@
+package mesh
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/meshpresence/mesh/internal/lease"
+	"github.com/meshpresence/mesh/internal/store"
+	"github.com/meshpresence/mesh/internal/wire"
+)
+
+// What servers say to each other, each on the other's control channel:
+//
+//	meta <conn> <version> <json>   a connection's metadata has been changed elsewhere
+//	call {…}                       do something with a connection or room of yours, and answer
+//	done {…}                       the answer
+//	send {…}                       pass a frame on to a connection, or to a room's members, of yours
+//
+// beside the beats that a server sends to itself. Channels lose messages: calls
+// are repeated until answered and change nothing the second time; metadata is
+// read again after every gap; frames are delivered at most once.
+const (
+	wordMeta = "meta"
+	wordCall = "call"
+	wordDone = "done"
+	wordSend = "send"
+)
+
+const (
+	// callRetry is how long an answer may take before the call is repeated,
+	// callLimit before it is given up.
+	callRetry = 600 * time.Millisecond
+	callLimit = 1900 * time.Millisecond
+	// callsAtOnce bounds the calls that are carried out here at once; more
+	// are not answered, and so repeated.
+	callsAtOnce = 64
+)
+
+// remoteCall is the payload of a call.
+type remoteCall struct {
+	ID   string `json:"id"`
+	From string `json:"from"` // incarnation to answer to
+	Op   string `json:"op"`
+	Room string `json:"room,omitempty"`
+	Conn string `json:"conn,omitempty"`
+}
+
+// The operations of a remoteCall.
+const (
+	opAdd     = "add"     // bring Conn into Room
+	opRemove  = "remove"  // take Conn out of Room
+	opClear   = "clear"   // take every connection of yours out of Room
+	opRecheck = "recheck" // ask Conn's guards again
+	opClose   = "close"   // close Conn
+)
+
+// remoteAnswer is the payload of an answer.
+type remoteAnswer struct {
+	ID    string `json:"id"`
+	OK    bool   `json:"ok"`
+	Error string `json:"error,omitempty"` // name of one of remoteErrors
+}
+
+// remoteErrors are the errors that a call can bring back.
+var remoteErrors = map[string]error{
+	"unknown":     ErrUnknownConnection,
+	"limit":       ErrLimit,
+	"closed":      ErrClosed,
+	"conflict":    ErrConflict,
+	"invalid":     ErrInvalidConnectionID,
+	"unavailable": ErrUnavailable,
+}
+
+func nameOfError(err error) string {
+	for name, sentinel := range remoteErrors {
+		if errors.Is(err, sentinel) {
+			return name
+		}
+	}
+	return "unavailable"
+}
+
+// remoteFrame is a frame to be passed on: to Conn, or to all in Room.
+type remoteFrame struct {
+	Conn    string          `json:"conn,omitempty"`
+	Room    string          `json:"room,omitempty"`
+	Command string          `json:"command"`
+	Payload json.RawMessage `json:"payload"`
+}
+
+// control speaks with the other servers.
+type control struct {
+	n     *node
+	slots chan struct{}
+	work  sync.WaitGroup // calls that are carried out here
+
+	mu      sync.Mutex // guards the fields below
+	stopped bool
+	waiting map[string]chan remoteAnswer // by call id
+
+	// sockets delivers frames to local sockets; nil without a Server.
+	sockets func(conn string, f *wire.Frame) bool
+	closer  func(conn string) bool
+}
+
+func newControl(n *node) *control {
+	return &control{n: n, slots: make(chan struct{}, callsAtOnce), waiting: make(map[string]chan remoteAnswer)}
+}
+
+// message takes one message of this server's channel. It runs on the
+// listener's goroutine and does not block.
+func (c *control) message(payload string) {
+	if lease.IsBeat(payload) {
+		c.n.lease.Heard(payload)
+		return
+	}
+	word, rest, _ := strings.Cut(payload, " ")
+	switch word {
+	case wordMeta:
+		c.meta(rest)
+	case wordCall:
+		c.called(rest)
+	case wordDone:
+		c.answered(rest)
+	case wordSend:
+		c.frame(rest)
+	}
+}
+
+func (c *control) meta(rest string) {
+	f := strings.SplitN(rest, " ", 3)
+	if len(f) != 3 {
+		return
+	}
+	version, err := strconv.ParseUint(f[1], 10, 64)
+	if err != nil {
+		return
+	}
+	if conn, ok := c.n.owner.Conn(f[0]); ok {
+		var data []byte
+		if f[2] != "" {
+			data = []byte(f[2])
+		}
+		conn.SetMeta(version, data)
+	}
+}
+
+// called carries out another server's call.
+func (c *control) called(rest string) {
+	var call remoteCall
+	if json.Unmarshal([]byte(rest), &call) != nil {
+		return
+	}
+	select {
+	case c.slots <- struct{}{}:
+	default:
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.stopped {
+		<-c.slots
+		return
+	}
+	c.work.Go(func() {
+		defer func() { <-c.slots }()
+		ctx, cancel := context.WithTimeout(c.n.life, callLimit)
+		defer cancel()
+		answer := remoteAnswer{ID: call.ID}
+		ok, err := c.carryOut(ctx, call)
+		answer.OK = ok
+		if err != nil {
+			answer.Error = nameOfError(err)
+		}
+		body, _ := json.Marshal(answer) // strings and a bool
+		_ = c.n.store.Publish(ctx, c.n.keys.Control(call.From), wordDone+" "+string(body))
+	})
+}
+
+// carryOut does to this server's own connections what is asked; ok says that
+// it found something to do.
+func (c *control) carryOut(ctx context.Context, call remoteCall) (ok bool, err error) {
+	if call.Op == opClear {
+		return c.clear(ctx, call.Room)
+	}
+	conn, err := c.n.conn(call.Conn)
+	if err != nil {
+		return false, err
+	}
+	switch call.Op {
+	case opAdd:
+		_, err := conn.Join(ctx, call.Room)
+		return err == nil, c.n.storeError(err)
+	case opRemove:
+		ok, err := conn.Leave(ctx, call.Room, store.CauseLeft)
+		return ok, c.n.storeError(err)
+	case opRecheck:
+		c.n.verdicts.invalidate(call.Conn)
+		c.n.watchers.recheck(call.Conn)
+		return true, nil
+	case opClose:
+		if c.closer != nil && c.closer(call.Conn) {
+			return true, nil
+		}
+		conn.Close(store.CauseClosed)
+		return true, nil
+	}
+	return false, fmt.Errorf("%w: operation %q", ErrIncompatible, call.Op)
+}
+
+func (c *control) clear(ctx context.Context, room string) (bool, error) {
+	conns := c.n.owner.InRoom(room)
+	var wg sync.WaitGroup
+	errs := make([]error, len(conns))
+	gate := make(chan struct{}, 256) // they wait together for a batch or two
+	for i, conn := range conns {
+		gate <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-gate }()
+			_, errs[i] = conn.Leave(ctx, room, store.CauseLeft)
+		})
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return false, c.n.storeError(err)
+		}
+	}
+	return len(conns) > 0, nil
+}
+
+func (c *control) answered(rest string) {
+	var a remoteAnswer
+	if json.Unmarshal([]byte(rest), &a) != nil {
+		return
+	}
+	c.mu.Lock()
+	ch := c.waiting[a.ID]
+	delete(c.waiting, a.ID)
+	c.mu.Unlock()
+	if ch != nil {
+		ch <- a
+	}
+}
+
+// call asks another incarnation (or, without a detour, this one) to do
+// something, and waits for the answer, at most callLimit.
+func (c *control) call(ctx context.Context, inc string, call remoteCall) (bool, error) {
+	if inc == c.n.lease.Incarnation() {
+		return c.carryOut(ctx, call)
+	}
+	ctx, cancel := context.WithTimeout(ctx, callLimit)
+	defer cancel()
+	call.ID, call.From = rand.Text(), c.n.lease.Incarnation()
+	body, err := json.Marshal(call)
+	if err != nil {
+		return false, fmt.Errorf("mesh: call: %w", err)
+	}
+	answer := make(chan remoteAnswer, 1)
+	c.mu.Lock()
+	c.waiting[call.ID] = answer
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		delete(c.waiting, call.ID)
+		c.mu.Unlock()
+	}()
+	for {
+		if err := c.n.store.Publish(ctx, c.n.keys.Control(inc), wordCall+" "+string(body)); err != nil {
+			return false, c.n.storeError(err)
+		}
+		t := time.NewTimer(callRetry)
+		select {
+		case a := <-answer:
+			t.Stop()
+			return a.OK, a.err()
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return false, fmt.Errorf("%w: the connection's server does not answer", ErrUnavailable)
+		}
+	}
+}
+
+func (a remoteAnswer) err() error {
+	if a.Error == "" {
+		return nil
+	}
+	if err := remoteErrors[a.Error]; err != nil {
+		return err
+	}
+	return fmt.Errorf("%w: another server answered %q", ErrUnavailable, a.Error)
+}
+
+// send passes a frame to another incarnation, or delivers it here.
+func (c *control) send(ctx context.Context, inc string, f remoteFrame) error {
+	body, err := json.Marshal(f)
+	if err != nil {
+		return fmt.Errorf("mesh: frame: %w", err)
+	}
+	if inc == c.n.lease.Incarnation() {
+		c.frame(string(body))
+		return nil
+	}
+	return c.n.storeError(c.n.store.Publish(ctx, c.n.keys.Control(inc), wordSend+" "+string(body)))
+}
+
+// frame delivers a frame to sockets of this server.
+func (c *control) frame(rest string) {
+	var rf remoteFrame
+	if c.sockets == nil || json.Unmarshal([]byte(rest), &rf) != nil {
+		return
+	}
+	f, err := wire.Push(rf.Command, rf.Payload)
+	if err != nil {
+		return
+	}
+	if rf.Room == "" {
+		c.sockets(rf.Conn, f)
+		return
+	}
+	for _, conn := range c.n.owner.InRoom(rf.Room) {
+		c.sockets(conn.ID(), f)
+	}
+}
+
+// stop waits for the calls that are carried out here.
+func (c *control) stop() {
+	c.mu.Lock()
+	c.stopped = true
+	c.mu.Unlock()
+	c.work.Wait()
+}

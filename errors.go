@@ -1,0 +1,269 @@
+package mesh
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"strings"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/meshpresence/mesh/internal/store"
+)
+
+// The errors of this package. Every error that it returns wraps one of them,
+// unless it is the context's or comes from one of the app's own callbacks;
+// test with errors.Is.
+var (
+	// ErrInvalidRoom says that a room name is empty, longer than
+	// Limits.RoomNameBytes, not valid UTF-8, or holds control characters.
+	ErrInvalidRoom = errors.New("mesh: invalid room name")
+	// ErrInvalidConnectionID says that a connection id is empty, too long, not
+	// valid UTF-8, or holds a colon or control characters.
+	ErrInvalidConnectionID = errors.New("mesh: invalid connection id")
+	// ErrInvalidOptions says that an option is out of its documented range.
+	// The message names the field.
+	ErrInvalidOptions = errors.New("mesh: invalid options")
+	// ErrInvalidPattern says that a Pattern names no room: it is the zero
+	// Pattern, or an exact name that no room can have.
+	ErrInvalidPattern = errors.New("mesh: invalid pattern")
+	// ErrInvalidState says that a presence state is not a JSON object, or that
+	// its expiry is out of range.
+	ErrInvalidState = errors.New("mesh: invalid presence state")
+	// ErrInvalidMetadata says that metadata is not valid JSON, or that a
+	// client may not set it to this value (or at all).
+	ErrInvalidMetadata = errors.New("mesh: invalid metadata")
+	// ErrNotTracked says that no TrackPresence rule matches the room.
+	ErrNotTracked = errors.New("mesh: room is not tracked")
+	// ErrNotPresent says that the connection is not in the room.
+	ErrNotPresent = errors.New("mesh: connection is not in the room")
+	// ErrUnknownConnection says that no connection of that id is known: on
+	// this server, or for reads of metadata on any.
+	ErrUnknownConnection = errors.New("mesh: unknown connection")
+	// ErrConnectionExists says that a connection of that id is registered
+	// already.
+	ErrConnectionExists = errors.New("mesh: connection exists already")
+	// ErrRefused says that a guard or a hook said no, failed, or did not
+	// answer in time.
+	ErrRefused = errors.New("mesh: refused")
+	// ErrUnavailable says that Redis does not answer. What was asked for may
+	// or may not have happened, unless the method says more.
+	ErrUnavailable = errors.New("mesh: redis does not answer")
+	// ErrTooLarge says that a value is larger than a limit of Options.Limits
+	// allows.
+	ErrTooLarge = errors.New("mesh: too large")
+	// ErrLimit says that a limit of Options.Limits on how many has been
+	// reached.
+	ErrLimit = errors.New("mesh: limit reached")
+	// ErrBusy says that too much is under way already; the same request may
+	// succeed a moment later.
+	ErrBusy = errors.New("mesh: busy")
+	// ErrClosed says that the server has been shut down or is draining, or
+	// that the connection has ended.
+	ErrClosed = errors.New("mesh: closed")
+	// ErrNotStarted says that the server or manager has not been started yet.
+	ErrNotStarted = errors.New("mesh: not started")
+	// ErrIncompatible says that the keys under Options.Prefix were written by
+	// a newer version of this package or by other software. Choose another
+	// prefix, or remove those keys.
+	ErrIncompatible = errors.New("mesh: incompatible data in redis")
+	// ErrConflict says that others changed the same value meanwhile, again and
+	// again.
+	ErrConflict = errors.New("mesh: conflicting changes")
+	// ErrSlowConsumer says that a subscriber did not keep up and its queue
+	// overflowed, so that it was ended.
+	ErrSlowConsumer = errors.New("mesh: slow consumer")
+	// ErrCommandExists says that a command of that name has been registered
+	// already, or that the name is one of the protocol's own.
+	ErrCommandExists = errors.New("mesh: command exists already")
+)
+
+// Codes that a client finds in the field code of an error answer.
+const (
+	codeServer      = "ESERVER"
+	codeInvalid     = "EINVALID"
+	codeNotFound    = "ENOTFOUND"
+	codeRefused     = "EREFUSED"
+	codeUnavailable = "EUNAVAILABLE"
+	codeTooLarge    = "ETOOLARGE"
+	codeLimit       = "ELIMIT"
+	codeBusy        = "EBUSY"
+	codeClosed      = "ECLOSED"
+	codeConflict    = "ECONFLICT"
+	codeExists      = "EEXISTS"
+	codeTimeout     = "ETIMEOUT"
+
+	nameCommandError = "CommandError"
+	nameError        = "Error"
+
+	textInternal = "Internal error"
+)
+
+// CommandError is an error whose answer to the client the app's command
+// handler chose itself: {"error": Message, "code": Code, "name": Name}. Any
+// other error of a handler is sent as its text, with code ESERVER and name
+// Error.
+type CommandError struct {
+	// Code is for programs. Defaults to "ESERVER".
+	Code string
+	// Name is the error's class. Defaults to "CommandError".
+	Name string
+	// Message is for people. Defaults to "Internal error".
+	Message string
+}
+
+// Error returns the message.
+func (e *CommandError) Error() string {
+	if e == nil || e.Message == "" {
+		return textInternal
+	}
+	return e.Message
+}
+
+// wire is what the client is told.
+func (e *CommandError) wire() (message, code, name string) {
+	code, name = codeServer, nameCommandError
+	if e != nil && e.Code != "" {
+		code = e.Code
+	}
+	if e != nil && e.Name != "" {
+		name = e.Name
+	}
+	return e.Error(), code, name
+}
+
+// Refusal is the error with which the authentication hook chooses what the
+// client is told. Whatever other error the hook returns, the client gets a
+// bare 401 and none of its text. A Refusal is an ErrRefused.
+type Refusal struct {
+	// Status is the HTTP status, 400 to 599. Defaults to 401; a value out of
+	// range refuses with 401 all the same.
+	Status int
+	// Message is the body of the answer. Defaults to the status's own text
+	// ("Unauthorized" for 401).
+	Message string
+}
+
+// Refuse returns a *Refusal for Options.Authenticate to return.
+func Refuse(status int, message string) error {
+	return &Refusal{Status: status, Message: message}
+}
+
+// Error returns what the client is told, as text.
+func (r *Refusal) Error() string {
+	_, message := r.response()
+	return "mesh: refused: " + message
+}
+
+// Unwrap returns ErrRefused.
+func (r *Refusal) Unwrap() error { return ErrRefused }
+
+// response is what the client is told, with the defaults filled in.
+func (r *Refusal) response() (status int, message string) {
+	status = http.StatusUnauthorized
+	if r != nil && r.Status >= 400 && r.Status <= 599 {
+		status = r.Status
+	}
+	if r != nil {
+		message = r.Message
+	}
+	if message == "" {
+		message = http.StatusText(status)
+	}
+	if message == "" {
+		message = http.StatusText(http.StatusUnauthorized)
+	}
+	return status, message
+}
+
+// wireErrors says what a client is told about an error. The first match wins,
+// so that an error which also wraps Redis's is told as unavailable. An empty
+// text means that the error's own is sent: it speaks about what the client
+// itself sent.
+var wireErrors = []struct {
+	is   error
+	code string
+	text string
+}{
+	{ErrUnavailable, codeUnavailable, "Temporarily unavailable"},
+	{store.ErrUnavailable, codeUnavailable, "Temporarily unavailable"},
+	{store.ErrFenced, codeUnavailable, "Temporarily unavailable"},
+	{store.ErrLate, codeUnavailable, "Temporarily unavailable"},
+	{store.ErrClock, codeUnavailable, "Temporarily unavailable"},
+	{ErrIncompatible, codeUnavailable, "Temporarily unavailable"},
+	{ErrNotStarted, codeUnavailable, "Temporarily unavailable"},
+	{ErrClosed, codeClosed, "Closed"},
+	{ErrBusy, codeBusy, "Busy"},
+	{ErrSlowConsumer, codeBusy, "Too slow"},
+	{ErrRefused, codeRefused, "Refused"},
+	{ErrConflict, codeConflict, "Conflicting changes"},
+	{ErrConnectionExists, codeExists, "Connection exists already"},
+	{ErrNotTracked, codeNotFound, "Room is not tracked"},
+	{ErrNotPresent, codeNotFound, "Not in the room"},
+	{ErrUnknownConnection, codeNotFound, "Unknown connection"},
+	{ErrTooLarge, codeTooLarge, ""},
+	{ErrLimit, codeLimit, ""},
+	{ErrInvalidRoom, codeInvalid, ""},
+	{ErrInvalidConnectionID, codeInvalid, ""},
+	{ErrInvalidState, codeInvalid, ""},
+	{ErrInvalidMetadata, codeInvalid, ""},
+}
+
+// wireError says what a client is told about err: the fields error, code and
+// name of the wire protocol's error answer. Text of Redis, of the network and
+// of a panic never gets there; the text of an app's own plain error does.
+func wireError(err error) (message, code, name string) {
+	if err == nil {
+		return textInternal, codeServer, nameError
+	}
+	if ce, ok := errors.AsType[*CommandError](err); ok {
+		return ce.wire()
+	}
+	if r, ok := errors.AsType[*Refusal](err); ok {
+		_, message = r.response()
+		return message, codeRefused, nameCommandError
+	}
+	for _, w := range wireErrors {
+		if !errors.Is(err, w.is) {
+			continue
+		}
+		if message = w.text; message == "" {
+			message = strings.TrimPrefix(publicText(err, w.is), "mesh: ")
+		}
+		return message, w.code, nameCommandError
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return "Timed out", codeTimeout, nameCommandError
+	}
+	if errors.Is(err, context.Canceled) {
+		return "Closed", codeClosed, nameCommandError
+	}
+	if private(err) {
+		return textInternal, codeServer, nameError
+	}
+	return err.Error(), codeServer, nameError
+}
+
+// publicText is err's own text, or the sentinel's where err's is private.
+func publicText(err, sentinel error) string {
+	if private(err) {
+		return sentinel.Error()
+	}
+	return err.Error()
+}
+
+// private reports whether err's text is nobody's business outside: it may hold
+// key names, addresses, or whatever a callback panicked with.
+func private(err error) bool {
+	if _, ok := errors.AsType[redis.Error](err); ok {
+		return true
+	}
+	if _, ok := errors.AsType[net.Error](err); ok {
+		return true
+	}
+	if _, ok := errors.AsType[*panicError](err); ok {
+		return true
+	}
+	return errors.Is(err, redis.ErrClosed) || errors.Is(err, redis.ErrPoolTimeout)
+}

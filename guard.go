@@ -1,0 +1,267 @@
+package mesh
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"regexp"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+const (
+	// minTTL and maxTTL are the ends of what PresenceOptions.TTL may be,
+	// apart from 0.
+	minTTL = time.Second
+	maxTTL = 365 * 24 * time.Hour
+	// matchesKept is how many room names' match results are kept at least,
+	// once there are as many: regexps cost, names repeat.
+	matchesKept = 4096
+)
+
+// Pattern says which rooms a rule is about: the one of an exact name, or all
+// whose name a regular expression matches. Make one with Exact or Regexp; the
+// zero Pattern matches nothing and is refused. A Pattern is immutable.
+type Pattern struct {
+	kind  patternKind
+	exact string
+	re    *regexp.Regexp
+}
+
+type patternKind byte
+
+const (
+	patternExact patternKind = iota + 1
+	patternRegexp
+)
+
+// Exact returns the Pattern of the one room of that name.
+func Exact(name string) Pattern { return Pattern{kind: patternExact, exact: name} }
+
+// Regexp returns the Pattern of all rooms whose name re matches, as
+// re.MatchString does: anywhere in the name, unless ^ and $ say otherwise. So
+// Regexp(regexp.MustCompile("admin")) is about the room "not-admin-at-all" too,
+// and ^admin-[0-9]+$ is about admin rooms only.
+func Regexp(re *regexp.Regexp) Pattern { return Pattern{kind: patternRegexp, re: re} }
+
+// String returns the name, quoted, or the expression between slashes.
+func (p Pattern) String() string {
+	switch {
+	case p.kind == patternExact:
+		return fmt.Sprintf("%q", p.exact)
+	case p.kind == patternRegexp && p.re != nil:
+		return "/" + p.re.String() + "/"
+	default:
+		return "(no pattern)"
+	}
+}
+
+// validate returns what is wrong with the pattern, wrapping ErrInvalidPattern.
+func (p Pattern) validate() error {
+	switch {
+	case p.kind == patternRegexp && p.re == nil:
+		return fmt.Errorf("%w: Regexp of a nil *regexp.Regexp", ErrInvalidPattern)
+	case p.kind == patternRegexp:
+		return nil
+	case p.kind != patternExact:
+		return fmt.Errorf("%w: the zero Pattern; use Exact or Regexp", ErrInvalidPattern)
+	case p.exact == "":
+		return fmt.Errorf("%w: Exact of an empty name", ErrInvalidPattern)
+	case !utf8.ValidString(p.exact):
+		return fmt.Errorf("%w: %q is not valid UTF-8", ErrInvalidPattern, p.exact)
+	}
+	for _, r := range p.exact {
+		if unicode.IsControl(r) {
+			return fmt.Errorf("%w: %q holds a control character", ErrInvalidPattern, p.exact)
+		}
+	}
+	return nil
+}
+
+// Guard decides whether a connection may do something with a room. It gets a
+// copy of the connection's id and current metadata. An error, a panic, or no
+// answer within its time limit refuses.
+//
+// Guards of different connections and rooms run at the same time, so a Guard
+// must be safe for concurrent use; and it should end when ctx does.
+type Guard func(ctx context.Context, m Member, room string) (bool, error)
+
+// PresenceOptions are the options of one rule, given to TrackPresence.
+type PresenceOptions struct {
+	// TTL is how long a connection stays present without a frame from it (or,
+	// with a transport of your own, without a Touch). It ends within a second
+	// after TTL. At least 1 s and at most 365 days. Defaults to 0: silence
+	// alone ends nothing.
+	TTL time.Duration
+	// Guard decides who may see the room: subscribe to it, get its members in
+	// the answer to a join, read its states, and publish a state in it. Its
+	// verdict is kept until the connection's metadata or the rules change, or
+	// until it is asked for anew; a failure only for a second. It is limited
+	// by Options.GuardTimeout, together with all others that are asked the
+	// same question. Defaults to nil: everyone.
+	Guard Guard
+	// JoinGuard decides who may join the room. It is asked at each join and
+	// limited by Options.HookTimeout. Defaults to nil: everyone.
+	JoinGuard Guard
+}
+
+// validate returns what is wrong with the options, wrapping ErrInvalidOptions.
+func (o PresenceOptions) validate() error {
+	if o.TTL != 0 && (o.TTL < minTTL || o.TTL > maxTTL) {
+		return fmt.Errorf("%w: PresenceOptions.TTL is %v, want 0 or %v to %v", ErrInvalidOptions, o.TTL, minTTL, maxTTL)
+	}
+	return nil
+}
+
+// rule is what all rules together say about one room. It must not be changed.
+type rule struct {
+	tracked    bool
+	ttl        time.Duration
+	guards     []Guard // every one must allow
+	joinGuards []Guard // every one must allow
+	version    uint64  // of the rules that said so
+}
+
+// ruleSet holds the rules of a server. Safe for concurrent use; match takes no
+// lock that add holds.
+type ruleSet struct {
+	mu      sync.Mutex               // serialises add
+	current atomic.Pointer[ruleList] // nil: no rules
+}
+
+// ruleList is one version of the rules. All but its cache is immutable.
+type ruleList struct {
+	version  uint64
+	exact    map[string]PresenceOptions
+	patterns []patternRule // in the order they were first given
+	cache    matchCache
+}
+
+type patternRule struct {
+	re   *regexp.Regexp
+	opts PresenceOptions
+}
+
+// add puts a rule in force. The same exact name given again replaces what was
+// given before, and so does the same expression, in its old place: set-up code
+// may run twice.
+func (s *ruleSet) add(p Pattern, o PresenceOptions) error {
+	if err := p.validate(); err != nil {
+		return err
+	}
+	if err := o.validate(); err != nil {
+		return fmt.Errorf("%w (pattern %v)", err, p)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := s.current.Load()
+	if old == nil {
+		old = &ruleList{}
+	}
+	next := &ruleList{version: old.version + 1, exact: old.exact, patterns: old.patterns}
+	if p.kind == patternExact {
+		next.exact = make(map[string]PresenceOptions, len(old.exact)+1)
+		maps.Copy(next.exact, old.exact)
+		next.exact[p.exact] = o
+	} else {
+		next.patterns = withPattern(old.patterns, patternRule{re: p.re, opts: o})
+	}
+	s.current.Store(next)
+	return nil
+}
+
+// withPattern returns a copy of list in which r replaces the rule of the same
+// expression, or comes last.
+func withPattern(list []patternRule, r patternRule) []patternRule {
+	i := slices.IndexFunc(list, func(old patternRule) bool { return old.re.String() == r.re.String() })
+	if i < 0 {
+		return append(slices.Clip(list), r) // clipped: append copies
+	}
+	list = slices.Clone(list)
+	list[i] = r
+	return list
+}
+
+// match returns what the rules say about a room: nothing (not tracked), or the
+// guards of every rule that matches it, and the TTL of the exact one if there
+// is one (even if it is 0), else of the pattern that was given first.
+func (s *ruleSet) match(room string) rule {
+	l := s.current.Load()
+	if l == nil {
+		return rule{}
+	}
+	if r, ok := l.cache.get(room); ok {
+		return r
+	}
+	r := l.evaluate(room)
+	l.cache.put(room, r)
+	return r
+}
+
+// evaluate asks every rule.
+func (l *ruleList) evaluate(room string) rule {
+	r := rule{version: l.version}
+	if o, ok := l.exact[room]; ok {
+		r.include(o)
+	}
+	for _, p := range l.patterns {
+		if p.re.MatchString(room) {
+			r.include(p.opts)
+		}
+	}
+	return r
+}
+
+// include adds what one more rule says, one that ranks lower than those
+// included before.
+func (r *rule) include(o PresenceOptions) {
+	if !r.tracked {
+		r.tracked, r.ttl = true, o.TTL
+	}
+	if o.Guard != nil {
+		r.guards = append(r.guards, o.Guard)
+	}
+	if o.JoinGuard != nil {
+		r.joinGuards = append(r.joinGuards, o.JoinGuard)
+	}
+}
+
+// matchCache keeps match results in two generations: when the young one is
+// full it becomes the old one, and what is asked for again moves back. So what
+// is in use stays, what is not goes, and made-up room names cannot fill the
+// memory.
+type matchCache struct {
+	mu         sync.RWMutex // guards young, old
+	young, old map[string]rule
+}
+
+func (c *matchCache) get(room string) (rule, bool) {
+	c.mu.RLock()
+	r, ok := c.young[room]
+	if ok {
+		c.mu.RUnlock()
+		return r, true
+	}
+	r, ok = c.old[room]
+	c.mu.RUnlock()
+	if ok {
+		c.put(room, r)
+	}
+	return r, ok
+}
+
+func (c *matchCache) put(room string, r rule) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.young) >= matchesKept {
+		c.old, c.young = c.young, nil
+	}
+	if c.young == nil {
+		c.young = make(map[string]rule)
+	}
+	c.young[room] = r
+}

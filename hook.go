@@ -1,0 +1,106 @@
+package mesh
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"slices"
+	"sync"
+)
+
+// hooks are the app's functions for the coming and going of connections.
+type hooks struct {
+	mu   sync.RWMutex // guards the fields below
+	up   []func(ctx context.Context, c *Connection)
+	down []func(ctx context.Context, c *Connection, reason error)
+}
+
+// OnConnection adds a function that is called for every new socket of this
+// server, in the order added, right after the client has been told its id.
+// The client's commands wait until all have returned, so that metadata set
+// here is there when it joins. Each is recovered and limited by
+// Options.HookTimeout; ctx ends then, and with the server.
+//
+// The seed's server.onConnection.
+func (s *Server) OnConnection(f func(ctx context.Context, c *Connection)) {
+	s.hooks.mu.Lock()
+	defer s.hooks.mu.Unlock()
+	s.hooks.up = append(slices.Clip(s.hooks.up), f)
+}
+
+// OnDisconnection adds a function that is called for every socket of this
+// server that has ended, after its entries have been told to leave. reason
+// says how it ended. Recovered and limited as in OnConnection.
+func (s *Server) OnDisconnection(f func(ctx context.Context, c *Connection, reason error)) {
+	s.hooks.mu.Lock()
+	defer s.hooks.mu.Unlock()
+	s.hooks.down = append(slices.Clip(s.hooks.down), f)
+}
+
+func (h *hooks) connected(n *node, c *Connection) {
+	h.mu.RLock()
+	list := h.up
+	h.mu.RUnlock()
+	for _, f := range list {
+		// A failure is counted and logged there, and is nobody else's.
+		_ = n.calls.run(n.life, "OnConnection", n.opts.HookTimeout, func(ctx context.Context) error {
+			f(ctx, c)
+			return nil
+		})
+	}
+}
+
+func (h *hooks) disconnected(n *node, c *Connection, reason error) {
+	h.mu.RLock()
+	list := h.down
+	h.mu.RUnlock()
+	for _, f := range list {
+		_ = n.calls.run(n.life, "OnDisconnection", n.opts.HookTimeout, func(ctx context.Context) error {
+			f(ctx, c, reason)
+			return nil
+		})
+	}
+}
+
+// CommandHandler carries out a command of the app's own. payload is what the
+// client sent, nil where it sent none. The result is encoded to JSON and
+// answered; of an error the client gets the text, with code ESERVER and name
+// Error, or what a *CommandError says. ctx ends with the connection.
+type CommandHandler func(ctx context.Context, c *Connection, payload json.RawMessage) (any, error)
+
+// handlers are the app's own commands.
+type handlers struct {
+	mu     sync.RWMutex // guards byName
+	byName map[string]CommandHandler
+}
+
+// HandleCommand lets clients send a command of the app's own on the same
+// socket. Its calls run beside presence and each other, up to
+// Options.HandlerConcurrency at once per connection (more are answered with
+// EBUSY), so a slow one holds up nobody. A panic is recovered and answered
+// with ESERVER. Names that begin with "mesh/" are the protocol's own;
+// ErrCommandExists where the name is taken.
+func (s *Server) HandleCommand(name string, h CommandHandler) error {
+	if err := checkCommand(name); err != nil {
+		return err
+	}
+	if h == nil {
+		return fmt.Errorf("%w: nil handler of %q", ErrInvalidOptions, name)
+	}
+	s.handlers.mu.Lock()
+	defer s.handlers.mu.Unlock()
+	if _, ok := s.handlers.byName[name]; ok {
+		return fmt.Errorf("%w: %q", ErrCommandExists, name)
+	}
+	if s.handlers.byName == nil {
+		s.handlers.byName = make(map[string]CommandHandler)
+	}
+	s.handlers.byName[name] = h
+	return nil
+}
+
+func (h *handlers) get(name string) CommandHandler {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return h.byName[name]
+}

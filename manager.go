@@ -1,0 +1,328 @@
+package mesh
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/meshpresence/mesh/internal/owner"
+	"github.com/meshpresence/mesh/internal/store"
+)
+
+// PresenceManager answers who is where, and lets an app with a transport of
+// its own (Server-Sent Events, long polling, …) take part: it hands in
+// connection ids of its own and says when they join, show life and leave.
+//
+// A Server has one (Server.Presence); NewPresenceManager makes one without
+// WebSockets, which has to be started and shut down by itself. All methods are
+// safe for concurrent use. Each call waits for Redis for at most two seconds
+// and then returns an error that wraps ErrUnavailable; a join or leave that
+// ended so is still carried out when Redis is back.
+//
+// The seed's server.presenceManager.
+type PresenceManager struct {
+	n *node
+}
+
+// NewPresenceManager returns a manager that takes part in the presence of all
+// servers that share opts.Redis and opts.Prefix, without serving WebSockets
+// itself. Call Start before anything else but TrackPresence, and Shutdown at
+// the end. Errors wrap ErrInvalidOptions.
+func NewPresenceManager(opts Options) (*PresenceManager, error) {
+	n, err := newNode(opts)
+	if err != nil {
+		return nil, err
+	}
+	return &PresenceManager{n: n}, nil
+}
+
+// Start joins the group of servers. It returns when Redis has answered and
+// subscriptions are confirmed. Until then, while ctx lasts, it keeps trying;
+// after an error it may be called again. A second call does nothing. Not for
+// the manager of a Server.
+func (p *PresenceManager) Start(ctx context.Context) error { return p.n.start(ctx) }
+
+// Ready returns nil once Start is through and until Shutdown begins.
+func (p *PresenceManager) Ready(ctx context.Context) error { return p.n.ready(ctx) }
+
+// Shutdown makes everything that was joined here leave, in batches, and stops
+// all that Start started. It is bounded by ctx and may be called again. Not
+// for the manager of a Server.
+func (p *PresenceManager) Shutdown(ctx context.Context) error { return p.n.stop(ctx) }
+
+// TrackPresence puts a rule in force, as Server.TrackPresence does.
+func (p *PresenceManager) TrackPresence(pattern Pattern, opts PresenceOptions) error {
+	return p.n.trackPresence(pattern, opts)
+}
+
+// Connections returns the manager of connections' metadata.
+func (p *PresenceManager) Connections() *ConnectionManager { return &ConnectionManager{n: p.n} }
+
+// Rooms returns the manager of rooms.
+func (p *PresenceManager) Rooms() *RoomManager { return &RoomManager{n: p.n} }
+
+// PresentConnections returns the ids of the connections that are in the room,
+// in no particular order, as Redis holds them. No guard is asked: the app
+// itself is asking. The room may have no rule.
+//
+// The seed's presenceManager.getPresentConnections.
+func (p *PresenceManager) PresentConnections(ctx context.Context, room string) ([]string, error) {
+	members, err := p.Members(ctx, room)
+	if err != nil {
+		return nil, err
+	}
+	ids := make([]string, len(members))
+	for i, m := range members {
+		ids[i] = m.ID
+	}
+	return ids, nil
+}
+
+// Members returns all members of the room with their metadata and states, in
+// no particular order, as Redis holds them. Rooms of more than 500 are read in
+// pages, so that who comes or goes meanwhile may be in or not.
+func (p *PresenceManager) Members(ctx context.Context, room string) ([]Member, error) {
+	if err := p.n.use(room); err != nil {
+		return nil, err
+	}
+	records, _, err := p.n.store.Some(ctx, room, -1)
+	if err != nil {
+		return nil, p.n.storeError(err)
+	}
+	return membersOf(records), nil
+}
+
+// Count returns how many connections are in the room, without listing them.
+func (p *PresenceManager) Count(ctx context.Context, room string) (int, error) {
+	if err := p.n.use(room); err != nil {
+		return 0, err
+	}
+	count, err := p.n.store.Count(ctx, room)
+	return count, p.n.storeError(err)
+}
+
+// Connect registers a connection of the app's own transport, with its first
+// metadata (any value that encodes to JSON; nil: none). The id is the app's to
+// choose: unique among all servers, at most 128 bytes of UTF-8 without colon,
+// whitespace and control characters. A connection that is closing under that
+// id is waited for. ErrConnectionExists where it is open.
+//
+// It counts as alive from then on; call Touch for every sign of life, and
+// Disconnect when it is over.
+func (p *PresenceManager) Connect(ctx context.Context, connID string, metadata any) error {
+	data, err := p.n.encodeMetadata(metadata)
+	if err != nil {
+		return err
+	}
+	_, err = p.n.connect(ctx, connID, data, nil)
+	return err
+}
+
+// Disconnect ends a connection of the app's own transport: it leaves all its
+// rooms, and its metadata is forgotten. It waits until Redis has it.
+func (p *PresenceManager) Disconnect(ctx context.Context, connID string) error {
+	c, err := p.n.conn(connID)
+	if err != nil {
+		return err
+	}
+	p.n.disconnect(c)
+	return p.n.awaitGone(ctx, c.Gone())
+}
+
+// Join brings a connection into a room: one that was registered with Connect,
+// or one of this server's sockets. It is a sign of life. A connection that is
+// in already stays in, and nobody is told.
+//
+// ErrRefused where the rule's JoinGuard said no, ErrLimit past
+// Limits.RoomsPerConnection.
+func (p *PresenceManager) Join(ctx context.Context, room, connID string) error {
+	c, err := p.n.in(room, connID)
+	if err != nil {
+		return err
+	}
+	c.Seen()
+	_, err = p.n.join(ctx, c, room)
+	return err
+}
+
+// Touch is a sign of life of a connection: it postpones the expiry of all its
+// entries, and joins those again that had expired. It costs no call of Redis
+// by itself and does not wait.
+func (p *PresenceManager) Touch(connID string) error {
+	c, err := p.n.conn(connID)
+	if err != nil {
+		return err
+	}
+	c.Seen()
+	return nil
+}
+
+// Leave takes a connection out of a room; false: it was not in.
+func (p *PresenceManager) Leave(ctx context.Context, room, connID string) (bool, error) {
+	c, err := p.n.in(room, connID)
+	if err != nil {
+		return false, err
+	}
+	c.Seen()
+	was, err := c.Leave(ctx, room, store.CauseLeft)
+	return was, p.n.storeError(err)
+}
+
+// CleanExpired ends the entries of a room whose TTL has run out, each with its
+// leave event, and returns how many it ended. It is what remains to be done by
+// hand where Options.EnablePresenceExpirationEvents is false. Any server may
+// call it; of several that do, each entry is ended by one.
+//
+// Entries of other servers are only judged by one that has been in steady
+// touch with Redis for one LeaseTTL: sooner, the call waits for that, as long
+// as ctx lasts.
+func (p *PresenceManager) CleanExpired(ctx context.Context, room string) (int, error) {
+	if err := p.n.use(room); err != nil {
+		return 0, err
+	}
+	ended, err := p.n.owner.EndLapsed(ctx, room)
+	if err != nil {
+		return ended, p.n.storeError(err)
+	}
+	records, _, err := p.n.store.Some(ctx, room, -1)
+	if err != nil {
+		return ended, p.n.storeError(err)
+	}
+	var items []store.ReapItem
+	for _, r := range records {
+		if _, mine := p.n.owner.Conn(r.Conn); r.TTL > 0 && !mine {
+			items = append(items, store.ReapItem{
+				Mode: store.ReapExpired, Room: room, Conn: r.Conn, Entry: r.Entry, Incarnation: r.Incarnation,
+			})
+		}
+	}
+	if len(items) == 0 {
+		return ended, nil
+	}
+	statuses, err := p.n.reap(ctx, items)
+	for _, s := range statuses {
+		if s == store.Ended {
+			ended++
+		}
+	}
+	return ended, p.n.storeError(err)
+}
+
+// Recheck has the guards asked again about everything that a connection of
+// this server sees, though neither its metadata nor the rules have changed.
+// It does not wait for their verdicts.
+func (p *PresenceManager) Recheck(connID string) error {
+	if _, err := p.n.conn(connID); err != nil {
+		return err
+	}
+	p.n.verdicts.invalidate(connID)
+	p.n.watchers.recheck(connID)
+	return nil
+}
+
+// use returns what stands against doing something with a room now.
+func (n *node) use(room string) error {
+	if err := n.usable(); err != nil {
+		return err
+	}
+	return n.checkRoom(room)
+}
+
+func (n *node) usable() error {
+	switch n.running() {
+	case stateNew:
+		return ErrNotStarted
+	case stateStopped:
+		return ErrClosed
+	}
+	return nil
+}
+
+func (n *node) in(room, connID string) (*owner.Conn, error) {
+	if err := n.use(room); err != nil {
+		return nil, err
+	}
+	return n.conn(connID)
+}
+
+// connect registers a connection; one that is closing under the same id is
+// waited for.
+func (n *node) connect(ctx context.Context, id string, metadata []byte, link owner.Link) (*owner.Conn, error) {
+	if err := n.usable(); err != nil {
+		return nil, err
+	}
+	if err := validateConnectionID(id); err != nil {
+		return nil, err
+	}
+	for {
+		c, err := n.owner.Connect(id, metadata, link, func() { n.verdicts.remember(id) })
+		if err == nil {
+			return c, nil
+		}
+		gone := n.owner.Closing(id)
+		if _, open := n.owner.Conn(id); open || !errors.Is(err, owner.ErrExists) || gone == nil {
+			return nil, n.storeError(err)
+		}
+		if err := n.awaitGone(ctx, gone); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// disconnect ends a connection: its subscriptions, its entries, its metadata.
+func (n *node) disconnect(c *owner.Conn) {
+	// The id is free for another one as soon as it is closed: what is kept
+	// under it goes first.
+	n.watchers.forget(c.ID())
+	n.verdicts.forget(c.ID())
+	c.Close(store.CauseClosed)
+}
+
+func (n *node) awaitGone(ctx context.Context, gone <-chan struct{}) error {
+	t := time.NewTimer(callLimit)
+	defer t.Stop()
+	select {
+	case <-gone:
+		return nil
+	case <-t.C:
+		return ErrUnavailable
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// join asks the join guards and brings a connection into a room.
+func (n *node) join(ctx context.Context, c *owner.Conn, room string) (owner.Joined, error) {
+	ok, err := n.verdicts.joinAllowed(ctx, c.ID(), n.member(c.ID()), room)
+	if err == nil && !ok {
+		err = ErrRefused
+	}
+	if err != nil {
+		return owner.Joined{}, err
+	}
+	joined, err := c.Join(ctx, room)
+	return joined, n.storeError(err)
+}
+
+// reap ends what is not this server's, waiting until it may judge.
+func (n *node) reap(ctx context.Context, items []store.ReapItem) ([]store.ReapStatus, error) {
+	for {
+		if j, ok := n.lease.Judge(); ok {
+			statuses, err := n.store.Reap(ctx, j, items)
+			if !errors.Is(err, store.ErrClock) {
+				return statuses, err
+			}
+			n.lease.Distrust()
+		}
+		t := time.NewTimer(wheelStep)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return nil, ctx.Err()
+		case <-n.life.Done():
+			t.Stop()
+			return nil, ErrClosed
+		}
+	}
+}

@@ -1,0 +1,371 @@
+package mesh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/meshpresence/mesh/internal/clock"
+	"github.com/meshpresence/mesh/internal/hub"
+	"github.com/meshpresence/mesh/internal/lease"
+	"github.com/meshpresence/mesh/internal/owner"
+	"github.com/meshpresence/mesh/internal/store"
+)
+
+// wheelStep is how fine the owner's clock is.
+const wheelStep = 50 * time.Millisecond
+
+// node is what a Server and a bare PresenceManager have in common: one member
+// of the group of servers that share a Redis. It wires the parts together and
+// starts and stops them; the work is theirs:
+//
+//	owner     the connections of this server, and the writing of their entries
+//	lease     that this server lives, and the burial of those that do not
+//	hub       mirrors of the rooms that somebody here watches
+//	listener  events of those rooms, and what other servers have to say (control.go)
+//	expiry    Redis's expired events (keyspace.go), acted on by hints
+//	verdicts  what guards said (guard.go)
+//	watchers  subscriptions, and the asking anew of their guards (subscription.go)
+type node struct {
+	opts  Options
+	keys  keyspace
+	store *store.Store
+
+	wheel    *clock.Wheel
+	lease    *lease.Lease
+	owner    *owner.Owner
+	hub      *hub.Hub
+	listener *store.Listener
+	expiry   *expiryListener // nil: off
+	hints    *hints          // nil: off
+	control  *control
+
+	rules    ruleSet
+	calls    *callbacks
+	verdicts *verdicts
+	watchers *watchers
+
+	life    context.Context // ends when the node stops
+	end     context.CancelFunc
+	work    sync.WaitGroup
+	process atomic.Pointer[string] // identity of the Redis process, as last seen; empty: not known
+	trouble atomic.Bool            // something may have been missed: compare everything at the next heartbeat
+	reaped  atomic.Uint64
+
+	mu       sync.Mutex // guards state; held while starting, so that starts do not overlap
+	state    nodeState
+	stopOnce sync.Once
+	stopped  chan struct{} // closed when stop is through
+	stopErr  error
+}
+
+type nodeState int32
+
+const (
+	stateNew nodeState = iota
+	stateRunning
+	stateStopped
+)
+
+func newNode(opts Options) (*node, error) {
+	opts, err := opts.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	n := &node{opts: opts, stopped: make(chan struct{})}
+	n.keys = keyspace{prefix: opts.Prefix, db: databaseOf(opts.Redis), buckets: opts.buckets(), cluster: opts.clustered()}
+	n.store = store.New(opts.Redis, n.keys)
+	n.wheel = clock.NewWheel(wheelStep)
+	// A lifetime begins: that of everything the node starts.
+	n.life, n.end = context.WithCancel(context.Background())
+	n.calls = newCallbacks(n.life, opts.Logger)
+	n.verdicts = newVerdicts(&n.rules, n.calls, opts)
+	n.watchers = newWatchers(n)
+	n.control = newControl(n)
+	n.listener = store.NewListener(store.ListenerConfig{Client: opts.Redis, Handler: n, Logger: opts.Logger, Name: "events"})
+	n.hub = hub.New(hub.Config{
+		Store: n.store, Listener: roomChannels{n}, Unconfirmed: opts.LeaseTTL + time.Second, Logger: opts.Logger,
+	})
+	n.lease = lease.New(lease.Config{
+		Store: n.store, TTL: opts.LeaseTTL, Buckets: n.keys.Buckets(), Control: n.keys.Control, Logger: opts.Logger,
+		Busy:    func() bool { return n.hub.Watching() },
+		OnRenew: n.renewed, OnReborn: n.reborn, OnDeaf: n.listener.Recreate,
+		OnBuried: func(_ string, entries int) { n.reaped.Add(uint64(entries)) },
+	})
+	n.owner = owner.New(owner.Config{
+		Store: n.store, Wheel: n.wheel, Buckets: n.keys.Buckets(), RoomBucket: n.keys.RoomBucket, ConnBucket: n.keys.ConnBucket,
+		Incarnation: n.lease.Incarnation, Fenced: n.lease.Fenced,
+		TTL:       func(room string) time.Duration { return n.rules.match(room).ttl },
+		EndSilent: opts.expirationEvents(), MaxRooms: opts.Limits.RoomsPerConnection,
+		Wrote: n.hub.Expect, MetaChanged: func(c *owner.Conn) { n.watchers.recheck(c.ID()) }, Logger: opts.Logger,
+	})
+	if opts.expirationEvents() {
+		n.hints = newHints(n)
+		n.expiry = newExpiryListener(expiryConfig{Client: opts.Redis, Keys: n.keys, Hint: n.hints.add, Logger: opts.Logger})
+	}
+	return n, nil
+}
+
+// databaseOf returns the number of the database, which channels have to carry.
+func databaseOf(client redis.UniversalClient) int {
+	if c, ok := client.(*redis.Client); ok {
+		return c.Options().DB
+	}
+	return 0
+}
+
+// start makes the node one of the servers. It returns when Redis has answered
+// and the subscriptions are confirmed, or ctx ends; then it may be tried again.
+func (n *node) start(ctx context.Context) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	switch n.state {
+	case stateRunning:
+		return nil
+	case stateStopped:
+		return ErrClosed
+	}
+	if err := n.awaitRedis(ctx); err != nil {
+		return err
+	}
+	if err := n.lease.Start(ctx); err != nil {
+		return n.storeError(err)
+	}
+	n.wheel.Start()
+	n.hub.Start()
+	n.listener.Start()
+	n.state = stateRunning
+	channel := n.keys.Control(n.lease.Incarnation())
+	n.listener.Add(channel)
+	if n.expiry != nil {
+		n.hints.start()
+		n.expiry.Start(ctx)
+	}
+	if err := n.listener.Ready(ctx, channel); err != nil {
+		return fmt.Errorf("%w: subscription not confirmed: %w", ErrUnavailable, err)
+	}
+	return nil
+}
+
+// awaitRedis waits until Redis answers, and checks that the keys under the
+// prefix are this library's.
+func (n *node) awaitRedis(ctx context.Context) error {
+	backoff := 50 * time.Millisecond
+	for {
+		err := n.store.CheckFormat(ctx)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, store.ErrForeign):
+			return fmt.Errorf("%w: %w; use another Options.Prefix or another database, or remove those keys", ErrIncompatible, err)
+		}
+		t := time.NewTimer(backoff)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return n.storeError(err)
+		}
+		backoff = min(2*backoff, time.Second)
+	}
+}
+
+// ready returns nil where start has been through and stop has not begun.
+func (n *node) ready(ctx context.Context) error {
+	switch n.running() {
+	case stateNew:
+		return ErrNotStarted
+	case stateStopped:
+		return ErrClosed
+	}
+	if err := n.listener.Ready(ctx, n.keys.Control(n.lease.Incarnation())); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return nil
+}
+
+func (n *node) running() nodeState {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.state
+}
+
+// stop ends the node: what it owns leaves, in batches, then its incarnation is
+// cleaned up after, and everything that start started has ended. It returns
+// early, with an error, when ctx ends; nothing is left to do then but what
+// Redis did not take, which the other servers do when the lease runs out.
+func (n *node) stop(ctx context.Context) error {
+	n.mu.Lock()
+	was := n.state
+	n.state = stateStopped
+	n.mu.Unlock()
+	n.stopOnce.Do(func() {
+		defer close(n.stopped)
+		n.stopErr = n.stopParts(ctx, was == stateRunning)
+	})
+	select {
+	case <-n.stopped:
+		return n.stopErr
+	case <-ctx.Done():
+		return fmt.Errorf("mesh: shutdown is still under way: %w", ctx.Err())
+	}
+}
+
+func (n *node) stopParts(ctx context.Context, started bool) error {
+	n.watchers.close()
+	var errs []error
+	if started {
+		errs = append(errs, n.owner.Drain(ctx, store.CauseClosed))
+	}
+	n.owner.Stop()
+	if started {
+		errs = append(errs, n.lease.Stop(ctx))
+		if errs[0] == nil {
+			errs = append(errs, n.lease.Resign(ctx))
+		}
+		if n.expiry != nil {
+			n.expiry.Stop()
+			n.hints.stop()
+		}
+		n.listener.Stop()
+		n.control.stop()
+		n.hub.Stop()
+		n.wheel.Stop()
+	}
+	n.end()
+	n.work.Wait()
+	errs = append(errs, n.calls.close(ctx), n.store.Wait(ctx))
+	return errors.Join(errs...)
+}
+
+// renewed is told of every heartbeat that Redis answered.
+func (n *node) renewed(r lease.Renewed) {
+	n.owner.Heartbeat(r.Owned, n.trouble.Swap(false) || r.Recovered)
+}
+
+// reborn is told that this server goes on as another incarnation.
+func (n *node) reborn(old, inc string, stalled bool) {
+	n.listener.Add(n.keys.Control(inc))
+	n.listener.Remove(n.keys.Control(old))
+	n.owner.Reborn(stalled)
+	n.hub.Resync()
+}
+
+// roomChannels lets the hub speak of rooms where the listener speaks of channels.
+type roomChannels struct{ n *node }
+
+func (r roomChannels) Add(room string)    { r.n.listener.Add(r.n.keys.EventsPrefix() + room) }
+func (r roomChannels) Remove(room string) { r.n.listener.Remove(r.n.keys.EventsPrefix() + room) }
+
+// Message implements store.Handler.
+func (n *node) Message(channel, payload string) {
+	if room, ok := strings.CutPrefix(channel, n.keys.EventsPrefix()); ok {
+		n.hub.HandleEvent(room, payload)
+		return
+	}
+	n.control.message(payload)
+}
+
+// Subscribed implements store.Handler.
+func (n *node) Subscribed(channel string, again bool) {
+	if room, ok := strings.CutPrefix(channel, n.keys.EventsPrefix()); ok {
+		n.hub.HandleSubscribed(room, again)
+		return
+	}
+	n.work.Go(n.checkProcess)
+	if again {
+		n.trouble.Store(true)
+	}
+}
+
+// checkProcess asks whether the same Redis process answers as before. If not,
+// it may have lost what was written last, leases among it: nobody is judged on
+// that before everybody has had time to renew.
+func (n *node) checkProcess() {
+	id, _ := n.store.Generation(n.life)
+	if was := n.process.Swap(&id); was != nil && *was != id {
+		n.lease.Distrust()
+	}
+}
+
+// Lost implements store.Handler.
+func (n *node) Lost() {
+	n.trouble.Store(true)
+	n.hub.HandleLost()
+}
+
+// member returns a local connection as guards see it.
+func (n *node) member(conn string) memberFunc {
+	return func() (Member, uint64) {
+		c, ok := n.owner.Conn(conn)
+		if !ok {
+			return Member{ID: conn}, 0
+		}
+		meta, version := c.Metadata()
+		return Member{ID: conn, Metadata: meta}, version
+	}
+}
+
+// maySee returns nil where the room is tracked and its guards let the
+// connection see it (the empty one is the app itself), ErrNotTracked or
+// ErrRefused otherwise.
+func (n *node) maySee(ctx context.Context, viewer, room string) error {
+	if viewer == "" {
+		if !n.rules.match(room).tracked {
+			return ErrNotTracked
+		}
+		return nil
+	}
+	ok, err := n.verdicts.allowed(ctx, viewer, n.member(viewer), room)
+	if err == nil && !ok {
+		err = ErrRefused
+	}
+	return err
+}
+
+// checkRoom returns what is wrong with a room's name.
+func (n *node) checkRoom(room string) error {
+	return validateRoomName(room, n.opts.Limits.RoomNameBytes)
+}
+
+// conn returns a connection of this server.
+func (n *node) conn(id string) (*owner.Conn, error) {
+	if err := validateConnectionID(id); err != nil {
+		return nil, err
+	}
+	c, ok := n.owner.Conn(id)
+	if !ok {
+		return nil, fmt.Errorf("%w: %s", ErrUnknownConnection, id)
+	}
+	return c, nil
+}
+
+// storeError turns an error of the parts within into one of this package's.
+func (n *node) storeError(err error) error {
+	for inner, outer := range innerErrors {
+		if errors.Is(err, inner) {
+			return fmt.Errorf("%w: %w", outer, err)
+		}
+	}
+	return err
+}
+
+var innerErrors = map[error]error{
+	store.ErrUnavailable: ErrUnavailable,
+	store.ErrFenced:      ErrUnavailable,
+	store.ErrLate:        ErrUnavailable,
+	store.ErrClock:       ErrUnavailable,
+	owner.ErrUnavailable: ErrUnavailable,
+	owner.ErrClosed:      ErrClosed,
+	owner.ErrExists:      ErrConnectionExists,
+	owner.ErrNotPresent:  ErrNotPresent,
+	owner.ErrTooMany:     ErrLimit,
+	owner.ErrTaken:       ErrConflict,
+	hub.ErrStopped:       ErrClosed,
+}

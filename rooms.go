@@ -1,0 +1,197 @@
+package mesh
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/meshpresence/mesh/internal/wire"
+)
+
+// RoomManager works on rooms and who is in them, on whichever server the
+// connections are. All methods are safe for concurrent use and wait for Redis
+// and the other servers for at most about two seconds each (ErrUnavailable).
+// No guard is asked: the app itself is acting.
+type RoomManager struct {
+	n *node
+}
+
+// Add brings a connection into a room, on whichever server it is.
+// ErrUnknownConnection where no server has it, ErrLimit past
+// Limits.RoomsPerConnection. It is safe to repeat.
+func (m *RoomManager) Add(ctx context.Context, room, connID string) error {
+	if err := m.n.use(room); err != nil {
+		return err
+	}
+	_, err := m.n.callOwner(ctx, remoteCall{Op: opAdd, Room: room, Conn: connID})
+	return err
+}
+
+// Remove takes a connection out of a room, on whichever server it is; false:
+// it was not in. It is safe to repeat.
+func (m *RoomManager) Remove(ctx context.Context, room, connID string) (bool, error) {
+	if err := m.n.use(room); err != nil {
+		return false, err
+	}
+	return m.n.callOwner(ctx, remoteCall{Op: opRemove, Room: room, Conn: connID})
+}
+
+// Contains reports whether a connection is in a room.
+func (m *RoomManager) Contains(ctx context.Context, room, connID string) (bool, error) {
+	if err := m.n.use(room); err != nil {
+		return false, err
+	}
+	if err := validateConnectionID(connID); err != nil {
+		return false, err
+	}
+	_, ok, err := m.n.store.Record(ctx, room, connID)
+	return ok, m.n.storeError(err)
+}
+
+// Members returns the ids of the connections in a room, tracked or not.
+func (m *RoomManager) Members(ctx context.Context, room string) ([]string, error) {
+	return (&PresenceManager{n: m.n}).PresentConnections(ctx, room)
+}
+
+// All returns the names of all rooms that somebody is in, in no particular
+// order. It reads an index in pages: rooms that fill or empty meanwhile may be
+// in or not.
+func (m *RoomManager) All(ctx context.Context) ([]string, error) {
+	if err := m.n.usable(); err != nil {
+		return nil, err
+	}
+	var rooms []string
+	seen := make(map[string]struct{})
+	err := m.n.store.Rooms(ctx, func(room string) bool {
+		if _, ok := seen[room]; !ok {
+			seen[room] = struct{}{}
+			rooms = append(rooms, room)
+		}
+		return ctx.Err() == nil
+	})
+	if err == nil {
+		err = ctx.Err()
+	}
+	return rooms, m.n.storeError(err)
+}
+
+// Of returns the rooms that a connection of this server is in.
+func (m *RoomManager) Of(connID string) ([]string, error) {
+	c, err := m.n.conn(connID)
+	if err != nil {
+		return nil, err
+	}
+	return c.Rooms(), nil
+}
+
+// Clear takes everybody out of a room, on all servers, each with a leave
+// event. The room's metadata stays. On an error some may still be in; it is
+// safe to repeat.
+func (m *RoomManager) Clear(ctx context.Context, room string) error {
+	if err := m.n.use(room); err != nil {
+		return err
+	}
+	homes, err := m.n.store.Homes(ctx, room)
+	if err != nil {
+		return m.n.storeError(err)
+	}
+	errs := make(chan error, len(homes))
+	for _, inc := range homes {
+		m.n.control.work.Go(func() {
+			_, err := m.n.control.call(ctx, inc, remoteCall{Op: opClear, Room: room})
+			errs <- err
+		})
+	}
+	var failed error
+	for range homes {
+		if err := <-errs; err != nil {
+			failed = err
+		}
+	}
+	return failed
+}
+
+// Delete clears a room and forgets its metadata.
+func (m *RoomManager) Delete(ctx context.Context, room string) error {
+	if err := m.Clear(ctx, room); err != nil {
+		return err
+	}
+	return m.n.storeError(m.n.store.DeleteRoomMeta(ctx, room))
+}
+
+// SetMetadata stores metadata for a room: any value that encodes to JSON; nil
+// removes it. It stays until it is set anew or the room is deleted, whether or
+// not somebody is in. Two merges at once lose nothing. Clients that may see
+// the room can read it.
+func (m *RoomManager) SetMetadata(ctx context.Context, room string, metadata any, opts MetadataOptions) error {
+	if err := m.n.use(room); err != nil {
+		return err
+	}
+	data, err := m.n.encodeMetadata(metadata)
+	if err != nil {
+		return err
+	}
+	_, err = m.n.setMetadata(ctx, m.n.roomPlace(room), data, opts.Strategy, nil)
+	return err
+}
+
+// Metadata returns a room's metadata, nil where it has none.
+func (m *RoomManager) Metadata(ctx context.Context, room string) (json.RawMessage, error) {
+	if err := m.n.use(room); err != nil {
+		return nil, err
+	}
+	value, err := m.n.store.RoomMeta(ctx, room)
+	if err != nil {
+		return nil, m.n.storeError(err)
+	}
+	return value.Data, nil
+}
+
+// Send pushes a frame {command, payload} to the sockets of everybody in a
+// room, on all servers, at most once each. It returns when the frame is queued
+// here and on its way to the other servers. Commands that begin with "mesh/"
+// are the protocol's own and refused.
+func (m *RoomManager) Send(ctx context.Context, room, command string, payload any) error {
+	if err := m.n.use(room); err != nil {
+		return err
+	}
+	f, err := appFrame(command, payload)
+	if err != nil {
+		return err
+	}
+	f.Room = room
+	homes, err := m.n.store.Homes(ctx, room)
+	if err != nil {
+		return m.n.storeError(err)
+	}
+	for _, inc := range homes {
+		if err := m.n.control.send(ctx, inc, f); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// appFrame encodes a frame of the app's own.
+func appFrame(command string, payload any) (remoteFrame, error) {
+	if err := checkCommand(command); err != nil {
+		return remoteFrame{}, err
+	}
+	data, err := json.Marshal(payload)
+	if err != nil {
+		return remoteFrame{}, fmt.Errorf("mesh: payload of %q: %w", command, err)
+	}
+	return remoteFrame{Command: command, Payload: data}, nil
+}
+
+// checkCommand refuses the protocol's own commands and the empty one.
+func checkCommand(name string) error {
+	switch {
+	case name == "", strings.HasPrefix(name, "mesh/"),
+		name == wire.CommandPong, name == wire.CommandLatencyResponse,
+		name == wire.PushPing, name == wire.PushLatency, name == wire.PushLatencyRequest:
+		return fmt.Errorf("%w: command %q is the protocol's own", ErrInvalidOptions, name)
+	}
+	return nil
+}

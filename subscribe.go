@@ -1,0 +1,233 @@
+package mesh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"iter"
+	"sync"
+
+	"github.com/gorilla/websocket"
+
+	"github.com/meshpresence/mesh/internal/hub"
+	"github.com/meshpresence/mesh/internal/wire"
+)
+
+// subscribePresence answers through its outlet, so that the answer is queued
+// before the first update.
+func subscribePresence(ctx context.Context, c *Connection, req wire.Request, room string) (any, error) {
+	n := c.s.n
+	out := &socketOutlet{c: c, req: req, room: room, limit: n.opts.Limits.SnapshotMembers}
+	s := &subscription{room: room, viewer: c.id, out: out, most: n.opts.Limits.QueueBytes}
+	old, err := c.subscribe(s)
+	if err != nil {
+		return nil, err
+	}
+	if old != nil {
+		n.watchers.unwatch(old)
+	}
+	err = n.watchers.watch(ctx, s)
+	if err == nil {
+		return nil, nil
+	}
+	c.unsubscribe(s)
+	if refused(err) {
+		return wire.Snapshot{}, nil
+	}
+	return nil, err
+}
+
+func unsubscribePresence(_ context.Context, c *Connection, _ wire.Request, room string) (any, error) {
+	c.mu.Lock()
+	s := c.subs[room]
+	delete(c.subs, room)
+	c.mu.Unlock()
+	if s == nil {
+		return false, nil
+	}
+	c.s.n.watchers.unwatch(s)
+	return true, nil
+}
+
+// subscribe notes a subscription; a second one to the same room takes the
+// place of the first, which is returned.
+func (c *Connection) subscribe(s *subscription) (old *subscription, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	old = c.subs[s.room]
+	limit := c.s.n.opts.Limits.SubscriptionsPerConnection
+	if old == nil && over(len(c.subs)+1, limit) {
+		return nil, fmt.Errorf("%w: %d subscriptions per connection", ErrLimit, limit)
+	}
+	c.subs[s.room] = s
+	return old, nil
+}
+
+func (c *Connection) unsubscribe(s *subscription) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.subs[s.room] == s {
+		delete(c.subs, s.room)
+	}
+}
+
+// socketOutlet sends a subscription's events to a socket: first the answer to
+// the request, then updates.
+type socketOutlet struct {
+	c        *Connection
+	req      wire.Request
+	room     string
+	limit    int
+	answered bool
+}
+
+func (o *socketOutlet) snapshot(v hub.View) {
+	v = v.Limited(max(o.limit, 0))
+	o.answered = true
+	o.c.reply(o.req, wire.EncodedView{Success: true, Present: v.Present(), States: v.States(), Extent: extentOf(v)}, nil)
+}
+
+func (o *socketOutlet) update(u *wire.Update) {
+	_ = o.c.sock.SendUpdate(u) // fails where the connection ends
+}
+
+func (o *socketOutlet) ended(err error) {
+	switch {
+	case errors.Is(err, errHeldTooMuch):
+		o.c.sock.Close(websocket.CloseTryAgainLater, "too much happened while a guard was asked")
+		return
+	case errors.Is(err, ErrClosed):
+		return // the socket is closed too
+	case !o.answered:
+		o.c.reply(o.req, wire.Snapshot{}, nil)
+	default:
+		if f, err := wire.Push(wire.PushPresenceEnded, wire.Ended{RoomName: o.room}); err == nil {
+			_ = o.c.sock.Send(f)
+		}
+	}
+	o.c.forgetSub(o.room, o)
+}
+
+// forgetSub drops a subscription that ended by itself. It takes Connection.mu
+// with a subscription's lock held; the other way round does not occur.
+func (c *Connection) forgetSub(room string, out outlet) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s := c.subs[room]; s != nil && s.out == out {
+		delete(c.subs, room)
+	}
+}
+
+// SubscribeOptions say on whose behalf a subscription is made.
+type SubscribeOptions struct {
+	// Viewer is the id of a connection of this server whose guards decide
+	// about the subscription, at its start and again whenever its metadata or
+	// the rules change. Defaults to empty: the app itself, whom no guard is
+	// asked about.
+	Viewer string
+}
+
+// eventsHeld is how many events a subscription may lag behind.
+const eventsHeld = 16384
+
+// Subscribe watches a room: the iterator yields a snapshot first, then every
+// later event in order. It ends when the loop is left, and otherwise with an
+// error as its last pair that says why: that of ctx, ErrNotTracked, ErrRefused
+// (also later, when a guard changed its mind), ErrUnknownConnection,
+// ErrUnavailable where Redis did not answer at the start (later it is waited
+// for, and what was missed comes as events with Repair), ErrSlowConsumer after
+// lagging behind by 16,384 events, ErrClosed at Shutdown.
+//
+// Each range over the result is a subscription of its own.
+func (p *PresenceManager) Subscribe(ctx context.Context, room string, opts SubscribeOptions) iter.Seq2[Event, error] {
+	return func(yield func(Event, error) bool) {
+		out := &queueOutlet{room: room, limit: p.n.opts.Limits.SnapshotMembers, more: make(chan struct{}, 1)}
+		s := &subscription{room: room, viewer: opts.Viewer, out: out, most: p.n.opts.Limits.QueueBytes}
+		if err := p.subscribe(ctx, s); err != nil {
+			yield(Event{}, err)
+			return
+		}
+		defer p.n.watchers.unwatch(s)
+		for {
+			events, err := out.take()
+			for _, e := range events {
+				if !yield(e, nil) {
+					return
+				}
+			}
+			if err != nil {
+				yield(Event{}, err)
+				return
+			}
+			select {
+			case <-out.more:
+			case <-ctx.Done():
+				yield(Event{}, context.Cause(ctx))
+				return
+			}
+		}
+	}
+}
+
+func (p *PresenceManager) subscribe(ctx context.Context, s *subscription) error {
+	if err := p.n.use(s.room); err != nil {
+		return err
+	}
+	if s.viewer != "" {
+		if _, err := p.n.conn(s.viewer); err != nil {
+			return err
+		}
+	}
+	return p.n.watchers.watch(ctx, s)
+}
+
+// queueOutlet keeps a subscription's events for an iterator.
+type queueOutlet struct {
+	room  string
+	limit int
+	more  chan struct{} // of capacity 1: there is something to take
+
+	mu     sync.Mutex // guards the fields below
+	events []Event
+	err    error
+}
+
+func (o *queueOutlet) put(e Event, err error) {
+	o.mu.Lock()
+	switch {
+	case o.err != nil:
+	case err != nil:
+		o.err = err
+	case len(o.events) >= eventsHeld:
+		o.events, o.err = nil, ErrSlowConsumer
+	default:
+		o.events = append(o.events, e)
+	}
+	o.mu.Unlock()
+	select {
+	case o.more <- struct{}{}:
+	default:
+	}
+}
+
+func (o *queueOutlet) take() ([]Event, error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	events := o.events
+	o.events = nil
+	return events, o.err
+}
+
+func (o *queueOutlet) snapshot(v hub.View) {
+	s := snapshotOf(o.room, v.Limited(max(o.limit, 0)))
+	o.put(Event{Type: EventSnapshot, Room: o.room, Seq: s.Seq, Epoch: s.Epoch, Snapshot: s}, nil)
+}
+
+func (o *queueOutlet) update(u *wire.Update) { o.put(eventOf(u), nil) }
+
+func (o *queueOutlet) ended(err error) {
+	if errors.Is(err, errHeldTooMuch) {
+		err = ErrSlowConsumer
+	}
+	o.put(Event{}, err)
+}

@@ -1,0 +1,314 @@
+package mesh
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"github.com/meshpresence/mesh/internal/hub"
+	"github.com/meshpresence/mesh/internal/wire"
+)
+
+// outlet is where a subscription's events go: a socket or an iterator. Its
+// methods are called one at a time, in order, and must not block.
+type outlet interface {
+	snapshot(v hub.View)
+	update(u *wire.Update)
+	// ended comes last: nothing follows it. It may come without a snapshot
+	// before it.
+	ended(err error)
+}
+
+// subscription is one connection's (or the app's own) watching of one room. It
+// is a hub.Sink that holds back what comes while a guard is thinking anew.
+type subscription struct {
+	room   string
+	viewer string // connection id; empty: the app itself, whom no guard is asked about
+	out    outlet
+	most   int // bytes that may be held back; negative: no bound
+
+	mu      sync.Mutex // guards the fields below, and calls of out
+	holding bool
+	held    []parcel
+	bytes   int
+	over    bool
+}
+
+// parcel is a snapshot or an update.
+type parcel struct {
+	view   *hub.View
+	update *wire.Update
+}
+
+// errHeldTooMuch ends a subscription whose guard thought for so long that too
+// much came meanwhile.
+var errHeldTooMuch = errors.New("mesh: too much happened while a guard was asked")
+
+// ready takes the snapshot, before any update.
+func (s *subscription) ready(v hub.View) { s.take(parcel{view: &v}, 0) }
+
+// Deliver implements hub.Sink.
+func (s *subscription) Deliver(u *wire.Update) {
+	s.take(parcel{update: u}, 128+len(u.Metadata)+len(u.State))
+}
+
+func (s *subscription) take(p parcel, size int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.over:
+	case !s.holding:
+		s.pass(p)
+	case s.most >= 0 && s.bytes+size > s.most:
+		s.finishLocked(errHeldTooMuch)
+	default:
+		s.held = append(s.held, p)
+		s.bytes += size
+	}
+}
+
+func (s *subscription) pass(p parcel) {
+	if p.view != nil {
+		s.out.snapshot(*p.view)
+		return
+	}
+	s.out.update(p.update)
+}
+
+// hold keeps back what comes from now on, until release or finish.
+func (s *subscription) hold() {
+	s.mu.Lock()
+	s.holding = true
+	s.mu.Unlock()
+}
+
+// release passes on what was held back.
+func (s *subscription) release() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.holding = false
+	for _, p := range s.held {
+		s.pass(p)
+	}
+	s.held, s.bytes = nil, 0
+}
+
+// finish ends the subscription for its watcher; true: by this call.
+func (s *subscription) finish(err error) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.finishLocked(err)
+}
+
+func (s *subscription) finishLocked(err error) bool {
+	if s.over {
+		return false
+	}
+	s.over, s.held, s.bytes = true, nil, 0
+	s.out.ended(err)
+	return true
+}
+
+func (s *subscription) isOver() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.over
+}
+
+// watchers are the subscriptions on this server, and who asks their guards
+// again when something changes that guards look at.
+type watchers struct {
+	n    *node
+	work sync.WaitGroup // rechecks under way
+
+	mu       sync.Mutex // guards the fields below
+	closed   bool
+	byViewer map[string]map[*subscription]struct{}
+	asking   map[string]*recheck // by viewer
+}
+
+// recheck is one asking anew for all subscriptions of a viewer.
+type recheck struct{ again bool }
+
+func newWatchers(n *node) *watchers {
+	return &watchers{
+		n:        n,
+		byViewer: make(map[string]map[*subscription]struct{}),
+		asking:   make(map[string]*recheck),
+	}
+}
+
+// watch starts a subscription: guard, snapshot, events. Until it has returned
+// nil the outlet has got nothing but perhaps the snapshot and what follows it;
+// after an error it will get nothing.
+func (w *watchers) watch(ctx context.Context, s *subscription) error {
+	// Known before its guard is asked: metadata that changes from now on asks
+	// again.
+	if err := w.add(s); err != nil {
+		return err
+	}
+	err := w.n.maySee(ctx, s.viewer, s.room)
+	if err == nil {
+		err = w.n.hub.Watch(ctx, s.room, s, s.ready)
+	}
+	if err != nil {
+		s.silence()
+		w.remove(s)
+		return w.n.storeError(err)
+	}
+	if s.isOver() { // the guard said no meanwhile; the outlet has been told
+		w.n.hub.Unwatch(s.room, s)
+	}
+	return nil
+}
+
+// silence ends the subscription without a word.
+func (s *subscription) silence() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	was := s.over
+	s.over, s.held = true, nil
+	return !was
+}
+
+// unwatch ends a subscription that its watcher does not want any more.
+func (w *watchers) unwatch(s *subscription) {
+	s.silence()
+	w.remove(s)
+	w.n.hub.Unwatch(s.room, s)
+}
+
+// end ends a subscription and tells the watcher why.
+func (w *watchers) end(s *subscription, err error) {
+	s.finish(err)
+	w.remove(s)
+	w.n.hub.Unwatch(s.room, s)
+}
+
+func (w *watchers) add(s *subscription) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return ErrClosed
+	}
+	set := w.byViewer[s.viewer]
+	if set == nil {
+		set = make(map[*subscription]struct{})
+		w.byViewer[s.viewer] = set
+	}
+	set[s] = struct{}{}
+	if w.asking[s.viewer] != nil {
+		w.asking[s.viewer].again = true
+	}
+	return nil
+}
+
+func (w *watchers) remove(s *subscription) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	set := w.byViewer[s.viewer]
+	delete(set, s)
+	if len(set) == 0 {
+		delete(w.byViewer, s.viewer)
+	}
+}
+
+// of returns a viewer's subscriptions.
+func (w *watchers) of(viewer string) []*subscription {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	list := make([]*subscription, 0, len(w.byViewer[viewer]))
+	for s := range w.byViewer[viewer] {
+		list = append(list, s)
+	}
+	return list
+}
+
+// forget ends all subscriptions of a connection that has gone.
+func (w *watchers) forget(viewer string) {
+	for _, s := range w.of(viewer) {
+		w.unwatch(s)
+	}
+}
+
+// recheckAll asks about every subscription again: the rules have changed.
+func (w *watchers) recheckAll() {
+	w.mu.Lock()
+	viewers := make([]string, 0, len(w.byViewer))
+	for v := range w.byViewer {
+		viewers = append(viewers, v)
+	}
+	w.mu.Unlock()
+	for _, v := range viewers {
+		w.recheck(v)
+	}
+}
+
+// recheck asks again about a viewer's subscriptions: its metadata has changed.
+// Nothing is delivered to them until there is a verdict. It does not block.
+func (w *watchers) recheck(viewer string) {
+	if viewer == "" {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed || len(w.byViewer[viewer]) == 0 {
+		return
+	}
+	for s := range w.byViewer[viewer] {
+		s.hold()
+	}
+	if r := w.asking[viewer]; r != nil {
+		r.again = true
+		return
+	}
+	r := &recheck{}
+	w.asking[viewer] = r
+	w.work.Go(func() { w.ask(viewer, r) })
+}
+
+// ask runs until every subscription of the viewer has a verdict that is up to date.
+func (w *watchers) ask(viewer string, r *recheck) {
+	for {
+		verdicts := make(map[*subscription]error)
+		for _, s := range w.of(viewer) {
+			verdicts[s] = w.n.maySee(w.n.life, viewer, s.room)
+		}
+		w.mu.Lock()
+		if r.again {
+			r.again = false
+			w.mu.Unlock()
+			continue
+		}
+		delete(w.asking, viewer)
+		for s, err := range verdicts {
+			if err == nil {
+				s.release()
+			}
+		}
+		w.mu.Unlock()
+		for s, err := range verdicts {
+			if err != nil {
+				w.end(s, err)
+			}
+		}
+		return
+	}
+}
+
+// close ends every subscription and waits for the askers.
+func (w *watchers) close() {
+	w.mu.Lock()
+	w.closed = true
+	var all []*subscription
+	for _, set := range w.byViewer {
+		for s := range set {
+			all = append(all, s)
+		}
+	}
+	w.mu.Unlock()
+	for _, s := range all {
+		w.end(s, ErrClosed)
+	}
+	w.work.Wait()
+}
