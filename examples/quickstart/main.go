@@ -1,0 +1,30 @@
+// Quickstart tells whoever subscribes to the room "lobby" who is in it.
+package main
+
+import (
+	"context"
+	"errors"
+	"log"
+	"net/http"
+
+	"github.com/meshpresence/mesh"
+	"github.com/redis/go-redis/v9"
+)
+
+func main() {
+	srv, err := mesh.NewServer(mesh.Options{Redis: redis.NewClient(&redis.Options{Addr: "localhost:6379"})})
+	if err != nil {
+		log.Fatal(err)
+	}
+	srv.OnConnection(func(ctx context.Context, c *mesh.Connection) {
+		metadata := map[string]string{"userId": "user123", "username": "Alice"}
+		if err := srv.Connections().SetMetadata(ctx, c.ID(), metadata, mesh.MetadataOptions{}); err != nil {
+			log.Print(err)
+		}
+	})
+	if err := errors.Join(srv.TrackPresence(mesh.Exact("lobby"), mesh.PresenceOptions{}), srv.Start(context.Background())); err != nil {
+		log.Fatal(err)
+	}
+	http.Handle("/ws", srv)
+	log.Fatal(http.ListenAndServe("localhost:8080", nil))
+}

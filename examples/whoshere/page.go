@@ -1,0 +1,105 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"embed"
+	"encoding/hex"
+	"fmt"
+	"html/template"
+	"io/fs"
+	"net/http"
+	"path"
+	"time"
+)
+
+//go:embed index.html *.js style.css icon.svg
+var files embed.FS
+
+// contentTypes are those of the files above, by extension; what the machine
+// believes about extensions does not matter.
+var contentTypes = map[string]string{
+	".html": "text/html; charset=utf-8",
+	".js":   "text/javascript; charset=utf-8",
+	".css":  "text/css; charset=utf-8",
+	".svg":  "image/svg+xml",
+}
+
+// securityHeaders go with every answer. The page needs nothing but its own
+// files and its own socket, which 'self' covers, and never parses HTML.
+var securityHeaders = map[string]string{
+	"Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
+		"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; " +
+		"require-trusted-types-for 'script'; trusted-types 'none'",
+	"Cross-Origin-Opener-Policy": "same-origin",
+	"Referrer-Policy":            "no-referrer",
+	"X-Content-Type-Options":     "nosniff",
+}
+
+// newHandler serves the page at / with the files it consists of, and the
+// socket at /ws.
+func newHandler(cfg config, socket http.Handler) (http.Handler, error) {
+	index, err := renderIndex(cfg)
+	if err != nil {
+		return nil, err
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/ws", socket)
+	mux.Handle("GET /{$}", serveBytes("index.html", index))
+	entries, err := fs.ReadDir(files, ".")
+	if err != nil {
+		return nil, fmt.Errorf("embedded files: %w", err)
+	}
+	for _, e := range entries {
+		if e.Name() == "index.html" {
+			continue
+		}
+		body, err := files.ReadFile(e.Name())
+		if err != nil {
+			return nil, fmt.Errorf("embedded files: %w", err)
+		}
+		mux.Handle("GET /"+e.Name(), serveBytes(e.Name(), body))
+	}
+	return withHeaders(mux), nil
+}
+
+// renderIndex fills in what the page cannot learn from the socket.
+func renderIndex(cfg config) ([]byte, error) {
+	tmpl, err := template.ParseFS(files, "index.html")
+	if err != nil {
+		return nil, fmt.Errorf("index.html: %w", err)
+	}
+	var page bytes.Buffer
+	err = tmpl.Execute(&page, struct {
+		PingMillis     int64
+		ClientMetadata bool
+	}{cfg.ping.Milliseconds(), cfg.clientMetadata})
+	if err != nil {
+		return nil, fmt.Errorf("index.html: %w", err)
+	}
+	return page.Bytes(), nil
+}
+
+// serveBytes serves a file that browsers keep but ask about each time: after a
+// restart with other files they get the new ones.
+func serveBytes(name string, body []byte) http.Handler {
+	sum := sha256.Sum256(body)
+	etag := `"` + hex.EncodeToString(sum[:8]) + `"`
+	contentType := contentTypes[path.Ext(name)]
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		h := w.Header()
+		h.Set("Content-Type", contentType)
+		h.Set("Cache-Control", "no-cache")
+		h.Set("ETag", etag)
+		http.ServeContent(w, r, name, time.Time{}, bytes.NewReader(body))
+	})
+}
+
+func withHeaders(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for name, value := range securityHeaders {
+			w.Header().Set(name, value)
+		}
+		next.ServeHTTP(w, r)
+	})
+}
