@@ -85,6 +85,9 @@ func (n *node) setMetadata(ctx context.Context, at metaPlace, change json.RawMes
 
 // merged returns what current and change make together.
 func (n *node) merged(current, change json.RawMessage, strategy Strategy) (json.RawMessage, error) {
+	if change == nil {
+		change = json.RawMessage("null") // which is no object, so that every strategy removes what is there
+	}
 	merged, err := wire.MergeMetadata(current, change, wire.Strategy(strategy))
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalidMetadata, err)
@@ -99,7 +102,14 @@ func (n *node) merged(current, change json.RawMessage, strategy Strategy) (json.
 func (n *node) connPlace(conn string) metaPlace {
 	return metaPlace{
 		known: true,
-		read:  func(ctx context.Context) (store.MetaValue, error) { return n.store.ConnMeta(ctx, conn) },
+		read: func(ctx context.Context) (store.MetaValue, error) {
+			// Memory first: where somebody else was faster, the write says so.
+			if c, ok := n.owner.Conn(conn); ok {
+				data, version := c.Metadata()
+				return store.MetaValue{Version: version, Data: data, Owner: n.lease.Incarnation()}, nil
+			}
+			return n.store.ConnMeta(ctx, conn)
+		},
 		write: func(ctx context.Context, version uint64, data []byte) (store.MetaValue, bool, error) {
 			return n.store.SetConnMeta(ctx, conn, version, data)
 		},

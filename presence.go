@@ -134,8 +134,9 @@ func membersOf(records []store.Record) []Member {
 }
 
 // presentIn lists who is in a room for somebody who may know: from the mirror
-// where the room is watched on this server, otherwise from Redis. It is at
-// most Limits.SnapshotMembers long.
+// where the room is watched on this server, otherwise from Redis; where that
+// does not answer, from what the mirror knew last. It is at most
+// Limits.SnapshotMembers long.
 func (n *node) presentIn(ctx context.Context, room string) (*Snapshot, error) {
 	limit := n.opts.Limits.SnapshotMembers
 	if v, ok := n.hub.View(room, max(limit, 0)); ok {
@@ -143,6 +144,9 @@ func (n *node) presentIn(ctx context.Context, room string) (*Snapshot, error) {
 	}
 	records, total, err := n.store.Some(ctx, room, limit)
 	if err != nil {
+		if v, ok := n.hub.StaleView(room, max(limit, 0)); ok {
+			return snapshotOf(room, v), nil
+		}
 		return nil, n.storeError(err)
 	}
 	return &Snapshot{Room: room, Members: membersOf(records), Total: total}, nil

@@ -3,8 +3,10 @@ package mesh
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"strings"
+	"sync"
 
 	"github.com/meshpresence/mesh/internal/wire"
 )
@@ -96,20 +98,13 @@ func (m *RoomManager) Clear(ctx context.Context, room string) error {
 	if err != nil {
 		return m.n.storeError(err)
 	}
-	errs := make(chan error, len(homes))
-	for _, inc := range homes {
-		m.n.control.work.Go(func() {
-			_, err := m.n.control.call(ctx, inc, remoteCall{Op: opClear, Room: room})
-			errs <- err
-		})
+	errs := make([]error, len(homes))
+	var asked sync.WaitGroup
+	for i, inc := range homes {
+		asked.Go(func() { _, errs[i] = m.n.control.call(ctx, inc, remoteCall{Op: opClear, Room: room}) })
 	}
-	var failed error
-	for range homes {
-		if err := <-errs; err != nil {
-			failed = err
-		}
-	}
-	return failed
+	asked.Wait()
+	return errors.Join(errs...)
 }
 
 // Delete clears a room and forgets its metadata.

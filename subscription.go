@@ -3,6 +3,7 @@ package mesh
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 
 	"github.com/meshpresence/mesh/internal/hub"
@@ -149,7 +150,7 @@ func (w *watchers) watch(ctx context.Context, s *subscription) error {
 	}
 	err := w.n.maySee(ctx, s.viewer, s.room)
 	if err == nil {
-		err = w.n.hub.Watch(ctx, s.room, s, s.ready)
+		err = w.mirror(ctx, s)
 	}
 	if err != nil {
 		s.silence()
@@ -160,6 +161,18 @@ func (w *watchers) watch(ctx context.Context, s *subscription) error {
 		w.n.hub.Unwatch(s.room, s)
 	}
 	return nil
+}
+
+// mirror has the hub deliver to the subscription. It gives up when Redis has
+// not answered for as long as any call may take.
+func (w *watchers) mirror(ctx context.Context, s *subscription) error {
+	limited, cancel := context.WithTimeout(ctx, callLimit)
+	defer cancel()
+	err := w.n.hub.Watch(limited, s.room, s, s.ready)
+	if err != nil && limited.Err() != nil && ctx.Err() == nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return err
 }
 
 // silence ends the subscription without a word.

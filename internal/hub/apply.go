@@ -25,6 +25,9 @@ func (m *mirror) receive(p parcel, now time.Time) {
 	case begins(ev) && ev.Epoch != pos.Epoch && !m.past.left(ev.Epoch):
 		m.adopt(ev, now)
 	case ev.Epoch != pos.Epoch:
+		// Somewhere in another epoch, or back in one that we had left. There
+		// is no waiting for the first event of it: what it lacks of the old
+		// members, only a snapshot tells.
 		m.fetch(CauseEpoch, now)
 	case ev.Seq <= pos.Seq:
 		m.repeated(ev, now)

@@ -149,6 +149,7 @@ func runChaos(h *house, seed uint64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	h.redis.set(func(f *fakeRedis) { f.paged, f.between = seed%2 == 0, c.between })
+	h.redis.join(room, "c0")
 	c.watch()
 	for range 400 {
 		c.change()

@@ -136,3 +136,13 @@ func (h *Hub) StaleView(room string, limit int) (View, bool) {
 	}
 	return m.view(!m.settled(time.Now()), limit), true
 }
+
+// Watching reports whether any room is mirrored.
+func (h *Hub) Watching() bool {
+	h.mu.RLock()
+	defer h.mu.RUnlock()
+	return len(h.mirrors) > 0
+}
+
+// Watches reports whether the room is mirrored.
+func (h *Hub) Watches(room string) bool { return h.mirror(room) != nil }

@@ -57,6 +57,7 @@ type expiredWatch struct {
 	listener *Listener
 	stop     context.CancelFunc
 	wg       sync.WaitGroup
+	missed   int // listings in a row that lacked the node; of who keeps the watches
 
 	recheck chan struct{} // 1: probe now
 	replica atomic.Bool   // takes no writes: cannot be probed

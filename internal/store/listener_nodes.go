@@ -16,6 +16,9 @@ const (
 	scanEvery = 5 * time.Second
 	// scanWithin bounds one listing.
 	scanWithin = 2 * time.Second
+	// missedScans is how many listings in a row a node must be missing from
+	// before it is given up: each asks another node, and one may be behind.
+	missedScans = 3
 )
 
 // ExpiredConfig configures ExpiredEvents. All fields but Logger are needed.
@@ -56,8 +59,7 @@ type ExpiredEvents struct {
 	// Only the goroutine of run touches these.
 	cluster bool
 	watches map[string]*expiredWatch // by address
-	clients map[string]redis.UniversalClient
-	told    ExpiredState // what Changed heard last
+	told    ExpiredState             // what Changed heard last
 }
 
 // NewExpiredEvents returns a listener that is not started yet.
@@ -69,7 +71,7 @@ func NewExpiredEvents(cfg ExpiredConfig) *ExpiredEvents {
 	return &ExpiredEvents{
 		cfg: cfg, cluster: cluster,
 		changed: make(chan struct{}, 1), settled: make(chan struct{}),
-		watches: make(map[string]*expiredWatch), clients: make(map[string]redis.UniversalClient),
+		watches: make(map[string]*expiredWatch),
 	}
 }
 
@@ -134,26 +136,27 @@ func (e *ExpiredEvents) scan(ctx context.Context) {
 		e.cfg.Logger.Debug("mesh: cluster nodes could not be listed", "error", err)
 		return
 	}
-	present := make(map[string]bool, len(nodes))
+	for _, w := range e.watches {
+		w.missed++
+	}
 	for _, n := range nodes {
-		present[n.addr] = true
 		w := e.watches[n.addr]
-		if w != nil && e.clients[n.addr] == n.client {
+		if w != nil && w.client == n.client {
+			w.missed = 0
 			w.setReplica(n.replica)
 			continue
 		}
-		if w != nil { // it left and came back: the old client is closed
+		if w != nil { // it left and came back: its old client is closed
 			w.close()
 		}
 		w = newExpiredWatch(n, e.cfg, func() { poke(e.changed) })
-		e.watches[n.addr], e.clients[n.addr] = w, n.client
+		e.watches[n.addr] = w
 		w.start(ctx)
 	}
 	for addr, w := range e.watches {
-		if !present[addr] {
+		if w.missed >= missedScans {
 			w.close()
 			delete(e.watches, addr)
-			delete(e.clients, addr)
 		}
 	}
 }

@@ -53,10 +53,11 @@ func (s *Store) Snapshot(ctx context.Context, room string) (Snapshot, error) {
 	}
 	snap.Paged = true
 	byConn := make(map[string]Record, total)
-	err = s.scan(ctx, room, func(r Record) {
+	err = s.scan(ctx, room, func(r Record) bool {
 		if r.Seq >= byConn[r.Conn].Seq {
 			byConn[r.Conn] = r
 		}
+		return true
 	})
 	if err != nil {
 		return Snapshot{}, err
@@ -68,9 +69,9 @@ func (s *Store) Snapshot(ctx context.Context, room string) (Snapshot, error) {
 	return snap, nil
 }
 
-// scan reads a room page by page. Records that are there all the while come
-// at least once.
-func (s *Store) scan(ctx context.Context, room string, f func(Record)) error {
+// scan reads a room page by page until f returns false. Records that are there
+// all the while come at least once.
+func (s *Store) scan(ctx context.Context, room string, f func(Record) bool) error {
 	var cursor uint64
 	for {
 		type page struct {
@@ -89,7 +90,9 @@ func (s *Store) scan(ctx context.Context, room string, f func(Record)) error {
 			return err
 		}
 		for _, r := range records {
-			f(r)
+			if !f(r) {
+				return nil
+			}
 		}
 		if cursor = p.next; cursor == 0 {
 			return nil
@@ -110,42 +113,26 @@ func decodePairs(pairs []string) ([]Record, error) {
 }
 
 // Some reads at most limit members of a room (limit < 0: all of them) and how
-// many there are.
+// many there are. It reads no more pages than it needs.
 func (s *Store) Some(ctx context.Context, room string, limit int) ([]Record, int, error) {
-	if limit < 0 || limit > PageSize {
+	if limit < 0 {
 		snap, err := s.Snapshot(ctx, room)
-		if err != nil {
-			return nil, 0, err
-		}
-		total := len(snap.Records)
-		if limit >= 0 && total > limit {
-			snap.Records = slices.Clip(snap.Records[:limit])
-		}
-		return snap.Records, total, nil
+		return snap.Records, len(snap.Records), err
 	}
-	type answer struct {
-		pairs []redis.KeyValue
-		total int64
+	total, err := s.Count(ctx, room)
+	if err != nil || total == 0 || limit == 0 {
+		return nil, total, err
 	}
-	a, err := call(ctx, s, func(ctx context.Context) (answer, error) {
-		pipe := s.client.Pipeline()
-		pairs := pipe.HRandFieldWithValues(ctx, s.keys.Members(room), max(limit, 1))
-		total := pipe.HLen(ctx, s.keys.Members(room))
-		_, err := pipe.Exec(ctx)
-		return answer{pairs.Val(), total.Val()}, err
+	var records []Record
+	seen := make(map[string]struct{})
+	err = s.scan(ctx, room, func(r Record) bool {
+		if _, twice := seen[r.Conn]; !twice {
+			seen[r.Conn] = struct{}{}
+			records = append(records, r)
+		}
+		return len(records) < limit
 	})
-	if err != nil {
-		return nil, 0, err
-	}
-	records := make([]Record, 0, len(a.pairs))
-	for _, p := range a.pairs[:min(limit, len(a.pairs))] {
-		r, err := DecodeRecord(p.Key, p.Value)
-		if err != nil {
-			return nil, 0, err
-		}
-		records = append(records, r)
-	}
-	return records, int(a.total), nil
+	return records, max(total, len(records)), err
 }
 
 // Count returns how many members a room has.
