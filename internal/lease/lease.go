@@ -81,6 +81,8 @@ type Config struct {
 	// ended, if this server buried it or ended any of its entries: entries says
 	// how many. May be called by two goroutines at once.
 	OnBuried func(inc string, entries int)
+	// OnAway is told of every renewal and beat that failed: Redis may be away.
+	OnAway func()
 	// OnDeaf is told that a published beat was not heard within two seconds:
 	// the listener does not listen where it should, make it anew.
 	OnDeaf func()
@@ -235,6 +237,10 @@ func (l *Lease) Fenced(inc string) {
 	l.fenced.Store(&inc)
 	l.rouse()
 }
+
+// Doubt says that there is reason to ask whether the lease still stands: it is
+// renewed at once. Doubt does not block.
+func (l *Lease) Doubt() { l.lookNow() }
 
 // Distrust restarts patience, where the caller knows of a failover or a clock
 // that stepped: nobody is judged for one TTL. Distrust does not block.

@@ -162,7 +162,8 @@ func (lp *loop) beat(ctx context.Context) {
 	defer cancel()
 	err := lp.cfg.Store.Publish(cctx, lp.cfg.Control(lp.Incarnation()), text)
 	got := lp.awake()
-	if err != nil { // a beat is no renewal: that Redis is away shows there
+	if err != nil { // a beat is no renewal: patience does not suffer from it
+		lp.away()
 		lp.cfg.Logger.Debug("mesh: publish beat", "error", err)
 		return
 	}

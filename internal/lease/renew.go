@@ -49,10 +49,18 @@ func (lp *loop) renewFailed(ctx context.Context, at time.Time, err error) {
 	lp.failing++
 	lp.patience.restart()
 	lp.tally.add(func(t *tally) { t.failures++ })
+	lp.away()
 	lp.renewAt = at.Add(lp.retry())
 	lp.foreign = ""
 	if n, ok := lp.failLog.allow(at); ok {
 		lp.cfg.Logger.Warn("mesh: renew lease", "error", err, "times", n)
+	}
+}
+
+// away tells that Redis did not answer.
+func (lp *loop) away() {
+	if lp.cfg.OnAway != nil {
+		lp.cfg.OnAway()
 	}
 }
 

@@ -10,6 +10,9 @@ import (
 const (
 	// auditEvery is how often everything is compared even if nothing seems wrong.
 	auditEvery = 10 * time.Minute
+	// auditBusy is after how many heartbeats without a comparison a lane is
+	// audited because it is never quiet.
+	auditBusy = 30
 	// settled is how long a lane must have been quiet for its count and that of
 	// Redis, taken at another moment, to be comparable.
 	settled = 2 * time.Second
@@ -20,12 +23,14 @@ const (
 // stray is something that Redis holds in this server's name and that it does
 // not have.
 type stray struct {
+	o      *Owner
+	ref    store.OwnedRef
 	op     store.Op
 	queued bool // guarded by lane.mu
 }
 
 func (s *stray) mark() *bool                   { return &s.queued }
-func (s *stray) next(string) (store.Op, bool)  { return s.op, true }
+func (s *stray) next(string) (store.Op, bool)  { return s.op, s.pending() }
 func (s *stray) done(store.Op, store.OpResult) {}
 
 // Heartbeat compares what Redis holds in this server's name with what it has:
@@ -61,10 +66,18 @@ func (o *Owner) compare(owned int64) {
 	}
 	for _, l := range o.lanes {
 		held, quiet := l.standing(inc)
-		if !quiet || (held == 0 && o.cfg.Buckets > 1) {
-			l.differs = 0
+		if held == 0 && o.cfg.Buckets > 1 {
+			l.differs, l.busy = 0, 0
 			continue
 		}
+		if !quiet {
+			l.differs = 0
+			if l.busy++; l.busy >= auditBusy {
+				o.auditLane(l, inc)
+			}
+			continue
+		}
+		l.busy = 0
 		size := owned
 		if size < 0 || l.bucket > 0 {
 			var err error
@@ -76,13 +89,16 @@ func (o *Owner) compare(owned int64) {
 			l.differs = 0
 			continue
 		}
-		if l.differs++; l.differs < 2 {
-			continue
+		if l.differs++; l.differs >= 2 {
+			o.auditLane(l, inc)
 		}
-		l.differs = 0
-		if err := o.audit(l, inc); err != nil {
-			o.cfg.Logger.Debug("mesh: audit not finished", "bucket", l.bucket, "error", err)
-		}
+	}
+}
+
+func (o *Owner) auditLane(l *lane, inc string) {
+	l.differs, l.busy = 0, 0
+	if err := o.audit(l, inc); err != nil {
+		o.cfg.Logger.Debug("mesh: audit not finished", "bucket", l.bucket, "error", err)
 	}
 }
 
@@ -129,10 +145,22 @@ func (o *Owner) audit(l *lane, inc string) error {
 			break
 		}
 	}
+	var held int64
 	for _, c := range o.Conns() {
-		c.writeMissing(l, inc, seen, began)
+		held += c.writeMissing(l, inc, seen, began)
 	}
+	l.recount(inc, held, began)
 	return nil
+}
+
+// recount corrects the count of what Redis is known to hold, unless it moved
+// while it was taken.
+func (l *lane) recount(inc string, held int64, began time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.running && l.heldOf == inc && l.moved.Before(began) {
+		l.held = held
+	}
 }
 
 // has reports whether an index member is something this server has, or is
@@ -159,12 +187,12 @@ func (o *Owner) endStray(l *lane, ref store.OwnedRef) {
 	if ref.Room == "" {
 		op = store.Op{Kind: store.OpDisconnect, Conn: ref.Conn}
 	}
-	l.offer(&stray{op: op})
+	l.offer(&stray{o: o, ref: ref, op: op})
 }
 
 // writeMissing writes what had been written before the audit began and was
-// not among what it saw.
-func (c *Conn) writeMissing(l *lane, inc string, seen map[store.OwnedRef]struct{}, began time.Time) {
+// not among what it saw. It returns how much is held then.
+func (c *Conn) writeMissing(l *lane, inc string, seen map[store.OwnedRef]struct{}, began time.Time) (held int64) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if _, ok := seen[store.OwnedRef{Conn: c.id}]; !ok && c.reg.written && c.reg.lane() == l && c.reg.incarnation == inc &&
@@ -172,14 +200,20 @@ func (c *Conn) writeMissing(l *lane, inc string, seen map[store.OwnedRef]struct{
 		c.reg.forgetWritten()
 		c.reg.offer()
 	}
+	if c.reg.written && c.reg.lane() == l && c.reg.incarnation == inc {
+		held++
+	}
 	for _, e := range c.entries {
-		if e.lane != l || !e.want || !e.written || e.incarnation != inc || !e.writtenAt.Before(began) {
+		if e.lane != l || !e.want || !e.written || e.incarnation != inc {
 			continue
 		}
-		if _, ok := seen[store.OwnedRef{Conn: c.id, Entry: e.id, Room: e.room}]; !ok {
-			e.rejoin()
+		held++
+		if _, ok := seen[store.OwnedRef{Conn: c.id, Entry: e.id, Room: e.room}]; !ok && e.writtenAt.Before(began) {
+			held--
+			e.vanished()
 		}
 	}
+	return held
 }
 
 // verify asks for every entry whether its record is there: the index alone
@@ -210,8 +244,25 @@ func (o *Owner) readMetas() error {
 			return err
 		}
 		for i, c := range part {
-			c.SetMeta(values[i].Version, values[i].Data)
+			if _, version := c.Metadata(); values[i].Version > version {
+				c.SetMeta(values[i].Version, values[i].Data)
+			}
+			c.rewriteMeta(values[i])
 		}
 	}
 	return nil
 }
+
+// rewriteMeta writes a connection's metadata anew where Redis lost them, or
+// the last change of them.
+func (c *Conn) rewriteMeta(stands store.MetaValue) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.reg.written && (stands.Owner == "" || stands.Version < c.metaVersion) {
+		c.reg.forgetWritten()
+		c.reg.offer()
+	}
+}
+
+// pending implements item: it is still a stray.
+func (s *stray) pending() bool { return !s.o.has(s.ref) }

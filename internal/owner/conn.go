@@ -15,6 +15,10 @@ import (
 // retryAfter is how long something that Redis refused alone waits.
 const retryAfter = time.Second
 
+// wakeAfter is how long after a frame that ended a silence rooms are joined
+// again, where the frame itself did not say what it wants.
+const wakeAfter = 100 * time.Millisecond
+
 // Link is the transport behind a connection, where there is one. Its methods
 // must not block.
 type Link interface {
@@ -33,6 +37,9 @@ type Conn struct {
 
 	seen     atomic.Int64 // time of the last frame, since Owner.born
 	sleepers atomic.Int64 // entries that wait for the next frame
+	claimed  atomic.Bool  // somebody is closing it
+	waking   atomic.Bool  // wake is armed
+	wake     clock.Timer
 
 	mu          sync.Mutex // guards the fields below, and all of entry and registration but queued
 	entries     map[string]*entry
@@ -55,6 +62,18 @@ func (c *Conn) Seen() {
 	}
 }
 
+// Stamp is Seen for a frame that is still to be read: it may ask to leave, so
+// that rooms are joined again only after a moment, if they still are to be.
+func (c *Conn) Stamp() {
+	c.seen.Store(int64(time.Since(c.o.born)))
+	if c.sleepers.Load() > 0 && c.waking.CompareAndSwap(false, true) {
+		c.o.cfg.Wheel.Schedule(&c.wake, wakeAfter, func() {
+			c.waking.Store(false)
+			c.revive()
+		})
+	}
+}
+
 func (c *Conn) idle() time.Duration {
 	return time.Since(c.o.born) - time.Duration(c.seen.Load())
 }
@@ -68,11 +87,10 @@ func (c *Conn) revive() {
 	for _, e := range c.entries {
 		switch {
 		case e.asleep:
+			e.ttl = c.o.cfg.TTL(e.room) // the rules may have changed meanwhile
 			e.join()
 		case e.lapsed:
-			e.wake()
-			e.refresh = true
-			e.changed()
+			e.unlapse()
 		}
 	}
 }
@@ -89,6 +107,10 @@ func (c *Conn) Metadata() ([]byte, uint64) {
 // newer than what is held, and rewrites the connection's entries.
 func (c *Conn) SetMeta(version uint64, meta []byte) {
 	c.mu.Lock()
+	// The same version may come twice, from who set it and from its
+	// announcement, at the same time: neither goes on before it is known to
+	// those who act on it.
+	known := version == c.metaVersion && version > 0 && !c.closed
 	newer := version > c.metaVersion && !c.closed
 	if newer {
 		c.metaVersion, c.meta = version, meta
@@ -99,7 +121,7 @@ func (c *Conn) SetMeta(version uint64, meta []byte) {
 		}
 	}
 	c.mu.Unlock()
-	if newer {
+	if newer || known {
 		c.o.cfg.MetaChanged(c)
 	}
 }
@@ -135,12 +157,16 @@ func (c *Conn) Flush(ctx context.Context) error {
 		}
 	}
 	c.mu.Unlock()
+	var failed error
 	for _, p := range all {
 		if err := p.e.await(ctx, p.done); err != nil {
-			return err
+			failed = err // the others are still to be waited for, which is short then
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithCancel(ctx)
+			cancel()
 		}
 	}
-	return nil
+	return failed
 }
 
 // Joined answers Join.
@@ -254,6 +280,11 @@ func (c *Conn) Rooms() []string {
 	return rooms
 }
 
+// Claim reports whether the caller is the one to close the connection: true
+// once. What else is kept under its id can then be let go before Close makes
+// the id free for another connection.
+func (c *Conn) Claim() bool { return c.claimed.CompareAndSwap(false, true) }
+
 // Close ends every entry of the connection and forgets it. It returns at once;
 // Gone tells when Redis has all of it.
 func (c *Conn) Close(cause store.Cause) {
@@ -292,6 +323,9 @@ func (c *Conn) retime() {
 	defer c.mu.Unlock()
 	for _, e := range c.entries {
 		if ttl := c.o.cfg.TTL(e.room); ttl != e.ttl && e.want {
+			if e.ttl == 0 {
+				e.since = time.Since(c.o.born)
+			}
 			e.ttl, e.refresh = ttl, true
 			e.armLife()
 			e.changed()
@@ -302,17 +336,25 @@ func (c *Conn) retime() {
 
 func (c *Conn) reborn(stalled bool) {
 	c.mu.Lock()
+	inc := c.o.cfg.Incarnation()
 	for _, e := range c.entries {
 		switch {
 		case !e.want:
 		case stalled:
-			e.over()
+			// Also one that the lane was quick to write anew already. Whoever
+			// waits is not told that a state has been set that ends here.
+			e.answer(e.rev, ErrUnavailable)
+			e.leave(store.CauseSilent)
 			e.sleep()
+		case e.tried && e.incarnation == inc:
+			// Written anew already, or about to be.
 		default:
 			e.rejoin()
 		}
 	}
-	c.reg.written = false
+	if c.reg.incarnation != inc {
+		c.reg.written = false
+	}
 	c.reg.offer()
 	c.mu.Unlock()
 	if stalled && c.link != nil {

@@ -23,13 +23,18 @@ type entry struct {
 	want   bool   // present
 	id     string // minted anew for every join, before the first attempt to write it
 	ttl    time.Duration
-	asleep bool // ended by silence, or waiting for a sign of life: the next frame joins again
-	lapsed bool // silent past its TTL while nobody ends it: the next frame refreshes at once
+	asleep bool          // ended by silence, or waiting for a sign of life: the next frame joins again
+	lapsed bool          // silent past its TTL while nobody ends it: the next frame refreshes at once
+	since  time.Duration // silence counts from here at the earliest; since Owner.born
 	state  state
 
+	endedNow bool // the last ending found the entry, and ended it
 	// ending is an earlier id that has to leave first, with its cause.
 	ending string
 	cause  store.Cause
+	// before is the id that a rejoin replaced before the new one was tried:
+	// Redis may still hold it.
+	before string
 
 	// What Redis holds.
 	tried        bool   // a join of this id may have reached Redis
@@ -77,6 +82,8 @@ func (e *entry) join() {
 	e.wake()
 	e.want = true
 	e.mint()
+	e.before = "" // that one has left
+	e.since = time.Since(e.c.o.born)
 	e.c.o.enter(e)
 	e.armLife()
 	e.changed()
@@ -85,6 +92,9 @@ func (e *entry) join() {
 // mint gives the entry a new id, of which Redis knows nothing yet.
 func (e *entry) mint() {
 	e.forgetWritten()
+	if e.tried {
+		e.before = e.id
+	}
 	e.id, e.tried = newEntryID(), false
 }
 
@@ -95,8 +105,11 @@ func (e *entry) leave(cause store.Cause) {
 	}
 	// Written or not: a join of this id may be under way. Where an earlier id
 	// is still to be ended, this one has not been tried yet: endings go first.
-	if e.tried {
+	switch {
+	case e.tried:
 		e.ending, e.cause = e.id, cause
+	case e.before != "":
+		e.ending, e.cause = e.before, cause
 	}
 	e.over()
 	e.changed()
@@ -105,10 +118,14 @@ func (e *entry) leave(cause store.Cause) {
 // over: the entry is not present any more, and its state ends with it.
 func (e *entry) over() {
 	e.forgetWritten()
-	e.want, e.refresh = false, false
+	e.want, e.refresh, e.before = false, false, ""
 	e.state = state{version: e.state.version + 1}
 	e.stopTimers()
 	e.c.o.exit(e)
+	if e.lapsed { // what is over is not to be refreshed at the next frame
+		e.lapsed = false
+		e.c.sleepers.Add(-1)
+	}
 }
 
 func (e *entry) forgetWritten() {
@@ -127,6 +144,17 @@ func (e *entry) rejoin() {
 }
 
 func (e *entry) mark() *bool { return &e.queued }
+
+// pending implements item.
+func (e *entry) pending() bool {
+	e.c.mu.Lock()
+	defer e.c.mu.Unlock()
+	if e.ending == "" && !e.want {
+		e.settle()
+		return false
+	}
+	return true
+}
 
 // next implements item.
 func (e *entry) next(inc string) (store.Op, bool) {
@@ -148,7 +176,7 @@ func (e *entry) next(inc string) (store.Op, bool) {
 	}
 	e.built = e.rev
 	now := time.Now()
-	left := e.ttl + time.Second - e.c.idle()
+	left := e.ttl + time.Second - e.idle()
 	if !e.written {
 		op.Kind = store.OpJoin
 		op.MetaVersion, op.Meta = e.c.metaVersion, e.c.meta
@@ -231,7 +259,7 @@ func (e *entry) settle() {
 
 // done implements item.
 func (e *entry) done(op store.Op, res store.OpResult) {
-	if op.Kind == store.OpJoin && res.Err == nil {
+	if res.Err == nil && !res.Position.None() {
 		e.c.o.cfg.Wrote(e.room, res.Position) // outside the lock
 	}
 	e.c.mu.Lock()
@@ -253,7 +281,8 @@ func (e *entry) done(op store.Op, res store.OpResult) {
 }
 
 func (e *entry) ended(op store.Op, res store.OpResult) {
-	if res.Status == store.Done {
+	e.endedNow = res.Status == store.Done
+	if e.endedNow {
 		e.c.o.stats.leaves[op.Cause].Add(1)
 	}
 	if e.ending == op.Entry {
@@ -266,7 +295,7 @@ func (e *entry) joined(op store.Op, res store.OpResult) {
 	if op.Entry != e.id || !e.want || e.incarnation != e.c.o.cfg.Incarnation() {
 		return // it has been ended, or replaced, meanwhile: next says how it goes on
 	}
-	e.written, e.writtenAt = true, time.Now()
+	e.written, e.writtenAt, e.before = true, time.Now(), ""
 	e.lane.hold(e.incarnation, 1)
 	e.metaWritten, e.stateWritten = op.MetaVersion, op.StateVersion
 	e.dropExpired(op)
@@ -282,11 +311,14 @@ func (e *entry) updated(op store.Op, res store.OpResult) {
 		e.metaWritten = max(e.metaWritten, op.MetaVersion)
 		e.stateWritten = max(e.stateWritten, op.StateVersion)
 		e.dropExpired(op)
-		if op.Left > 0 {
+		if op.Left > 0 && op.TTL == e.ttl {
+			// Under another TTL it was built before the rule changed, and the
+			// key has to be written, or taken away, once more.
 			e.refresh = false
 		}
 		e.answer(e.built, nil)
 	case store.Gone:
+		e.tried = false // known to be gone: nothing of it to be ended
 		e.vanished()
 	case store.Other:
 		// The same id has joined through another server, which is its owner
@@ -301,7 +333,7 @@ func (e *entry) updated(op store.Op, res store.OpResult) {
 // expired key of a connection that is silent indeed, or data was lost.
 func (e *entry) vanished() {
 	e.refresh = false
-	if e.ttl > 0 && e.c.idle() >= e.ttl {
+	if e.ttl > 0 && e.idle() >= e.ttl {
 		e.over()
 		e.sleep()
 		e.answer(e.rev, nil)

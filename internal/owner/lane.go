@@ -16,6 +16,9 @@ type item interface {
 	done(op store.Op, res store.OpResult)
 	// mark returns where the lane keeps whether the item is in its queue.
 	mark() *bool
+	// pending reports whether there is something to write, or to wait for.
+	// What is over without a word to Redis is let go.
+	pending() bool
 }
 
 // lane writes the items of one bucket, one batch at a time: callers that wait
@@ -32,12 +35,18 @@ type lane struct {
 	flying  int
 	number  uint64
 	moved   time.Time // when the last batch came back
+	// settledOf is the incarnation of which a batch is known to have run:
+	// from then on its fence stands in Redis, and a batch that finds none is
+	// not taken.
+	settledOf string
 
 	// How many entries and connections Redis is known to hold of heldOf.
 	held   int64
 	heldOf string
 
-	differs int // heartbeats in a row at which Redis held another number; guarded by Owner.auditing
+	// Guarded by Owner.auditing.
+	differs int // heartbeats in a row at which Redis held another number
+	busy    int // heartbeats in a row at which there was no comparing
 }
 
 // offer queues an item that may have something to write.
@@ -103,6 +112,7 @@ func (l *lane) run() {
 		}
 		l.o.stats.retries.Add(1)
 		l.again(batch)
+		l.sweep()
 		backoff = min(max(2*backoff, 25*time.Millisecond), time.Second)
 		if !l.o.pause(backoff) {
 			l.mu.Lock()
@@ -177,19 +187,47 @@ func (l *lane) again(batch []flight) {
 	l.queue = append(back, l.queue...)
 }
 
+// sweep lets go of queued items that are over: while Redis is away, clients
+// that come and go must not fill the memory.
+func (l *lane) sweep() {
+	l.mu.Lock()
+	queue := l.queue
+	l.queue = nil
+	for _, it := range queue {
+		*it.mark() = false
+	}
+	l.mu.Unlock()
+	for _, it := range queue {
+		if it.pending() {
+			l.offer(it)
+		}
+	}
+}
+
 func (l *lane) commit(inc string, number uint64, batch []flight) error {
 	ops := make([]store.Op, len(batch))
 	for i := range batch {
 		ops[i] = batch[i].op
 	}
-	results, err := l.o.cfg.Store.Commit(l.o.stop, l.bucket, inc, number, ops)
+	l.mu.Lock()
+	first := l.settledOf != inc
+	l.mu.Unlock()
+	results, err := l.o.cfg.Store.Commit(l.o.stop, l.bucket, inc, number, first, ops)
 	if err != nil {
-		if errors.Is(err, store.ErrFenced) {
+		switch {
+		case errors.Is(err, store.ErrFenced):
 			l.o.cfg.Fenced(inc)
+		case errors.Is(err, store.ErrLost):
+			// The fence ran out after a day without a write, or Redis lost
+			// everything. The lease is being asked which; meanwhile this
+			// living server may begin anew.
+			l.o.cfg.Doubt()
+			l.settle("")
 		}
 		l.o.cfg.Logger.Debug("mesh: batch not written", "bucket", l.bucket, "ops", len(ops), "error", err)
 		return err
 	}
+	l.settle(inc)
 	l.o.stats.batches.Add(1)
 	l.o.stats.ops.Add(uint64(len(ops)))
 	for i, f := range batch {
@@ -200,6 +238,12 @@ func (l *lane) commit(inc string, number uint64, batch []flight) error {
 	l.moved = time.Now()
 	l.mu.Unlock()
 	return nil
+}
+
+func (l *lane) settle(inc string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.settledOf = inc
 }
 
 // pause waits, unless the owner stops first.

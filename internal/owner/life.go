@@ -27,10 +27,14 @@ func (e *entry) armLife() {
 	if e.life == nil {
 		e.life = new(life)
 	}
-	if e.c.o.cfg.EndSilent {
-		e.armSilence(e.ttl - e.c.idle())
-	}
+	e.armSilence(e.ttl - e.idle())
 	e.armRefresh()
+}
+
+// idle is how long the connection has been silent as far as this entry is
+// concerned: who had no reason to give a sign of life before was not silent.
+func (e *entry) idle() time.Duration {
+	return min(e.c.idle(), time.Since(e.c.o.born)-e.since)
 }
 
 func (e *entry) armSilence(after time.Duration) {
@@ -55,8 +59,12 @@ func (e *entry) judge() {
 	if !e.want || e.ttl == 0 || e.life == nil {
 		return
 	}
-	if left := e.ttl - c.idle(); left > 0 {
+	if left := e.ttl - e.idle(); left > 0 {
 		e.armSilence(left)
+		return
+	}
+	if !c.o.cfg.EndSilent {
+		e.lapse()
 		return
 	}
 	if stall := c.o.cfg.Wheel.LastStall(); !stall.IsZero() && time.Since(stall) < afterStall {
@@ -65,6 +73,9 @@ func (e *entry) judge() {
 	}
 	e.leave(store.CauseSilent)
 	e.sleep()
+	if e.idle() < e.ttl {
+		e.join() // a frame came just now, and saw nobody asleep
+	}
 }
 
 // keep runs on the wheel: refresh the key if there was a sign of life within
@@ -77,15 +88,30 @@ func (e *entry) keep() {
 		return
 	}
 	e.armRefresh()
-	if c.idle() < e.ttl {
+	if e.idle() < e.ttl {
 		e.refresh = true
 		e.lane.offer(e)
-		return
 	}
+}
+
+// lapse leaves an entry whose TTL has passed to whoever cleans up; the next
+// frame finds out whether somebody has. Conn.mu is held.
+func (e *entry) lapse() {
 	if !e.lapsed {
 		e.lapsed = true
-		c.sleepers.Add(1)
+		e.c.sleepers.Add(1)
 	}
+	if e.idle() < e.ttl { // a frame came just now, and saw nothing to do
+		e.unlapse()
+	}
+}
+
+// unlapse asks Redis whether the entry is still there. Conn.mu is held.
+func (e *entry) unlapse() {
+	e.wake()
+	e.refresh = true
+	e.armLife()
+	e.changed()
 }
 
 // armExpiry schedules the end of the state just set. Conn.mu is held.
@@ -141,17 +167,30 @@ func (o *Owner) EndLapsed(ctx context.Context, room string) (int, error) {
 	var ended []pending
 	for _, c := range o.InRoom(room) {
 		c.mu.Lock()
-		if e := c.entries[room]; e != nil && e.want && e.ttl > 0 && c.idle() >= e.ttl {
+		if e := c.entries[room]; e != nil && e.want && e.ttl > 0 && e.idle() >= e.ttl {
+			e.endedNow = false
 			e.leave(store.CauseSilent)
 			e.sleep()
 			ended = append(ended, pending{e, e.wait()})
 		}
 		c.mu.Unlock()
 	}
+	var failed error
 	for _, p := range ended {
 		if err := p.e.await(ctx, p.done); err != nil {
-			return 0, err
+			failed = err
+			var cancel context.CancelFunc
+			ctx, cancel = context.WithCancel(ctx)
+			cancel() // what is left is short
 		}
 	}
-	return len(ended), nil
+	n := 0
+	for _, p := range ended {
+		p.e.c.mu.Lock()
+		if p.e.endedNow { // otherwise another server was faster
+			n++
+		}
+		p.e.c.mu.Unlock()
+	}
+	return n, failed
 }

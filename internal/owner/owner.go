@@ -36,7 +36,7 @@ const answerWithin = 1900 * time.Millisecond
 
 // Store is what the owner asks of the store.
 type Store interface {
-	Commit(ctx context.Context, bucket int, inc string, number uint64, ops []store.Op) ([]store.OpResult, error)
+	Commit(ctx context.Context, bucket int, inc string, number uint64, first bool, ops []store.Op) ([]store.OpResult, error)
 	OwnedPage(ctx context.Context, bucket int, inc string, cursor uint64) ([]store.OwnedRef, uint64, error)
 	OwnedSize(ctx context.Context, bucket int, inc string) (int64, error)
 	ConnMetas(ctx context.Context, conns []string) ([]store.MetaValue, error)
@@ -58,9 +58,12 @@ type Config struct {
 	MaxRooms int
 	// Fenced is called when Redis refused a batch of that incarnation. It must not block.
 	Fenced func(inc string)
+	// Doubt is called when Redis does not know the incarnation any more. It must not block.
+	Doubt func()
 	// Wrote is told how far a room has come by this server's own writes. It must not block.
 	Wrote func(room string, p store.Position)
-	// MetaChanged is called when a connection's metadata has changed. It must not block.
+	// MetaChanged is called when a connection's metadata has changed, perhaps
+	// more than once. It must not block.
 	MetaChanged func(c *Conn)
 	Logger      *slog.Logger
 }
@@ -108,6 +111,9 @@ type Stats struct {
 func New(cfg Config) *Owner {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Doubt == nil {
+		cfg.Doubt = func() {}
 	}
 	if cfg.Wrote == nil {
 		cfg.Wrote = func(string, store.Position) {}
@@ -197,6 +203,18 @@ func (o *Owner) InRoom(room string) []*Conn {
 	list := make([]*Conn, 0, len(o.rooms[room]))
 	for e := range o.rooms[room] {
 		list = append(list, e.c)
+	}
+	return list
+}
+
+// Joined returns this server's connections that are in room, or will be at
+// their next frame. It looks at every connection.
+func (o *Owner) Joined(room string) []*Conn {
+	var list []*Conn
+	for _, c := range o.Conns() {
+		if c.In(room) {
+			list = append(list, c)
+		}
 	}
 	return list
 }

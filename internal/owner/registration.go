@@ -24,6 +24,16 @@ type registration struct {
 
 func (r *registration) mark() *bool { return &r.queued }
 
+// pending implements item.
+func (r *registration) pending() bool {
+	r.c.mu.Lock()
+	defer r.c.mu.Unlock()
+	if r.c.closed && !r.tried && len(r.c.entries) == 0 {
+		r.finish()
+	}
+	return !r.isGone
+}
+
 // next implements item.
 func (r *registration) next(inc string) (store.Op, bool) {
 	c := r.c
@@ -32,8 +42,10 @@ func (r *registration) next(inc string) (store.Op, bool) {
 	if r.written && r.incarnation != inc {
 		r.written = false
 	}
-	op := store.Op{Conn: c.id}
+	op := store.Op{Conn: c.id, Fresh: !r.isReady}
 	switch {
+	case r.isGone:
+		return op, false // the id may be another connection's by now
 	case c.closed && len(c.entries) > 0:
 		return op, false // its entries leave first
 	case c.closed && !r.tried:
@@ -97,6 +109,7 @@ func (r *registration) finish() {
 	}
 	r.isGone = true
 	r.c.o.cfg.Wheel.Cancel(&r.c.retry)
+	r.c.o.cfg.Wheel.Cancel(&r.c.wake)
 	r.c.o.forget(r.c)
 	close(r.gone)
 }

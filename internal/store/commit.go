@@ -17,14 +17,16 @@ func (o *Op) Size() int {
 // incarnation; a batch whose outcome is unknown is made anew under a higher
 // number, and the earlier one changes nothing if it arrives after that.
 //
-// The error is ErrFenced or ErrLate where the whole batch was refused, and
-// otherwise means that the outcome is unknown. Refusals of single ops are in
+// first says that no batch of the incarnation is known to have run in this
+// bucket; without it a batch is refused where Redis has forgotten the
+// incarnation. The error is ErrFenced, ErrLate or ErrLost where the whole batch
+// was refused, and otherwise means that the outcome is unknown. Refusals of single ops are in
 // their results.
-func (s *Store) Commit(ctx context.Context, bucket int, inc string, number uint64, ops []Op) ([]OpResult, error) {
+func (s *Store) Commit(ctx context.Context, bucket int, inc string, number uint64, first bool, ops []Op) ([]OpResult, error) {
 	keys := make([]string, 0, 3+4*len(ops))
 	keys = append(keys, s.keys.Fence(bucket, inc), s.keys.Owned(bucket, inc), s.keys.Rooms(bucket))
-	args := make([]any, 0, 4+13*len(ops))
-	args = append(args, inc, strconv.FormatUint(number, 10), newTag(), s.keys.EventsPrefix())
+	args := make([]any, 0, 5+13*len(ops))
+	args = append(args, inc, strconv.FormatUint(number, 10), newTag(), s.keys.EventsPrefix(), flag(first))
 	for i := range ops {
 		keys, args = s.appendOp(keys, args, &ops[i])
 	}
@@ -37,6 +39,8 @@ func (s *Store) Commit(ctx context.Context, bucket int, inc string, number uint6
 		return nil, ErrFenced
 	case "LATE":
 		return nil, ErrLate
+	case "LOST":
+		return nil, ErrLost
 	}
 	lines, err := texts(reply)
 	if err != nil {
@@ -56,7 +60,7 @@ func (s *Store) appendOp(keys []string, args []any, o *Op) ([]string, []any) {
 	switch o.Kind {
 	case OpConnect:
 		return append(keys, s.keys.ConnMeta(o.Conn)),
-			append(args, "K", o.Conn, strconv.FormatUint(o.MetaVersion, 10), o.Meta)
+			append(args, "K", o.Conn, strconv.FormatUint(o.MetaVersion, 10), o.Meta, flag(o.Fresh))
 	case OpDisconnect:
 		return append(keys, s.keys.ConnMeta(o.Conn)), append(args, "D", o.Conn)
 	}
@@ -65,12 +69,19 @@ func (s *Store) appendOp(keys []string, args []any, o *Op) ([]string, []any) {
 	if o.Kind == OpLeave {
 		return keys, append(args, string(o.Cause))
 	}
-	flag := "."
+	silence := "."
 	if o.StateSilent {
-		flag = "s"
+		silence = "s"
 	}
 	return keys, append(args, millis(o.TTL), millis(o.Left), strconv.FormatUint(o.MetaVersion, 10), o.Meta,
-		strconv.FormatUint(o.StateVersion, 10), flag, millis(o.StateLeft), o.State)
+		strconv.FormatUint(o.StateVersion, 10), silence, millis(o.StateLeft), o.State)
+}
+
+func flag(v bool) string {
+	if v {
+		return "1"
+	}
+	return "0"
 }
 
 func decodeResult(kind OpKind, line string) OpResult {
@@ -99,6 +110,8 @@ func decodeDone(kind OpKind, rest string) OpResult {
 		if r.Err == nil {
 			r.Total, r.Err = strconv.Atoi(rest[i+1:])
 		}
+	case kind == OpUpdate || kind == OpLeave:
+		r.Position, r.Err = decodePosition(rest)
 	case kind == OpConnect && rest != "":
 		version, data, _ := strings.Cut(rest, " ")
 		r.MetaVersion, r.Err = strconv.ParseUint(version, 10, 64)

@@ -90,9 +90,7 @@ func (s *Store) Cleaned(ctx context.Context, inc string) error {
 
 // Fence locks an incarnation out of a bucket: none of its writes is taken any more.
 func (s *Store) Fence(ctx context.Context, bucket int, inc string) error {
-	_, err := call(ctx, s, func(ctx context.Context) (string, error) {
-		return s.client.Set(ctx, s.keys.Fence(bucket, inc), "dead", fenceLife).Result()
-	})
+	_, err := run(ctx, s, fenceScript, []string{s.keys.Fence(bucket, inc)}, millis(fenceLife))
 	return err
 }
 
@@ -121,8 +119,21 @@ const layoutVersion = 1
 var ErrForeign = errors.New("store: keys of another format under this prefix")
 
 // CheckFormat claims the prefix for this layout, or says why it cannot: a
-// newer layout, or keys of another program.
+// newer layout, or keys of another program. Where it cannot it writes nothing.
 func (s *Store) CheckFormat(ctx context.Context) error {
+	want := [][2]string{
+		{s.keys.Format(), "string"}, {s.keys.Instances(), "zset"}, {s.keys.Dead(), "zset"}, {s.keys.Rooms(0), "set"},
+	}
+	for _, w := range want {
+		key, kind := w[0], w[1]
+		got, err := call(ctx, s, func(ctx context.Context) (string, error) { return s.client.Type(ctx, key).Result() })
+		if err != nil {
+			return err
+		}
+		if got != "none" && got != kind {
+			return fmt.Errorf("%w: %s is a %s, expected a %s", ErrForeign, key, got, kind)
+		}
+	}
 	found, err := call(ctx, s, func(ctx context.Context) (string, error) {
 		if err := s.client.SetNX(ctx, s.keys.Format(), layoutVersion, 0).Err(); err != nil {
 			return "", err
@@ -134,16 +145,6 @@ func (s *Store) CheckFormat(ctx context.Context) error {
 	}
 	if v, err := strconv.Atoi(found); err != nil || v != layoutVersion {
 		return fmt.Errorf("%w: %s holds %.20q, this version writes %d", ErrForeign, s.keys.Format(), found, layoutVersion)
-	}
-	want := map[string]string{s.keys.Instances(): "zset", s.keys.Dead(): "zset", s.keys.Rooms(0): "set"}
-	for key, kind := range want {
-		got, err := call(ctx, s, func(ctx context.Context) (string, error) { return s.client.Type(ctx, key).Result() })
-		if err != nil {
-			return err
-		}
-		if got != "none" && got != kind {
-			return fmt.Errorf("%w: %s is a %s, expected a %s", ErrForeign, key, got, kind)
-		}
 	}
 	return nil
 }

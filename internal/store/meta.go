@@ -99,7 +99,7 @@ func (s *Store) DeleteRoomMeta(ctx context.Context, room string) error {
 }
 
 func (s *Store) setMeta(ctx context.Context, key string, version uint64, data []byte, owned, conn string) (MetaValue, bool, error) {
-	reply, err := run(ctx, s, metaScript, []string{key}, version, data, owned, s.keys.Control(""), conn)
+	reply, err := run(ctx, s, metaScript, []string{key}, version, data, owned, s.keys.Control(""), conn, newTag())
 	if err != nil {
 		return MetaValue{}, false, err
 	}

@@ -162,11 +162,14 @@ func (s *Store) Records(ctx context.Context, refs []OwnedRef) ([]Record, error) 
 		}
 		records := make([]Record, len(refs))
 		for i, c := range cmds {
-			if c.Err() != nil {
+			text, err := c.Result()
+			if errors.Is(err, redis.Nil) {
 				continue
 			}
-			var err error
-			if records[i], err = DecodeRecord(refs[i].Conn, c.Val()); err != nil {
+			if err != nil { // Exec returns the first error only, which may be a Nil
+				return nil, err
+			}
+			if records[i], err = DecodeRecord(refs[i].Conn, text); err != nil {
 				return nil, err
 			}
 		}

@@ -32,6 +32,8 @@ var (
 	buryLua string
 	//go:embed lua/declare.lua
 	declareLua string
+	//go:embed lua/fence.lua
+	fenceLua string
 	//go:embed lua/forget.lua
 	forgetLua string
 	//go:embed lua/meta.lua
@@ -45,6 +47,7 @@ var (
 	registerScript  = redis.NewScript(registerLua)
 	buryScript      = redis.NewScript(buryLua)
 	declareScript   = redis.NewScript(declareLua)
+	fenceScript     = redis.NewScript(fenceLua)
 	forgetScript    = redis.NewScript(forgetLua)
 	metaScript      = redis.NewScript(metaLua)
 )
@@ -55,6 +58,8 @@ const (
 	callTimeout = 1800 * time.Millisecond
 	// maxCalls bounds the calls under way at once, those included that have
 	// been given up and that the client library has not returned from yet.
+	// Scripts have places of their own: what clients read must not keep a
+	// heartbeat waiting.
 	maxCalls = 256
 	// MaxOps and MaxBytes bound one script call, so that it holds up Redis for
 	// no longer than about a millisecond.
@@ -66,7 +71,8 @@ const (
 type Store struct {
 	client redis.UniversalClient
 	keys   Keys
-	slots  chan struct{}
+	reads  chan struct{} // places for plain commands
+	writes chan struct{} // places for scripts
 	calls  sync.WaitGroup
 
 	nCalls    atomic.Uint64
@@ -75,7 +81,7 @@ type Store struct {
 
 // New returns a store on client, which stays the caller's to close.
 func New(client redis.UniversalClient, keys Keys) *Store {
-	return &Store{client: client, keys: keys, slots: make(chan struct{}, maxCalls)}
+	return &Store{client: client, keys: keys, reads: make(chan struct{}, maxCalls), writes: make(chan struct{}, maxCalls)}
 }
 
 // Keys returns the names in use.
@@ -138,20 +144,25 @@ type result[T any] struct {
 // interrupt a read when its context ends (unless told to), so f runs beside
 // the caller, who stops waiting: the outcome is then unknown.
 func call[T any](ctx context.Context, s *Store, f func(context.Context) (T, error)) (T, error) {
+	return within(ctx, s, s.reads, f)
+}
+
+func within[T any](ctx context.Context, s *Store, slots chan struct{}, f func(context.Context) (T, error)) (T, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	// By the caller, never by the goroutine below when it has the answer: both
+	// cases of the last select would be ready then, and every other answer lost.
+	defer cancel()
 	var none T
 	select {
-	case s.slots <- struct{}{}:
+	case slots <- struct{}{}:
 	case <-ctx.Done():
-		cancel()
 		return none, s.failed(ctx.Err())
 	}
 	s.nCalls.Add(1)
 	done := make(chan result[T], 1)
 	s.calls.Go(func() {
-		defer cancel()
 		v, err := f(ctx)
-		<-s.slots
+		<-slots
 		done <- result[T]{v, err}
 	})
 	select {
@@ -161,7 +172,6 @@ func call[T any](ctx context.Context, s *Store, f func(context.Context) (T, erro
 		}
 		return r.value, nil
 	case <-ctx.Done():
-		cancel()
 		return none, s.failed(ctx.Err())
 	}
 }
@@ -169,7 +179,7 @@ func call[T any](ctx context.Context, s *Store, f func(context.Context) (T, erro
 // failed counts and marks an error of Redis or of the way to it.
 func (s *Store) failed(err error) error {
 	s.nFailures.Add(1)
-	for _, own := range []error{ErrFenced, ErrLate, ErrClock, errFormat} {
+	for _, own := range []error{ErrFenced, ErrLate, ErrLost, ErrClock, errFormat} {
 		if errors.Is(err, own) {
 			return err
 		}
@@ -179,7 +189,7 @@ func (s *Store) failed(err error) error {
 
 // run executes a script by its hash, with its text where Redis lacks it.
 func run(ctx context.Context, s *Store, script *redis.Script, keys []string, args ...any) (any, error) {
-	return call(ctx, s, func(ctx context.Context) (any, error) {
+	return within(ctx, s, s.writes, func(ctx context.Context) (any, error) {
 		return script.Run(ctx, s.client, keys, args...).Result()
 	})
 }

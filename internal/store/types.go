@@ -15,6 +15,9 @@ var (
 	// ErrFenced says that the incarnation has been declared dead: it must not
 	// write any more.
 	ErrFenced = errors.New("store: incarnation is fenced")
+	// ErrLost says that Redis does not know the incarnation (any more), though
+	// it has written before.
+	ErrLost = errors.New("store: redis has forgotten the incarnation")
 	// ErrLate says that a later batch of the same lane has already run, so
 	// this one was dropped whole.
 	ErrLate = errors.New("store: batch is older than one that ran")
@@ -164,6 +167,8 @@ type Op struct {
 	StateLeft    time.Duration // life of the state from now; 0: no expiry
 
 	Cause Cause // OpLeave
+
+	Fresh bool // OpConnect: the connection is new, not registered again
 }
 
 // OpStatus is the outcome of an Op.
@@ -181,9 +186,10 @@ const (
 type OpResult struct {
 	Status OpStatus
 	Err    error // Redis refused this one (out of memory, wrong type); nothing was changed
-	// Position of the room after the op, Total its members (OpJoin only).
+	// Position of the room after the op, the zero Position where an update
+	// changed nothing that anybody is told.
 	Position Position
-	Total    int
+	Total    int // members of the room (OpJoin only)
 	// Record of the connection's metadata where Redis holds a newer version
 	// than the one offered (OpConnect only).
 	MetaVersion uint64

@@ -3,15 +3,16 @@
 -- KEYS[1] fence of the incarnation   KEYS[2] its owned index   KEYS[3] rooms index of the bucket
 --   then per op: join, update, leave: members, seq, conn, state;  connect, disconnect: connection-meta
 -- ARGV[1] incarnation  ARGV[2] number of the batch  ARGV[3] epoch for rooms that have none
--- ARGV[4] prefix of event channels
+-- ARGV[4] prefix of event channels  ARGV[5] '1': no batch of the incarnation is known to have run here
 --   then per op its kind and
 --   J, U: room conn entry tag ttl left metaVersion meta stateVersion flag stateLeft state
 --   L:    room conn entry tag cause
---   K:    conn metaVersion meta
+--   K:    conn metaVersion meta fresh ('1': not registered by this incarnation before)
 --   D:    conn
 --
--- Reply: 'FENCED' or 'LATE' for the whole batch, otherwise per op one string:
---   '+' (L, D, U), '+ epoch seq tag members' (J), '+ version meta' (K: Redis holds a newer one),
+-- Reply: 'FENCED', 'LATE' or 'LOST' for the whole batch, otherwise per op one string:
+--   '+' (D, U), '+ epoch seq tag' (L, U that changed something), '+ epoch seq tag members' (J; '+  members' where the room's position was lost),
+--   '+ version meta' (K: Redis holds a newer one),
 --   '0' no such entry, 'x' another entry, '! text' refused by Redis, nothing changed.
 
 local inc, number, epoch, channels = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
@@ -26,10 +27,23 @@ end
 if last and tonumber(last) > tonumber(number) then
   return 'LATE'
 end
-redis.call('SET', KEYS[1], number, 'PX', 86400000)
+-- Redis lost everything, the fence too: this may be a batch of a server that
+-- has been dead for long.
+if not last and ARGV[5] ~= '1' then
+  return 'LOST'
+end
 
 local function failed(v)
   return type(v) == 'table' and v.err
+end
+
+-- Out of memory Redis refuses the first write of a script that may take more,
+-- and lets it go on after any other. Leaving must always be possible; the rest
+-- is refused op by op, as long as nothing of the batch has left.
+local full = failed(redis.pcall('SET', KEYS[1], number, 'PX', 86400000))
+if full then
+  redis.call('PEXPIRE', KEYS[1], 86400000)
+  redis.call('SET', KEYS[1], number, 'PX', 86400000)
 end
 
 local function read(key, conn)
@@ -51,14 +65,77 @@ local function standing(key, p)
   return '+ ' .. p.e .. ' ' .. int(p.s) .. ' ' .. p.t
 end
 
+local function update(k, a)
+  local r, err = read(k.members, a.conn)
+  if err then
+    return '! ' .. err
+  end
+  if not r then
+    return '0'
+  end
+  if r.entry ~= a.entry then
+    return 'x'
+  end
+  local moved
+  local metaNew = tonumber(a.mv) > tonumber(r.mv)
+  local stateNew = tonumber(a.sv) > tonumber(r.sv)
+  if metaNew then
+    local p, prev = advance(k.seq, epoch, a.tag)
+    if not p then
+      return '! ' .. prev
+    end
+    moved = p
+    r.seq, r.mv, r.meta = int(p.s), a.mv, a.meta
+    publish(channels .. a.room, 'M', p, prev, '.', a.conn, r, r.meta, r.state)
+  end
+  if stateNew then
+    local had = r.state ~= ''
+    r.sv = a.sv
+    if had or a.state ~= '' then
+      local p, prev = advance(k.seq, epoch, a.tag .. '+')
+      if not p then
+        return '! ' .. prev
+      end
+      moved = p
+      r.seq, r.flag, r.state, r.til = int(p.s), a.flag, a.state, '0'
+      if tonumber(a.stateLeft) > 0 then
+        r.til = int(now + tonumber(a.stateLeft))
+      end
+      setState(k.state, a.state, a.stateLeft)
+      publish(channels .. a.room, 'S', p, prev, '.', a.conn, r, '', a.state)
+    end
+  end
+  local hadTTL = r.ttl ~= '0'
+  if metaNew or stateNew or r.ttl ~= a.ttl then
+    r.ttl = a.ttl
+    redis.call('HSET', k.members, a.conn, encode(r, r.meta, r.state))
+  end
+  if a.ttl == '0' then
+    if a.left ~= '0' or hadTTL then
+      redis.call('DEL', k.conn)
+    end
+  elseif a.left ~= '0' then
+    redis.call('SET', k.conn, a.entry, 'PX', a.left)
+  end
+  return moved and standing(k.seq, moved) or '+'
+end
+
 local function join(k, a)
   local old, err = read(k.members, a.conn)
   if err then
     return '! ' .. err
   end
   if old and old.entry == a.entry then
+    -- It has run before and its reply was lost. The same batch again changes
+    -- nothing; one that was made anew since may bring a state, metadata or a
+    -- TTL that the first had not, and its owner takes them for written.
+    local out = update(k, a)
+    if string.sub(out, 1, 1) ~= '+' then
+      return out
+    end
     local h = redis.call('HMGET', k.seq, 'e', 's', 't')
-    return '+ ' .. (h[1] or '-') .. ' ' .. (h[2] or '0') .. ' ' .. (h[3] or '-') .. ' ' .. redis.call('HLEN', k.members)
+    local at = h[1] and (h[1] .. ' ' .. h[2] .. ' ' .. h[3]) or ''
+    return '+ ' .. at .. ' ' .. redis.call('HLEN', k.members)
   end
   local p, prev = advance(k.seq, epoch, a.tag)
   if not p then
@@ -74,6 +151,9 @@ local function join(k, a)
   if old then
     r.at = old.at
     home(k.seq, old.inc, -1)
+    if old.inc == inc then
+      redis.call('SREM', ownedKey, 'e ' .. a.conn .. ' ' .. old.entry .. ' ' .. a.room)
+    end
   end
   redis.call('HSET', k.members, a.conn, encode(r, a.meta, a.state))
   if a.ttl ~= '0' then
@@ -99,57 +179,6 @@ local function join(k, a)
   return standing(k.seq, p) .. ' ' .. total
 end
 
-local function update(k, a)
-  local r, err = read(k.members, a.conn)
-  if err then
-    return '! ' .. err
-  end
-  if not r then
-    return '0'
-  end
-  if r.entry ~= a.entry then
-    return 'x'
-  end
-  local metaNew = tonumber(a.mv) > tonumber(r.mv)
-  local stateNew = tonumber(a.sv) > tonumber(r.sv)
-  if metaNew then
-    local p, prev = advance(k.seq, epoch, a.tag)
-    if not p then
-      return '! ' .. prev
-    end
-    r.seq, r.mv, r.meta = int(p.s), a.mv, a.meta
-    publish(channels .. a.room, 'M', p, prev, '.', a.conn, r, r.meta, r.state)
-  end
-  if stateNew then
-    local had = r.state ~= ''
-    r.sv = a.sv
-    if had or a.state ~= '' then
-      local p, prev = advance(k.seq, epoch, a.tag .. '+')
-      if not p then
-        return '! ' .. prev
-      end
-      r.seq, r.flag, r.state, r.til = int(p.s), a.flag, a.state, '0'
-      if tonumber(a.stateLeft) > 0 then
-        r.til = int(now + tonumber(a.stateLeft))
-      end
-      setState(k.state, a.state, a.stateLeft)
-      publish(channels .. a.room, 'S', p, prev, '.', a.conn, r, '', a.state)
-    end
-  end
-  if metaNew or stateNew or r.ttl ~= a.ttl then
-    r.ttl = a.ttl
-    redis.call('HSET', k.members, a.conn, encode(r, r.meta, r.state))
-  end
-  if a.ttl == '0' then
-    if a.left ~= '0' then
-      redis.call('DEL', k.conn)
-    end
-  elseif a.left ~= '0' then
-    redis.call('SET', k.conn, a.entry, 'PX', a.left)
-  end
-  return '+'
-end
-
 local function leave(k, a)
   local r, err = read(k.members, a.conn)
   if err then
@@ -166,15 +195,26 @@ local function leave(k, a)
   if err then
     return '! ' .. err
   end
-  return '+'
+  return standing(k.seq, positions[k.seq])
 end
 
-local function connect(key, conn, version, meta)
-  local h = redis.pcall('HMGET', key, 'v', 'd')
+local function connect(key, conn, version, meta, fresh)
+  local h = redis.pcall('HMGET', key, 'v', 'd', 'o')
   if h.err then
     return '! ' .. h.err
   end
   local w
+  if fresh == '1' and h[1] and h[3] ~= inc then
+    -- Left behind by a connection of that id that another server had: not
+    -- this one's metadata, whatever their version.
+    local v = int(tonumber(h[1]) + 1)
+    w = redis.pcall('HSET', key, 'o', inc, 'v', v, 'd', meta)
+    if failed(w) then
+      return '! ' .. w.err
+    end
+    redis.call('SADD', ownedKey, 'c ' .. conn)
+    return '+ ' .. v .. ' ' .. meta
+  end
   if h[1] and tonumber(h[1]) > tonumber(version) then
     w = redis.pcall('HSET', key, 'o', inc)
   else
@@ -203,13 +243,13 @@ local function disconnect(key, conn)
 end
 
 local reply = {}
-local ki, ai = 4, 5
+local ki, ai = 4, 6
 while ai <= #ARGV do
   local kind = ARGV[ai]
   local out
   if kind == 'K' then
-    out = connect(KEYS[ki], ARGV[ai + 1], ARGV[ai + 2], ARGV[ai + 3])
-    ki, ai = ki + 1, ai + 4
+    out = full and '! ' .. full or connect(KEYS[ki], ARGV[ai + 1], ARGV[ai + 2], ARGV[ai + 3], ARGV[ai + 4])
+    ki, ai = ki + 1, ai + 5
   elseif kind == 'D' then
     out = disconnect(KEYS[ki], ARGV[ai + 1])
     ki, ai = ki + 1, ai + 2
@@ -225,7 +265,18 @@ while ai <= #ARGV do
     else
       a.ttl, a.left, a.mv, a.meta = ARGV[ai + 5], ARGV[ai + 6], ARGV[ai + 7], ARGV[ai + 8]
       a.sv, a.flag, a.stateLeft, a.state = ARGV[ai + 9], ARGV[ai + 10], ARGV[ai + 11], ARGV[ai + 12]
-      if kind == 'J' then
+      if full and kind == 'U' then
+        -- A sign of life takes no memory that is not taken: refused, it would
+        -- have everybody reaped who has a TTL. Only the rest of the op is.
+        local more = a.mv ~= '0' or a.sv ~= '0'
+        a.mv, a.sv = '0', '0'
+        out = update(k, a)
+        if more and out == '+' then
+          out = '! ' .. full
+        end
+      elseif full then
+        out = '! ' .. full
+      elseif kind == 'J' then
         out = join(k, a)
       else
         out = update(k, a)

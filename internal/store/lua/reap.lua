@@ -14,6 +14,10 @@ if math.abs(now - tonumber(ARGV[3])) > tonumber(ARGV[4]) then
   return 'CLOCK'
 end
 
+-- Not refused when Redis is out of memory, and after it nothing else is:
+-- ending is always possible.
+redis.pcall('SREM', KEYS[1], '')
+
 local function judge(k, mode, room, conn, entry, tag, version)
   local v = redis.pcall('HGET', k.members, conn)
   if type(v) == 'table' and v.err then

@@ -13,7 +13,13 @@ local deadline = now + tonumber(ARGV[2])
 
 -- A deadline that is the same to the millisecond changes nothing and would
 -- read as absent, so presence is asked for only then.
-local present = redis.call('ZADD', KEYS[1], 'XX', 'CH', int(deadline), ARGV[1])
+local present = redis.pcall('ZADD', KEYS[1], 'XX', 'CH', int(deadline), ARGV[1])
+if type(present) == 'table' then
+  -- Out of memory, perhaps: Redis refuses the first write of a script that may
+  -- take more, and lets it go on after any other. Living must be possible.
+  redis.call('ZREM', KEYS[1], '')
+  present = redis.call('ZADD', KEYS[1], 'XX', 'CH', int(deadline), ARGV[1])
+end
 if present == 0 and redis.call('ZSCORE', KEYS[1], ARGV[1]) then
   present = 1
 end

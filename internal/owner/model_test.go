@@ -1,0 +1,257 @@
+package owner
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh/internal/store"
+)
+
+// model drives an owner with random requests while Redis misbehaves at random,
+// and knows where each connection has to be in the end.
+type model struct {
+	*rig
+	rng   *rand.Rand
+	conns map[string]*Conn
+	rooms map[string]map[string]bool // asked for, by connection
+	count int
+	lives int
+	work  sync.WaitGroup
+}
+
+var modelRooms = []string{"a", "b", "short", "long"}
+
+// TestModel: whatever was asked for and whatever went wrong, in the end Redis
+// holds just what it should, and every subscriber could be told how it came to
+// that.
+func TestModel(t *testing.T) {
+	t.Parallel()
+	seeds := 150
+	if testing.Short() {
+		seeds = 20
+	}
+	for seed := range seeds {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			virtual(t, func(r *rig) {
+				m := &model{
+					rig: r, rng: rand.New(rand.NewPCG(uint64(seed), 7)), lives: 1,
+					conns: make(map[string]*Conn), rooms: make(map[string]map[string]bool),
+				}
+				r.rule("short", 2*time.Second)
+				r.rule("long", 6*time.Second)
+				for range 120 {
+					m.step()
+				}
+				m.settle()
+				m.compare()
+				r.drain()
+				r.nothingLeft()
+				legal(r, r.redis.events)
+			}, func(cfg *Config) {
+				cfg.EndSilent = seed%4 > 0
+				if seed%3 == 0 {
+					cfg.Buckets = 2
+					cfg.RoomBucket = func(room string) int { return len(room) % 2 }
+				}
+			})
+		})
+	}
+}
+
+// later runs a request in the background; when it returns, the request has
+// been noted by the owner.
+func (m *model) later(f func() error) {
+	m.work.Go(func() { _ = f() })
+	synctest.Wait()
+}
+
+func (m *model) pick() (string, *Conn, bool) {
+	ids := make([]string, 0, len(m.conns))
+	for id := range m.conns {
+		ids = append(ids, id)
+	}
+	if len(ids) == 0 {
+		return "", nil, false
+	}
+	slices.Sort(ids)
+	id := ids[m.rng.IntN(len(ids))]
+	return id, m.conns[id], true
+}
+
+func (m *model) step() {
+	id, c, ok := m.pick()
+	room := modelRooms[m.rng.IntN(len(modelRooms))]
+	n := m.rng.IntN(100)
+	switch {
+	case n < 8 || !ok:
+		m.connect()
+	case n < 30:
+		m.later(func() error { _, err := c.Join(m.Context(), room); return err })
+		m.rooms[id][room] = true
+	case n < 42:
+		m.later(func() error { _, err := c.Leave(m.Context(), room, store.CauseLeft); return err })
+		delete(m.rooms[id], room)
+	case n < 54:
+		m.count++
+		data, after := []byte(fmt.Sprint("s", m.count)), time.Duration(m.rng.IntN(3))*time.Second
+		m.later(func() error { return c.PublishState(m.Context(), room, data, after, m.rng.IntN(2) > 0) })
+	case n < 58:
+		m.later(func() error { return c.ClearState(m.Context(), room) })
+	case n < 62:
+		m.count++
+		c.SetMeta(uint64(m.count), []byte(fmt.Sprint("m", m.count)))
+	case n < 66:
+		c.Close(store.CauseClosed)
+		delete(m.conns, id)
+		delete(m.rooms, id)
+	case n < 74:
+		for _, c := range m.conns {
+			c.Seen()
+		}
+	case n < 80:
+		m.fault()
+	case n < 83:
+		m.heal()
+	case n < 85:
+		m.heartbeat(m.rng.IntN(2) > 0)
+	default:
+		m.disturb(n)
+	}
+}
+
+func (m *model) connect() {
+	id := fmt.Sprint("c", m.rng.IntN(12))
+	if _, taken := m.conns[id]; taken {
+		return
+	}
+	c, err := m.Connect(id, nil, nil, func() {})
+	if err != nil { // it is still closing
+		require.ErrorIs(m, err, ErrExists)
+		return
+	}
+	m.conns[id], m.rooms[id] = c, make(map[string]bool)
+}
+
+// disturb is what happens to a server but seldom.
+func (m *model) disturb(n int) {
+	switch n {
+	case 85:
+		m.lives++
+		m.reborn(fmt.Sprint("I", m.lives), m.rng.IntN(3) == 0)
+	case 86:
+		old := m.incarnation()
+		m.lives++
+		m.become(fmt.Sprint("I", m.lives)) // told of it only after a while
+		m.redis.do(func() { m.redis.bury(old) })
+		m.sleep(time.Duration(m.rng.IntN(500)) * time.Millisecond)
+		m.Reborn(m.rng.IntN(3) == 0)
+	case 87:
+		m.redis.do(func() {
+			dead := m.redis.dead
+			m.redis.flush()
+			m.redis.dead = dead
+			m.redis.events = append(m.redis.events, told{kind: flushed})
+		})
+		m.Heartbeat(-1, true)
+	case 88:
+		m.redis.do(m.redis.reap)
+	case 89:
+		room := modelRooms[m.rng.IntN(len(modelRooms))]
+		m.rule(room, time.Duration(m.rng.IntN(4))*time.Second)
+		m.Retime()
+	default:
+		m.sleep(time.Duration(m.rng.IntN(1200)) * time.Millisecond)
+	}
+}
+
+// fault makes some of the calls go wrong from now on.
+func (m *model) fault() {
+	share := m.rng.IntN(100)
+	rng := rand.New(rand.NewPCG(m.rng.Uint64(), 1)) // its own: it is used under the fake's lock
+	upTo := func(d time.Duration) time.Duration { return time.Duration(rng.Int64N(int64(d))) }
+	m.plan(func(int, []store.Op) fault {
+		x := fault{before: upTo(50 * time.Millisecond), after: upTo(50 * time.Millisecond)}
+		if rng.IntN(100) >= share {
+			return x
+		}
+		switch rng.IntN(4) {
+		case 0:
+			x.never = true
+		case 1:
+			x.lost = true
+		case 2:
+			x.late = time.Millisecond + upTo(3*time.Second)
+		case 3:
+			x.before, x.lost = upTo(1800*time.Millisecond), rng.IntN(2) > 0
+		}
+		return x
+	})
+	refused := rng.IntN(100)
+	m.refuse(func(store.Op) bool { return rng.IntN(300) < refused })
+}
+
+// settle lets what was asked for become true: Redis is well, the dead are
+// buried, and everybody shows a sign of life.
+func (m *model) settle() {
+	m.heal()
+	m.redis.do(func() {
+		for n := 1; n < m.lives; n++ {
+			m.redis.bury(fmt.Sprint("I", n))
+		}
+	})
+	for range 20 {
+		for _, c := range m.conns {
+			c.Seen()
+		}
+		m.sleep(400 * time.Millisecond)
+		m.heartbeat(false)
+	}
+	m.heartbeat(true)
+	m.sleep(100 * time.Millisecond)
+	m.work.Wait()
+	m.atRest()
+}
+
+// compare asserts that Redis holds what was asked for, and nothing else.
+func (m *model) compare() {
+	m.Helper()
+	m.redis.mu.Lock()
+	defer m.redis.mu.Unlock()
+	there := 0
+	for _, members := range m.redis.rooms {
+		there += len(members)
+	}
+	for id, rooms := range m.rooms {
+		c := m.conns[id]
+		there -= len(rooms)
+		c.mu.Lock()
+		for room := range rooms {
+			h, ok := m.redis.rooms[room][id]
+			require.True(m, ok, "%s is not in %s", id, room)
+			e := c.entries[room]
+			require.Equal(m, e.id, h.entry)
+			require.Equal(m, m.inc, h.inc)
+			require.Equal(m, string(e.state.data), h.state, "state of %s in %s", id, room)
+			require.Equal(m, string(c.meta), h.meta, "metadata of %s in %s", id, room)
+			require.Equal(m, e.ttl, h.ttl)
+			require.Equal(m, m.ttls[room], h.ttl)
+			if h.ttl > 0 {
+				require.Greater(m, time.Until(h.until), time.Duration(0))
+			} else {
+				require.True(m, h.until.IsZero())
+			}
+		}
+		require.Equal(m, string(c.meta), string(m.redis.conns[id].Data))
+		require.Equal(m, m.inc, m.redis.conns[id].Owner)
+		c.mu.Unlock()
+	}
+	require.Zero(m, there, "entries that nobody asked for: %v", m.redis.rooms)
+	require.Len(m, m.redis.conns, len(m.conns))
+}

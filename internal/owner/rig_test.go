@@ -1,0 +1,311 @@
+package owner
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh/internal/clock"
+	"github.com/meshpresence/mesh/internal/store"
+)
+
+// rig is an owner on a fake Redis, in virtual time.
+type rig struct {
+	*testing.T
+	*Owner
+	redis *fakeStore
+	wheel *clock.Wheel
+	began time.Time
+
+	mu     sync.Mutex // guards the fields below
+	inc    string
+	ttls   map[string]time.Duration
+	fenced []string
+	wrote  map[string]uint64
+	metas  int
+}
+
+// virtual runs a test in a bubble with a rig.
+func virtual(t *testing.T, f func(r *rig), setup ...func(*Config)) {
+	t.Helper()
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) { f(newRig(t, setup...)) })
+}
+
+func newRig(t *testing.T, setup ...func(*Config)) *rig {
+	t.Helper()
+	r := &rig{
+		T: t, redis: newFakeStore(), wheel: clock.NewWheel(50 * time.Millisecond), began: time.Now(),
+		inc: "I1", ttls: make(map[string]time.Duration), wrote: make(map[string]uint64),
+	}
+	cfg := Config{
+		Store: r.redis, Wheel: r.wheel, Buckets: 1, EndSilent: true, MaxRooms: -1,
+		RoomBucket: func(room string) int { return 0 }, ConnBucket: func(string) int { return 0 },
+		Incarnation: r.incarnation, TTL: r.ttl,
+		Fenced: func(inc string) {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.fenced = append(r.fenced, inc)
+		},
+		Wrote: func(room string, p store.Position) {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.wrote[room] = max(r.wrote[room], p.Seq)
+		},
+		MetaChanged: func(*Conn) {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			r.metas++
+		},
+	}
+	for _, f := range setup {
+		f(&cfg)
+	}
+	r.Owner = New(cfg)
+	r.wheel.Start()
+	t.Cleanup(func() {
+		r.Stop()
+		r.wheel.Stop()
+		r.redis.work.Wait()
+		require.False(t, r.redis.together && cfg.Buckets == 1, "one batch at a time")
+		for i, b := range r.redis.batches {
+			require.LessOrEqual(t, len(b), store.MaxOps, "batch %d", i)
+		}
+	})
+	return r
+}
+
+func (r *rig) incarnation() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.inc
+}
+
+// reborn makes the server another incarnation.
+func (r *rig) reborn(inc string, stalled bool) {
+	r.become(inc)
+	r.Reborn(stalled)
+}
+
+func (r *rig) become(inc string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.inc = inc
+}
+
+func (r *rig) ttl(room string) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.ttls[room]
+}
+
+// rule sets the TTL of a room.
+func (r *rig) rule(room string, ttl time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.ttls[room] = ttl
+}
+
+func (r *rig) connect(id string) *Conn {
+	r.Helper()
+	c, err := r.Connect(id, nil, nil, func() {})
+	require.NoError(r, err)
+	return c
+}
+
+func (r *rig) join(c *Conn, room string) Joined {
+	r.Helper()
+	j, err := c.Join(r.Context(), room)
+	require.NoError(r, err)
+	return j
+}
+
+func (r *rig) leave(c *Conn, room string) {
+	r.Helper()
+	was, err := c.Leave(r.Context(), room, store.CauseLeft)
+	require.NoError(r, err)
+	require.True(r, was)
+}
+
+func (r *rig) publish(c *Conn, room, state string, expireAfter time.Duration) {
+	r.Helper()
+	require.NoError(r, c.PublishState(r.Context(), room, []byte(state), expireAfter, false))
+}
+
+// sleep lets time pass; everything that is due has happened then.
+func (r *rig) sleep(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+// plan sets what befalls the calls from now on; the first has number 0.
+func (r *rig) plan(f func(call int, ops []store.Op) fault) {
+	r.redis.do(func() {
+		base := len(r.redis.batches)
+		r.redis.plan = func(call int, ops []store.Op) fault { return f(call-base, ops) }
+	})
+}
+
+func (r *rig) heal() { r.redis.do(func() { r.redis.plan, r.redis.refuse = nil, nil }) }
+
+func (r *rig) refuse(f func(op store.Op) bool) { r.redis.do(func() { r.redis.refuse = f }) }
+
+// away makes every call fail without running.
+func (r *rig) away() { r.plan(func(int, []store.Op) fault { return fault{never: true} }) }
+
+// said is what has been told: "J c/r", and the state or cause.
+func (r *rig) said() []string {
+	r.redis.mu.Lock()
+	defer r.redis.mu.Unlock()
+	var list []string
+	for _, e := range r.redis.events {
+		s := fmt.Sprintf("%c %s/%s", e.kind, e.conn, e.room)
+		switch e.kind {
+		case store.Left:
+			s += " " + string(e.cause)
+		case store.State:
+			s += " " + e.state
+		}
+		list = append(list, strings.TrimSpace(s))
+	}
+	return list
+}
+
+func (r *rig) forgetSaid() { r.redis.do(func() { r.redis.events = nil }) }
+
+// held returns the entry that Redis holds.
+func (r *rig) held(room, conn string) (held, bool) {
+	r.redis.mu.Lock()
+	defer r.redis.mu.Unlock()
+	h, ok := r.redis.rooms[room][conn]
+	return h, ok
+}
+
+func (r *rig) owned() int {
+	n := 0
+	r.redis.do(func() {
+		for _, set := range r.redis.owned {
+			n += len(set)
+		}
+	})
+	return n
+}
+
+func (r *rig) calls() int {
+	n := 0
+	r.redis.do(func() { n = len(r.redis.batches) })
+	return n
+}
+
+// heartbeat does what a renewal does, and waits for what comes of it.
+func (r *rig) heartbeat(trouble bool) {
+	r.Helper()
+	n := int64(0)
+	r.redis.do(func() { n = int64(len(r.redis.owned[where{0, r.inc}])) })
+	r.Heartbeat(n, trouble)
+	synctest.Wait()
+}
+
+// atRest asserts that everything has been written, that nothing waits for
+// anything, and that what the owner counts is what Redis holds.
+func (r *rig) atRest() {
+	r.Helper()
+	synctest.Wait()
+	for _, l := range r.lanes {
+		l.mu.Lock()
+		require.False(r, l.running, "a lane runs")
+		require.Empty(r, l.queue)
+		require.Zero(r, l.flying)
+		held := l.held
+		if l.heldOf != r.incarnation() {
+			held = 0
+		}
+		size := 0
+		r.redis.do(func() { size = len(r.redis.owned[where{l.bucket, r.incarnation()}]) })
+		require.EqualValues(r, size, held, "what the lane believes Redis to hold")
+		l.mu.Unlock()
+	}
+	entries := 0
+	for _, c := range r.Conns() {
+		c.mu.Lock()
+		sleepers := int64(0)
+		for _, e := range c.entries {
+			require.Empty(r, e.waiters, "%s/%s: a waiter", c.id, e.room)
+			require.Empty(r, e.ending)
+			require.True(r, e.want || e.asleep, "an entry that is over")
+			require.Equal(r, e.want, e.written)
+			require.False(r, e.refresh)
+			if e.asleep {
+				sleepers++
+			}
+			if e.lapsed {
+				sleepers++
+			}
+			if e.want {
+				entries++
+			}
+		}
+		require.Equal(r, sleepers, c.sleepers.Load(), "sleepers of %s", c.id)
+		c.mu.Unlock()
+	}
+	s := r.Stats()
+	require.Equal(r, entries, s.Entries)
+	require.Zero(r, s.Unwritten)
+}
+
+// nothingLeft asserts that nothing is held, here or in Redis, and that no
+// timer is armed.
+func (r *rig) nothingLeft() {
+	r.Helper()
+	r.atRest()
+	s := r.Stats()
+	require.Zero(r, s.Connections)
+	require.Zero(r, s.Entries)
+	require.Zero(r, s.Rooms)
+	require.Zero(r, r.wheel.Armed(), "timers")
+	require.Zero(r, r.owned())
+	r.redis.do(func() {
+		require.Empty(r, r.redis.rooms)
+		require.Empty(r, r.redis.conns)
+	})
+}
+
+func (r *rig) drain() {
+	r.Helper()
+	ctx, cancel := context.WithTimeout(r.Context(), time.Minute)
+	defer cancel()
+	require.NoError(r, r.Drain(ctx, store.CauseClosed))
+}
+
+// link is a transport that notes what it is told.
+type link struct {
+	mu    sync.Mutex // guards the fields below
+	ttls  []time.Duration
+	pings int
+}
+
+func (l *link) MinTTL(d time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.ttls = append(l.ttls, d)
+}
+
+func (l *link) told() []time.Duration {
+	synctest.Wait()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.ttls)
+}
+
+func (l *link) PingNow() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.pings++
+}

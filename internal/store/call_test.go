@@ -1,0 +1,158 @@
+package store
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh/internal/redistest"
+)
+
+// every calls each method once, at the same time, and returns how long each
+// took and what it said.
+func every(ctx context.Context, s *Store) map[string]error {
+	j := Judgment{Tolerance: time.Hour}
+	calls := map[string]func() error{
+		"Commit":            func() error { _, err := s.Commit(ctx, 0, "I", 9, true, []Op{join("r", "a", "a1")}); return err },
+		"Reap":              func() error { _, err := s.Reap(ctx, j, []ReapItem{item(ReapCleared, "r", "a", "a1", "I")}); return err },
+		"Snapshot":          func() error { _, err := s.Snapshot(ctx, "r"); return err },
+		"Some":              func() error { _, _, err := s.Some(ctx, "r", 5); return err },
+		"Count":             func() error { _, err := s.Count(ctx, "r"); return err },
+		"Record":            func() error { _, _, err := s.Record(ctx, "r", "a"); return err },
+		"Positions":         func() error { _, err := s.Positions(ctx, make([]string, 600)); return err },
+		"Rooms":             func() error { return s.Rooms(ctx, func(string) bool { return true }) },
+		"Homes":             func() error { _, err := s.Homes(ctx, "r"); return err },
+		"OwnedPage":         func() error { _, _, err := s.OwnedPage(ctx, 0, "I", 0); return err },
+		"OwnedSize":         func() error { _, err := s.OwnedSize(ctx, 0, "I"); return err },
+		"ForgetConnections": func() error { return s.ForgetConnections(ctx, 0, "I", []string{"a"}) },
+		"Register":          func() error { _, err := s.Register(ctx, "I", time.Minute); return err },
+		"Renew":             func() error { _, err := s.Renew(ctx, "I", time.Minute, "", false); return err },
+		"Bury":              func() error { _, err := s.Bury(ctx, j, "I"); return err },
+		"DeclareDead":       func() error { return s.DeclareDead(ctx, "I") },
+		"Cleaned":           func() error { return s.Cleaned(ctx, "I") },
+		"Fence":             func() error { return s.Fence(ctx, 0, "I") },
+		"Living":            func() error { _, err := s.Living(ctx); return err },
+		"CheckFormat":       func() error { return s.CheckFormat(ctx) },
+		"ConnMeta":          func() error { _, err := s.ConnMeta(ctx, "a"); return err },
+		"ConnMetas":         func() error { _, err := s.ConnMetas(ctx, []string{"a", "b"}); return err },
+		"SetConnMeta":       func() error { _, _, err := s.SetConnMeta(ctx, "a", 0, nil); return err },
+		"SetRoomMeta":       func() error { _, _, err := s.SetRoomMeta(ctx, "a", 0, nil); return err },
+		"DeleteRoomMeta":    func() error { return s.DeleteRoomMeta(ctx, "a") },
+		"Publish":           func() error { return s.Publish(ctx, "x", "y") },
+		"Ping":              func() error { return s.Ping(ctx) },
+	}
+	var mu sync.Mutex
+	var wg sync.WaitGroup
+	out := make(map[string]error)
+	for name, f := range calls {
+		wg.Go(func() {
+			err := f()
+			mu.Lock()
+			defer mu.Unlock()
+			out[name] = err
+		})
+	}
+	wg.Wait()
+	return out
+}
+
+// Every call says within 2 s that Redis is away, whatever way it is away.
+func TestCallsReturnWhileRedisHangs(t *testing.T) {
+	t.Parallel()
+	for _, fault := range []string{"paused", "black hole", "replies lost"} {
+		t.Run(fault, func(t *testing.T) {
+			t.Parallel()
+			server := redistest.Start(t)
+			proxy := redistest.Proxy(t, server.Addr())
+			client := redis.NewClient(&redis.Options{Addr: proxy.Addr()})
+			t.Cleanup(func() { _ = client.Close() })
+			s := New(client, testKeys{buckets: 1})
+			require.NoError(t, s.Ping(t.Context())) // a connection in the pool
+			switch fault {
+			case "paused":
+				server.Pause()
+				t.Cleanup(server.Resume)
+			case "black hole":
+				proxy.BlackHole(true)
+			case "replies lost":
+				proxy.DropReplies(true)
+			}
+			began := time.Now()
+			for name, err := range every(t.Context(), s) {
+				require.ErrorIs(t, err, ErrUnavailable, name)
+			}
+			assert.Less(t, time.Since(began), 2*time.Second)
+			_, failed := s.Calls()
+			assert.NotZero(t, failed)
+
+			began = time.Now()
+			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+			defer cancel()
+			_, err := s.Commit(ctx, 0, "I", 1, true, nil)
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+			assert.Less(t, time.Since(began), time.Second, "its own context ends it sooner")
+			require.Error(t, s.Wait(ctx), "those that were given up are still under way")
+		})
+	}
+}
+
+// A reply that is there is never taken for none.
+func TestAnswersAreNotLost(t *testing.T) {
+	t.Parallel()
+	s := New(nil, testKeys{buckets: 1})
+	for range 5000 {
+		n, err := call(t.Context(), s, func(context.Context) (int, error) { return 7, nil })
+		require.NoError(t, err)
+		require.Equal(t, 7, n)
+	}
+}
+
+// Calls that were given up go on to count until they end, so that a Redis that
+// hangs costs no more than maxCalls goroutines.
+func TestCallsAreBounded(t *testing.T) {
+	t.Parallel()
+	s := New(nil, testKeys{buckets: 1})
+	hang := make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	block := func() {
+		_, err := call(ctx, s, func(context.Context) (int, error) { <-hang; return 0, nil })
+		assert.ErrorIs(t, err, ErrUnavailable)
+	}
+	for range maxCalls {
+		wg.Go(block)
+	}
+	require.Eventually(t, func() bool { n, _ := s.Calls(); return n == maxCalls }, 5*time.Second, time.Millisecond)
+	cancel()
+	wg.Wait()
+	block() // no room
+	n, _ := s.Calls()
+	assert.EqualValues(t, maxCalls, n)
+	close(hang)
+	require.NoError(t, s.Wait(t.Context()))
+	_, err := call(t.Context(), s, func(context.Context) (int, error) { return 0, nil })
+	require.NoError(t, err)
+}
+
+func TestGeneration(t *testing.T) {
+	t.Parallel()
+	server := redistest.Start(t)
+	s := New(server.Client(t), testKeys{buckets: 1})
+	one, ok := s.Generation(t.Context())
+	require.True(t, ok)
+	assert.NotEmpty(t, one)
+	again, _ := s.Generation(t.Context())
+	assert.Equal(t, one, again)
+	server.Restart(true)
+	var two string
+	require.Eventually(t, func() bool { two, ok = s.Generation(t.Context()); return ok }, 5*time.Second, 10*time.Millisecond)
+	assert.NotEqual(t, one, two)
+	server.Kill()
+	_, ok = s.Generation(t.Context())
+	assert.False(t, ok)
+}

@@ -1,0 +1,227 @@
+package store
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh/internal/redistest"
+)
+
+const goodRecord = "e1 I 7 1700000000000 60000 3 2 s 1700000009000 7\n{\"a\":1}{\"s\":2}"
+
+func TestDecodeRecord(t *testing.T) {
+	t.Parallel()
+	r, err := DecodeRecord("c", goodRecord)
+	require.NoError(t, err)
+	assert.Equal(t, Record{
+		Conn: "c", Entry: "e1", Incarnation: "I", Seq: 7, JoinedAt: 1_700_000_000_000, TTL: time.Minute, MetaVersion: 3,
+		Meta: []byte(`{"a":1}`), StateVersion: 2, State: []byte(`{"s":2}`), StateSilent: true, StateUntil: 1_700_000_009_000,
+	}, r)
+	for _, bad := range []string{
+		"", "\n", "e1", strings.ReplaceAll(goodRecord, " 7\n", " 70\n"), strings.ReplaceAll(goodRecord, " 7\n", " -7\n"),
+		strings.ReplaceAll(goodRecord, "\n", " "), strings.ReplaceAll(goodRecord, "60000", "1e3"),
+		strings.ReplaceAll(goodRecord, "e1 ", " "), goodRecord[:20],
+	} {
+		_, err := DecodeRecord("c", bad)
+		require.ErrorIs(t, err, errFormat, "%q", bad)
+	}
+}
+
+func TestDecodeEvent(t *testing.T) {
+	t.Parallel()
+	e, err := DecodeEvent("S epoch tag prev 1700000000001 . c " + goodRecord)
+	require.NoError(t, err)
+	r, err := DecodeRecord("c", goodRecord)
+	require.NoError(t, err)
+	assert.Equal(t, Event{Type: State, Epoch: "epoch", Tag: "tag", Prev: "prev", At: 1_700_000_000_001, Cause: '.', Record: r}, e)
+	assert.Equal(t, Position{Epoch: "epoch", Seq: 7, Tag: "tag"}, e.Position())
+	for _, bad := range []string{
+		"", goodRecord, "X e t p 1 . c " + goodRecord, "JJ e t p 1 . c " + goodRecord, "J e t p x . c " + goodRecord,
+		"J e t p 1 .. c " + goodRecord, "J e  p 1 . c " + goodRecord, "J e t p 1 . " + goodRecord, "J e t p 1 . c ",
+	} {
+		_, err := DecodeEvent(bad)
+		require.ErrorIs(t, err, errFormat, "%q", bad)
+	}
+}
+
+func TestDecodePositionAndOwned(t *testing.T) {
+	t.Parallel()
+	for _, bad := range []string{" ", "e", "e 1", "e x t", "e -1 t", "e 1 t t"} {
+		_, err := decodePosition(bad)
+		require.ErrorIs(t, err, errFormat, "%q", bad)
+	}
+	for _, bad := range []string{"", "e", "e a", "e a b", "x a b c"} {
+		_, err := decodeOwned(bad)
+		require.ErrorIs(t, err, errFormat, "%q", bad)
+	}
+	ref, err := decodeOwned("e c e1  two  spaces ")
+	require.NoError(t, err)
+	assert.Equal(t, OwnedRef{Conn: "c", Entry: "e1", Room: " two  spaces "}, ref)
+}
+
+// encodeRecord is what lua/lib.lua does.
+func encodeRecord(r Record) string {
+	flag := "."
+	if r.StateSilent {
+		flag = "s"
+	}
+	return fmt.Sprintf("%s %s %d %d %d %d %d %s %d %d\n%s%s", r.Entry, r.Incarnation, r.Seq, r.JoinedAt, r.TTL.Milliseconds(),
+		r.MetaVersion, r.StateVersion, flag, r.StateUntil, len(r.Meta), r.Meta, r.State)
+}
+
+func FuzzRecord(f *testing.F) {
+	f.Add("c", goodRecord)
+	f.Add("", "\n")
+	f.Add("c", "a b 1 2 3 4 5 . 6 18446744073709551615\nx")
+	f.Add("c", "a b 1 2 3 4 5 . 6 0\n")
+	f.Fuzz(func(t *testing.T, conn, s string) {
+		r, err := DecodeRecord(conn, s)
+		if err != nil {
+			require.ErrorIs(t, err, errFormat)
+			return
+		}
+		if r.TTL < 0 || r.TTL > 1000*time.Hour { // does not fit into a Duration
+			return
+		}
+		again, err := DecodeRecord(conn, encodeRecord(r))
+		require.NoError(t, err)
+		require.Equal(t, r, again)
+	})
+}
+
+func FuzzEvent(f *testing.F) {
+	f.Add("J e t - 5 . c " + goodRecord)
+	f.Add("L e t p 5 d c a b 1 2 3 4 5 . 6 0\n")
+	f.Add("M       ")
+	f.Fuzz(func(t *testing.T, s string) {
+		e, err := DecodeEvent(s)
+		if err != nil {
+			require.ErrorIs(t, err, errFormat)
+			require.Equal(t, Event{}, e)
+			return
+		}
+		if e.TTL < 0 || e.TTL > 1000*time.Hour {
+			return
+		}
+		again, err := DecodeEvent(fmt.Sprintf("%c %s %s %s %d %c %s %s", e.Type, e.Epoch, e.Tag, e.Prev, e.At, e.Cause, e.Conn,
+			encodeRecord(e.Record)))
+		require.NoError(t, err)
+		require.Equal(t, e, again)
+	})
+}
+
+// roundTrip sends users' bytes through every script that carries them and
+// wants to see them again, to the byte.
+func roundTrip(w *world, room string, meta, state []byte) {
+	w.Helper()
+	op := joinTTL(room, "c", "e1", time.Minute)
+	op.MetaVersion, op.Meta, op.StateVersion, op.State = 1, meta, 1, state
+	inc := "I" + newTag()
+	w.ok(inc, Op{Kind: OpConnect, Conn: "c", MetaVersion: 1, Meta: meta}, op)
+	same := func(r Record, version uint64) {
+		w.Helper()
+		require.Equal(w, string(meta), string(r.Meta))
+		require.Equal(w, string(state), string(r.State))
+		require.Equal(w, version, r.StateVersion)
+		require.Equal(w, "e1", r.Entry)
+	}
+	same(w.record(room, "c"), 1)
+	// Lua has read the record and written it again.
+	w.ok(inc, Op{Kind: OpUpdate, Room: room, Conn: "c", Entry: "e1", TTL: time.Minute, MetaVersion: 2, Meta: meta})
+	w.ok(inc, Op{Kind: OpUpdate, Room: room, Conn: "c", Entry: "e1", TTL: time.Minute, StateVersion: 2, State: state})
+	same(w.record(room, "c"), 2)
+	snap, err := w.Snapshot(w.Context(), room)
+	require.NoError(w, err)
+	same(snap.Records[0], 2)
+	require.Equal(w, string(state), w.rdb.Get(w.Context(), w.keys.State(room, "c")).Val())
+	m, err := w.ConnMeta(w.Context(), "c")
+	require.NoError(w, err)
+	require.Equal(w, string(meta), string(m.Data))
+	require.ElementsMatch(w, []OwnedRef{{Conn: "c"}, {Conn: "c", Entry: "e1", Room: room}}, w.owned(inc))
+	require.Equal(w, []string{room}, w.rooms())
+	require.Equal(w, "+", w.reap(item(ReapCleared, room, "c", "e1", inc)))
+	w.ok(inc, Op{Kind: OpDisconnect, Conn: "c"})
+	require.Empty(w, w.owned(inc))
+
+	events := w.events()
+	said := "JMSL"
+	if len(state) == 0 {
+		said = "JML"
+	}
+	require.Equal(w, said, kinds(events))
+	for _, e := range events {
+		require.Equal(w, room, e.Room)
+		switch e.Type {
+		case Joined, Meta:
+			same(e.Record, 1)
+		case State:
+			require.Equal(w, string(state), string(e.Record.State))
+		}
+	}
+}
+
+var nasty = []string{
+	"lobby", "two words", " ", "new\nline", "\n", "a:b:conn:c", "{tag}", "}{", "*?[a]", "nul\x00nul", "\xff\xfe\x80", "ünïcödé 🎉",
+	"'quoted\" \\", "%s%d %(%w)", "-", "0", "e c e1 other", "c c", "\r\n", strings.Repeat("long ", 200),
+}
+
+func TestAnyBytesSurvive(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(w *world) {
+		w.listen()
+		large := `{"big":"` + strings.Repeat("0123456789", 10_000) + `"}`
+		for i, s := range nasty {
+			meta, state := []byte(s), []byte(nasty[(i+3)%len(nasty)])
+			roundTrip(w, s, meta, state)
+		}
+		roundTrip(w, "large", []byte(large), []byte(large))
+		roundTrip(w, "deep\x00", []byte(`{"n": 12345678901234567890.000100, "u": "\u0000\n"}`), []byte("{\n\t\"x\": [ ]\n}"))
+		roundTrip(w, "none", nil, nil)
+		assert.Empty(w, w.eternal())
+	})
+}
+
+func FuzzThroughLua(f *testing.F) {
+	f.Add("r", []byte("{}"), []byte("[]"))
+	f.Add("\n", []byte("\n"), []byte("\x00"))
+	f.Add("a b", []byte(nil), []byte("1 2"))
+	rng := rand.New(rand.NewPCG(1, 2))
+	for range 100 {
+		f.Add(randomText(rng, 12), []byte(randomText(rng, 40)), []byte(randomText(rng, 40)))
+	}
+	f.Fuzz(func(t *testing.T, room string, meta, state []byte) {
+		if room == "" {
+			t.Skip("a room has a name")
+		}
+		w := newWorld(t, nil)
+		w.listen()
+		roundTrip(w, room, meta, state)
+	})
+}
+
+// randomText is made of what formats are made of.
+func randomText(rng *rand.Rand, n int) string {
+	const letters = "ab01 \n:{}\x00\xff-+.!\"\\%"
+	b := make([]byte, 1+rng.IntN(n))
+	for i := range b {
+		b[i] = letters[rng.IntN(len(letters))]
+	}
+	return string(b)
+}
+
+// Random bytes through a real Redis, whose Lua is another one.
+func TestRandomBytesSurvive(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, redistest.Start(t))
+	w.listen()
+	rng := rand.New(rand.NewPCG(3, 4))
+	for range 150 {
+		roundTrip(w, randomText(rng, 12), []byte(randomText(rng, 60)), []byte(randomText(rng, 60)))
+	}
+}
