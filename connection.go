@@ -91,6 +91,11 @@ func (s *Server) serve(ctx context.Context, ws *websocket.Conn, metadata json.Ra
 		s.n.disconnect(own)
 		return errors.Join(ErrClosed, ws.Close())
 	}
+	// Who knows the id may tell it to others, who may ask any server for it.
+	// Where Redis is away the client is not kept waiting for long.
+	if err := own.Registered(ctx); err != nil {
+		o.Logger.Debug("mesh: connection not registered yet", "conn", c.id, "error", err)
+	}
 	_ = c.sock.Send(wire.AssignID(c.id)) // before anything else
 	hooksDone := make(chan struct{})
 	go func() { // ends with the hooks, which are limited in time; awaited below
@@ -110,7 +115,7 @@ func (s *Server) serve(ctx context.Context, ws *websocket.Conn, metadata json.Ra
 type wireHandler Connection
 
 // Seen implements socket.Handler.
-func (h *wireHandler) Seen(time.Time) { h.own.Seen() }
+func (h *wireHandler) Seen(time.Time) { h.own.Stamp() }
 
 // Foreign implements socket.Handler.
 func (h *wireHandler) Foreign(messageType int, data []byte) {
@@ -125,6 +130,9 @@ func (h *wireHandler) Command(ctx context.Context, req wire.Request) {
 	c := (*Connection)(h)
 	if !c.await(ctx) {
 		return
+	}
+	if req.Command != wire.CommandLeaveRoom {
+		c.own.Seen() // whoever was silent is back in its rooms first
 	}
 	run := commands[req.Command]
 	if run == nil {
@@ -144,8 +152,21 @@ func (h *wireHandler) Concurrent(ctx context.Context, req wire.Request) {
 	if !c.await(ctx) {
 		return
 	}
-	result, err := h.s.handlers.get(req.Command)(ctx, c, req.Payload)
-	c.reply(req, result, err)
+	run := h.s.handlers.get(req.Command)
+	// A handler that ignores the end of its context is left behind: the
+	// connection must not stay present until it returns. So its result comes
+	// through a channel.
+	answer := make(chan any, 1)
+	err := h.s.n.calls.run(ctx, "command", 0, func(ctx context.Context) error {
+		result, err := run(ctx, c, req.Payload)
+		answer <- result
+		return err
+	})
+	if err != nil {
+		c.reply(req, nil, err)
+		return
+	}
+	c.reply(req, <-answer, nil)
 }
 
 // await lets the OnConnection hooks finish first: what they set, commands see.

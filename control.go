@@ -104,6 +104,8 @@ type control struct {
 	mu      sync.Mutex // guards the fields below
 	stopped bool
 	waiting map[string]chan remoteAnswer // by call id
+	seen    map[string]*seenCall         // calls that came in lately, by id
+	order   []*seenCall                  // the same, oldest first
 
 	// sockets delivers frames to local sockets; nil without a Server.
 	sockets func(conn string, f *wire.Frame) bool
@@ -111,7 +113,10 @@ type control struct {
 }
 
 func newControl(n *node) *control {
-	return &control{n: n, slots: make(chan struct{}, callsAtOnce), waiting: make(map[string]chan remoteAnswer)}
+	return &control{
+		n: n, slots: make(chan struct{}, callsAtOnce),
+		waiting: make(map[string]chan remoteAnswer), seen: make(map[string]*seenCall),
+	}
 }
 
 // message takes one message of this server's channel. It runs on the
@@ -165,23 +170,60 @@ func (c *control) called(rest string) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.stopped {
+	seen := c.recent(call.ID, time.Now())
+	if c.stopped || seen.running {
 		<-c.slots
 		return
 	}
+	seen.running = true
 	c.work.Go(func() {
 		defer func() { <-c.slots }()
-		ctx, cancel := context.WithTimeout(c.n.life, callLimit)
-		defer cancel()
-		answer := remoteAnswer{ID: call.ID}
-		ok, err := c.carryOut(ctx, call)
-		answer.OK = ok
-		if err != nil {
-			answer.Error = nameOfError(err)
-		}
-		body, _ := json.Marshal(answer) // strings and a bool
-		_ = c.n.store.Publish(ctx, c.n.keys.Control(call.From), wordDone+" "+string(body))
+		c.serve(call, seen)
 	})
+}
+
+// serve carries out a call, unless it has been already, and answers it. The
+// same call again gets the same answer, and changes nothing.
+func (c *control) serve(call remoteCall, seen *seenCall) {
+	ctx, cancel := context.WithTimeout(c.n.life, callLimit)
+	defer cancel()
+	if seen.answer == nil {
+		ok, err := c.carryOut(ctx, call)
+		seen.answer = &remoteAnswer{ID: call.ID, OK: ok}
+		if err != nil {
+			seen.answer.Error = nameOfError(err)
+		}
+	}
+	body, _ := json.Marshal(seen.answer) // strings and a bool
+	_ = c.n.store.Publish(ctx, c.n.keys.Control(call.From), wordDone+" "+string(body))
+	c.mu.Lock()
+	seen.running = false
+	c.mu.Unlock()
+}
+
+// seenCall is a call that has come in before. Its answer belongs to whoever
+// set running.
+type seenCall struct {
+	id      string
+	at      time.Time
+	running bool // guarded by control.mu
+	answer  *remoteAnswer
+}
+
+// recent returns what is known of a call, and forgets calls that nobody
+// repeats any more. c.mu is held.
+func (c *control) recent(id string, now time.Time) *seenCall {
+	for len(c.order) > 0 && now.Sub(c.order[0].at) > 2*callLimit {
+		delete(c.seen, c.order[0].id)
+		c.order = c.order[1:]
+	}
+	s := c.seen[id]
+	if s == nil {
+		s = &seenCall{id: id, at: now}
+		c.seen[id] = s
+		c.order = append(c.order, s)
+	}
+	return s
 }
 
 // carryOut does to this server's own connections what is asked; ok says that
@@ -209,14 +251,14 @@ func (c *control) carryOut(ctx context.Context, call remoteCall) (ok bool, err e
 		if c.closer != nil && c.closer(call.Conn) {
 			return true, nil
 		}
-		conn.Close(store.CauseClosed)
+		c.n.disconnect(conn)
 		return true, nil
 	}
 	return false, fmt.Errorf("%w: operation %q", ErrIncompatible, call.Op)
 }
 
 func (c *control) clear(ctx context.Context, room string) (bool, error) {
-	conns := c.n.owner.InRoom(room)
+	conns := c.n.owner.Joined(room)
 	var wg sync.WaitGroup
 	errs := make([]error, len(conns))
 	gate := make(chan struct{}, 256) // they wait together for a batch or two
@@ -253,11 +295,11 @@ func (c *control) answered(rest string) {
 // call asks another incarnation (or, without a detour, this one) to do
 // something, and waits for the answer, at most callLimit.
 func (c *control) call(ctx context.Context, inc string, call remoteCall) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, callLimit)
+	defer cancel()
 	if inc == c.n.lease.Incarnation() {
 		return c.carryOut(ctx, call)
 	}
-	ctx, cancel := context.WithTimeout(ctx, callLimit)
-	defer cancel()
 	call.ID, call.From = rand.Text(), c.n.lease.Incarnation()
 	body, err := json.Marshal(call)
 	if err != nil {

@@ -15,6 +15,8 @@ const (
 	// hintDelay is within which time, at random, a server acts on a hint: the
 	// first one ends what ran out, the others find it gone.
 	hintDelay = 300 * time.Millisecond
+	// hintStep is how often waiting hints are looked through.
+	hintStep = 25 * time.Millisecond
 	// hintsHeld bounds the hints that wait. More are dropped: what they are
 	// about ends with its owner's lease at the latest.
 	hintsHeld = 16384
@@ -64,6 +66,9 @@ func (h *hints) add(kind expiryKind, room, conn string) {
 		return
 	}
 	h.waiting[k] = time.Now().Add(rand.N(hintDelay))
+	if len(h.waiting) > 1 {
+		return // it is awake, and looks again soon
+	}
 	select {
 	case h.wake <- struct{}{}:
 	default:
@@ -118,7 +123,10 @@ func (h *hints) due(now time.Time) ([]hint, time.Duration) {
 			next = 0
 		}
 	}
-	return due, max(next, time.Millisecond)
+	if len(h.waiting) > 0 {
+		next = max(min(next, hintStep), time.Millisecond)
+	}
+	return due, next
 }
 
 // act looks at what Redis holds of the hinted entries, where the write would

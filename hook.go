@@ -29,8 +29,9 @@ func (s *Server) OnConnection(f func(ctx context.Context, c *Connection)) {
 }
 
 // OnDisconnection adds a function that is called for every socket of this
-// server that has ended, after its entries have been told to leave. reason
-// says how it ended. Recovered and limited as in OnConnection.
+// server that has ended, after it has left its rooms (or could not within two
+// seconds, because Redis is away). reason says how it ended. Recovered and
+// limited as in OnConnection.
 func (s *Server) OnDisconnection(f func(ctx context.Context, c *Connection, reason error)) {
 	s.hooks.mu.Lock()
 	defer s.hooks.mu.Unlock()
@@ -54,6 +55,11 @@ func (h *hooks) disconnected(n *node, c *Connection, reason error) {
 	h.mu.RLock()
 	list := h.down
 	h.mu.RUnlock()
+	if len(list) > 0 {
+		// Whoever looks into its rooms now is not to find it there any more.
+		// Where Redis is away the hooks do not wait for it for ever.
+		_ = n.awaitGone(n.life, c.own.Gone())
+	}
 	for _, f := range list {
 		_ = n.calls.run(n.life, "OnDisconnection", n.opts.HookTimeout, func(ctx context.Context) error {
 			f(ctx, c, reason)

@@ -165,7 +165,9 @@ func (c *callbacks) start(ctx context.Context, name string, timeout time.Duratio
 			release()
 			k.cancel(nil)
 		}()
-		err = fn(ctx)
+		if err = fn(ctx); err == nil {
+			err = context.Cause(ctx) // an answer that comes too late is none
+		}
 	}()
 	return k
 }

@@ -157,14 +157,17 @@ func (p *PresenceManager) Touch(connID string) error {
 	return nil
 }
 
-// Leave takes a connection out of a room; false: it was not in.
+// Leave takes a connection out of a room; false: it was not in. It is a sign
+// of life for the connection's other rooms.
 func (p *PresenceManager) Leave(ctx context.Context, room, connID string) (bool, error) {
 	c, err := p.n.in(room, connID)
 	if err != nil {
 		return false, err
 	}
-	c.Seen()
 	was, err := c.Leave(ctx, room, store.CauseLeft)
+	// A sign of life too, but not before: where silence had ended the entry it
+	// would join it again, and subscribers would be told of a join and a leave.
+	c.Seen()
 	return was, p.n.storeError(err)
 }
 
@@ -271,6 +274,9 @@ func (n *node) connect(ctx context.Context, id string, metadata []byte, link own
 
 // disconnect ends a connection: its subscriptions, its entries, its metadata.
 func (n *node) disconnect(c *owner.Conn) {
+	if !c.Claim() {
+		return // somebody is at it, or was
+	}
 	// The id is free for another one as soon as it is closed: what is kept
 	// under it goes first.
 	n.watchers.forget(c.ID())

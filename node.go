@@ -51,18 +51,21 @@ type node struct {
 	verdicts *verdicts
 	watchers *watchers
 
-	life    context.Context // ends when the node stops
+	life    context.Context // ends when the node has stopped
 	end     context.CancelFunc
+	begun   context.Context // ends when it begins to stop
+	halt    context.CancelFunc
 	work    sync.WaitGroup
 	process atomic.Pointer[string] // identity of the Redis process, as last seen; empty: not known
+	awayAt  time.Time              // when mirrors were last marked as stale because Redis was away
 	trouble atomic.Bool            // something may have been missed: compare everything at the next heartbeat
 	reaped  atomic.Uint64
 
-	mu       sync.Mutex // guards state; held while starting, so that starts do not overlap
-	state    nodeState
+	starting chan struct{} // of capacity 1: whoever put something in is starting or stopping
+	state    atomic.Int32  // a nodeState; written by who is starting, and by stop
 	stopOnce sync.Once
 	stopped  chan struct{} // closed when stop is through
-	stopErr  error
+	stopErr  error         // read only after that
 }
 
 type nodeState int32
@@ -78,12 +81,13 @@ func newNode(opts Options) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &node{opts: opts, stopped: make(chan struct{})}
+	n := &node{opts: opts, starting: make(chan struct{}, 1), stopped: make(chan struct{})}
 	n.keys = keyspace{prefix: opts.Prefix, db: databaseOf(opts.Redis), buckets: opts.buckets(), cluster: opts.clustered()}
 	n.store = store.New(opts.Redis, n.keys)
 	n.wheel = clock.NewWheel(wheelStep)
 	// A lifetime begins: that of everything the node starts.
 	n.life, n.end = context.WithCancel(context.Background())
+	n.begun, n.halt = context.WithCancel(n.life)
 	n.calls = newCallbacks(n.life, opts.Logger)
 	n.verdicts = newVerdicts(&n.rules, n.calls, opts)
 	n.watchers = newWatchers(n)
@@ -95,12 +99,13 @@ func newNode(opts Options) (*node, error) {
 	n.lease = lease.New(lease.Config{
 		Store: n.store, TTL: opts.LeaseTTL, Buckets: n.keys.Buckets(), Control: n.keys.Control, Logger: opts.Logger,
 		Busy:    func() bool { return n.hub.Watching() },
+		OnAway:  n.away,
 		OnRenew: n.renewed, OnReborn: n.reborn, OnDeaf: n.listener.Recreate,
 		OnBuried: func(_ string, entries int) { n.reaped.Add(uint64(entries)) },
 	})
 	n.owner = owner.New(owner.Config{
 		Store: n.store, Wheel: n.wheel, Buckets: n.keys.Buckets(), RoomBucket: n.keys.RoomBucket, ConnBucket: n.keys.ConnBucket,
-		Incarnation: n.lease.Incarnation, Fenced: n.lease.Fenced,
+		Incarnation: n.lease.Incarnation, Fenced: n.lease.Fenced, Doubt: n.lease.Doubt,
 		TTL:       func(room string) time.Duration { return n.rules.match(room).ttl },
 		EndSilent: opts.expirationEvents(), MaxRooms: opts.Limits.RoomsPerConnection,
 		Wrote: n.hub.Expect, MetaChanged: func(c *owner.Conn) { n.watchers.recheck(c.ID()) }, Logger: opts.Logger,
@@ -123,14 +128,41 @@ func databaseOf(client redis.UniversalClient) int {
 // start makes the node one of the servers. It returns when Redis has answered
 // and the subscriptions are confirmed, or ctx ends; then it may be tried again.
 func (n *node) start(ctx context.Context) error {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	switch n.state {
-	case stateRunning:
-		return nil
-	case stateStopped:
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(n.begun, cancel)() // stop does not wait for Redis to answer
+	select {
+	case n.starting <- struct{}{}:
+		defer func() { <-n.starting }()
+	case <-ctx.Done():
+		return n.unstarted(ctx, ErrUnavailable)
+	}
+	if n.running() == stateStopped {
 		return ErrClosed
 	}
+	if n.running() == stateNew {
+		if err := n.startParts(ctx); err != nil {
+			return n.unstarted(ctx, err)
+		}
+	}
+	if err := n.listener.Ready(ctx, n.keys.Control(n.lease.Incarnation())); err != nil {
+		return n.unstarted(ctx, fmt.Errorf("%w: subscription not confirmed: %w", ErrUnavailable, err))
+	}
+	return nil
+}
+
+// unstarted says why start failed: where it was stopped, that is why.
+func (n *node) unstarted(ctx context.Context, err error) error {
+	if n.begun.Err() != nil {
+		return ErrClosed
+	}
+	if ctx.Err() != nil && !errors.Is(err, ErrUnavailable) {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return err
+}
+
+func (n *node) startParts(ctx context.Context) error {
 	if err := n.awaitRedis(ctx); err != nil {
 		return err
 	}
@@ -140,16 +172,12 @@ func (n *node) start(ctx context.Context) error {
 	n.wheel.Start()
 	n.hub.Start()
 	n.listener.Start()
-	n.state = stateRunning
-	channel := n.keys.Control(n.lease.Incarnation())
-	n.listener.Add(channel)
+	n.listener.Add(n.keys.Control(n.lease.Incarnation()))
 	if n.expiry != nil {
 		n.hints.start()
 		n.expiry.Start(ctx)
 	}
-	if err := n.listener.Ready(ctx, channel); err != nil {
-		return fmt.Errorf("%w: subscription not confirmed: %w", ErrUnavailable, err)
-	}
+	n.state.Store(int32(stateRunning))
 	return nil
 }
 
@@ -190,43 +218,53 @@ func (n *node) ready(ctx context.Context) error {
 	return nil
 }
 
-func (n *node) running() nodeState {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	return n.state
-}
+func (n *node) running() nodeState { return nodeState(n.state.Load()) }
 
 // stop ends the node: what it owns leaves, in batches, then its incarnation is
-// cleaned up after, and everything that start started has ended. It returns
-// early, with an error, when ctx ends; nothing is left to do then but what
-// Redis did not take, which the other servers do when the lease runs out.
+// cleaned up after, and everything that start started has ended. When ctx ends
+// it gives up on Redis, and returns as soon as nothing runs any more; what Redis
+// did not take, the other servers do when the lease runs out. A later call
+// waits for the first one's end.
 func (n *node) stop(ctx context.Context) error {
-	n.mu.Lock()
-	was := n.state
-	n.state = stateStopped
-	n.mu.Unlock()
 	n.stopOnce.Do(func() {
-		defer close(n.stopped)
-		n.stopErr = n.stopParts(ctx, was == stateRunning)
+		n.watchers.quit()
+		n.calls.cancel()
+		go func() { // ends with the node; whoever stops waits for it
+			defer close(n.stopped)
+			n.stopErr = n.stopParts(ctx)
+		}()
 	})
 	select {
 	case <-n.stopped:
 		return n.stopErr
 	case <-ctx.Done():
+	}
+	select {
+	case <-n.stopped: // it was through, or it gives up at once
+		return n.stopErr
+	case <-time.After(stopGrace):
 		return fmt.Errorf("mesh: shutdown is still under way: %w", ctx.Err())
 	}
 }
 
-func (n *node) stopParts(ctx context.Context, started bool) error {
+// stopGrace is how long after its context's end a shutdown may take to see
+// everything end that was told to.
+const stopGrace = 250 * time.Millisecond
+
+func (n *node) stopParts(ctx context.Context) error {
+	// Whoever is starting gives up, and what it has started is stopped here.
+	n.halt()
+	started := n.state.Swap(int32(stateStopped)) == int32(stateRunning)
+	n.starting <- struct{}{}
+	defer func() { <-n.starting }()
+	started = n.state.Swap(int32(stateStopped)) == int32(stateRunning) || started
 	n.watchers.close()
 	var errs []error
 	if started {
-		errs = append(errs, n.owner.Drain(ctx, store.CauseClosed))
-	}
-	n.owner.Stop()
-	if started {
-		errs = append(errs, n.lease.Stop(ctx))
-		if errs[0] == nil {
+		err := n.owner.Drain(ctx, store.CauseClosed)
+		n.owner.Stop()
+		errs = append(errs, err, n.lease.Stop(ctx))
+		if err == nil {
 			errs = append(errs, n.lease.Resign(ctx))
 		}
 		if n.expiry != nil {
@@ -239,6 +277,7 @@ func (n *node) stopParts(ctx context.Context, started bool) error {
 		n.wheel.Stop()
 	}
 	n.end()
+	n.owner.Stop()
 	n.work.Wait()
 	errs = append(errs, n.calls.close(ctx), n.store.Wait(ctx))
 	return errors.Join(errs...)
@@ -247,6 +286,16 @@ func (n *node) stopParts(ctx context.Context, started bool) error {
 // renewed is told of every heartbeat that Redis answered.
 func (n *node) renewed(r lease.Renewed) {
 	n.owner.Heartbeat(r.Owned, n.trouble.Swap(false) || r.Recovered)
+}
+
+// away is told of every heartbeat that Redis did not answer. What is mirrored
+// may have moved on: it is shown as stale until Redis has been asked. It runs on
+// the lease's goroutine alone.
+func (n *node) away() {
+	if now := time.Now(); now.Sub(n.awayAt) >= time.Second {
+		n.awayAt = now
+		n.hub.Resync()
+	}
 }
 
 // reborn is told that this server goes on as another incarnation.
@@ -278,10 +327,10 @@ func (n *node) Subscribed(channel string, again bool) {
 		n.hub.HandleSubscribed(room, again)
 		return
 	}
+	// The first time, too: after a rebirth others may have had something to
+	// say on it before it stood.
+	n.trouble.Store(true)
 	n.work.Go(n.checkProcess)
-	if again {
-		n.trouble.Store(true)
-	}
 }
 
 // checkProcess asks whether the same Redis process answers as before. If not,

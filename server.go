@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"sync"
+	"time"
 
 	"github.com/gorilla/websocket"
 
@@ -105,13 +106,44 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		s.work.Wait()
 		close(gone)
 	}()
+	if !waitFor(ctx, gone, closingTime(ctx)) {
+		for _, c := range conns { // who does not answer the close frame
+			_ = c.ws.NetConn().Close()
+		}
+	}
 	var late error
-	select {
-	case <-gone:
-	case <-ctx.Done():
-		late = fmt.Errorf("mesh: connections are still closing: %w", ctx.Err())
+	if !waitFor(ctx, gone, closingTime(ctx)) {
+		late = errors.New("mesh: handlers of connections are still running")
 	}
 	return errors.Join(late, s.n.stop(ctx))
+}
+
+// closingTime is how long clients are waited for when the server shuts down:
+// less than ctx leaves, so that their leaves still get to Redis.
+func closingTime(ctx context.Context) time.Duration {
+	const most = 3 * time.Second
+	if deadline, ok := ctx.Deadline(); ok {
+		return min(most, time.Until(deadline)/3)
+	}
+	return most
+}
+
+// waitFor reports whether done was closed within d, and before ctx ended.
+func waitFor(ctx context.Context, done <-chan struct{}, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-done:
+		return true
+	case <-t.C:
+	case <-ctx.Done():
+	}
+	select {
+	case <-done:
+		return true
+	default:
+		return false
+	}
 }
 
 // Presence returns the manager of who is where.

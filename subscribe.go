@@ -23,14 +23,15 @@ func subscribePresence(ctx context.Context, c *Connection, req wire.Request, roo
 	if err != nil {
 		return nil, err
 	}
-	if old != nil {
+	out.replaces = old
+	err = n.watchers.watch(ctx, s)
+	if old != nil && (err == nil || !errors.Is(err, ErrUnavailable)) {
 		n.watchers.unwatch(old)
 	}
-	err = n.watchers.watch(ctx, s)
-	if err == nil {
+	if err == nil || out.told(s) {
 		return nil, nil
 	}
-	c.unsubscribe(s)
+	c.unsubscribe(s, old)
 	if refused(err) {
 		return wire.Snapshot{}, nil
 	}
@@ -63,11 +64,17 @@ func (c *Connection) subscribe(s *subscription) (old *subscription, err error) {
 	return old, nil
 }
 
-func (c *Connection) unsubscribe(s *subscription) {
+// unsubscribe takes back what subscribe did: the old one stands again, if it
+// still goes on.
+func (c *Connection) unsubscribe(s, old *subscription) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.subs[s.room] == s {
-		delete(c.subs, s.room)
+	if c.subs[s.room] != s {
+		return
+	}
+	delete(c.subs, s.room)
+	if old != nil && !old.isOver() {
+		c.subs[s.room] = old
 	}
 }
 
@@ -78,13 +85,26 @@ type socketOutlet struct {
 	req      wire.Request
 	room     string
 	limit    int
-	answered bool
+	replaces *subscription // of the same connection and room; silent once this one begins
+	answered bool          // guarded by subscription.mu, as all of an outlet's calls are
 }
 
 func (o *socketOutlet) snapshot(v hub.View) {
 	v = v.Limited(max(o.limit, 0))
 	o.answered = true
+	if o.replaces != nil {
+		o.replaces.silence()
+	}
 	o.c.reply(o.req, wire.EncodedView{Success: true, Present: v.Present(), States: v.States(), Extent: extentOf(v)}, nil)
+}
+
+// told reports whether the request has been answered. That may be so although
+// the watching failed: metadata that changed while the guard was asked had it
+// asked anew, and its no came both ways.
+func (o *socketOutlet) told(s *subscription) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return o.answered
 }
 
 func (o *socketOutlet) update(u *wire.Update) {
@@ -99,6 +119,7 @@ func (o *socketOutlet) ended(err error) {
 	case errors.Is(err, ErrClosed):
 		return // the socket is closed too
 	case !o.answered:
+		o.answered = true
 		o.c.reply(o.req, wire.Snapshot{}, nil)
 	default:
 		if f, err := wire.Push(wire.PushPresenceEnded, wire.Ended{RoomName: o.room}); err == nil {
@@ -136,7 +157,8 @@ const eventsHeld = 16384
 // (also later, when a guard changed its mind), ErrUnknownConnection,
 // ErrUnavailable where Redis did not answer at the start (later it is waited
 // for, and what was missed comes as events with Repair), ErrSlowConsumer after
-// lagging behind by 16,384 events, ErrClosed at Shutdown.
+// lagging behind by 16,384 events, ErrClosed at Shutdown or when the Viewer's
+// connection ends.
 //
 // Each range over the result is a subscription of its own.
 func (p *PresenceManager) Subscribe(ctx context.Context, room string, opts SubscribeOptions) iter.Seq2[Event, error] {
@@ -178,7 +200,11 @@ func (p *PresenceManager) subscribe(ctx context.Context, s *subscription) error 
 			return err
 		}
 	}
-	return p.n.watchers.watch(ctx, s)
+	err := p.n.watchers.watch(ctx, s)
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx) // as later, when the iterator waits itself
+	}
+	return err
 }
 
 // queueOutlet keeps a subscription's events for an iterator.

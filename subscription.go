@@ -122,21 +122,21 @@ type watchers struct {
 	n    *node
 	work sync.WaitGroup // rechecks under way
 
+	life context.Context // of the askers
+	quit context.CancelFunc
+
 	mu       sync.Mutex // guards the fields below
 	closed   bool
-	byViewer map[string]map[*subscription]struct{}
-	asking   map[string]*recheck // by viewer
+	byViewer map[string]map[*subscription]*recheck // nil: its guard is not being asked anew
 }
 
-// recheck is one asking anew for all subscriptions of a viewer.
-type recheck struct{ again bool }
+// recheck is one asking anew about a subscription.
+type recheck struct{ again bool } // guarded by watchers.mu
 
 func newWatchers(n *node) *watchers {
-	return &watchers{
-		n:        n,
-		byViewer: make(map[string]map[*subscription]struct{}),
-		asking:   make(map[string]*recheck),
-	}
+	w := &watchers{n: n, byViewer: make(map[string]map[*subscription]*recheck)}
+	w.life, w.quit = context.WithCancel(n.life)
+	return w
 }
 
 // watch starts a subscription: guard, snapshot, events. Until it has returned
@@ -206,13 +206,10 @@ func (w *watchers) add(s *subscription) error {
 	}
 	set := w.byViewer[s.viewer]
 	if set == nil {
-		set = make(map[*subscription]struct{})
+		set = make(map[*subscription]*recheck)
 		w.byViewer[s.viewer] = set
 	}
-	set[s] = struct{}{}
-	if w.asking[s.viewer] != nil {
-		w.asking[s.viewer].again = true
-	}
+	set[s] = nil
 	return nil
 }
 
@@ -237,10 +234,11 @@ func (w *watchers) of(viewer string) []*subscription {
 	return list
 }
 
-// forget ends all subscriptions of a connection that has gone.
+// forget ends all subscriptions of a connection that has gone. They are told:
+// an iterator on behalf of the connection would wait for ever otherwise.
 func (w *watchers) forget(viewer string) {
 	for _, s := range w.of(viewer) {
-		w.unwatch(s)
+		w.end(s, ErrClosed)
 	}
 }
 
@@ -258,52 +256,48 @@ func (w *watchers) recheckAll() {
 }
 
 // recheck asks again about a viewer's subscriptions: its metadata has changed.
-// Nothing is delivered to them until there is a verdict. It does not block.
+// Nothing is delivered to each of them until there is a verdict about it. It
+// does not block.
 func (w *watchers) recheck(viewer string) {
 	if viewer == "" {
 		return
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if w.closed || len(w.byViewer[viewer]) == 0 {
+	if w.closed {
 		return
 	}
-	for s := range w.byViewer[viewer] {
+	for s, asking := range w.byViewer[viewer] {
 		s.hold()
+		if asking != nil {
+			asking.again = true
+			continue
+		}
+		asking = &recheck{}
+		w.byViewer[viewer][s] = asking
+		w.work.Go(func() { w.ask(s, asking) })
 	}
-	if r := w.asking[viewer]; r != nil {
-		r.again = true
-		return
-	}
-	r := &recheck{}
-	w.asking[viewer] = r
-	w.work.Go(func() { w.ask(viewer, r) })
 }
 
-// ask runs until every subscription of the viewer has a verdict that is up to date.
-func (w *watchers) ask(viewer string, r *recheck) {
+// ask runs until the subscription has a verdict that is up to date.
+func (w *watchers) ask(s *subscription, r *recheck) {
 	for {
-		verdicts := make(map[*subscription]error)
-		for _, s := range w.of(viewer) {
-			verdicts[s] = w.n.maySee(w.n.life, viewer, s.room)
-		}
+		err := w.n.maySee(w.life, s.viewer, s.room)
 		w.mu.Lock()
 		if r.again {
 			r.again = false
 			w.mu.Unlock()
 			continue
 		}
-		delete(w.asking, viewer)
-		for s, err := range verdicts {
-			if err == nil {
-				s.release()
-			}
+		if set := w.byViewer[s.viewer]; set[s] == r {
+			set[s] = nil
+		}
+		if err == nil {
+			s.release()
 		}
 		w.mu.Unlock()
-		for s, err := range verdicts {
-			if err != nil {
-				w.end(s, err)
-			}
+		if err != nil {
+			w.end(s, err)
 		}
 		return
 	}
@@ -323,5 +317,6 @@ func (w *watchers) close() {
 	for _, s := range all {
 		w.end(s, ErrClosed)
 	}
+	w.quit() // guards that are being asked
 	w.work.Wait()
 }

@@ -92,15 +92,14 @@ func newVerdicts(rules *ruleSet, calls *callbacks, o Options) *verdicts {
 	}
 }
 
-// remember makes room for a connection's verdicts. Until then, and after
+// remember makes room for a new connection's verdicts; those of an earlier one
+// of that id are of no use to it. Until then, and after
 // forget, every guarded question about it answers ErrUnknownConnection: so a
 // question that comes late leaves nothing behind.
 func (v *verdicts) remember(conn string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	if v.conns[conn] == nil {
-		v.conns[conn] = &connVerdicts{kept: make(map[string]*verdict)}
-	}
+	v.conns[conn] = &connVerdicts{kept: make(map[string]*verdict)} // never an earlier one's
 }
 
 // forget releases what is kept for a connection that has gone, and calls off

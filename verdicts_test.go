@@ -183,7 +183,7 @@ func TestAllowedIsKept(t *testing.T) {
 		j.invalidate("nobody")
 		j.forget("nobody")
 		j.remember("c")
-		expect(5, "remembered already")
+		expect(6, "another connection of that id: nothing of the earlier one's")
 		j.end()
 	})
 }
