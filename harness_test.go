@@ -152,10 +152,12 @@ type peer struct {
 	mu      sync.Mutex // guards the fields below
 	next    int
 	waiting map[string]chan json.RawMessage
-	updates []update // presence updates, as they came
-	pushes  []frame  // all other frames without an id
-	deaf    bool     // answers no ping
-	err     error    // why reading ended
+	updates []update    // presence updates, as they came
+	frames  []frame     // everything, as it came
+	times   []time.Time // when they came
+	pushes  []frame     // all other frames without an id
+	deaf    bool        // answers no ping
+	err     error       // why reading ended
 	ended   chan struct{}
 }
 
@@ -232,6 +234,7 @@ func (p *peer) read() {
 func (p *peer) take(f frame) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.frames = append(p.frames, f)
 	switch {
 	case f.ID != nil:
 		key := strconv.FormatInt(*f.ID, 10)
@@ -243,6 +246,7 @@ func (p *peer) take(f frame) {
 		var u update
 		if err := json.Unmarshal(f.Payload, &u); err == nil {
 			p.updates = append(p.updates, u)
+			p.times = append(p.times, time.Now())
 		}
 	case f.Command == "ping" && !p.deaf:
 		go func() { _ = p.send(map[string]any{"id": 1, "command": "pong", "payload": map[string]any{}}) }()
@@ -378,6 +382,19 @@ func (p *peer) pushed(command string) int {
 	return n
 }
 
+// pushesOf returns the frames of a command that came.
+func (p *peer) pushesOf(command string) []frame {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	var list []frame
+	for _, f := range p.pushes {
+		if f.Command == command {
+			list = append(list, f)
+		}
+	}
+	return list
+}
+
 // expect waits for one update and returns it.
 func (p *peer) expect(within time.Duration, kind, conn string) update {
 	p.t.Helper()
@@ -404,6 +421,87 @@ func (p *peer) mute() {
 func (p *peer) close() {
 	_ = p.ws.Close()
 	<-p.ended
+}
+
+// rawPeer is a WebSocket whose frames the test reads by itself, or does not.
+type rawPeer struct {
+	t  *testing.T
+	ws *websocket.Conn
+	id string
+}
+
+// raw connects a rawPeer.
+func (s *testServer) raw(headers ...http.Header) *rawPeer {
+	s.w.t.Helper()
+	var h http.Header
+	if len(headers) > 0 {
+		h = headers[0]
+	}
+	d := websocket.Dialer{NetDialContext: s.listener.dial}
+	ws, _, err := d.DialContext(s.w.t.Context(), "ws://127.0.0.1/ws", h)
+	require.NoError(s.w.t, err)
+	s.w.t.Cleanup(func() { _ = ws.Close() })
+	r := &rawPeer{t: s.w.t, ws: ws}
+	var first frame
+	require.NoError(s.w.t, json.Unmarshal([]byte(r.next()), &first))
+	require.Equal(s.w.t, "mesh/assign-id", first.Command)
+	require.NoError(s.w.t, json.Unmarshal(first.Payload, &r.id))
+	return r
+}
+
+// send writes text as it is.
+func (r *rawPeer) send(text string) {
+	r.t.Helper()
+	require.NoError(r.t, r.ws.WriteMessage(websocket.TextMessage, []byte(text)))
+}
+
+// next reads one frame.
+func (r *rawPeer) next() string {
+	r.t.Helper()
+	require.NoError(r.t, r.ws.SetReadDeadline(time.Now().Add(10*time.Second)))
+	kind, data, err := r.ws.ReadMessage()
+	require.NoError(r.t, err)
+	require.Equal(r.t, websocket.TextMessage, kind)
+	return string(data)
+}
+
+// closeCodeOf returns the close code in an error of reading, 0: there is none.
+func closeCodeOf(err error) int {
+	var closed *websocket.CloseError
+	if errors.As(err, &closed) {
+		return closed.Code
+	}
+	return 0
+}
+
+// closed waits until a peer's connection has ended, and returns the code.
+func (p *peer) closed(within time.Duration) int {
+	p.t.Helper()
+	select {
+	case <-p.ended:
+	case <-time.After(within):
+		require.FailNow(p.t, "the connection has not ended within "+within.String())
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return closeCodeOf(p.err)
+}
+
+// away makes Redis answer nothing, until back.
+func (w *world) away() {
+	if w.virtual {
+		w.mem.Hang()
+	} else {
+		w.real.Pause()
+	}
+}
+
+func (w *world) back() {
+	if w.virtual {
+		w.mem.Resume()
+	} else {
+		w.real.Resume()
+	}
 }
 
 // pipeListener is a net.Listener in memory.

@@ -1,0 +1,106 @@
+package mesh
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh/internal/redistest"
+)
+
+var restartCases = []faultCase{
+	{"redis restarted empty", restart{}.run},
+	{"redis restarted, rolled back", restart{rdb: true}.run},
+	{"redis restarted, nothing lost", restart{aof: true}.run},
+	{"flushall", flushAll},
+}
+
+// restart is a Redis that is killed and started again with what it had saved.
+type restart struct {
+	rdb bool // some time ago
+	aof bool // everything
+}
+
+func (r restart) run(t *testing.T) {
+	const lease = 2 * time.Second
+	var opts []redistest.Option
+	if r.rdb {
+		opts = append(opts, redistest.WithRDB())
+	}
+	if r.aof {
+		opts = append(opts, redistest.WithAOF())
+	}
+	w := realWorld(t, opts...)
+	d := newDrill(w, 2, []string{"a", "b"}, leaseOf(lease))
+	stay, before, during := d.members(5), d.members(2), d.members(2)
+	d.churn(3)
+	d.sleep(300 * time.Millisecond)
+	if r.rdb {
+		require.NoError(t, w.client().Save(t.Context()).Err())
+	}
+	// What happens now is lost with a roll-back: some leave, some join.
+	for _, p := range before {
+		p.close()
+		d.forget(p)
+	}
+	stay = append(stay, d.members(3)...)
+	d.sleep(time.Second)
+	d.patient()
+	w.real.Kill()
+	for _, p := range during {
+		p.close()
+		d.forget(p)
+	}
+	d.sleep(lease / 2)
+	w.real.Restart(false)
+	back := time.Now()
+	d.sleep(lease / 4)
+	d.calm()
+	// Members in doubt are told to have left after LeaseTTL + 1 s.
+	took := d.settles(back, 2*lease+2*time.Second)
+	t.Logf("as it should be %v after Redis was back", took.Round(time.Millisecond))
+	d.patient()
+	d.sleep(lease)
+	require.Empty(t, d.state())
+	d.stayed(stay)
+	d.over()
+}
+
+// flushAll: everything is deleted under load. The roster is complete within a
+// heartbeat, and no leave is told of who stayed.
+func flushAll(t *testing.T) {
+	const lease = 3 * time.Second
+	w := realWorld(t)
+	d := newDrill(w, 2, []string{"a", "b"}, leaseOf(lease))
+	stay := d.members(25)
+	d.churn(10)
+	d.sleep(500 * time.Millisecond)
+	d.patient()
+	require.NoError(t, w.client().FlushAll(t.Context()).Err())
+	flushed := time.Now()
+	complete := func() bool {
+		n := 0
+		for _, room := range d.rooms {
+			now, err := d.servers[0].inRedis(room)
+			require.NoError(t, err)
+			for _, p := range stay {
+				if _, ok := now[p.id]; ok {
+					n++
+				}
+			}
+		}
+		return n == len(stay)
+	}
+	d.eventually(lease/3+500*time.Millisecond, complete, "full roster")
+	took := time.Since(flushed)
+	d.calm()
+	settled := d.settles(flushed, lease+2*time.Second)
+	t.Logf("LeaseTTL %v: all %d back %v after FLUSHALL, subscribers in order %v after it", lease, len(stay),
+		took.Round(time.Millisecond), settled.Round(time.Millisecond))
+	d.patient()
+	d.sleep(lease / 3)
+	require.Empty(t, d.state())
+	d.stayed(stay)
+	d.over()
+}
