@@ -251,7 +251,7 @@ func setMyConnectionMetadata(ctx context.Context, c *Connection, req wire.Reques
 	}
 	approve := func(current, proposed json.RawMessage) (json.RawMessage, error) {
 		answer := make(chan json.RawMessage, 1) // the hook may outlive its time
-		err := n.calls.run(ctx, "ClientMetadata", n.opts.HookTimeout, func(ctx context.Context) error {
+		err := n.calls.run(ctx, callbackMetadata, n.opts.HookTimeout, func(ctx context.Context) error {
 			value, err := hook(ctx, Member{ID: c.id, Metadata: current}, proposed)
 			if err != nil {
 				return err

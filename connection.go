@@ -157,7 +157,7 @@ func (h *wireHandler) Concurrent(ctx context.Context, req wire.Request) {
 	// connection must not stay present until it returns. So its result comes
 	// through a channel.
 	answer := make(chan any, 1)
-	err := h.s.n.calls.run(ctx, "command", 0, func(ctx context.Context) error {
+	err := h.s.n.calls.run(ctx, callbackCommand, 0, func(ctx context.Context) error {
 		result, err := run(ctx, c, req.Payload)
 		answer <- result
 		return err

@@ -266,10 +266,12 @@ func TestTheTTLOfWhoComesBackIsThatOfTheRuleThen(t *testing.T) {
 func TestExpirationOff(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(t *testing.T, w *world) {
-		ctx, raw := t.Context(), w.client()
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		raw := w.client()
 		const ttl = time.Second
 		var log commandLog
-		s1, s2 := w.server(expirationOff, log.logging, leaseOf(2*time.Second)), w.server(expirationOff, log.logging, leaseOf(2*time.Second))
+		s1, s2 := w.server(expirationOff, log.logging, leaseOf(time.Second)), w.server(expirationOff, log.logging, leaseOf(time.Second))
 		for _, s := range []*testServer{s1, s2} {
 			s.track(".*", PresenceOptions{TTL: ttl})
 		}
@@ -286,7 +288,7 @@ func TestExpirationOff(t *testing.T) {
 			p.expectStates(2*time.Second, a.id, `{"n":1}`, "null")
 			p.expect(2*time.Second, "leave", leaver.id)
 		}
-		wait := 3 * time.Second
+		wait := 2500 * time.Millisecond
 		if w.virtual {
 			wait = 25 * time.Second
 		}
@@ -411,7 +413,7 @@ func TestSilenceNeedsNoExpiredEvents(t *testing.T) {
 func TestADeadServersEntriesLeaveWithItsLease(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(t *testing.T, w *world) {
-		lease := 2 * time.Second
+		lease := time.Second
 		if w.virtual {
 			lease = 10 * time.Second
 		}
@@ -526,12 +528,14 @@ func TestCleanExpiredEndsADeadServersEntries(t *testing.T) {
 					require.Equal(t, 0, p.count("leave", ""))
 				}
 				if clean {
+					ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+					defer cancel()
 					counts := make([]int, 2)
 					var wg sync.WaitGroup
 					for i, s := range []*testServer{s1, s2} { // both at once: one ends it
 						wg.Go(func() {
 							var err error
-							if counts[i], err = s.Presence().CleanExpired(t.Context(), "lobby"); err != nil {
+							if counts[i], err = s.Presence().CleanExpired(ctx, "lobby"); err != nil {
 								t.Error(err)
 							}
 						})
@@ -604,7 +608,7 @@ func TestAnOutageLongerThanTheLeaseEndsNobody(t *testing.T) {
 func TestFlushAllIsHealedWithinAHeartbeat(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(t *testing.T, w *world) {
-		lease := 3 * time.Second
+		lease := 1500 * time.Millisecond
 		if w.virtual {
 			lease = 10 * time.Second
 		}

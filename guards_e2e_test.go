@@ -130,9 +130,12 @@ func TestEveryMatchingRuleMustAllow(t *testing.T) {
 		s.track(".*", PresenceOptions{Guard: yes})
 		require.NoError(t, s.TrackPresence(Exact("admin-room"), PresenceOptions{Guard: adminsOnly}))
 		s.track("^a", PresenceOptions{})
+		s.track("^vip-", PresenceOptions{Guard: adminsOnly}) // a pattern, and a late one
 		p, q := s.dial(meta(visitor)), s.dial(meta(admin))
 		assert.False(t, p.room("mesh/subscribe-presence", "admin-room").Success, "a broad rule opens nothing")
 		assert.True(t, p.room("mesh/subscribe-presence", "another").Success)
+		assert.False(t, p.room("mesh/subscribe-presence", "vip-1").Success, "nor does a broad pattern")
+		assert.True(t, q.room("mesh/subscribe-presence", "vip-1").Success)
 		assert.True(t, q.room("mesh/subscribe-presence", "admin-room").Success)
 	})
 }

@@ -403,9 +403,10 @@ func TestAnIdleServerIsFrugal(t *testing.T) {
 		raw := w.client()
 		w.tracked()
 		w.sleep(time.Second)
-		before := commandCalls(t, raw)
-		w.sleep(8 * time.Second)
+		before, began := commandCalls(t, raw), time.Now()
+		w.sleep(5 * time.Second)
 		after := commandCalls(t, raw)
+		allowed := 2*time.Since(began).Seconds() + 6 // a renewal more or less at the ends
 		sum := 0
 		for name, n := range after {
 			if name != "info" {
@@ -413,7 +414,7 @@ func TestAnIdleServerIsFrugal(t *testing.T) {
 			}
 		}
 		require.NotZero(t, sum)
-		require.LessOrEqual(t, sum, 16, "%v then %v", before, after)
+		require.LessOrEqual(t, float64(sum), allowed, "%v then %v", before, after)
 	})
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/gorilla/websocket"
 
+	"github.com/meshpresence/mesh/internal/limit"
 	"github.com/meshpresence/mesh/internal/socket"
 	"github.com/meshpresence/mesh/internal/wire"
 )
@@ -53,10 +54,10 @@ func NewServer(opts Options) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		n:        n,
-		arrivals: newArrivals(n.opts.Limits.UpgradesPerSecond),
-		conns:    make(map[string]*Connection),
+		n:     n,
+		conns: make(map[string]*Connection),
 	}
+	s.arrivals.bucket = limit.NewBucket(time.Now(), n.opts.Limits.UpgradesPerSecond, 1)
 	s.upgrader = websocket.Upgrader{
 		CheckOrigin: origins, // nil: gorilla's own, the same host
 		// The buffers of a handshake are net/http's; those for writing are

@@ -7,6 +7,8 @@ import (
 	"net/http"
 	"sync"
 	"time"
+
+	"github.com/meshpresence/mesh/internal/limit"
 )
 
 // retryAfter is what a client that was turned away is told, in seconds.
@@ -15,32 +17,14 @@ const retryAfter = "2"
 // arrivals limits how many connections are accepted per second, so that a
 // thousand clients that come back at once do not take the server down.
 type arrivals struct {
-	perSecond float64 // negative: no limit
-
-	mu   *sync.Mutex // guards the fields below
-	left *float64
-	last *time.Time
-}
-
-func newArrivals(perSecond int) arrivals {
-	left, last := float64(perSecond), time.Now()
-	return arrivals{perSecond: float64(perSecond), mu: new(sync.Mutex), left: &left, last: &last}
+	mu     sync.Mutex // guards bucket
+	bucket limit.Bucket
 }
 
 func (a *arrivals) allow() bool {
-	if a.perSecond < 0 {
-		return true
-	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	now := time.Now()
-	*a.left = min(a.perSecond, *a.left+a.perSecond*now.Sub(*a.last).Seconds())
-	*a.last = now
-	if *a.left < 1 {
-		return false
-	}
-	*a.left--
-	return true
+	return a.bucket.Take(time.Now())
 }
 
 func refuseUpgrade(w http.ResponseWriter, status int) {
@@ -56,7 +40,7 @@ func (s *Server) authenticate(r *http.Request) (json.RawMessage, error) {
 		return nil, nil
 	}
 	answer := make(chan json.RawMessage, 1) // the hook may outlive its time
-	err := s.n.calls.run(r.Context(), "Authenticate", s.n.opts.HookTimeout, func(ctx context.Context) error {
+	err := s.n.calls.run(r.Context(), callbackAuthenticate, s.n.opts.HookTimeout, func(ctx context.Context) error {
 		value, err := hook(ctx, r)
 		if err != nil {
 			return err

@@ -128,7 +128,7 @@ func (c *Conn) SetMeta(version uint64, meta []byte) {
 
 // Registered waits until the connection's metadata is in Redis.
 func (c *Conn) Registered(ctx context.Context) error {
-	t := time.NewTimer(answerWithin)
+	t := time.NewTimer(c.reg.lane().patience())
 	defer t.Stop()
 	select {
 	case <-c.reg.ready:

@@ -367,7 +367,7 @@ func (e *entry) wait() chan error {
 // await blocks until what was asked for is in Redis. After ctx or answerWithin
 // the caller hears that Redis is away; the entry goes on being written.
 func (e *entry) await(ctx context.Context, done chan error) error {
-	t := time.NewTimer(answerWithin)
+	t := time.NewTimer(e.lane.patience())
 	defer t.Stop()
 	select {
 	case err := <-done:

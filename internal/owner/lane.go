@@ -35,6 +35,7 @@ type lane struct {
 	flying  int
 	number  uint64
 	moved   time.Time // when the last batch came back
+	down    time.Time // since when batches fail; zero: they do not
 	// settledOf is the incarnation of which a batch is known to have run:
 	// from then on its fence stands in Redis, and a batch that finds none is
 	// not taken.
@@ -84,11 +85,29 @@ func (l *lane) hold(inc string, by int64) {
 	l.held += by
 }
 
+// patience is how long it makes sense to wait for a write. Once batches have
+// failed for a while the answer is known: nobody is kept waiting for it.
+func (l *lane) patience() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.down.IsZero() && time.Since(l.down) > downAfter {
+		return downPatience
+	}
+	return answerWithin
+}
+
 func (l *lane) waiting() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return len(l.queue) + l.flying
 }
+
+const (
+	// downAfter is after how long of failures Redis is taken to be away, and
+	// downPatience how long callers wait then.
+	downAfter    = time.Second
+	downPatience = 100 * time.Millisecond
+)
 
 type flight struct {
 	it item
@@ -177,6 +196,9 @@ func (l *lane) again(batch []flight) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.flying = 0
+	if l.down.IsZero() {
+		l.down = time.Now()
+	}
 	back := make([]item, 0, len(batch)+len(l.queue))
 	for _, f := range batch {
 		if !*f.it.mark() {
@@ -235,7 +257,7 @@ func (l *lane) commit(inc string, number uint64, batch []flight) error {
 	}
 	l.mu.Lock()
 	l.flying = 0
-	l.moved = time.Now()
+	l.moved, l.down = time.Now(), time.Time{}
 	l.mu.Unlock()
 	return nil
 }

@@ -2,6 +2,7 @@ package owner
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -143,7 +144,9 @@ func (m *model) connect() {
 func (m *model) disturb(n int) {
 	switch n {
 	case 85:
+		old := m.incarnation()
 		m.lives++
+		m.redis.do(func() { m.redis.dead[old] = true }) // cleaned up after later
 		m.reborn(fmt.Sprint("I", m.lives), m.rng.IntN(3) == 0)
 	case 86:
 		old := m.incarnation()
@@ -154,7 +157,7 @@ func (m *model) disturb(n int) {
 		m.Reborn(m.rng.IntN(3) == 0)
 	case 87:
 		m.redis.do(func() {
-			dead := m.redis.dead
+			dead := maps.Clone(m.redis.dead) // whose batches are long gone by then
 			m.redis.flush()
 			m.redis.dead = dead
 			m.redis.events = append(m.redis.events, told{kind: flushed})
@@ -222,36 +225,37 @@ func (m *model) settle() {
 // compare asserts that Redis holds what was asked for, and nothing else.
 func (m *model) compare() {
 	m.Helper()
-	m.redis.mu.Lock()
-	defer m.redis.mu.Unlock()
 	there := 0
-	for _, members := range m.redis.rooms {
-		there += len(members)
-	}
+	m.redis.do(func() {
+		for _, members := range m.redis.rooms {
+			there += len(members)
+		}
+	})
 	for id, rooms := range m.rooms {
 		c := m.conns[id]
 		there -= len(rooms)
-		c.mu.Lock()
 		for room := range rooms {
-			h, ok := m.redis.rooms[room][id]
+			h, ok := m.held(room, id)
 			require.True(m, ok, "%s is not in %s", id, room)
+			c.mu.Lock()
 			e := c.entries[room]
-			require.Equal(m, e.id, h.entry)
-			require.Equal(m, m.inc, h.inc)
-			require.Equal(m, string(e.state.data), h.state, "state of %s in %s", id, room)
-			require.Equal(m, string(c.meta), h.meta, "metadata of %s in %s", id, room)
-			require.Equal(m, e.ttl, h.ttl)
-			require.Equal(m, m.ttls[room], h.ttl)
-			if h.ttl > 0 {
-				require.Greater(m, time.Until(h.until), time.Duration(0))
-			} else {
-				require.True(m, h.until.IsZero())
+			want := held{
+				entry: e.id, inc: m.incarnation(), ttl: m.ttl(room), until: h.until, metaVersion: h.metaVersion, meta: string(c.meta),
+				stateVersion: h.stateVersion, state: string(e.state.data), silent: h.silent,
 			}
+			c.mu.Unlock()
+			require.Equal(m, want, h, "%s in %s", id, room)
+			require.Equal(m, h.ttl > 0, h.until.After(time.Now()))
+			require.Equal(m, h.ttl == 0, h.until.IsZero())
 		}
-		require.Equal(m, string(c.meta), string(m.redis.conns[id].Data))
-		require.Equal(m, m.inc, m.redis.conns[id].Owner)
-		c.mu.Unlock()
+		meta, _ := c.Metadata()
+		var stands store.MetaValue
+		m.redis.do(func() { stands = m.redis.conns[id] })
+		require.Equal(m, string(meta), string(stands.Data), "metadata of %s", id)
+		require.Equal(m, m.incarnation(), stands.Owner)
 	}
-	require.Zero(m, there, "entries that nobody asked for: %v", m.redis.rooms)
-	require.Len(m, m.redis.conns, len(m.conns))
+	require.Zero(m, there, "entries that nobody asked for")
+	connections := 0
+	m.redis.do(func() { connections = len(m.redis.conns) })
+	require.Equal(m, len(m.conns), connections)
 }

@@ -219,45 +219,52 @@ func (r *rig) atRest() {
 	r.Helper()
 	synctest.Wait()
 	for _, l := range r.lanes {
+		inc, size := r.incarnation(), 0
+		r.redis.do(func() { size = len(r.redis.owned[where{l.bucket, inc}]) })
 		l.mu.Lock()
-		require.False(r, l.running, "a lane runs")
-		require.Empty(r, l.queue)
-		require.Zero(r, l.flying)
-		held := l.held
-		if l.heldOf != r.incarnation() {
+		running, queued, flying, held := l.running, len(l.queue), l.flying, l.held
+		if l.heldOf != inc {
 			held = 0
 		}
-		size := 0
-		r.redis.do(func() { size = len(r.redis.owned[where{l.bucket, r.incarnation()}]) })
+		l.mu.Unlock() // a test that ends with the lock would hang
+		require.False(r, running, "a lane runs")
+		require.Zero(r, queued)
+		require.Zero(r, flying)
 		require.EqualValues(r, size, held, "what the lane believes Redis to hold")
-		l.mu.Unlock()
 	}
 	entries := 0
 	for _, c := range r.Conns() {
-		c.mu.Lock()
-		sleepers := int64(0)
-		for _, e := range c.entries {
-			require.Empty(r, e.waiters, "%s/%s: a waiter", c.id, e.room)
-			require.Empty(r, e.ending)
-			require.True(r, e.want || e.asleep, "an entry that is over")
-			require.Equal(r, e.want, e.written)
-			require.False(r, e.refresh)
-			if e.asleep {
-				sleepers++
-			}
-			if e.lapsed {
-				sleepers++
-			}
-			if e.want {
-				entries++
-			}
-		}
+		wanted, sleepers, wrong := c.standing()
+		require.Empty(r, wrong, "entries of %s", c.id)
 		require.Equal(r, sleepers, c.sleepers.Load(), "sleepers of %s", c.id)
-		c.mu.Unlock()
+		entries += wanted
 	}
 	s := r.Stats()
 	require.Equal(r, entries, s.Entries)
 	require.Zero(r, s.Unwritten)
+}
+
+// standing counts the connection's entries, and says what is wrong with those
+// that are not at rest.
+func (c *Conn) standing() (wanted int, sleepers int64, wrong []string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, e := range c.entries {
+		if len(e.waiters) > 0 || e.ending != "" || e.want != e.written || e.refresh || !e.want && !e.asleep {
+			wrong = append(wrong, fmt.Sprintf("%s: %d waiters, ending %q, want %t, written %t, refresh %t, asleep %t",
+				e.room, len(e.waiters), e.ending, e.want, e.written, e.refresh, e.asleep))
+		}
+		if e.want {
+			wanted++
+		}
+		if e.asleep {
+			sleepers++
+		}
+		if e.lapsed {
+			sleepers++
+		}
+	}
+	return wanted, sleepers, wrong
 }
 
 // nothingLeft asserts that nothing is held, here or in Redis, and that no

@@ -89,7 +89,7 @@ func (s *Socket) live(now time.Time) bool {
 
 // tolerated counts a frame; false: it was one too many, the connection ends.
 func (s *Socket) tolerated(now time.Time) bool {
-	if s.frameLimit.take(now) {
+	if s.frameLimit.Take(now) {
 		return true
 	}
 	s.end(&End{Cause: CauseFlood, Code: websocket.ClosePolicyViolation, Reason: "too many frames"})
@@ -133,7 +133,7 @@ func decode(messageType int, data []byte) (wire.Request, bool) {
 // dispatch hands a command on, or refuses it.
 func (s *Socket) dispatch(now time.Time, req wire.Request) {
 	switch {
-	case !s.commandLimit.take(now):
+	case !s.commandLimit.Take(now):
 		s.stats.limited.Add(1)
 		s.refuse(req, limitText, codeLimit, wire.NameCommandError)
 	case s.cfg.Handler.IsConcurrent(req.Command):

@@ -19,6 +19,7 @@ import (
 	"github.com/gorilla/websocket"
 
 	"github.com/meshpresence/mesh/internal/clock"
+	"github.com/meshpresence/mesh/internal/limit"
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
@@ -31,6 +32,11 @@ const (
 // grace is how long what was queued before a close may take to be written,
 // and then how long the peer has to answer the close frame.
 const grace = time.Second
+
+const (
+	burstSeconds = 2  // how many seconds' worth of frames may come at once
+	floodFactor  = 10 // how many times the rate of commands is a flood
+)
 
 // ErrAlreadyRun says that Run was called before.
 var ErrAlreadyRun = errors.New("mesh: socket has been run already")
@@ -121,8 +127,8 @@ type Socket struct {
 	begun time.Time // offsets count from here
 
 	// Of the reader alone.
-	commandLimit bucket
-	frameLimit   bucket
+	commandLimit limit.Bucket
+	frameLimit   limit.Bucket
 
 	seen   atomic.Int64 // when a frame last came, as an offset from begun
 	closed atomic.Bool  // ending is set
@@ -186,8 +192,8 @@ func New(cfg Config) *Socket {
 		conn:         cfg.Conn,
 		stats:        cfg.Stats,
 		begun:        now,
-		commandLimit: newBucket(now, cfg.CommandsPerSecond),
-		frameLimit:   newBucket(now, floodFactor*cfg.CommandsPerSecond),
+		commandLimit: limit.NewBucket(now, cfg.CommandsPerSecond, burstSeconds),
+		frameLimit:   limit.NewBucket(now, floodFactor*cfg.CommandsPerSecond, burstSeconds),
 	}
 }
 

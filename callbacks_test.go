@@ -74,7 +74,7 @@ func TestCallbacksRun(t *testing.T) {
 				p, ok := errors.AsType[*panicError](err)
 				require.True(t, ok)
 				assert.Equal(t, "ouch", p.value)
-				assert.Contains(t, string(p.stack), "hooks_test.go")
+				assert.Contains(t, string(p.stack), "callbacks_test.go")
 			},
 			stats: callbackStats{Calls: 1, Panics: 1},
 		},

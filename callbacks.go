@@ -1,0 +1,322 @@
+package mesh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"runtime/debug"
+	"sync"
+	"time"
+)
+
+// logText bounds the bytes of an app's error text in a log line.
+const logText = 256
+
+// panicError says that a callback of the app panicked, or ended its goroutine
+// with runtime.Goexit. Its text never goes to a client.
+type panicError struct {
+	name  string // of the callback
+	value any
+	stack []byte
+}
+
+func (e *panicError) Error() string { return fmt.Sprintf("mesh: %s panicked: %v", e.name, e.value) }
+
+// timeoutError says that a callback of the app did not return in time. It is a
+// context.DeadlineExceeded.
+type timeoutError struct {
+	name  string
+	after time.Duration
+}
+
+func (e *timeoutError) Error() string {
+	return fmt.Sprintf("mesh: %s did not return within %v", e.name, e.after)
+}
+
+func (e *timeoutError) Unwrap() error { return context.DeadlineExceeded }
+
+// errGoexit is the value of a panicError whose callback called runtime.Goexit.
+var errGoexit = errors.New("runtime.Goexit was called")
+
+// The names of callbacks, beside those of guards (verdicts.go).
+const (
+	callbackAuthenticate  = "Authenticate"
+	callbackMetadata      = "ClientMetadata"
+	callbackConnection    = "OnConnection"
+	callbackDisconnection = "OnDisconnection"
+	callbackCommand       = "command"
+)
+
+// answers are the callbacks whose errors are meant for the client: they are no
+// failures of the app.
+var answers = map[string]bool{callbackAuthenticate: true, callbackMetadata: true, callbackCommand: true}
+
+// callbackStats counts what became of the app's callbacks of one name.
+type callbackStats struct {
+	Calls    uint64 // started
+	Errors   uint64 // returned an error that was no answer meant for the client
+	Panics   uint64
+	Timeouts uint64
+}
+
+// callbacks runs what the app gave us: guards, hooks, command handlers. Each
+// runs in a goroutine of its own that callbacks owns, recovered and limited in
+// time, so that none can take the process down or hold up more than its own
+// caller. What ignores its context is left behind when its time is over, and
+// waited for at the end. Safe for concurrent use.
+//
+// A callback's name is a word for logs and counters and must be one of a fixed
+// set: never anything that a client chose.
+type callbacks struct {
+	logger *slog.Logger
+	lines  logLimiter
+	base   context.Context // ends when close is called
+	cancel context.CancelFunc
+
+	mu      sync.Mutex // guards closed, running, idle, counts
+	closed  bool
+	running int
+	idle    chan struct{} // closed when running falls to 0; nil while nobody waits
+	counts  map[string]*callbackStats
+}
+
+// newCallbacks returns a runner whose callbacks' contexts end with ctx.
+func newCallbacks(ctx context.Context, logger *slog.Logger) *callbacks {
+	base, cancel := context.WithCancel(ctx)
+	return &callbacks{logger: logger, base: base, cancel: cancel, counts: map[string]*callbackStats{}}
+}
+
+// call is one run of a callback.
+type call struct {
+	name    string
+	settled chan struct{} // closed when err and at are final
+	err     error         // read only after settled
+	at      time.Time     // when it settled; read only after that
+	once    sync.Once
+	// cancel ends the callback's context, and with that settles the call. Nil
+	// if the callback was never called.
+	cancel context.CancelCauseFunc
+}
+
+// watch is what whoever starts a callback may want to be told of. Neither may
+// block.
+type watch struct {
+	// ended is called once fn has returned; before the call settles if fn was
+	// in time.
+	ended func()
+	// late is called if the call settles without fn; fn may just have
+	// returned.
+	late func()
+}
+
+// settle decides the outcome; only the first decision counts.
+func (k *call) settle(err error) (first bool) {
+	k.once.Do(func() {
+		first, k.err, k.at = true, err, time.Now()
+		close(k.settled)
+	})
+	return first
+}
+
+// done reports whether the outcome is final.
+func (k *call) done() bool {
+	select {
+	case <-k.settled:
+		return true
+	default:
+		return false
+	}
+}
+
+// run calls fn and returns its error; a *panicError if it panicked, a
+// *timeoutError if it did not return within timeout (0 or less: no limit),
+// ctx's cause if that ended first, or ErrClosed after close. In the last three
+// cases fn may still be running when run returns, with its context cancelled:
+// what it writes must not be read then.
+func (c *callbacks) run(ctx context.Context, name string, timeout time.Duration, fn func(context.Context) error) error {
+	k := c.start(ctx, name, timeout, fn, watch{})
+	<-k.settled
+	return k.err
+}
+
+// start is run without the waiting; w's functions may be nil.
+func (c *callbacks) start(ctx context.Context, name string, timeout time.Duration, fn func(context.Context) error, w watch) *call {
+	k := &call{name: name, settled: make(chan struct{})}
+	err := context.Cause(ctx)
+	if err == nil {
+		err = c.enter(name)
+	}
+	if err != nil {
+		k.settle(err)
+		return k
+	}
+	ctx, k.cancel = context.WithCancelCause(ctx)
+	release := context.AfterFunc(c.base, func() { k.cancel(ErrClosed) })
+	stopTimer := context.CancelFunc(func() {})
+	if timeout > 0 {
+		ctx, stopTimer = context.WithTimeoutCause(ctx, timeout, &timeoutError{name: name, after: timeout})
+	}
+	giveUp := context.AfterFunc(ctx, func() {
+		if c.finish(ctx, k, context.Cause(ctx)) && w.late != nil {
+			w.late()
+		}
+	})
+	go func() { // enter counted it in, leave counts it out, wait waits for it
+		defer c.leave()
+		err := error(&panicError{name: name, value: errGoexit})
+		defer func() {
+			if v := recover(); v != nil {
+				err = &panicError{name: name, value: v, stack: debug.Stack()}
+			}
+			if w.ended != nil {
+				w.ended()
+			}
+			c.finish(ctx, k, err)
+			giveUp()
+			stopTimer()
+			release()
+			k.cancel(nil)
+		}()
+		if err = fn(ctx); err == nil {
+			err = context.Cause(ctx) // an answer that comes too late is none
+		}
+	}()
+	return k
+}
+
+// finish settles the call and accounts for its outcome, once. A callback that
+// gave up because its context ended is told as what ended the context, so that
+// both ways here agree. It reports whether this was what settled the call.
+func (c *callbacks) finish(ctx context.Context, k *call, err error) (first bool) {
+	abandoned := false
+	if cause := context.Cause(ctx); cause != nil && (errors.Is(err, ctx.Err()) || errors.Is(err, cause)) {
+		_, late := errors.AsType[*timeoutError](cause)
+		err, abandoned = cause, !late
+	}
+	first = k.settle(err)
+	if _, panicked := err.(*panicError); panicked || first && !abandoned {
+		c.account(k.name, err) // a panic counts even where nobody waits any more
+	}
+	return first
+}
+
+// account counts and logs how a callback failed. An error that the app meant
+// as an answer to the client is no failure.
+func (c *callbacks) account(name string, err error) {
+	if _, ok := errors.AsType[*CommandError](err); err == nil || ok || errors.Is(err, ErrRefused) {
+		return
+	}
+	late, isLate := errors.AsType[*timeoutError](err)
+	thrown, isPanic := errors.AsType[*panicError](err)
+	c.mu.Lock()
+	n := c.counts[name]
+	switch {
+	case isLate:
+		n.Timeouts++
+	case isPanic:
+		n.Panics++
+	case answers[name]:
+	default:
+		n.Errors++
+	}
+	c.mu.Unlock()
+	switch {
+	case isLate:
+		c.lines.log(c.base, c.logger, slog.LevelWarn, name+" timeout", "mesh: callback timed out",
+			slog.String("callback", name), slog.Duration("after", late.after))
+	case isPanic:
+		c.lines.log(c.base, c.logger, slog.LevelError, name+" panic", "mesh: callback panicked",
+			slog.String("callback", name), slog.String("panic", shorten(fmt.Sprint(thrown.value))),
+			slog.String("stack", string(thrown.stack)))
+	case answers[name]:
+	default:
+		c.lines.log(c.base, c.logger, slog.LevelWarn, name+" error", "mesh: callback failed",
+			slog.String("callback", name), slog.String("error", shorten(err.Error())))
+	}
+}
+
+// shorten cuts an app's text down to what a log line may hold.
+func shorten(s string) string {
+	if len(s) <= logText {
+		return s
+	}
+	return s[:logText] + "…"
+}
+
+// enter counts a callback in, unless no more may start.
+func (c *callbacks) enter(name string) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return ErrClosed
+	}
+	n := c.counts[name]
+	if n == nil {
+		n = &callbackStats{}
+		c.counts[name] = n
+	}
+	n.Calls++
+	c.running++
+	return nil
+}
+
+// leave counts a callback out.
+func (c *callbacks) leave() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.running--
+	if c.running == 0 && c.idle != nil {
+		close(c.idle)
+		c.idle = nil
+	}
+}
+
+// wait returns nil once no callback is running, or ctx's cause if that ends
+// first. It stops nothing.
+func (c *callbacks) wait(ctx context.Context) error {
+	c.mu.Lock()
+	if c.running == 0 {
+		c.mu.Unlock()
+		return nil
+	}
+	if c.idle == nil {
+		c.idle = make(chan struct{})
+	}
+	idle := c.idle
+	c.mu.Unlock()
+	select {
+	case <-idle:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// close lets no more callbacks start, cancels those under way and waits for
+// them as wait does. It may be called again.
+func (c *callbacks) close(ctx context.Context) error {
+	c.mu.Lock()
+	c.closed = true
+	c.mu.Unlock()
+	c.cancel()
+	return c.wait(ctx)
+}
+
+// left returns how many callbacks are running.
+func (c *callbacks) left() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.running
+}
+
+// stats returns the counts of each name that has been called.
+func (c *callbacks) stats() map[string]callbackStats {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := make(map[string]callbackStats, len(c.counts))
+	for name, n := range c.counts {
+		all[name] = *n
+	}
+	return all
+}

@@ -1,0 +1,251 @@
+package mesh
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/meshpresence/mesh/internal/store"
+)
+
+const (
+	// callRetry is how long an answer may take before the call is repeated,
+	// callLimit before it is given up.
+	callRetry = 600 * time.Millisecond
+	callLimit = 1900 * time.Millisecond
+	// callsAtOnce bounds the calls that are carried out here at once; more
+	// are not answered, and so repeated.
+	callsAtOnce = 64
+)
+
+// remoteCall is the payload of a call.
+type remoteCall struct {
+	ID   string `json:"id"`
+	From string `json:"from"` // incarnation to answer to
+	Op   string `json:"op"`
+	Room string `json:"room,omitempty"`
+	Conn string `json:"conn,omitempty"`
+}
+
+// The operations of a remoteCall.
+const (
+	opAdd     = "add"     // bring Conn into Room
+	opRemove  = "remove"  // take Conn out of Room
+	opClear   = "clear"   // take every connection of yours out of Room
+	opRecheck = "recheck" // ask Conn's guards again
+	opClose   = "close"   // close Conn
+)
+
+// remoteAnswer is the payload of an answer.
+type remoteAnswer struct {
+	ID    string `json:"id"`
+	OK    bool   `json:"ok"`
+	Error string `json:"error,omitempty"` // name of one of remoteErrors
+}
+
+// remoteErrors are the errors that a call can bring back.
+var remoteErrors = map[string]error{
+	"unknown":     ErrUnknownConnection,
+	"limit":       ErrLimit,
+	"closed":      ErrClosed,
+	"conflict":    ErrConflict,
+	"invalid":     ErrInvalidConnectionID,
+	"unavailable": ErrUnavailable,
+}
+
+func nameOfError(err error) string {
+	for name, sentinel := range remoteErrors {
+		if errors.Is(err, sentinel) {
+			return name
+		}
+	}
+	return "unavailable"
+}
+
+// called carries out another server's call.
+func (c *control) called(rest string) {
+	var call remoteCall
+	if json.Unmarshal([]byte(rest), &call) != nil {
+		return
+	}
+	select {
+	case c.slots <- struct{}{}:
+	default:
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	seen := c.recent(call.ID, time.Now())
+	if c.stopped || seen.running {
+		<-c.slots
+		return
+	}
+	seen.running = true
+	c.work.Go(func() {
+		defer func() { <-c.slots }()
+		c.serve(call, seen)
+	})
+}
+
+// serve carries out a call, unless it has been already, and answers it. The
+// same call again gets the same answer, and changes nothing.
+func (c *control) serve(call remoteCall, seen *seenCall) {
+	ctx, cancel := context.WithTimeout(c.n.life, callLimit)
+	defer cancel()
+	if seen.answer == nil {
+		ok, err := c.carryOut(ctx, call)
+		seen.answer = &remoteAnswer{ID: call.ID, OK: ok}
+		if err != nil {
+			seen.answer.Error = nameOfError(err)
+		}
+	}
+	body, _ := json.Marshal(seen.answer) // strings and a bool
+	_ = c.n.store.Publish(ctx, c.n.keys.Control(call.From), wordDone+" "+string(body))
+	c.mu.Lock()
+	seen.running = false
+	c.mu.Unlock()
+}
+
+// seenCall is a call that has come in before. Its answer belongs to whoever
+// set running.
+type seenCall struct {
+	id      string
+	at      time.Time
+	running bool // guarded by control.mu
+	answer  *remoteAnswer
+}
+
+// recent returns what is known of a call, and forgets calls that nobody
+// repeats any more. c.mu is held.
+func (c *control) recent(id string, now time.Time) *seenCall {
+	for len(c.order) > 0 && now.Sub(c.order[0].at) > 2*callLimit {
+		delete(c.seen, c.order[0].id)
+		c.order = c.order[1:]
+	}
+	s := c.seen[id]
+	if s == nil {
+		s = &seenCall{id: id, at: now}
+		c.seen[id] = s
+		c.order = append(c.order, s)
+	}
+	return s
+}
+
+// carryOut does to this server's own connections what is asked; ok says that
+// it found something to do.
+func (c *control) carryOut(ctx context.Context, call remoteCall) (ok bool, err error) {
+	if call.Op == opClear {
+		return c.clear(ctx, call.Room)
+	}
+	conn, err := c.n.conn(call.Conn)
+	if err != nil {
+		return false, err
+	}
+	switch call.Op {
+	case opAdd:
+		_, err := conn.Join(ctx, call.Room)
+		return err == nil, c.n.storeError(err)
+	case opRemove:
+		ok, err := conn.Leave(ctx, call.Room, store.CauseLeft)
+		return ok, c.n.storeError(err)
+	case opRecheck:
+		c.n.verdicts.invalidate(call.Conn)
+		c.n.watchers.recheck(call.Conn)
+		return true, nil
+	case opClose:
+		if c.closer != nil && c.closer(call.Conn) {
+			return true, nil
+		}
+		c.n.disconnect(conn)
+		return true, nil
+	}
+	return false, fmt.Errorf("%w: operation %q", ErrIncompatible, call.Op)
+}
+
+func (c *control) clear(ctx context.Context, room string) (bool, error) {
+	conns := c.n.owner.Joined(room)
+	var wg sync.WaitGroup
+	errs := make([]error, len(conns))
+	gate := make(chan struct{}, 256) // they wait together for a batch or two
+	for i, conn := range conns {
+		gate <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-gate }()
+			_, errs[i] = conn.Leave(ctx, room, store.CauseLeft)
+		})
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			return false, c.n.storeError(err)
+		}
+	}
+	return len(conns) > 0, nil
+}
+
+func (c *control) answered(rest string) {
+	var a remoteAnswer
+	if json.Unmarshal([]byte(rest), &a) != nil {
+		return
+	}
+	c.mu.Lock()
+	ch := c.waiting[a.ID]
+	delete(c.waiting, a.ID)
+	c.mu.Unlock()
+	if ch != nil {
+		ch <- a
+	}
+}
+
+// call asks another incarnation (or, without a detour, this one) to do
+// something, and waits for the answer, at most callLimit.
+func (c *control) call(ctx context.Context, inc string, call remoteCall) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, callLimit)
+	defer cancel()
+	if inc == c.n.lease.Incarnation() {
+		return c.carryOut(ctx, call)
+	}
+	call.ID, call.From = rand.Text(), c.n.lease.Incarnation()
+	body, err := json.Marshal(call)
+	if err != nil {
+		return false, fmt.Errorf("mesh: call: %w", err)
+	}
+	answer := make(chan remoteAnswer, 1)
+	c.mu.Lock()
+	c.waiting[call.ID] = answer
+	c.mu.Unlock()
+	defer func() {
+		c.mu.Lock()
+		delete(c.waiting, call.ID)
+		c.mu.Unlock()
+	}()
+	for {
+		if err := c.n.store.Publish(ctx, c.n.keys.Control(inc), wordCall+" "+string(body)); err != nil {
+			return false, c.n.storeError(err)
+		}
+		t := time.NewTimer(callRetry)
+		select {
+		case a := <-answer:
+			t.Stop()
+			return a.OK, a.err()
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return false, fmt.Errorf("%w: the connection's server does not answer", ErrUnavailable)
+		}
+	}
+}
+
+func (a remoteAnswer) err() error {
+	if a.Error == "" {
+		return nil
+	}
+	if err := remoteErrors[a.Error]; err != nil {
+		return err
+	}
+	return fmt.Errorf("%w: another server answered %q", ErrUnavailable, a.Error)
+}

@@ -1,0 +1,177 @@
+package mesh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/meshpresence/mesh/internal/store"
+)
+
+// nodeState is how far a node has come: it starts once and stops once.
+type nodeState int32
+
+const (
+	stateNew nodeState = iota
+	stateRunning
+	stateStopped
+)
+
+// start makes the node one of the servers. It returns when Redis has answered
+// and the subscriptions are confirmed, or ctx ends; then it may be tried again.
+func (n *node) start(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(n.begun, cancel)() // stop does not wait for Redis to answer
+	select {
+	case n.starting <- struct{}{}:
+		defer func() { <-n.starting }()
+	case <-ctx.Done():
+		return n.unstarted(ctx, ErrUnavailable)
+	}
+	if n.running() == stateStopped {
+		return ErrClosed
+	}
+	if n.running() == stateNew {
+		if err := n.startParts(ctx); err != nil {
+			return n.unstarted(ctx, err)
+		}
+	}
+	if err := n.listener.Ready(ctx, n.keys.Control(n.lease.Incarnation())); err != nil {
+		return n.unstarted(ctx, fmt.Errorf("%w: subscription not confirmed: %w", ErrUnavailable, err))
+	}
+	return nil
+}
+
+// unstarted says why start failed: where it was stopped, that is why.
+func (n *node) unstarted(ctx context.Context, err error) error {
+	if n.begun.Err() != nil {
+		return ErrClosed
+	}
+	if ctx.Err() != nil && !errors.Is(err, ErrUnavailable) {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return err
+}
+
+func (n *node) startParts(ctx context.Context) error {
+	if err := n.awaitRedis(ctx); err != nil {
+		return err
+	}
+	if err := n.lease.Start(ctx); err != nil {
+		return n.storeError(err)
+	}
+	n.wheel.Start()
+	n.hub.Start()
+	n.listener.Start()
+	n.listener.Add(n.keys.Control(n.lease.Incarnation()))
+	if n.expiry != nil {
+		n.hints.start()
+		n.expiry.Start(ctx)
+	}
+	n.state.Store(int32(stateRunning))
+	return nil
+}
+
+// awaitRedis waits until Redis answers, and checks that the keys under the
+// prefix are this library's.
+func (n *node) awaitRedis(ctx context.Context) error {
+	backoff := 50 * time.Millisecond
+	for {
+		err := n.store.CheckFormat(ctx)
+		switch {
+		case err == nil:
+			return nil
+		case errors.Is(err, store.ErrForeign):
+			return fmt.Errorf("%w: %w; use another Options.Prefix or another database, or remove those keys", ErrIncompatible, err)
+		}
+		t := time.NewTimer(backoff)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return n.storeError(err)
+		}
+		backoff = min(2*backoff, time.Second)
+	}
+}
+
+// ready returns nil where start has been through and stop has not begun.
+func (n *node) ready(ctx context.Context) error {
+	switch n.running() {
+	case stateNew:
+		return ErrNotStarted
+	case stateStopped:
+		return ErrClosed
+	}
+	if err := n.listener.Ready(ctx, n.keys.Control(n.lease.Incarnation())); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return nil
+}
+
+func (n *node) running() nodeState { return nodeState(n.state.Load()) }
+
+// stop ends the node: what it owns leaves, in batches, then its incarnation is
+// cleaned up after, and everything that start started has ended. When ctx ends
+// it gives up on Redis, and returns as soon as nothing runs any more; what Redis
+// did not take, the other servers do when the lease runs out. A later call
+// waits for the first one's end.
+func (n *node) stop(ctx context.Context) error {
+	n.stopOnce.Do(func() {
+		n.watchers.quit()
+		n.calls.cancel()
+		go func() { // ends with the node; whoever stops waits for it
+			defer close(n.stopped)
+			n.stopErr = n.stopParts(ctx)
+		}()
+	})
+	select {
+	case <-n.stopped:
+		return n.stopErr
+	case <-ctx.Done():
+	}
+	select {
+	case <-n.stopped: // it was through, or it gives up at once
+		return n.stopErr
+	case <-time.After(stopGrace):
+		return fmt.Errorf("mesh: shutdown is still under way: %w", ctx.Err())
+	}
+}
+
+// stopGrace is how long after its context's end a shutdown may take to see
+// everything end that was told to.
+const stopGrace = 250 * time.Millisecond
+
+func (n *node) stopParts(ctx context.Context) error {
+	// Whoever is starting gives up, and what it has started is stopped here.
+	n.halt()
+	started := n.state.Swap(int32(stateStopped)) == int32(stateRunning)
+	n.starting <- struct{}{}
+	defer func() { <-n.starting }()
+	started = n.state.Swap(int32(stateStopped)) == int32(stateRunning) || started
+	n.watchers.close()
+	var errs []error
+	if started {
+		err := n.owner.Drain(ctx, store.CauseClosed)
+		n.owner.Stop()
+		errs = append(errs, err, n.lease.Stop(ctx))
+		if err == nil {
+			errs = append(errs, n.lease.Resign(ctx))
+		}
+		if n.expiry != nil {
+			n.expiry.Stop()
+			n.hints.stop()
+		}
+		n.listener.Stop()
+		n.control.stop()
+		n.hub.Stop()
+		n.wheel.Stop()
+	}
+	n.end()
+	n.owner.Stop()
+	n.work.Wait()
+	errs = append(errs, n.calls.close(ctx), n.store.Wait(ctx))
+	return errors.Join(errs...)
+}
