@@ -246,7 +246,7 @@ func TestVerdictsConcurrent(t *testing.T) {
 				case g == 0 && n%10 == 0:
 					j.setMeta([]string{"yes", "no"}[n/10%2])
 				case g == 1 && n%20 == 0:
-					j.invalidateAll()
+					j.invalidate("c")
 				case g == 2 && n%50 == 0:
 					j.forget("c")
 					j.remember("c")

@@ -303,13 +303,6 @@ func (c *callbacks) close(ctx context.Context) error {
 	return c.wait(ctx)
 }
 
-// left returns how many callbacks are running.
-func (c *callbacks) left() int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.running
-}
-
 // stats returns the counts of each name that has been called.
 func (c *callbacks) stats() map[string]callbackStats {
 	c.mu.Lock()

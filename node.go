@@ -195,6 +195,19 @@ func (n *node) member(conn string) memberFunc {
 	}
 }
 
+// watcher returns nil where a viewer may begin to watch. One that is being
+// closed may not: its subscriptions have been ended already, or are being.
+func (n *node) watcher(viewer string) error {
+	if viewer == "" {
+		return nil
+	}
+	c, err := n.conn(viewer)
+	if err == nil && c.Claimed() {
+		err = ErrClosed
+	}
+	return err
+}
+
 // maySee returns nil where the room is tracked and its guards let the
 // connection see it (the empty one is the app itself), ErrNotTracked or
 // ErrRefused otherwise.

@@ -40,6 +40,8 @@ type Stats struct {
 	CallbackErrors   uint64
 	CallbackPanics   uint64
 	CallbackTimeouts uint64
+	GuardsRefused    uint64 // questions that a guard answered with no, or an error
+	GuardsHanging    int64  // guards that go on after their time limit, now
 
 	// Of the lease and Redis.
 	Incarnation   string        // of this server, as Redis knows it
@@ -87,6 +89,8 @@ func (n *node) stats() Stats {
 		st.CallbackPanics += c.Panics
 		st.CallbackTimeouts += c.Timeouts
 	}
+	v := n.verdicts.stats()
+	st.GuardsRefused, st.GuardsHanging = v.Refused+v.Busy, v.Strays
 	if n.running() == stateRunning {
 		st.Incarnation = n.lease.Incarnation()
 	}

@@ -148,7 +148,10 @@ func (w *watchers) watch(ctx context.Context, s *subscription) error {
 	if err := w.add(s); err != nil {
 		return err
 	}
-	err := w.n.maySee(ctx, s.viewer, s.room)
+	err := w.n.watcher(s.viewer)
+	if err == nil {
+		err = w.n.maySee(ctx, s.viewer, s.room)
+	}
 	if err == nil {
 		err = w.mirror(ctx, s)
 	}

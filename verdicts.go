@@ -122,19 +122,6 @@ func (v *verdicts) invalidate(conn string) {
 	}
 }
 
-// invalidateAll is invalidate for every connection.
-func (v *verdicts) invalidateAll() {
-	v.mu.RLock()
-	all := make([]*connVerdicts, 0, len(v.conns))
-	for _, c := range v.conns {
-		all = append(all, c)
-	}
-	v.mu.RUnlock()
-	for _, c := range all {
-		v.drop(c, false)
-	}
-}
-
 // of returns what is kept for a connection, nil if it is not known.
 func (v *verdicts) of(conn string) *connVerdicts {
 	v.mu.RLock()

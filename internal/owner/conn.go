@@ -285,6 +285,9 @@ func (c *Conn) Rooms() []string {
 // the id free for another connection.
 func (c *Conn) Claim() bool { return c.claimed.CompareAndSwap(false, true) }
 
+// Claimed reports whether somebody is closing the connection.
+func (c *Conn) Claimed() bool { return c.claimed.Load() }
+
 // Close ends every entry of the connection and forgets it. It returns at once;
 // Gone tells when Redis has all of it.
 func (c *Conn) Close(cause store.Cause) {
