@@ -194,6 +194,8 @@ func TestStrayComesBack(t *testing.T) {
 		c := r.connect("ghost")
 		require.NoError(r, c.Registered(r.Context()))
 		require.NoError(r, busy.Registered(r.Context()))
+		r.endStray(r.lanes[0], store.OwnedRef{Conn: "ghost"}) // found before, said after
+		synctest.Wait()
 		r.redis.do(func() { assert.Equal(r, "I1", r.redis.conns["ghost"].Owner) })
 		r.atRest()
 	})
@@ -249,6 +251,7 @@ func TestRebornWhileWriting(t *testing.T) {
 		for _, s := range r.said() {
 			assert.Equal(r, "R", s[:1])
 		}
+		assert.Len(r, r.said(), 30, "ten were written anew before")
 		r.redis.do(func() { assert.Len(r, r.redis.owned[where{0, "I2"}], 62) })
 		r.beat(6)
 		assert.Zero(r, r.audits(), "what it counts is what Redis holds")

@@ -188,7 +188,7 @@ func (f *fakeStore) execute(w where, op store.Op) store.OpResult {
 		f.remove(op.Room, op.Conn, op.Cause)
 		return store.OpResult{Status: store.Done}
 	}
-	return f.update(op)
+	return f.update(w, op)
 }
 
 func (f *fakeStore) connect(w where, op store.Op) store.OpResult {
@@ -213,7 +213,7 @@ func (f *fakeStore) connect(w where, op store.Op) store.OpResult {
 func (f *fakeStore) join(w where, op store.Op) store.OpResult {
 	old, replaced := f.rooms[op.Room][op.Conn]
 	if replaced && old.entry == op.Entry {
-		f.update(op)
+		f.update(w, op)
 		return store.OpResult{Status: store.Done, Position: f.position(op.Room), Total: len(f.rooms[op.Room])}
 	}
 	h := held{
@@ -242,10 +242,12 @@ func (f *fakeStore) join(w where, op store.Op) store.OpResult {
 	return store.OpResult{Status: store.Done, Position: f.position(op.Room), Total: len(f.rooms[op.Room])}
 }
 
-func (f *fakeStore) update(op store.Op) store.OpResult {
+func (f *fakeStore) update(w where, op store.Op) store.OpResult {
 	h, ok := f.rooms[op.Room][op.Conn]
 	switch {
 	case !ok:
+		return store.OpResult{Status: store.Gone}
+	case h.entry != op.Entry && h.inc == w.inc:
 		return store.OpResult{Status: store.Gone}
 	case h.entry != op.Entry:
 		return store.OpResult{Status: store.Other}

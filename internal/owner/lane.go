@@ -146,17 +146,28 @@ func (l *lane) run() {
 // An item without a difference is dropped from the queue. It ends the run,
 // under the lock that offer takes, where nothing is left.
 func (l *lane) take(inc string) (uint64, []flight) {
-	var batch []flight
-	size := 0
+	var (
+		batch []flight
+		again []item
+		size  int
+		taken = make(map[item]struct{})
+	)
 	for {
 		it, last := l.pop(len(batch) == 0)
 		if it == nil {
 			break
 		}
+		// Changed and offered anew since it was taken. Twice in a batch it would
+		// be written, and counted, on the assumption that nothing of it has run.
+		if _, ok := taken[it]; ok {
+			again = append(again, it)
+			continue
+		}
 		op, ok := it.next(inc)
 		if !ok {
 			continue
 		}
+		taken[it] = struct{}{}
 		batch = append(batch, flight{it, op})
 		if size += op.Size(); len(batch) == store.MaxOps || size >= store.MaxBytes || last {
 			break
@@ -167,6 +178,12 @@ func (l *lane) take(inc string) (uint64, []flight) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	for _, it := range again {
+		if !*it.mark() {
+			*it.mark() = true
+			l.queue = append(l.queue, it)
+		}
+	}
 	l.flying = len(batch)
 	l.number++
 	return l.number, batch

@@ -405,6 +405,54 @@ func TestTakenByAnotherServer(t *testing.T) {
 	}
 }
 
+// A batch that was late may, after Redis forgot everything, bring back what
+// the connection had before: that is no other server's.
+func TestOwnOlderEntryComesBack(t *testing.T) {
+	virtual(t, func(r *rig) {
+		c := r.connect("a")
+		r.join(c, "x")
+		r.redis.do(func() {
+			r.redis.execute(where{0, "I1"}, store.Op{Kind: store.OpJoin, Room: "x", Conn: "a", Entry: "older"})
+		})
+		r.publish(c, "x", "s", 0)
+		assert.True(r, c.In("x"))
+		h, _ := r.held("x", "a")
+		assert.Equal(r, "s", h.state)
+		assert.NotEqual(r, "older", h.entry)
+		r.atRest()
+		r.drain()
+		r.nothingLeft()
+	})
+}
+
+// What is offered again while its batch is being made goes with the next one.
+func TestOnceInABatch(t *testing.T) {
+	virtual(t, func(r *rig) {
+		c := r.connect("a")
+		require.NoError(r, c.Registered(r.Context()))
+		l := &lane{o: r.Owner, running: true} // nobody runs it but this test
+		for _, room := range []string{"x", "y"} {
+			l.offer(&eager{entry: &entry{c: c, room: room}, l: l})
+		}
+		for range 3 {
+			_, batch := l.take("I1")
+			require.Len(r, batch, 2)
+			assert.NotSame(r, batch[0].it, batch[1].it)
+		}
+	})
+}
+
+// eager is offered anew as soon as it has been taken.
+type eager struct {
+	*entry
+	l *lane
+}
+
+func (e *eager) next(string) (store.Op, bool) {
+	e.l.offer(e)
+	return store.Op{}, true
+}
+
 func TestBucketsAreWrittenBesideEachOther(t *testing.T) {
 	virtual(t, func(r *rig) {
 		r.plan(func(_ int, ops []store.Op) fault {

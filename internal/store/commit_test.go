@@ -283,6 +283,9 @@ func TestReplacedEntry(t *testing.T) {
 
 		// The same owner may do so too; its index then names the new one only.
 		w.ok("J", join("r", "c", "newer"))
+		own := Op{Kind: OpUpdate, Room: "r", Conn: "c", Entry: "new", StateVersion: 9, State: []byte(`{}`)}
+		assert.Equal(w, Gone, w.commit("J", own)[0].Status, "nobody else has it")
+		assert.Equal(w, "R", kinds(w.events()))
 		assert.Equal(w, map[string]string{"I": "1", "J": "1"}, w.homes("r"))
 		assert.Equal(w, []OwnedRef{{Conn: "c", Entry: "newer", Room: "r"}}, w.owned("J"))
 		w.ok("J", leave("r", "c", "newer"))

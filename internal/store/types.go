@@ -175,7 +175,8 @@ type Op struct {
 type OpStatus byte
 
 // The outcomes. Gone: there is no entry of that connection any more. Other:
-// there is one, with another entry id.
+// there is one, with another entry id; to an OpUpdate, one of another
+// incarnation, and what the same incarnation left there is as good as Gone.
 const (
 	Done  OpStatus = '+'
 	Gone  OpStatus = '0'

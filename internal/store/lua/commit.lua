@@ -13,7 +13,7 @@
 -- Reply: 'FENCED', 'LATE' or 'LOST' for the whole batch, otherwise per op one string:
 --   '+' (D, U), '+ epoch seq tag' (L, U that changed something), '+ epoch seq tag members' (J; '+  members' where the room's position was lost),
 --   '+ version meta' (K: Redis holds a newer one),
---   '0' no such entry, 'x' another entry, '! text' refused by Redis, nothing changed.
+--   '0' no such entry, 'x' another entry (U: of another incarnation), '! text' refused by Redis, nothing changed.
 
 local inc, number, epoch, channels = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local ownedKey, roomsKey = KEYS[2], KEYS[3]
@@ -74,7 +74,10 @@ local function update(k, a)
     return '0'
   end
   if r.entry ~= a.entry then
-    return 'x'
+    -- Of the same incarnation it is an older one of that connection, which a
+    -- late batch brought back after Redis forgot the numbers: to be replaced.
+    -- Taken for another server's it would cost the connection its place.
+    return r.inc == inc and '0' or 'x'
   end
   local moved
   local metaNew = tonumber(a.mv) > tonumber(r.mv)
