@@ -66,7 +66,7 @@ func TestPausedWhileBeingReborn(t *testing.T) {
 		pass(25 * time.Second)
 		b.set(func() { b.latency = 400 * time.Millisecond })
 		b.Fenced("b1")
-		pass(600 * time.Millisecond) // declared dead; registering
+		pass(time.Second) // declared dead and locked out; registering
 		b.stop()
 		pass(3 * ttl)
 		r.do(func() { check(t, r.burials["b2"] == 1, "burials: %v", r.burials) })

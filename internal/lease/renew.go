@@ -130,6 +130,9 @@ func (lp *loop) rebear(ctx context.Context) {
 		cctx, cancel := lp.bound(ctx)
 		err := lp.cfg.Store.DeclareDead(cctx, old)
 		cancel()
+		if err == nil {
+			err = lp.lockOut(ctx, old)
+		}
 		if at := lp.awake(); err != nil {
 			lp.rebearFailed(ctx, at, err)
 			return
@@ -149,6 +152,21 @@ func (lp *loop) rebear(ctx context.Context) {
 		return
 	}
 	lp.born(ctx, old, inc, sent, got)
+}
+
+// lockOut fences an incarnation of this server in every bucket before the next
+// one begins: a batch of the old one that is still on its way must not replace
+// what the new one has written.
+func (lp *loop) lockOut(ctx context.Context, old string) error {
+	for bucket := range lp.cfg.Buckets {
+		cctx, cancel := lp.bound(ctx)
+		err := lp.cfg.Store.Fence(cctx, bucket, old)
+		cancel()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // rebearFailed plans the next attempt to be reborn.
