@@ -38,13 +38,20 @@ const (
 	opClear   = "clear"   // take every connection of yours out of Room
 	opRecheck = "recheck" // ask Conn's guards again
 	opClose   = "close"   // close Conn
+	opRooms   = "rooms"   // say which rooms Conn is in
 )
 
 // remoteAnswer is the payload of an answer.
 type remoteAnswer struct {
-	ID    string `json:"id"`
-	OK    bool   `json:"ok"`
+	ID string `json:"id"`
+	outcome
 	Error string `json:"error,omitempty"` // name of one of remoteErrors
+}
+
+// outcome is what came of a call.
+type outcome struct {
+	OK    bool     `json:"ok"`              // it found something to do
+	Rooms []string `json:"rooms,omitempty"` // of opRooms
 }
 
 // remoteErrors are the errors that a call can bring back.
@@ -97,8 +104,8 @@ func (c *control) serve(call remoteCall, seen *seenCall) {
 	ctx, cancel := context.WithTimeout(c.n.life, callLimit)
 	defer cancel()
 	if seen.answer == nil {
-		ok, err := c.carryOut(ctx, call)
-		seen.answer = &remoteAnswer{ID: call.ID, OK: ok}
+		done, err := c.carryOut(ctx, call)
+		seen.answer = &remoteAnswer{ID: call.ID, outcome: done}
 		if err != nil {
 			seen.answer.Error = nameOfError(err)
 		}
@@ -135,35 +142,36 @@ func (c *control) recent(id string, now time.Time) *seenCall {
 	return s
 }
 
-// carryOut does to this server's own connections what is asked; ok says that
-// it found something to do.
-func (c *control) carryOut(ctx context.Context, call remoteCall) (ok bool, err error) {
+// carryOut does to this server's own connections what is asked.
+func (c *control) carryOut(ctx context.Context, call remoteCall) (outcome, error) {
 	if call.Op == opClear {
-		return c.clear(ctx, call.Room)
+		ok, err := c.clear(ctx, call.Room)
+		return outcome{OK: ok}, err
 	}
 	conn, err := c.n.conn(call.Conn)
 	if err != nil {
-		return false, err
+		return outcome{}, err
 	}
+	done := outcome{OK: true}
 	switch call.Op {
 	case opAdd:
-		_, err := conn.Join(ctx, call.Room)
-		return err == nil, c.n.storeError(err)
+		_, err = conn.Join(ctx, call.Room)
+		done.OK = err == nil
 	case opRemove:
-		ok, err := conn.Leave(ctx, call.Room, store.CauseLeft)
-		return ok, c.n.storeError(err)
+		done.OK, err = conn.Leave(ctx, call.Room, store.CauseLeft)
+	case opRooms:
+		done.Rooms = conn.Rooms()
 	case opRecheck:
 		c.n.verdicts.invalidate(call.Conn)
 		c.n.watchers.recheck(call.Conn)
-		return true, nil
 	case opClose:
-		if c.closer != nil && c.closer(call.Conn) {
-			return true, nil
+		if c.closer == nil || !c.closer(call.Conn) {
+			c.n.disconnect(conn)
 		}
-		c.n.disconnect(conn)
-		return true, nil
+	default:
+		return outcome{}, fmt.Errorf("%w: operation %q", ErrIncompatible, call.Op)
 	}
-	return false, fmt.Errorf("%w: operation %q", ErrIncompatible, call.Op)
+	return done, c.n.storeError(err)
 }
 
 func (c *control) clear(ctx context.Context, room string) (bool, error) {
@@ -201,18 +209,16 @@ func (c *control) answered(rest string) {
 	}
 }
 
-// call asks another incarnation (or, without a detour, this one) to do
-// something, and waits for the answer, at most callLimit.
-func (c *control) call(ctx context.Context, inc string, call remoteCall) (bool, error) {
+// call asks an incarnation (this one: without a detour) to do something, and
+// waits for the answer, at most callLimit. Which one is asked before every
+// attempt: a server may be reborn meanwhile.
+func (c *control) call(ctx context.Context, locate func(context.Context) (string, error), call remoteCall) (outcome, error) {
 	ctx, cancel := context.WithTimeout(ctx, callLimit)
 	defer cancel()
-	if inc == c.n.lease.Incarnation() {
-		return c.carryOut(ctx, call)
-	}
 	call.ID, call.From = rand.Text(), c.n.lease.Incarnation()
 	body, err := json.Marshal(call)
 	if err != nil {
-		return false, fmt.Errorf("mesh: call: %w", err)
+		return outcome{}, fmt.Errorf("mesh: call: %w", err)
 	}
 	answer := make(chan remoteAnswer, 1)
 	c.mu.Lock()
@@ -224,18 +230,25 @@ func (c *control) call(ctx context.Context, inc string, call remoteCall) (bool, 
 		c.mu.Unlock()
 	}()
 	for {
+		inc, err := locate(ctx)
+		if err != nil {
+			return outcome{}, err
+		}
+		if inc == c.n.lease.Incarnation() {
+			return c.carryOut(ctx, call)
+		}
 		if err := c.n.store.Publish(ctx, c.n.keys.Control(inc), wordCall+" "+string(body)); err != nil {
-			return false, c.n.storeError(err)
+			return outcome{}, c.n.storeError(err)
 		}
 		t := time.NewTimer(callRetry)
 		select {
 		case a := <-answer:
 			t.Stop()
-			return a.OK, a.err()
+			return a.outcome, a.err()
 		case <-t.C:
 		case <-ctx.Done():
 			t.Stop()
-			return false, fmt.Errorf("%w: the connection's server does not answer", ErrUnavailable)
+			return outcome{}, fmt.Errorf("%w: the connection's server does not answer", ErrUnavailable)
 		}
 	}
 }

@@ -144,12 +144,8 @@ func (n *node) locate(ctx context.Context, connID string) (string, error) {
 }
 
 // callOwner has the server of call.Conn carry out a call.
-func (n *node) callOwner(ctx context.Context, call remoteCall) (bool, error) {
-	inc, err := n.locate(ctx, call.Conn)
-	if err != nil {
-		return false, err
-	}
-	return n.control.call(ctx, inc, call)
+func (n *node) callOwner(ctx context.Context, call remoteCall) (outcome, error) {
+	return n.control.call(ctx, func(ctx context.Context) (string, error) { return n.locate(ctx, call.Conn) }, call)
 }
 
 // sees reports whether viewer may have the metadata of another connection: the

@@ -158,7 +158,7 @@ func TestAppCommands(t *testing.T) {
 		w.eventually(time.Second, func() bool { return s.Stats().CallbackPanics == 2 }, "both are counted")
 
 		for _, name := range []string{"", "mesh/noop", "mesh/mine", "ping", "pong", "latency", "latency:request", "latency:response"} {
-			require.ErrorIs(t, s.HandleCommand(name, func(context.Context, *Connection, json.RawMessage) (any, error) { return nil, nil }), ErrInvalidOptions, "%q", name)
+			require.ErrorIs(t, s.HandleCommand(name, func(context.Context, *Connection, json.RawMessage) (any, error) { return nil, nil }), ErrInvalidCommand, "%q", name)
 		}
 		require.ErrorIs(t, s.HandleCommand("echo", func(context.Context, *Connection, json.RawMessage) (any, error) { return nil, nil }), ErrCommandExists)
 		require.ErrorIs(t, s.HandleCommand("nil", nil), ErrInvalidOptions)

@@ -20,7 +20,7 @@ var (
 	// Limits.RoomNameBytes, not valid UTF-8, or holds control characters.
 	ErrInvalidRoom = errors.New("mesh: invalid room name")
 	// ErrInvalidConnectionID says that a connection id is empty, too long, not
-	// valid UTF-8, or holds a colon or control characters.
+	// valid UTF-8, or holds a colon, white space or control characters.
 	ErrInvalidConnectionID = errors.New("mesh: invalid connection id")
 	// ErrInvalidOptions says that an option is out of its documented range.
 	// The message names the field.
@@ -31,8 +31,8 @@ var (
 	// ErrInvalidState says that a presence state is not a JSON object, or that
 	// its expiry is out of range.
 	ErrInvalidState = errors.New("mesh: invalid presence state")
-	// ErrInvalidMetadata says that metadata is not valid JSON, or that a
-	// client may not set it to this value (or at all).
+	// ErrInvalidMetadata says that metadata is not valid JSON, or that the
+	// strategy to merge it is unknown.
 	ErrInvalidMetadata = errors.New("mesh: invalid metadata")
 	// ErrNotTracked says that no TrackPresence rule matches the room.
 	ErrNotTracked = errors.New("mesh: room is not tracked")
@@ -74,8 +74,11 @@ var (
 	// ErrSlowConsumer says that a subscriber did not keep up and its queue
 	// overflowed, so that it was ended.
 	ErrSlowConsumer = errors.New("mesh: slow consumer")
+	// ErrInvalidCommand says that a command's name is empty or one of the
+	// protocol's own.
+	ErrInvalidCommand = errors.New("mesh: invalid command name")
 	// ErrCommandExists says that a command of that name has been registered
-	// already, or that the name is one of the protocol's own.
+	// already.
 	ErrCommandExists = errors.New("mesh: command exists already")
 )
 

@@ -143,6 +143,7 @@ func (h *hints) act(ctx context.Context, due []hint) {
 	}
 	records, err := h.n.store.Records(ctx, refs)
 	if err != nil {
+		h.dropped.Add(uint64(len(due)))
 		return
 	}
 	var items []store.ReapItem
@@ -162,11 +163,13 @@ func (h *hints) act(ctx context.Context, due []hint) {
 	if len(items) == 0 {
 		return
 	}
+	began := time.Now()
 	statuses, err := h.n.store.Reap(ctx, j, items)
 	if errors.Is(err, store.ErrClock) {
-		h.n.lease.Distrust()
+		h.n.lease.ClockRefused(time.Since(began))
 	}
 	if err != nil {
+		h.dropped.Add(uint64(len(items)))
 		h.n.opts.Logger.Debug("mesh: expired entries not ended", "error", err)
 		return
 	}

@@ -33,15 +33,37 @@ func (n *node) start(ctx context.Context) error {
 	if n.running() == stateStopped {
 		return ErrClosed
 	}
-	if n.running() == stateNew {
+	if !n.begunParts {
 		if err := n.startParts(ctx); err != nil {
 			return n.unstarted(ctx, err)
 		}
+		n.begunParts = true
 	}
-	if err := n.listener.Ready(ctx, n.keys.Control(n.lease.Incarnation())); err != nil {
-		return n.unstarted(ctx, fmt.Errorf("%w: subscription not confirmed: %w", ErrUnavailable, err))
+	if err := n.subscribed(ctx); err != nil {
+		return n.unstarted(ctx, err)
 	}
+	n.state.CompareAndSwap(int32(stateNew), int32(stateRunning))
 	return nil
+}
+
+// subscribed waits until this server can be spoken to.
+func (n *node) subscribed(ctx context.Context) error {
+	for {
+		err := n.listener.Ready(ctx, n.keys.Control(n.lease.Incarnation()))
+		switch {
+		case err == nil:
+			return nil
+		case !errors.Is(err, store.ErrNotWanted): // it is being reborn: a new channel follows
+			return fmt.Errorf("%w: subscription not confirmed: %w", ErrUnavailable, err)
+		}
+		t := time.NewTimer(wheelStep)
+		select {
+		case <-t.C:
+		case <-ctx.Done():
+			t.Stop()
+			return fmt.Errorf("%w: subscription not confirmed: %w", ErrUnavailable, ctx.Err())
+		}
+	}
 }
 
 // unstarted says why start failed: where it was stopped, that is why.
@@ -70,7 +92,6 @@ func (n *node) startParts(ctx context.Context) error {
 		n.hints.start()
 		n.expiry.Start(ctx)
 	}
-	n.state.Store(int32(stateRunning))
 	return nil
 }
 
@@ -105,10 +126,7 @@ func (n *node) ready(ctx context.Context) error {
 	case stateStopped:
 		return ErrClosed
 	}
-	if err := n.listener.Ready(ctx, n.keys.Control(n.lease.Incarnation())); err != nil {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
-	return nil
+	return n.subscribed(ctx)
 }
 
 func (n *node) running() nodeState { return nodeState(n.state.Load()) }
@@ -147,13 +165,12 @@ const stopGrace = 250 * time.Millisecond
 func (n *node) stopParts(ctx context.Context) error {
 	// Whoever is starting gives up, and what it has started is stopped here.
 	n.halt()
-	started := n.state.Swap(int32(stateStopped)) == int32(stateRunning)
+	n.state.Store(int32(stateStopped))
 	n.starting <- struct{}{}
 	defer func() { <-n.starting }()
-	started = n.state.Swap(int32(stateStopped)) == int32(stateRunning) || started
 	n.watchers.close()
 	var errs []error
-	if started {
+	if n.begunParts {
 		err := n.owner.Drain(ctx, store.CauseClosed)
 		n.owner.Stop()
 		errs = append(errs, err, n.lease.Stop(ctx))

@@ -3,6 +3,7 @@ package mesh
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/meshpresence/mesh/internal/owner"
@@ -21,8 +22,12 @@ import (
 //
 // The seed's server.presenceManager.
 type PresenceManager struct {
-	n *node
+	n        *node
+	ofServer bool // which starts and stops the node
 }
+
+// errOfServer is returned where a Server's manager is started or shut down.
+var errOfServer = fmt.Errorf("%w: this manager is a Server's: start and shut down that", ErrInvalidOptions)
 
 // NewPresenceManager returns a manager that takes part in the presence of all
 // servers that share opts.Redis and opts.Prefix, without serving WebSockets
@@ -38,17 +43,28 @@ func NewPresenceManager(opts Options) (*PresenceManager, error) {
 
 // Start joins the group of servers. It returns when Redis has answered and
 // subscriptions are confirmed. Until then, while ctx lasts, it keeps trying;
-// after an error it may be called again. A second call does nothing. Not for
-// the manager of a Server.
-func (p *PresenceManager) Start(ctx context.Context) error { return p.n.start(ctx) }
+// after an error it may be called again. A second call does nothing. For the
+// manager of a Server it is an error.
+func (p *PresenceManager) Start(ctx context.Context) error {
+	if p.ofServer {
+		return errOfServer
+	}
+	return p.n.start(ctx)
+}
 
 // Ready returns nil once Start is through and until Shutdown begins.
 func (p *PresenceManager) Ready(ctx context.Context) error { return p.n.ready(ctx) }
 
 // Shutdown makes everything that was joined here leave, in batches, and stops
-// all that Start started. It is bounded by ctx and may be called again. Not
-// for the manager of a Server.
-func (p *PresenceManager) Shutdown(ctx context.Context) error { return p.n.stop(ctx) }
+// all that Start started. It is bounded by ctx (without a deadline it waits for
+// a Redis that is away) and may be called again. For the manager of a Server it
+// is an error, and does nothing.
+func (p *PresenceManager) Shutdown(ctx context.Context) error {
+	if p.ofServer {
+		return errOfServer
+	}
+	return p.n.stop(ctx)
+}
 
 // TrackPresence puts a rule in force, as Server.TrackPresence does.
 func (p *PresenceManager) TrackPresence(pattern Pattern, opts PresenceOptions) error {
@@ -314,11 +330,12 @@ func (n *node) join(ctx context.Context, c *owner.Conn, room string) (owner.Join
 func (n *node) reap(ctx context.Context, items []store.ReapItem) ([]store.ReapStatus, error) {
 	for {
 		if j, ok := n.lease.Judge(); ok {
+			began := time.Now()
 			statuses, err := n.store.Reap(ctx, j, items)
 			if !errors.Is(err, store.ErrClock) {
 				return statuses, err
 			}
-			n.lease.Distrust()
+			n.lease.ClockRefused(time.Since(began))
 		}
 		t := time.NewTimer(wheelStep)
 		select {

@@ -61,11 +61,12 @@ type node struct {
 	trouble atomic.Bool            // something may have been missed: compare everything at the next heartbeat
 	reaped  atomic.Uint64
 
-	starting chan struct{} // of capacity 1: whoever put something in is starting or stopping
-	state    atomic.Int32  // a nodeState; written by who is starting, and by stop
-	stopOnce sync.Once
-	stopped  chan struct{} // closed when stop is through
-	stopErr  error         // read only after that
+	starting   chan struct{} // of capacity 1: whoever put something in is starting or stopping
+	begunParts bool          // there is something to stop; guarded by starting
+	state      atomic.Int32  // a nodeState; written by who is starting, and by stop
+	stopOnce   sync.Once
+	stopped    chan struct{} // closed when stop is through
+	stopErr    error         // read only after that
 }
 
 func newNode(opts Options) (*node, error) {

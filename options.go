@@ -265,6 +265,8 @@ func checkRedis(client redis.UniversalClient) error {
 		if opts := c.Options(); opts.ReadOnly || opts.RouteByLatency || opts.RouteRandomly {
 			return fmt.Errorf("%w: Redis must read from masters: unset ReadOnly, RouteByLatency and RouteRandomly", ErrInvalidOptions)
 		}
+	default:
+		return fmt.Errorf("%w: Redis is a %T: only a *redis.Client or *redis.ClusterClient tells its database and its layout", ErrInvalidOptions, c)
 	}
 	return nil
 }

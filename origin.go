@@ -19,14 +19,24 @@ type originPattern struct {
 	port   string // "": the scheme's own; "*": any
 }
 
-// compileOrigins returns what Upgrader.CheckOrigin is to be: nil (gorilla's
-// default: the request's own host) for an empty list, else a function that
-// accepts requests whose Origin one of the patterns matches, and those without
+// sameHost accepts requests whose Origin is the host that they were sent to,
+// and those without one, which no browser sends.
+func sameHost(r *http.Request) bool {
+	origins := r.Header["Origin"]
+	if len(origins) == 0 {
+		return true
+	}
+	u, err := url.Parse(origins[0])
+	return err == nil && u.Host != "" && strings.EqualFold(u.Host, r.Host)
+}
+
+// compileOrigins returns what Upgrader.CheckOrigin is to be: sameHost for an
+// empty list, else a function that accepts requests whose Origin one of the patterns matches, and those without
 // an Origin, which no browser sends. The request's own host has to be listed
 // like any other: it is what the client says it is.
 func compileOrigins(patterns []string) (func(*http.Request) bool, error) {
 	if len(patterns) == 0 {
-		return nil, nil
+		return sameHost, nil
 	}
 	compiled := make([]originPattern, len(patterns))
 	for i, text := range patterns {

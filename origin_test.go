@@ -80,7 +80,16 @@ func TestCompileOriginsNone(t *testing.T) {
 	t.Parallel()
 	check, err := compileOrigins(nil)
 	require.NoError(t, err)
-	assert.Nil(t, check, "gorilla's default")
+	for origin, ok := range map[string]bool{
+		"": true, "http://app.example.com": true, "https://APP.example.com": true,
+		"http://app.example.com:81": false, "http://example.com": false, "null": false, "http://app.example.com.evil.com": false, "::": false,
+	} {
+		r := httptest.NewRequest(http.MethodGet, "http://app.example.com/ws", nil)
+		if origin != "" {
+			r.Header.Set("Origin", origin)
+		}
+		assert.Equal(t, ok, check(r), "%q", origin)
+	}
 }
 
 func TestCompileOriginsWrong(t *testing.T) {

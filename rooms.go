@@ -36,7 +36,8 @@ func (m *RoomManager) Remove(ctx context.Context, room, connID string) (bool, er
 	if err := m.n.use(room); err != nil {
 		return false, err
 	}
-	return m.n.callOwner(ctx, remoteCall{Op: opRemove, Room: room, Conn: connID})
+	done, err := m.n.callOwner(ctx, remoteCall{Op: opRemove, Room: room, Conn: connID})
+	return done.OK, err
 }
 
 // Contains reports whether a connection is in a room.
@@ -78,13 +79,11 @@ func (m *RoomManager) All(ctx context.Context) ([]string, error) {
 	return rooms, m.n.storeError(err)
 }
 
-// Of returns the rooms that a connection of this server is in.
-func (m *RoomManager) Of(connID string) ([]string, error) {
-	c, err := m.n.conn(connID)
-	if err != nil {
-		return nil, err
-	}
-	return c.Rooms(), nil
+// Of returns the rooms that a connection is in, sorted, on whichever server it
+// is. ErrUnknownConnection where no server has it.
+func (m *RoomManager) Of(ctx context.Context, connID string) ([]string, error) {
+	done, err := m.n.callOwner(ctx, remoteCall{Op: opRooms, Conn: connID})
+	return done.Rooms, err
 }
 
 // Clear takes everybody out of a room, on all servers, each with a leave
@@ -101,7 +100,8 @@ func (m *RoomManager) Clear(ctx context.Context, room string) error {
 	errs := make([]error, len(homes))
 	var asked sync.WaitGroup
 	for i, inc := range homes {
-		asked.Go(func() { _, errs[i] = m.n.control.call(ctx, inc, remoteCall{Op: opClear, Room: room}) })
+		here := func(context.Context) (string, error) { return inc, nil }
+		asked.Go(func() { _, errs[i] = m.n.control.call(ctx, here, remoteCall{Op: opClear, Room: room}) })
 	}
 	asked.Wait()
 	return errors.Join(errs...)
@@ -186,7 +186,7 @@ func checkCommand(name string) error {
 	case name == "", strings.HasPrefix(name, "mesh/"),
 		name == wire.CommandPong, name == wire.CommandLatencyResponse,
 		name == wire.PushPing, name == wire.PushLatency, name == wire.PushLatencyRequest:
-		return fmt.Errorf("%w: command %q is the protocol's own", ErrInvalidOptions, name)
+		return fmt.Errorf("%w: %q", ErrInvalidCommand, name)
 	}
 	return nil
 }

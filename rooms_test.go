@@ -48,10 +48,13 @@ func TestRoomsFromGo(t *testing.T) {
 			require.NoError(t, err)
 			assert.Equal(t, 2, count)
 		}
-		of, err := s2.Rooms().Of(b.id)
+		of, err := s2.Rooms().Of(ctx, b.id)
 		require.NoError(t, err)
 		assert.ElementsMatch(t, []string{"lobby", "attic"}, of)
-		_, err = s1.Rooms().Of(b.id)
+		far, err := s1.Rooms().Of(ctx, b.id)
+		require.NoError(t, err)
+		assert.Equal(t, of, far, "on whichever server it is")
+		_, err = s1.Rooms().Of(ctx, "nobody")
 		require.ErrorIs(t, err, ErrUnknownConnection)
 		assert.ElementsMatch(t, []string{a.id, b.id}, b.join("lobby").ids(t), "the client finds itself in")
 
@@ -133,7 +136,7 @@ func TestClearingARoom(t *testing.T) {
 		data, err := s2.Rooms().Metadata(ctx, "lobby")
 		require.NoError(t, err)
 		assert.JSONEq(t, `{"topic":"x"}`, string(data), "what a room is about stays")
-		of, err := s1.Rooms().Of("c0-0")
+		of, err := s1.Rooms().Of(ctx, "c0-0")
 		require.NoError(t, err)
 		assert.Equal(t, []string{"attic"}, of, "and so does who is elsewhere")
 		require.NoError(t, s1.Rooms().Clear(ctx, "lobby"), "an empty one too")
@@ -271,11 +274,11 @@ func TestSendingToRoomsAndConnections(t *testing.T) {
 
 		require.ErrorIs(t, s1.Connections().Send(ctx, "nobody", "app/you", 1), ErrUnknownConnection)
 		for _, command := range []string{"", "mesh/presence-update", "ping", "pong", "latency", "latency:request", "latency:response"} {
-			require.ErrorIs(t, s1.Connections().Send(ctx, a.id, command, 1), ErrInvalidOptions, "%q", command)
-			require.ErrorIs(t, s1.Rooms().Send(ctx, "lobby", command, 1), ErrInvalidOptions, "%q", command)
+			require.ErrorIs(t, s1.Connections().Send(ctx, a.id, command, 1), ErrInvalidCommand, "%q", command)
+			require.ErrorIs(t, s1.Rooms().Send(ctx, "lobby", command, 1), ErrInvalidCommand, "%q", command)
 			c, ok := s1.Connection(a.id)
 			require.True(t, ok)
-			require.ErrorIs(t, c.Send(command, 1), ErrInvalidOptions, "%q", command)
+			require.ErrorIs(t, c.Send(command, 1), ErrInvalidCommand, "%q", command)
 		}
 		require.Error(t, s1.Rooms().Send(ctx, "lobby", "app/news", make(chan int)))
 		require.NoError(t, s1.Rooms().Send(ctx, "empty", "app/news", 1))

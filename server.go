@@ -59,7 +59,7 @@ func NewServer(opts Options) (*Server, error) {
 	}
 	s.arrivals.bucket = limit.NewBucket(time.Now(), n.opts.Limits.UpgradesPerSecond, 1)
 	s.upgrader = websocket.Upgrader{
-		CheckOrigin: origins, // nil: gorilla's own, the same host
+		CheckOrigin: origins,
 		// The buffers of a handshake are net/http's; those for writing are
 		// shared, since most sockets write little.
 		WriteBufferPool: &sync.Pool{},
@@ -86,7 +86,8 @@ func (s *Server) Ready(ctx context.Context) error { return s.n.ready(ctx) }
 // Shutdown closes every connection with code 1012 (the stock client comes
 // back by itself), lets their entries leave in batches, and stops everything
 // that Start started. It is idempotent, and bounded by ctx: what Redis does
-// not take until then, the other servers end when the lease runs out.
+// not take until then, the other servers end when the lease runs out. Give it
+// a deadline: without one it waits for a Redis that is away.
 //
 // http.Server.Shutdown knows nothing of WebSockets: it neither closes nor
 // awaits them. Call this one first, so that they are gone, then that of the
@@ -148,7 +149,7 @@ func waitFor(ctx context.Context, done <-chan struct{}, d time.Duration) bool {
 }
 
 // Presence returns the manager of who is where.
-func (s *Server) Presence() *PresenceManager { return &PresenceManager{n: s.n} }
+func (s *Server) Presence() *PresenceManager { return &PresenceManager{n: s.n, ofServer: true} }
 
 // Connections returns the manager of connections' metadata, on all servers.
 func (s *Server) Connections() *ConnectionManager { return &ConnectionManager{n: s.n} }
@@ -182,7 +183,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuseUpgrade(w, http.StatusServiceUnavailable)
 		return
 	}
-	if s.upgrader.CheckOrigin != nil && !s.upgrader.CheckOrigin(r) {
+	if !s.upgrader.CheckOrigin(r) { // before the hook: a foreign page shall not trigger it
 		http.Error(w, http.StatusText(http.StatusForbidden), http.StatusForbidden)
 		return
 	}

@@ -68,13 +68,16 @@ func (c *Connection) subscribe(s *subscription) (old *subscription, err error) {
 // still goes on.
 func (c *Connection) unsubscribe(s, old *subscription) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.subs[s.room] != s {
-		return
-	}
-	delete(c.subs, s.room)
-	if old != nil && !old.isOver() {
+	ours := c.subs[s.room] == s
+	if ours && old != nil {
 		c.subs[s.room] = old
+	} else if ours {
+		delete(c.subs, s.room)
+	}
+	c.mu.Unlock()
+	// Asked only now: a subscription's lock is never taken with c.mu held.
+	if ours && old != nil && old.isOver() {
+		c.forgetSub(s.room, old.out)
 	}
 }
 
@@ -148,8 +151,12 @@ type SubscribeOptions struct {
 	Viewer string
 }
 
-// eventsHeld is how many events a subscription may lag behind.
-const eventsHeld = 16384
+// eventsHeld is how many events a subscription may lag behind, and bytesHeld
+// how many bytes of metadata and states in them.
+const (
+	eventsHeld = 16384
+	bytesHeld  = 16 << 20
+)
 
 // Subscribe watches a room: the iterator yields a snapshot first, then every
 // later event in order. It ends when the loop is left, and otherwise with an
@@ -157,7 +164,7 @@ const eventsHeld = 16384
 // (also later, when a guard changed its mind), ErrUnknownConnection,
 // ErrUnavailable where Redis did not answer at the start (later it is waited
 // for, and what was missed comes as events with Repair), ErrSlowConsumer after
-// lagging behind by 16,384 events, ErrClosed at Shutdown or when the Viewer's
+// lagging behind by 16,384 events or 16 MiB, ErrClosed at Shutdown or when the Viewer's
 // connection ends.
 //
 // Each range over the result is a subscription of its own.
@@ -215,6 +222,7 @@ type queueOutlet struct {
 
 	mu     sync.Mutex // guards the fields below
 	events []Event
+	bytes  int
 	err    error
 }
 
@@ -224,10 +232,11 @@ func (o *queueOutlet) put(e Event, err error) {
 	case o.err != nil:
 	case err != nil:
 		o.err = err
-	case len(o.events) >= eventsHeld:
+	case len(o.events) >= eventsHeld || o.bytes > bytesHeld:
 		o.events, o.err = nil, ErrSlowConsumer
 	default:
 		o.events = append(o.events, e)
+		o.bytes += len(e.Metadata) + len(e.State)
 	}
 	o.mu.Unlock()
 	select {
@@ -240,7 +249,7 @@ func (o *queueOutlet) take() ([]Event, error) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	events := o.events
-	o.events = nil
+	o.events, o.bytes = nil, 0
 	return events, o.err
 }
 

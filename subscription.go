@@ -286,6 +286,9 @@ func (w *watchers) recheck(viewer string) {
 func (w *watchers) ask(s *subscription, r *recheck) {
 	for {
 		err := w.n.maySee(w.life, s.viewer, s.room)
+		if w.life.Err() != nil {
+			err = ErrClosed // not the guard's word
+		}
 		w.mu.Lock()
 		if r.again {
 			r.again = false

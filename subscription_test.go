@@ -10,6 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/meshpresence/mesh/internal/clock"
+	"github.com/meshpresence/mesh/internal/socket"
+
 	"github.com/stretchr/testify/require"
 
 	"github.com/meshpresence/mesh/internal/wire"
@@ -320,4 +323,30 @@ func TestSubscribeWithoutRedis(t *testing.T) {
 		}
 		require.Equal(t, 0, w.tap(p, "fresh", SubscribeOptions{}).wait(w, 1)[0].Snapshot.Total)
 	})
+}
+
+// A failed second subscription puts the first one back while that one is being
+// ended: neither waits for the other.
+func TestPutBackWhileEnding(t *testing.T) {
+	t.Parallel()
+	wheel := clock.NewWheel(0)
+	for i := range 20000 {
+		c := &Connection{subs: map[string]*subscription{}, sock: socket.New(socket.Config{Wheel: wheel})}
+		subscribed := func() *subscription {
+			out := &socketOutlet{c: c, room: "r", answered: true}
+			return &subscription{room: "r", viewer: "v", out: out, most: -1}
+		}
+		old, next := subscribed(), subscribed()
+		c.subs["r"] = next
+		var both sync.WaitGroup
+		both.Go(func() { old.finish(ErrRefused) })
+		both.Go(func() {
+			for range i % 400 {
+				_ = c.ID()
+			}
+			c.unsubscribe(next, old)
+		})
+		both.Wait()
+		require.Empty(t, c.subs, "ended is ended, whoever was first")
+	}
 }

@@ -52,10 +52,18 @@ func parsePerson(data []byte) (person, error) {
 		return person{}, errors.New("a name is needed")
 	case utf8.RuneCountInString(p.Name) > maxName:
 		return person{}, errors.New("the name is longer than 40 characters")
-	case strings.ContainsFunc(p.Name, unicode.IsControl):
+	case strings.ContainsFunc(p.Name, invisible):
 		return person{}, errors.New("the name holds control characters")
 	case !colorPattern.MatchString(p.Color):
 		return person{}, errors.New("the color is not like #4f46e5")
 	}
 	return p, nil
+}
+
+// invisible reports characters that would make a name look like another, or
+// like nothing: controls, and marks of direction and width. The joiner is one
+// too, but families and flags are made with it.
+func invisible(r rune) bool {
+	const joiner = '\u200d'
+	return unicode.IsControl(r) || unicode.Is(unicode.Cf, r) && r != joiner
 }

@@ -30,8 +30,10 @@ func newFold(snap *store.Snapshot, e era, readAt time.Time) *fold {
 			f.roster.put(newMember(r))
 		}
 	}
-	if !snap.Paged {
-		f.high = min(f.high, f.pos.Seq) // read in one moment
+	if !snap.Paged || f.pos.None() {
+		// Read in one moment; or somebody took the position away and left the
+		// records, whose numbers are of an epoch that is no more.
+		f.high = min(f.high, f.pos.Seq)
 	}
 	return f
 }

@@ -51,7 +51,7 @@ func (lp *loop) bury(ctx context.Context) {
 	lp.foreign, lp.renewAt = "", now
 	switch {
 	case errors.Is(err, store.ErrClock):
-		lp.clockRefused(now.Sub(sent))
+		lp.ClockRefused(now.Sub(sent))
 	case err != nil: // it may be dead now, with nobody to clean up but us
 		lp.deadAt = now
 		if ctx.Err() == nil {

@@ -272,10 +272,10 @@ func (l *Lease) bound(ctx context.Context) (context.Context, context.CancelFunc)
 	return context.WithTimeout(ctx, l.timeout)
 }
 
-// clockRefused handles an ErrClock for a call that took so long. A call that
+// ClockRefused handles an ErrClock for a call that took so long. A call that
 // dawdled on its way is refused although no clock has stepped: the reading
 // that is taken now will tell. Any other refusal restarts patience.
-func (l *Lease) clockRefused(took time.Duration) {
+func (l *Lease) ClockRefused(took time.Duration) {
 	if took <= l.patience.tolerance/2 && l.patience.stepped() {
 		l.cfg.Logger.Warn("mesh: redis clock is not where it was expected, judging nobody for one lease")
 	}

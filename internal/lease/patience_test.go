@@ -136,11 +136,11 @@ func TestClockRefused(t *testing.T) {
 		a := newServer(t, r, "a").start()
 		defer a.kill()
 		pass(ttl + time.Second)
-		a.clockRefused(900 * time.Millisecond) // the call dawdled: nothing is proved
+		a.ClockRefused(900 * time.Millisecond) // the call dawdled: nothing is proved
 		pass(time.Millisecond)
 		check(t, a.Stats().Patient && a.Stats().LastRenewal < time.Second, "%+v", a.Stats())
-		a.clockRefused(100 * time.Millisecond)
-		a.clockRefused(100 * time.Millisecond) // another script met the same step
+		a.ClockRefused(100 * time.Millisecond)
+		a.ClockRefused(100 * time.Millisecond) // another script met the same step
 		check(t, !a.Stats().Patient && a.Stats().ClockSteps == 1, "%+v", a.Stats())
 	})
 }

@@ -295,7 +295,7 @@ func (r *reaper) end(ctx context.Context, items []store.ReapItem, judge judgeFun
 		}
 	}
 	if errors.Is(err, store.ErrClock) {
-		r.l.clockRefused(time.Since(sent))
+		r.l.ClockRefused(time.Since(sent))
 	}
 	return ended, err
 }

@@ -3,6 +3,7 @@ package lease
 import (
 	"context"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/meshpresence/mesh/internal/store"
@@ -130,13 +131,11 @@ func (lp *loop) rebear(ctx context.Context) {
 		cctx, cancel := lp.bound(ctx)
 		err := lp.cfg.Store.DeclareDead(cctx, old)
 		cancel()
-		if err == nil {
-			err = lp.lockOut(ctx, old)
-		}
 		if at := lp.awake(); err != nil {
 			lp.rebearFailed(ctx, at, err)
 			return
 		}
+		lp.lockOut(ctx, old)
 		lp.declared = true
 	}
 	inc := lp.cfg.NewIncarnation()
@@ -156,18 +155,27 @@ func (lp *loop) rebear(ctx context.Context) {
 
 // lockOut fences an incarnation of this server in every bucket before the next
 // one begins: a batch of the old one that is still on its way must not replace
-// what the new one has written.
-func (lp *loop) lockOut(ctx context.Context, old string) error {
-	for bucket := range lp.cfg.Buckets {
-		cctx, cancel := lp.bound(ctx)
-		err := lp.cfg.Store.Fence(cctx, bucket, old)
-		cancel()
-		if err != nil {
-			return err
+// what the new one has written. Where that fails nobody waits for it: whoever
+// cleans up after the old one fences it too.
+func (lp *loop) lockOut(ctx context.Context, old string) {
+	for bucket := 0; bucket < lp.cfg.Buckets; bucket += fencesAtOnce {
+		var wg sync.WaitGroup
+		for b := bucket; b < min(bucket+fencesAtOnce, lp.cfg.Buckets); b++ {
+			wg.Go(func() {
+				cctx, cancel := lp.bound(ctx)
+				defer cancel()
+				if err := lp.cfg.Store.Fence(cctx, b, old); err != nil {
+					lp.cfg.Logger.Debug("mesh: lock out", "incarnation", old, "bucket", b, "error", err)
+				}
+			})
 		}
+		wg.Wait()
+		lp.awake()
 	}
-	return nil
 }
+
+// fencesAtOnce is how many buckets are locked at once.
+const fencesAtOnce = 8
 
 // rebearFailed plans the next attempt to be reborn.
 func (lp *loop) rebearFailed(ctx context.Context, at time.Time, err error) {

@@ -93,6 +93,7 @@ func (c *Conn) revive() {
 			e.unlapse()
 		}
 	}
+	c.ttlChanged()
 }
 
 // Metadata returns the connection's metadata and its version. The bytes must

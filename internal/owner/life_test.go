@@ -437,3 +437,22 @@ func TestEndLapsedWhileRedisIsAway(t *testing.T) {
 		r.atRest()
 	}, func(cfg *Config) { cfg.EndSilent = false })
 }
+
+// Whoever was asleep when the rules changed is asked for signs of life as often
+// as the new TTL needs when it is back.
+func TestTTLIsToldWhenReviving(t *testing.T) {
+	virtual(t, func(r *rig) {
+		r.rule("room", time.Minute)
+		l := &link{}
+		c, err := r.Connect("c", nil, l, func() {})
+		require.NoError(r, err)
+		r.join(c, "room")
+		r.sleep(62 * time.Second)
+		r.rule("room", 2*time.Second)
+		r.Retime()
+		c.Seen()
+		r.sleep(time.Second)
+		told := l.told()
+		assert.Equal(r, 2*time.Second, told[len(told)-1], "%v", told)
+	})
+}
