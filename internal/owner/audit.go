@@ -129,6 +129,7 @@ func (o *Owner) audit(l *lane, inc string) error {
 	o.stats.audits.Add(1)
 	began := time.Now()
 	seen := make(map[store.OwnedRef]struct{})
+	var strays []store.OwnedRef
 	var cursor uint64
 	for {
 		refs, next, err := o.cfg.Store.OwnedPage(o.stop, l.bucket, inc, cursor)
@@ -138,11 +139,16 @@ func (o *Owner) audit(l *lane, inc string) error {
 		for _, ref := range refs {
 			seen[ref] = struct{}{}
 			if !o.has(ref) {
-				o.endStray(l, ref)
+				strays = append(strays, ref)
 			}
 		}
 		if cursor = next; cursor == 0 {
 			break
+		}
+	}
+	for _, ref := range strays {
+		if !o.returned(ref, seen) {
+			o.endStray(l, ref)
 		}
 	}
 	var held int64
@@ -181,6 +187,27 @@ func (o *Owner) has(ref store.OwnedRef) bool {
 	return e != nil && ((e.want && e.id == ref.Entry) || e.ending == ref.Entry)
 }
 
+// returned reports whether an index member is of a connection that has left the
+// room and joined it again since, and Redis does not show that (any more: it
+// has gone back in time). Joining anew takes the place of the old entry; ending
+// it would tell that somebody left who is there.
+func (o *Owner) returned(ref store.OwnedRef, seen map[store.OwnedRef]struct{}) bool {
+	o.mu.RLock()
+	c := o.conns[ref.Conn]
+	o.mu.RUnlock()
+	if c == nil || ref.Room == "" {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[ref.Room]
+	if e == nil || !e.want {
+		return false
+	}
+	_, shown := seen[store.OwnedRef{Conn: ref.Conn, Entry: e.id, Room: ref.Room}]
+	return !shown
+}
+
 func (o *Owner) endStray(l *lane, ref store.OwnedRef) {
 	o.stats.strays.Add(1)
 	op := store.Op{Kind: store.OpLeave, Room: ref.Room, Conn: ref.Conn, Entry: ref.Entry, Cause: store.CauseClosed}
@@ -216,14 +243,15 @@ func (c *Conn) writeMissing(l *lane, inc string, seen map[store.OwnedRef]struct{
 	return held
 }
 
-// verify asks for every entry whether its record is there: the index alone
-// does not tell where a room's hash was deleted or evicted.
+// verify writes every entry once more, where it is there: the index alone does
+// not tell where a room's hash was deleted or evicted, nor where Redis went back
+// to an older state or older metadata of it. What is as new as that stays.
 func (o *Owner) verify() {
 	for _, c := range o.Conns() {
 		c.mu.Lock()
 		for _, e := range c.entries {
 			if e.want && e.written {
-				e.refresh = true
+				e.refresh, e.stateWritten, e.metaWritten = true, 0, 0
 				e.lane.offer(e)
 			}
 		}

@@ -1,6 +1,7 @@
 package owner
 
 import (
+	"context"
 	"errors"
 	"sync"
 	"time"
@@ -109,6 +110,15 @@ const (
 	downPatience = 100 * time.Millisecond
 )
 
+// A batch that is not answered in time is made anew, over another connection:
+// one that sits in the network must not hold up everybody's refreshes. Should
+// it arrive after all, its number tells. Where Redis itself is slow, later
+// attempts are given longer.
+const (
+	firstLimit = 600 * time.Millisecond
+	lastLimit  = 2 * time.Second // the store gives up before
+)
+
 type flight struct {
 	it item
 	op store.Op
@@ -118,20 +128,25 @@ type flight struct {
 // whose connections are quiet has no goroutine here.
 func (l *lane) run() {
 	var backoff time.Duration
+	limit := firstLimit
 	for {
 		inc := l.o.cfg.Incarnation()
 		number, batch := l.take(inc)
 		if len(batch) == 0 {
 			return
 		}
-		err := l.commit(inc, number, batch)
+		err := l.commit(inc, number, batch, limit)
 		if err == nil {
-			backoff = 0
+			backoff, limit = 0, firstLimit
 			continue
 		}
 		l.o.stats.retries.Add(1)
 		l.again(batch)
 		l.sweep()
+		if errors.Is(err, context.DeadlineExceeded) {
+			backoff, limit = 0, min(2*limit, lastLimit)
+			continue // it has waited long enough
+		}
 		backoff = min(max(2*backoff, 25*time.Millisecond), time.Second)
 		if !l.o.pause(backoff) {
 			l.mu.Lock()
@@ -243,7 +258,7 @@ func (l *lane) sweep() {
 	}
 }
 
-func (l *lane) commit(inc string, number uint64, batch []flight) error {
+func (l *lane) commit(inc string, number uint64, batch []flight, limit time.Duration) error {
 	ops := make([]store.Op, len(batch))
 	for i := range batch {
 		ops[i] = batch[i].op
@@ -251,7 +266,9 @@ func (l *lane) commit(inc string, number uint64, batch []flight) error {
 	l.mu.Lock()
 	first := l.settledOf != inc
 	l.mu.Unlock()
-	results, err := l.o.cfg.Store.Commit(l.o.stop, l.bucket, inc, number, first, ops)
+	ctx, cancel := context.WithTimeout(l.o.stop, limit)
+	defer cancel()
+	results, err := l.o.cfg.Store.Commit(ctx, l.bucket, inc, number, first, ops)
 	if err != nil {
 		switch {
 		case errors.Is(err, store.ErrFenced):
