@@ -77,6 +77,7 @@ func newNode(opts Options) (*node, error) {
 	n := &node{opts: opts, starting: make(chan struct{}, 1), stopped: make(chan struct{})}
 	n.keys = keyspace{prefix: opts.Prefix, db: databaseOf(opts.Redis), buckets: opts.buckets(), cluster: opts.clustered()}
 	n.store = store.New(opts.Redis, n.keys)
+	n.store.RequireLease()
 	n.wheel = clock.NewWheel(wheelStep)
 	// A lifetime begins: that of everything the node starts.
 	n.life, n.end = context.WithCancel(context.Background())
@@ -175,12 +176,15 @@ func (n *node) checkProcess() {
 	id, _ := n.store.Generation(n.life)
 	if was := n.process.Swap(&id); was != nil && *was != id {
 		n.lease.Distrust()
+		return
 	}
+	n.lease.Trust()
 }
 
 // Lost implements store.Handler.
 func (n *node) Lost() {
 	n.trouble.Store(true)
+	n.lease.Suspend() // until it is known whether it is the same Redis: see checkProcess
 	n.hub.HandleLost()
 }
 

@@ -242,10 +242,18 @@ func (l *Lease) Fenced(inc string) {
 // renewed at once. Doubt does not block.
 func (l *Lease) Doubt() { l.lookNow() }
 
+// Suspend keeps this server from judging others until Trust or Distrust: it
+// has lost sight of Redis for a moment, and may find another one.
+func (l *Lease) Suspend() { l.patience.suspend(true) }
+
+// Trust ends Suspend: it is the same Redis as before.
+func (l *Lease) Trust() { l.patience.suspend(false) }
+
 // Distrust restarts patience, where the caller knows of a failover or a clock
 // that stepped: nobody is judged for one TTL. Distrust does not block.
 func (l *Lease) Distrust() {
 	l.patience.restart()
+	l.patience.suspend(false)
 	l.lookNow()
 }
 

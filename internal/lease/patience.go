@@ -47,6 +47,7 @@ type patience struct {
 	clock  reading    // the best reading to extrapolate from
 	known  bool       // clock holds one
 	steps  uint64     // clock steps seen
+	held   bool       // see Lease.Suspend
 }
 
 func newPatience(ttl time.Duration) *patience {
@@ -122,13 +123,20 @@ func (p *patience) restartLocked() {
 	p.streak = nil
 }
 
+// suspend holds judgments back, or lets them go on.
+func (p *patience) suspend(held bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.held = held
+}
+
 // judge gives a judgment for the moment at, if patience allows one. A process
 // that stood still between its last renewal and now does not get one; one that
 // stands still after this is refused by the script, whose clock has gone on.
 func (p *patience) judge(at time.Time) (store.Judgment, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.since.IsZero() || at.Sub(p.since) < p.ttl || at.Sub(p.streak[len(p.streak)-1].sent) > p.ttl/2 {
+	if p.held || p.since.IsZero() || at.Sub(p.since) < p.ttl || at.Sub(p.streak[len(p.streak)-1].sent) > p.ttl/2 {
 		return store.Judgment{}, false
 	}
 	return store.Judgment{Now: p.extrapolateLocked(at), Tolerance: p.tolerance}, true

@@ -321,6 +321,12 @@ func (e *entry) updated(op store.Op, res store.OpResult) {
 		e.tried = false // known to be gone: nothing of it to be ended
 		e.vanished()
 	case store.Other:
+		if _, own := e.c.o.past.Load(res.Holder); own {
+			// Redis went back to an earlier life of this server.
+			e.tried = false
+			e.rejoin()
+			return
+		}
 		// The same id has joined through another server, which is its owner
 		// now. Fighting over it would never end.
 		e.c.o.cfg.Logger.Warn("mesh: connection id in use on another server", "conn", e.c.id)

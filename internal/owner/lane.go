@@ -284,6 +284,7 @@ func (l *lane) commit(inc string, number uint64, batch []flight, limit time.Dura
 		return err
 	}
 	l.settle(inc)
+	l.o.past.LoadOrStore(inc, nil)
 	l.o.stats.batches.Add(1)
 	l.o.stats.ops.Add(uint64(len(ops)))
 	for i, f := range batch {

@@ -85,6 +85,7 @@ type Owner struct {
 	roomsMu sync.RWMutex // guards rooms; taken with Conn.mu held, never the other way round
 	rooms   map[string]map[*entry]struct{}
 
+	past      sync.Map    // incarnations that this server has written under
 	auditing  atomic.Bool // one audit at a time
 	trouble   atomic.Bool // the next one compares everything
 	lastAudit time.Time   // of everything; guarded by auditing

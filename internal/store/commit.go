@@ -26,7 +26,12 @@ func (s *Store) Commit(ctx context.Context, bucket int, inc string, number uint6
 	keys := make([]string, 0, 3+4*len(ops))
 	keys = append(keys, s.keys.Fence(bucket, inc), s.keys.Owned(bucket, inc), s.keys.Rooms(bucket))
 	args := make([]any, 0, 5+13*len(ops))
-	args = append(args, inc, strconv.FormatUint(number, 10), newTag(), s.keys.EventsPrefix(), flag(first))
+	standing := flag(first)
+	if first && s.listed && bucket == 0 {
+		standing = "i"
+		keys = append(keys, s.keys.Instances())
+	}
+	args = append(args, inc, strconv.FormatUint(number, 10), newTag(), s.keys.EventsPrefix(), standing)
 	for i := range ops {
 		keys, args = s.appendOp(keys, args, &ops[i])
 	}
@@ -93,7 +98,7 @@ func decodeResult(kind OpKind, line string) OpResult {
 	case Done:
 		return decodeDone(kind, rest)
 	case Gone, Other:
-		return OpResult{Status: OpStatus(line[0])}
+		return OpResult{Status: OpStatus(line[0]), Holder: rest}
 	}
 	return OpResult{Err: fmt.Errorf("%w: %s", ErrUnavailable, rest)}
 }

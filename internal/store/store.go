@@ -74,6 +74,7 @@ type Store struct {
 	reads  chan struct{} // places for plain commands
 	writes chan struct{} // places for scripts
 	calls  sync.WaitGroup
+	listed bool // see RequireLease
 
 	nCalls    atomic.Uint64
 	nFailures atomic.Uint64
@@ -83,6 +84,13 @@ type Store struct {
 func New(client redis.UniversalClient, keys Keys) *Store {
 	return &Store{client: client, keys: keys, reads: make(chan struct{}, maxCalls), writes: make(chan struct{}, maxCalls)}
 }
+
+// RequireLease makes Commit refuse, with ErrLost, what comes from an incarnation
+// that Redis knows nothing of and that is not on the list of the living: a
+// batch that sat in the network while its server died and Redis lost
+// everything. It can only look where the list and the bucket share a slot: in
+// bucket 0, which is all there is without a cluster. Call it before use.
+func (s *Store) RequireLease() { s.listed = true }
 
 // Keys returns the names in use.
 func (s *Store) Keys() Keys { return s.keys }

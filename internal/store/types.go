@@ -190,7 +190,8 @@ type OpResult struct {
 	// Position of the room after the op, the zero Position where an update
 	// changed nothing that anybody is told.
 	Position Position
-	Total    int // members of the room (OpJoin only)
+	Total    int    // members of the room (OpJoin only)
+	Holder   string // incarnation that owns the other entry (Other to OpUpdate only)
 	// Record of the connection's metadata where Redis holds a newer version
 	// than the one offered (OpConnect only).
 	MetaVersion uint64

@@ -3,7 +3,8 @@
 -- KEYS[1] fence of the incarnation   KEYS[2] its owned index   KEYS[3] rooms index of the bucket
 --   then per op: join, update, leave: members, seq, conn, state;  connect, disconnect: connection-meta
 -- ARGV[1] incarnation  ARGV[2] number of the batch  ARGV[3] epoch for rooms that have none
--- ARGV[4] prefix of event channels  ARGV[5] '1': no batch of the incarnation is known to have run here
+-- ARGV[4] prefix of event channels  ARGV[5] '1': no batch of the incarnation is known to have run here;
+--   'i': the same, and KEYS[4] is the list of instances, on which it must stand
 --   then per op its kind and
 --   J, U: room conn entry tag ttl left metaVersion meta stateVersion flag stateLeft state
 --   L:    room conn entry tag cause
@@ -13,7 +14,7 @@
 -- Reply: 'FENCED', 'LATE' or 'LOST' for the whole batch, otherwise per op one string:
 --   '+' (D, U), '+ epoch seq tag' (L, U that changed something), '+ epoch seq tag members' (J; '+  members' where the room's position was lost),
 --   '+ version meta' (K: Redis holds a newer one),
---   '0' no such entry, 'x' another entry (U: of another incarnation), '! text' refused by Redis, nothing changed.
+--   '0' no such entry, 'x' another entry ('x incarnation' to U: of which other one), '! text' refused by Redis, nothing changed.
 
 local inc, number, epoch, channels = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local ownedKey, roomsKey = KEYS[2], KEYS[3]
@@ -29,7 +30,7 @@ if last and tonumber(last) > tonumber(number) then
 end
 -- Redis lost everything, the fence too: this may be a batch of a server that
 -- has been dead for long.
-if not last and ARGV[5] ~= '1' then
+if not last and (ARGV[5] == '0' or ARGV[5] == 'i' and not redis.call('ZSCORE', KEYS[4], inc)) then
   return 'LOST'
 end
 
@@ -77,7 +78,7 @@ local function update(k, a)
     -- Of the same incarnation it is an older one of that connection, which a
     -- late batch brought back after Redis forgot the numbers: to be replaced.
     -- Taken for another server's it would cost the connection its place.
-    return r.inc == inc and '0' or 'x'
+    return r.inc == inc and '0' or 'x ' .. r.inc
   end
   local moved
   local metaNew = tonumber(a.mv) > tonumber(r.mv)
@@ -247,6 +248,9 @@ end
 
 local reply = {}
 local ki, ai = 4, 6
+if ARGV[5] == 'i' then
+  ki = 5
+end
 while ai <= #ARGV do
   local kind = ARGV[ai]
   local out
