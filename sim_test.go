@@ -1,0 +1,380 @@
+package mesh
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+
+	"github.com/meshpresence/mesh/meshtest"
+)
+
+var (
+	simSeed   = flag.Int64("sim.seed", -1, "run only that seed of TestSimulation, several times until it fails")
+	simSeeds  = flag.Int64("sim.seeds", 0, "run that many seeds of TestSimulation; 0: none")
+	simFrom   = flag.Int64("sim.from", 0, "first seed for -sim.seeds")
+	simFirst  = flag.Bool("sim.first", false, "skip what is left after the first failure")
+	simFaults = flag.String("sim.faults", "", "comma-separated names of the only faults to use, instead of the seed's")
+)
+
+// simStop says that a seed has failed.
+var simStop atomic.Bool
+
+// TestSimulation lets servers, connections and faults follow a schedule that a
+// number stands for, in virtual time, and compares what everybody is told with
+// a model of what is true. The number decides the schedule, not how goroutines
+// interleave or the library's own jitter: a seed that fails once is likely, but
+// not certain, to fail again, and is therefore run several times.
+func TestSimulation(t *testing.T) {
+	t.Parallel()
+	if *simSeed >= 0 {
+		for try := range 8 {
+			if !t.Run(fmt.Sprintf("seed %d try %d", *simSeed, try), func(t *testing.T) { simulate(t, *simSeed) }) {
+				return
+			}
+		}
+		return
+	}
+	seeds := *simSeeds
+	if seeds == 0 {
+		t.Skip("say how many seeds: go test -run TestSimulation -sim.seeds=50 .")
+	}
+	for seed := *simFrom; seed < *simFrom+seeds; seed++ {
+		t.Run(fmt.Sprintf("seed %d", seed), func(t *testing.T) {
+			t.Parallel()
+			if *simFirst && simStop.Load() {
+				t.Skip("another seed has failed")
+			}
+			simulate(t, seed)
+		})
+	}
+}
+
+// sim is one run. Only the goroutine of the schedule uses rng, later and menu.
+type sim struct {
+	seed  int64
+	rng   *rand.Rand
+	mem   *meshtest.Redis
+	admin *redis.Client // goes past all links
+	lease time.Duration
+	ttl   time.Duration
+	rooms []string
+	menu  []simFault
+	later []simLater
+	start time.Time
+	ctx   context.Context
+	over  chan struct{}
+	pumps sync.WaitGroup // of links
+	calls sync.WaitGroup // of nodes, streams and clients
+	born  int            // clients and nodes so far
+
+	mu        sync.Mutex // guards the fields below, and all of the model
+	nodes     []*simNode
+	clients   map[string]*simClient
+	entries   map[simKey]*simEntry
+	streams   []*simStream
+	leavesDue []simDue
+	joinsDue  []simDue
+	trace     []string
+	failure   string
+	active    int       // disturbances under way
+	disturbed time.Time // until then bounds do not hold
+	sick      time.Time // when all servers were last without Redis
+	ghosts    time.Time // until then Redis may hold what has ended
+	allCut    bool
+	allHang   bool
+	stepped   time.Time // when Redis's clock last did
+}
+
+// simDue is something that subscribers have to be told in time.
+type simDue struct {
+	k    simKey
+	from time.Time
+}
+
+type simLater struct {
+	at time.Time
+	do func()
+}
+
+// simNode is one server.
+type simNode struct {
+	s    *sim
+	name string
+	link *simLink
+	p    *PresenceManager
+	born time.Time
+
+	// Guarded by sim.mu.
+	up, dead  bool
+	cut, hang bool      // by a fault of its own
+	bad       time.Time // since when it is out of touch, zero: it is not
+	own       bool      // and not only because all are
+	buried    bool      // so long that others may have buried it
+	sick      time.Time // when it was last out of touch
+	shakyTill time.Time
+}
+
+func (n *simNode) shaky(now time.Time) bool { return n.buried || now.Before(n.shakyTill) }
+
+func simulate(t *testing.T, seed int64) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newSim(t, seed)
+		s.run()
+		s.close(t)
+		if s.failure != "" {
+			simStop.Store(true)
+			t.Errorf("seed %d: %s\nreplay: go test -run TestSimulation -sim.seed=%d .\n%s", seed, s.failure, seed, strings.Join(s.trace, "\n"))
+		}
+	})
+}
+
+func newSim(t *testing.T, seed int64) *sim {
+	rng := rand.New(rand.NewPCG(uint64(seed), 20))
+	var opts []meshtest.Option
+	switch rng.IntN(5) {
+	case 0:
+		opts = append(opts, meshtest.WithoutExpiredEvents())
+	case 1:
+		opts = append(opts, meshtest.WithConfigForbidden())
+	}
+	mem, err := meshtest.NewRedis(opts...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	past := mem.Options()
+	past.MaxRetries = -1 // whoever follows the schedule must not wait
+	s := &sim{
+		seed: seed, rng: rng, mem: mem, admin: redis.NewClient(past), lease: time.Duration(3+rng.IntN(2)) * time.Second,
+		ttl: time.Duration(1+rng.IntN(6)) * time.Second, start: time.Now(), ctx: context.Background(), over: make(chan struct{}),
+		clients: make(map[string]*simClient), entries: make(map[simKey]*simEntry),
+	}
+	for i := range 1 + rng.IntN(4) {
+		s.rooms = append(s.rooms, fmt.Sprintf("plain%d", i), fmt.Sprintf("ttl%d", i))
+	}
+	s.menu = s.pickFaults()
+	return s
+}
+
+func (s *sim) at() time.Duration { return time.Since(s.start).Round(time.Millisecond) }
+
+// note adds to the trace.
+func (s *sim) note(format string, args ...any) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.noted(format, args...)
+}
+
+func (s *sim) noted(format string, args ...any) {
+	s.trace = append(s.trace, fmt.Sprintf("[%v] ", s.at())+fmt.Sprintf(format, args...))
+}
+
+// fail notes what is wrong; the first failure ends the run. s.mu is held.
+func (s *sim) fail(format string, args ...any) {
+	if s.failure == "" {
+		s.failure = fmt.Sprintf("[%v] ", s.at()) + fmt.Sprintf(format, args...)
+		s.noted("FAILED %s", s.failure)
+	}
+}
+
+func (s *sim) ended() bool {
+	select {
+	case <-s.over:
+		return true
+	default:
+		return false
+	}
+}
+
+func (s *sim) failed() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.failure != ""
+}
+
+// run is the schedule.
+func (s *sim) run() {
+	s.disturb(s.lease+2*time.Second, nil)
+	for range 2 + s.rng.IntN(3) {
+		s.startNode()
+	}
+	s.calls.Wait()
+	for range 4 + s.rng.IntN(12) {
+		s.connect()
+	}
+	for range 2 {
+		end := time.Now().Add(time.Duration(10+s.rng.IntN(15)) * time.Second)
+		fault := time.Now().Add(s.between(1, 4))
+		for time.Now().Before(end) && !s.failed() {
+			s.step(time.Duration(5+s.rng.IntN(120)) * time.Millisecond)
+			s.act()
+			if time.Now().After(fault) && len(s.menu) > 0 {
+				fault = time.Now().Add(s.between(0, 5))
+				s.menu[s.rng.IntN(len(s.menu))].begin(s)
+			}
+		}
+		s.settle()
+		if s.failed() {
+			return
+		}
+	}
+	s.farewell()
+}
+
+// between draws a duration.
+func (s *sim) between(low, high float64) time.Duration {
+	return time.Duration((low + s.rng.Float64()*(high-low)) * float64(time.Second))
+}
+
+// step lets time pass.
+func (s *sim) step(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := time.Now()
+	for _, c := range s.list() {
+		if !c.silent && now.Sub(c.seen) >= 400*time.Millisecond {
+			c.seen = now
+			if err := c.node.p.Touch(c.id); err != nil && !c.node.dead {
+				s.fail("touch %s: %v", c.id, err)
+			}
+		}
+	}
+	s.watchHealth(now)
+	s.checkDue(now)
+	for _, l := range slices.Clone(s.later) {
+		if !now.Before(l.at) {
+			s.undo(l)
+		}
+	}
+}
+
+// undo ends a fault before its time, or at it. s.mu is held.
+func (s *sim) undo(l simLater) {
+	i := slices.IndexFunc(s.later, func(o simLater) bool { return o.at.Equal(l.at) })
+	s.later = slices.Delete(s.later, i, i+1)
+	s.mu.Unlock()
+	l.do()
+	s.mu.Lock()
+}
+
+// list returns the open clients of living servers in a fixed order. s.mu is held.
+func (s *sim) list() []*simClient {
+	var list []*simClient
+	for _, id := range slices.Sorted(maps.Keys(s.clients)) {
+		if c := s.clients[id]; !c.gone {
+			list = append(list, c)
+		}
+	}
+	return list
+}
+
+// living returns the servers that take part. s.mu is held.
+func (s *sim) living() []*simNode {
+	return slices.DeleteFunc(slices.Clone(s.nodes), func(n *simNode) bool { return n.dead || !n.up })
+}
+
+// startNode starts another server, in the background.
+func (s *sim) startNode() {
+	s.born++
+	n := &simNode{s: s, name: fmt.Sprintf("server%d", s.born), born: time.Now()}
+	n.link = &simLink{s: s, rng: rand.New(rand.NewPCG(uint64(s.seed), uint64(s.born))), conns: make(map[*simWire]struct{})}
+	opts := s.mem.Options()
+	opts.Dialer, opts.DialerRetries = n.link.dial, 1
+	opts.ContextTimeoutEnabled = s.rng.IntN(2) == 0
+	client := redis.NewClient(opts)
+	var err error
+	n.p, err = NewPresenceManager(Options{Redis: client, LeaseTTL: s.lease})
+	if err != nil {
+		panic(err)
+	}
+	for pattern, ttl := range map[string]time.Duration{"^plain": 0, "^ttl": s.ttl} {
+		if err := n.p.TrackPresence(Regexp(mustCompile(pattern)), PresenceOptions{TTL: ttl}); err != nil {
+			panic(err)
+		}
+	}
+	s.mu.Lock()
+	s.nodes = append(s.nodes, n)
+	n.apply()
+	s.noted("start %s", n.name)
+	s.mu.Unlock()
+	s.calls.Go(func() {
+		ctx, cancel := context.WithTimeout(s.ctx, 3*time.Minute)
+		defer cancel()
+		err := n.p.Start(ctx)
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		n.born = time.Now()
+		if n.up = err == nil; err != nil && !n.dead {
+			s.fail("%s does not start: %v", n.name, err)
+		}
+	})
+}
+
+// settle ends all faults, waits for as long as is promised, and compares.
+func (s *sim) settle() {
+	s.mu.Lock()
+	for len(s.later) > 0 {
+		s.undo(s.later[0])
+	}
+	s.noted("calm")
+	s.mu.Unlock()
+	calm := time.Now().Add(s.lease + s.ttl + 3*time.Second)
+	for !s.failed() {
+		s.step(100 * time.Millisecond)
+		s.mu.Lock()
+		done := time.Now().After(calm) && time.Now().After(s.disturbed)
+		s.mu.Unlock()
+		if done {
+			break
+		}
+	}
+	s.compare()
+}
+
+// close ends everything.
+func (s *sim) close(t *testing.T) {
+	s.mu.Lock()
+	nodes := s.nodes
+	for _, st := range s.streams {
+		st.over = true
+		st.cancel()
+	}
+	s.mu.Unlock()
+	for _, n := range nodes {
+		n.link.set(true, false)
+	}
+	ctx, cancel := context.WithCancel(s.ctx)
+	cancel()
+	for _, n := range nodes {
+		_ = n.p.Shutdown(ctx)
+	}
+	s.calls.Wait()
+	for _, n := range nodes {
+		long, cancel := context.WithTimeout(s.ctx, time.Minute)
+		if err := n.p.Shutdown(long); errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%s does not shut down", n.name)
+		}
+		cancel()
+		_ = n.p.n.opts.Redis.Close()
+	}
+	close(s.over)
+	_ = s.admin.Close()
+	if err := s.mem.Close(); err != nil {
+		t.Error(err)
+	}
+	s.pumps.Wait()
+	time.Sleep(time.Minute) // the client library may still be waiting to dial again
+}
