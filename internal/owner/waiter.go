@@ -1,0 +1,57 @@
+package owner
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// waiter is a caller that waits for a revision to be written.
+type waiter struct {
+	rev  uint64
+	done chan error // buffered
+}
+
+// wait adds a waiter for the entry as it should be now. Conn.mu is held.
+func (e *entry) wait() chan error {
+	w := waiter{rev: e.rev, done: make(chan error, 1)}
+	e.waiters = append(e.waiters, w)
+	return w.done
+}
+
+// await blocks until what was asked for is in Redis. After ctx or answerWithin
+// the caller hears that Redis is away; the entry goes on being written.
+func (e *entry) await(ctx context.Context, done chan error) error {
+	t := time.NewTimer(e.lane.patience())
+	defer t.Stop()
+	select {
+	case err := <-done:
+		return err
+	case <-t.C:
+	case <-ctx.Done():
+	}
+	e.c.mu.Lock()
+	e.waiters = slices.DeleteFunc(e.waiters, func(w waiter) bool { return w.done == done })
+	e.c.mu.Unlock()
+	if err := ctx.Err(); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	return ErrUnavailable
+}
+
+// answer tells the waiters up to a revision. Conn.mu is held.
+func (e *entry) answer(rev uint64, err error) {
+	kept := e.waiters[:0]
+	for _, w := range e.waiters {
+		if w.rev > rev {
+			kept = append(kept, w)
+			continue
+		}
+		w.done <- err
+	}
+	clear(e.waiters[len(kept):])
+	if e.waiters = kept; len(kept) == 0 {
+		e.waiters = nil
+	}
+}
