@@ -90,7 +90,7 @@ func joinRoom(ctx context.Context, c *Connection, _ wire.Request, room string) (
 func (c *Connection) joinAnswer(ctx context.Context, room string) (any, error) {
 	n := c.s.n
 	limit := n.opts.Limits.SnapshotMembers
-	if v, ok := n.hub.View(room, max(limit, 0)); ok && !v.Bounded() {
+	if v, ok := n.hub.View(room, limit); ok && !v.Bounded() {
 		return wire.EncodedView{Success: true, Present: v.Present(), Extent: extentOf(v)}, nil
 	}
 	s, err := n.presentIn(ctx, room)
@@ -180,7 +180,7 @@ func getPresenceState(ctx context.Context, c *Connection, _ wire.Request, room s
 	} else if err != nil {
 		return nil, err
 	}
-	if v, ok := n.hub.View(room, max(n.opts.Limits.SnapshotMembers, 0)); ok {
+	if v, ok := n.hub.View(room, n.opts.Limits.SnapshotMembers); ok {
 		return wire.EncodedView{Success: true, Present: v.IDs(), States: v.States(), Extent: extentOf(v)}, nil
 	}
 	s, err := n.presentIn(ctx, room)

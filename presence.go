@@ -139,12 +139,12 @@ func membersOf(records []store.Record) []Member {
 // Limits.SnapshotMembers long.
 func (n *node) presentIn(ctx context.Context, room string) (*Snapshot, error) {
 	limit := n.opts.Limits.SnapshotMembers
-	if v, ok := n.hub.View(room, max(limit, 0)); ok {
+	if v, ok := n.hub.View(room, limit); ok {
 		return snapshotOf(room, v), nil
 	}
 	records, total, err := n.store.Some(ctx, room, limit)
 	if err != nil {
-		if v, ok := n.hub.StaleView(room, max(limit, 0)); ok {
+		if v, ok := n.hub.StaleView(room, limit); ok {
 			return snapshotOf(room, v), nil
 		}
 		return nil, n.storeError(err)

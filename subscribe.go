@@ -93,7 +93,7 @@ type socketOutlet struct {
 }
 
 func (o *socketOutlet) snapshot(v hub.View) {
-	v = v.Limited(max(o.limit, 0))
+	v = v.Limited(o.limit)
 	o.answered = true
 	if o.replaces != nil {
 		o.replaces.silence()
@@ -254,7 +254,7 @@ func (o *queueOutlet) take() ([]Event, error) {
 }
 
 func (o *queueOutlet) snapshot(v hub.View) {
-	s := snapshotOf(o.room, v.Limited(max(o.limit, 0)))
+	s := snapshotOf(o.room, v.Limited(o.limit))
 	o.put(Event{Type: EventSnapshot, Room: o.room, Seq: s.Seq, Epoch: s.Epoch, Snapshot: s}, nil)
 }
 

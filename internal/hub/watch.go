@@ -84,7 +84,7 @@ func (h *Hub) Unwatch(room string, sink Sink) bool {
 	return removed
 }
 
-// View returns a view of the room with at most limit members (0: all). It is
+// View returns a view of the room with at most limit members (0 or less: all). It is
 // false where this server does not mirror the room, or something may have
 // been missed: Redis has to be asked then. It waits, at most 250 ms, for
 // events that are known to be on their way.

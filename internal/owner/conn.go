@@ -145,29 +145,16 @@ func (c *Conn) Registered(ctx context.Context) error {
 
 // Flush waits until everything asked for so far is in Redis.
 func (c *Conn) Flush(ctx context.Context) error {
-	type pending struct {
-		e    *entry
-		done chan error
-	}
 	c.mu.Lock()
-	var all []pending
+	var all []awaited
 	for _, e := range c.entries {
 		if e.want {
-			all = append(all, pending{e, e.wait()})
+			all = append(all, awaited{e, e.wait()})
 			e.lane.offer(e)
 		}
 	}
 	c.mu.Unlock()
-	var failed error
-	for _, p := range all {
-		if err := p.e.await(ctx, p.done); err != nil {
-			failed = err // the others are still to be waited for, which is short then
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithCancel(ctx)
-			cancel()
-		}
-	}
-	return failed
+	return awaitAll(ctx, all)
 }
 
 // Joined answers Join.

@@ -160,30 +160,18 @@ func (e *entry) stopTimers() {
 // EndLapsed ends the entries of this server in a room whose connections have
 // been silent for their TTL, where nobody else does. It returns how many.
 func (o *Owner) EndLapsed(ctx context.Context, room string) (int, error) {
-	type pending struct {
-		e    *entry
-		done chan error
-	}
-	var ended []pending
+	var ended []awaited
 	for _, c := range o.InRoom(room) {
 		c.mu.Lock()
 		if e := c.entries[room]; e != nil && e.want && e.ttl > 0 && e.idle() >= e.ttl {
 			e.endedNow = false
 			e.leave(store.CauseSilent)
 			e.sleep()
-			ended = append(ended, pending{e, e.wait()})
+			ended = append(ended, awaited{e, e.wait()})
 		}
 		c.mu.Unlock()
 	}
-	var failed error
-	for _, p := range ended {
-		if err := p.e.await(ctx, p.done); err != nil {
-			failed = err
-			var cancel context.CancelFunc
-			ctx, cancel = context.WithCancel(ctx)
-			cancel() // what is left is short
-		}
-	}
+	failed := awaitAll(ctx, ended)
 	n := 0
 	for _, p := range ended {
 		p.e.c.mu.Lock()

@@ -55,3 +55,24 @@ func (e *entry) answer(rev uint64, err error) {
 		e.waiters = nil
 	}
 }
+
+// awaited is an entry and a waiter of it.
+type awaited struct {
+	e    *entry
+	done chan error
+}
+
+// awaitAll awaits every one of them, and returns the last error. After the
+// first one nobody waits any longer for the rest, but none is left behind.
+func awaitAll(ctx context.Context, all []awaited) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	var failed error
+	for _, a := range all {
+		if err := a.e.await(ctx, a.done); err != nil {
+			failed = err
+			cancel()
+		}
+	}
+	return failed
+}
