@@ -18,6 +18,15 @@ import (
 	"github.com/meshpresence/mesh/internal/store"
 )
 
+// edge is where the parts reach the store. Tests put faults there that no
+// network shows: a call or an entry of a batch refused, a process that stands
+// still.
+type edge struct {
+	owner owner.Store
+	lease lease.Store
+	hub   hub.Store
+}
+
 // wheelStep is how fine the owner's clock is.
 const wheelStep = 50 * time.Millisecond
 
@@ -78,6 +87,10 @@ func newNode(opts Options) (*node, error) {
 	n.keys = keyspace{prefix: opts.Prefix, db: databaseOf(opts.Redis), buckets: opts.buckets(), cluster: opts.clustered()}
 	n.store = store.New(opts.Redis, n.keys)
 	n.store.RequireLease()
+	at := edge{owner: n.store, lease: n.store, hub: n.store}
+	if opts.edge != nil {
+		at = opts.edge(n.store)
+	}
 	n.wheel = clock.NewWheel(wheelStep)
 	// A lifetime begins: that of everything the node starts.
 	n.life, n.end = context.WithCancel(context.Background())
@@ -88,17 +101,17 @@ func newNode(opts Options) (*node, error) {
 	n.control = newControl(n)
 	n.listener = store.NewListener(store.ListenerConfig{Client: opts.Redis, Handler: n, Logger: opts.Logger, Name: "events"})
 	n.hub = hub.New(hub.Config{
-		Store: n.store, Listener: roomChannels{n}, Unconfirmed: opts.LeaseTTL + time.Second, Logger: opts.Logger,
+		Store: at.hub, Listener: roomChannels{n}, Unconfirmed: opts.LeaseTTL + time.Second, Now: n.now, Logger: opts.Logger,
 	})
 	n.lease = lease.New(lease.Config{
-		Store: n.store, TTL: opts.LeaseTTL, Buckets: n.keys.Buckets(), Control: n.keys.Control, Logger: opts.Logger,
+		Store: at.lease, TTL: opts.LeaseTTL, Buckets: n.keys.Buckets(), Control: n.keys.Control, Logger: opts.Logger,
 		Busy:    func() bool { return n.hub.Watching() },
 		OnAway:  n.away,
 		OnRenew: n.renewed, OnReborn: n.reborn, OnDeaf: n.listener.Recreate,
 		OnBuried: func(_ string, entries int) { n.reaped.Add(uint64(entries)) },
 	})
 	n.owner = owner.New(owner.Config{
-		Store: n.store, Wheel: n.wheel, Buckets: n.keys.Buckets(), RoomBucket: n.keys.RoomBucket, ConnBucket: n.keys.ConnBucket,
+		Store: at.owner, Wheel: n.wheel, Buckets: n.keys.Buckets(), RoomBucket: n.keys.RoomBucket, ConnBucket: n.keys.ConnBucket,
 		Incarnation: n.lease.Incarnation, Fenced: n.lease.Fenced, Doubt: n.lease.Doubt,
 		TTL:       func(room string) time.Duration { return n.rules.match(room).ttl },
 		EndSilent: opts.expirationEvents(), MaxRooms: opts.Limits.RoomsPerConnection,
@@ -117,6 +130,15 @@ func databaseOf(client redis.UniversalClient) int {
 		return c.Options().DB
 	}
 	return 0
+}
+
+// now is Redis's clock, in unix ms: what subscribers are shown as the time of
+// an event comes from it alone, however wrong a server's own clock is.
+func (n *node) now() int64 {
+	if ms, ok := n.lease.Now(); ok {
+		return ms
+	}
+	return time.Now().UnixMilli() // Redis has never answered
 }
 
 // renewed is told of every heartbeat that Redis answered.

@@ -13,6 +13,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/meshpresence/mesh/internal/store"
 )
 
 // Options configure a Server or a PresenceManager. Only Redis is required: the
@@ -104,6 +106,8 @@ type Options struct {
 	// Logger gets what there is to say, without payloads and credentials.
 	// Defaults to nil: nothing is logged.
 	Logger *slog.Logger
+
+	edge func(*store.Store) edge // for tests of this package; nil: the store itself
 }
 
 // Limits bound what clients can use up. Zero means the default, a negative

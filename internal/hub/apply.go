@@ -141,7 +141,7 @@ func (m *mirror) enact(ev *store.Event, now time.Time) {
 		m.fetch(CauseInconsistent, now)
 	case next == nil:
 	case old == nil:
-		m.welcome(next, ev.At, false)
+		m.welcome(next, ev.At, ev.At, false)
 	case ev.Type == store.State:
 		if next.State == nil || !next.StateSilent {
 			m.tellState(next, ev.At, false)
@@ -154,8 +154,8 @@ func (m *mirror) enact(ev *store.Event, now time.Time) {
 }
 
 // welcome tells that a member joined, and its state if it is to be told.
-func (m *mirror) welcome(who *Member, at int64, repair bool) {
-	m.tell(&wire.Update{Type: wire.UpdateJoin, ConnectionID: who.Conn, Timestamp: at, Metadata: who.Meta, Repair: repair})
+func (m *mirror) welcome(who *Member, joined, at int64, repair bool) {
+	m.tell(&wire.Update{Type: wire.UpdateJoin, ConnectionID: who.Conn, Timestamp: joined, Metadata: who.Meta, Repair: repair})
 	if who.State != nil && !who.StateSilent {
 		m.tellState(who, at, repair)
 	}

@@ -58,6 +58,9 @@ type Config struct {
 	CompareEvery time.Duration
 	// Snapshots is how many snapshots are read at once. Defaults to 8.
 	Snapshots int
+	// Now is Redis's clock, in unix ms, for the times of repairs. It must not
+	// block. Defaults to this machine's clock.
+	Now func() int64
 	// Logger gets what an operator may want to know. Defaults to none.
 	Logger *slog.Logger
 }
@@ -75,6 +78,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.Snapshots <= 0 {
 		c.Snapshots = 8
+	}
+	if c.Now == nil {
+		c.Now = func() int64 { return time.Now().UnixMilli() }
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

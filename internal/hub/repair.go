@@ -39,7 +39,7 @@ func (m *mirror) install(now time.Time) {
 	m.checkpoint = checkpoint{}
 	m.rejudge()
 	if known {
-		m.tellDifference(&old, left, now)
+		m.tellDifference(&old, left)
 	}
 	for _, p := range rest {
 		m.receive(p, now)
@@ -96,8 +96,8 @@ func (m *mirror) lost(f *fold) bool {
 }
 
 // tellDifference tells the sinks how the roster differs from the old one.
-func (m *mirror) tellDifference(old *roster, left []*Member, now time.Time) {
-	at := now.UnixMilli()
+func (m *mirror) tellDifference(old *roster, left []*Member) {
+	at := m.hub.cfg.Now()
 	for _, who := range left {
 		m.tell(&wire.Update{Type: wire.UpdateLeave, ConnectionID: who.Conn, Timestamp: at, Repair: true})
 	}
@@ -106,9 +106,9 @@ func (m *mirror) tellDifference(old *roster, left []*Member, now time.Time) {
 		switch {
 		case before == who:
 		case before == nil && who.JoinedAt > 0:
-			m.welcome(who, who.JoinedAt, true)
+			m.welcome(who, who.JoinedAt, at, true)
 		case before == nil:
-			m.welcome(who, at, true)
+			m.welcome(who, at, at, true)
 		case stateNews(before, who):
 			m.tellState(who, at, true)
 		}
