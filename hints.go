@@ -15,6 +15,12 @@ const (
 	// hintDelay is within which time, at random, a server acts on a hint: the
 	// first one ends what ran out, the others find it gone.
 	hintDelay = 300 * time.Millisecond
+	// ownersTurn is what a server waits before that where an entry is at stake.
+	// When Redis answered nobody for a while, too short for anybody's patience
+	// to suffer, the keys of entries with a short TTL ran out meanwhile, and
+	// their owners' refreshes are on the way: those come first. An owner that
+	// is not heard of by then does not refresh.
+	ownersTurn = 500 * time.Millisecond
 	// hintStep is how often waiting hints are looked through.
 	hintStep = 25 * time.Millisecond
 	// hintsHeld bounds the hints that wait. More are dropped: what they are
@@ -65,7 +71,11 @@ func (h *hints) add(kind expiryKind, room, conn string) {
 		h.dropped.Add(1)
 		return
 	}
-	h.waiting[k] = time.Now().Add(rand.N(hintDelay))
+	wait := rand.N(hintDelay)
+	if kind == expiredConn {
+		wait += ownersTurn
+	}
+	h.waiting[k] = time.Now().Add(wait)
 	if len(h.waiting) > 1 {
 		return // it is awake, and looks again soon
 	}
