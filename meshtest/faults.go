@@ -64,7 +64,8 @@ func (r *Redis) resume() {
 
 // SetError makes every command fail with that message, which begins with the
 // code: "LOADING Redis is loading the dataset in memory", "READONLY …". Blocking
-// commands and those called by scripts are left alone. "" ends it.
+// commands, those called by scripts, and those with which a connection begins
+// (HELLO, AUTH, SELECT, CLIENT) are left alone. "" ends it.
 func (r *Redis) SetError(message string) {
 	r.turn.Lock()
 	defer r.turn.Unlock()

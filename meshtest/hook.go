@@ -20,6 +20,10 @@ var blocking = map[string]bool{
 	"BZPOPMIN": true, "BZPOPMAX": true, "BZMPOP": true, "XREAD": true, "XREADGROUP": true,
 }
 
+// greeting lists the commands of a new connection. A Redis that is loading,
+// full, or a replica answers them all the same.
+var greeting = map[string]bool{"HELLO": true, "AUTH": true, "SELECT": true, "CLIENT": true}
+
 // hook is called before every command. It runs the command itself: with the
 // turn, so that the clock has been moved up to it and stands until it is done.
 // It reports whether the command has been dealt with.
@@ -42,7 +46,7 @@ func (r *Redis) hook(c *server.Peer, cmd string, args ...string) bool {
 	switch {
 	case r.outlived(p):
 		c.Close()
-	case r.failure != "":
+	case r.failure != "" && !greeting[cmd]:
 		c.WriteError(r.failure)
 	case cmd == "INFO" && !p.tx && r.info(c, args):
 	default:
