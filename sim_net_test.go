@@ -21,8 +21,11 @@ type simLink struct {
 	hung  chan struct{}
 	conns map[*simWire]struct{}
 	lose  int           // so many script calls run, and their replies are lost with the connection
-	hold  time.Duration // the next script call sits in a proxy for that long, whatever becomes of its connection
+	hold  time.Duration // the next batch with a holdOp sits in a proxy for that long, whatever becomes of its connection
 	loss  float64       // which part of messages is dropped, doubled, overtaken
+
+	holdOp   string  // a store.OpKind
+	hintLoss float64 // which part of expired events is dropped, doubled, or comes seconds late
 }
 
 var errSimRefused = errors.New("simulation: connection refused")
@@ -160,8 +163,7 @@ func (w *simWire) delay(request []byte) bool {
 	script := bytes.Contains(request, []byte("evalsha")) || bytes.Contains(request, []byte("eval\r"))
 	l.mu.Lock()
 	hold := time.Duration(0)
-	// Only a batch of an owner: those have many keys and say "J".
-	if l.hold > 0 && script && bytes.Contains(request, []byte("\r\nJ\r\n")) {
+	if l.hold > 0 && script && bytes.Contains(request, []byte("\r\n"+l.holdOp+"\r\n")) {
 		hold, l.hold, w.proxied = l.hold, 0, true
 	}
 	w.script = script
@@ -173,13 +175,13 @@ func (w *simWire) delay(request []byte) bool {
 		return true
 	}
 	if hold > 0 {
-		l.s.note("held a join for %v", hold)
+		l.s.note("held a write for %v", hold)
 		select {
 		case <-time.After(hold):
 		case <-l.s.over:
 			return false
 		}
-		l.s.note("the held join comes out")
+		l.s.note("the held write comes out")
 		return true
 	}
 	l.lag(2 * time.Millisecond)
@@ -232,6 +234,10 @@ func (w *simWire) deliver(data []byte) bool {
 		fate = l.rng.Float64() / l.loss
 	}
 	late := time.Duration(1+l.rng.IntN(200)) * time.Millisecond
+	if message && l.hintLoss > 0 && bytes.Contains(data, []byte("__keyevent@")) {
+		fate = l.rng.Float64() / l.hintLoss
+		late = time.Duration(1+l.rng.IntN(5000)) * time.Millisecond
+	}
 	l.mu.Unlock()
 	switch {
 	case lose:
