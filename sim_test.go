@@ -37,8 +37,10 @@ var simStop atomic.Bool
 // a model of what is true. The number decides the schedule, not how goroutines
 // interleave or the library's own jitter: a seed that fails once is likely, but
 // not certain, to fail again, and is therefore run several times.
+//
+// It is not parallel: it takes every processor there is, and tests in real time
+// run after it.
 func TestSimulation(t *testing.T) {
-	t.Parallel()
 	if *simSeed >= 0 {
 		for try := range 8 {
 			if !t.Run(fmt.Sprintf("seed %d try %d", *simSeed, try), func(t *testing.T) { simulate(t, *simSeed) }) {

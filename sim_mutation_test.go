@@ -1,0 +1,143 @@
+package mesh
+
+import (
+	"flag"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+var simMutate = flag.String("sim.mutate", "", `comma-separated names of mutations for TestMutations, or "all"`)
+
+// mutation takes one of the mechanisms out that a promise rests on.
+type mutation struct {
+	name, file, old, new string
+	more                 []mutation // in other places, for the same
+}
+
+var mutations = []mutation{
+	{
+		name: "reap without the entry id", file: "internal/store/lua/reap.lua",
+		old: "if not r or r.entry ~= entry then",
+		new: "if not r then",
+	},
+	{
+		name: "reap though the key is there", file: "internal/store/lua/reap.lua",
+		old: "if r.ttl == '0' or redis.call('EXISTS', k.conn) == 1 then",
+		new: "if r.ttl == '0' then",
+	},
+	{
+		name: "refresh though absent", file: "internal/store/lua/commit.lua",
+		old: "        out = update(k, a)\n      end\n      ai = ai + 13",
+		new: "        out = update(k, a)\n        if out == '0' then\n          out = join(k, a)\n        end\n      end\n      ai = ai + 13",
+	},
+	{
+		name: "no fence", file: "internal/store/lua/commit.lua",
+		old: "if last == 'dead' then\n  return 'FENCED'\nend",
+		new: "if last == 'dead' then\n  last = nil\nend",
+	},
+	{
+		name: "late batches", file: "internal/store/lua/commit.lua",
+		old: "if last and tonumber(last) > tonumber(number) then",
+		new: "if false then",
+	},
+	{
+		name: "no tags", file: "internal/hub/history.go", old: "ev.Prev == pos.Tag", new: "true",
+		more: []mutation{
+			{file: "internal/hub/apply.go", old: "case known && tag == ev.Tag:", new: "case known:"},
+			{file: "internal/hub/compare.go", old: "known && tag != p.Tag", new: "false && known && tag != p.Tag"},
+		},
+	},
+	{
+		name: "no patience", file: "internal/lease/patience.go",
+		old: "if p.held || p.since.IsZero() || at.Sub(p.since) < p.ttl || at.Sub(p.streak[len(p.streak)-1].sent) > p.ttl/2 {",
+		new: "if !p.known {",
+	},
+	{
+		name: "no audit", file: "internal/owner/audit.go",
+		old: "if o.closed || !o.auditing.CompareAndSwap(false, true) {",
+		new: "if true {",
+	},
+	{
+		name: "nobody unconfirmed", file: "internal/hub/repair.go",
+		old: "m.doubts[conn] = now.Add(m.hub.cfg.Unconfirmed)\n	m.hub.counters",
+		new: "m.doubts[conn] = now\n	m.hub.counters",
+	},
+	{
+		name: "events before the answer", file: "internal/hub/watch.go",
+		old: "ready(m.view(!settled, 0))\n			m.mu.Unlock()",
+		new: "v := m.view(!settled, 0)\n			m.mu.Unlock()\n			time.Sleep(time.Millisecond)\n			ready(v)",
+	},
+	{
+		name: "hints at once", file: "hints.go",
+		old: "wait += ownersTurn",
+		new: "wait += 0",
+	},
+}
+
+// made returns the files of the mutation as it makes them.
+func (m mutation) made(t *testing.T) map[string]string {
+	t.Helper()
+	files := make(map[string]string)
+	for _, edit := range append([]mutation{m}, m.more...) {
+		text, err := os.ReadFile(edit.file)
+		require.NoError(t, err)
+		require.Equal(t, 1, strings.Count(string(text), edit.old), "once in %s: %s", edit.file, edit.old)
+		files[edit.file] = strings.Replace(string(text), edit.old, edit.new, 1)
+	}
+	return files
+}
+
+// TestMutations takes the mechanisms out one at a time, and has the simulation
+// find out that each is missing. It takes minutes, and by default checks only
+// that there is something to take out.
+func TestMutations(t *testing.T) {
+	t.Parallel()
+	for _, m := range mutations {
+		t.Run(m.name, func(t *testing.T) {
+			files := m.made(t)
+			if *simMutate != "all" && !slices.Contains(strings.Split(*simMutate, ","), m.name) {
+				return
+			}
+			dir := copyModule(t)
+			for file, text := range files {
+				require.NoError(t, os.WriteFile(filepath.Join(dir, file), []byte(text), 0o600))
+			}
+			cmd := exec.CommandContext(t.Context(), "go", "test", "-run", "TestSimulation", "-sim.first", "-timeout", "30m", ".")
+			cmd.Dir = dir
+			out, err := cmd.CombinedOutput()
+			require.Error(t, err, "200 seeds did not notice")
+			found := regexp.MustCompile(`seed (\d+): (.*)`).FindStringSubmatch(string(out))
+			require.NotNil(t, found, "it failed otherwise: %s", out)
+			t.Logf("%s: caught by seed %s: %s", m.name, found[1], found[2])
+		})
+	}
+}
+
+// copyModule copies what the library is built and tested of.
+func copyModule(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	require.NoError(t, filepath.WalkDir(".", func(path string, d os.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (path == ".git" || path == "examples"):
+			return filepath.SkipDir
+		case d.IsDir():
+			return os.MkdirAll(filepath.Join(dir, path), 0o700)
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		return os.WriteFile(filepath.Join(dir, path), text, 0o600)
+	}))
+	return dir
+}

@@ -1,0 +1,49 @@
+package mesh
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// wallClock finds what reads the date of the machine that a server runs on.
+// What is measured with time.Since, Sub, Before and After is monotonic.
+var wallClock = regexp.MustCompile(`(?:time\.Now\(\)|\bnow)\.(?:Unix\w*|UTC|Local|In|Format|Round|Truncate|AppendFormat|String)\(`)
+
+// mayAskTheDate lists how often a file may, and why.
+var mayAskTheDate = map[string]int{
+	"node.go":                  1, // while Redis has never answered
+	"internal/hub/hub.go":      1, // default of a Config whose user gives Redis's clock
+	"internal/lease/resign.go": 1, // of its own end a server is certain, whatever the clocks say
+	"internal/socket/stats.go": 2, // how often a panic is logged
+}
+
+// TestClocksOfServersDecideNothing: deadlines run on Redis's clock and on
+// monotonic ones, so that servers whose dates are minutes apart agree. A bubble
+// has one date for all; that nobody asks for it is seen in the source.
+func TestClocksOfServersDecideNothing(t *testing.T) {
+	t.Parallel()
+	found := make(map[string]int)
+	require.NoError(t, filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		switch {
+		case err != nil:
+			return err
+		case d.IsDir() && (path == "examples" || path == "meshtest" || path == filepath.Join("internal", "redistest")):
+			return filepath.SkipDir
+		case d.IsDir() || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go"):
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		if n := len(wallClock.FindAll(text, -1)); n > 0 {
+			found[filepath.ToSlash(path)] = n
+		}
+		return err
+	}))
+	assert.Equal(t, mayAskTheDate, found)
+}
