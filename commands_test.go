@@ -489,6 +489,10 @@ func TestStatesInSnapshots(t *testing.T) {
 		require.Equal(t, "true", a.state("lobby", map[string]any{"x": 1}))
 		require.Equal(t, "true", b.state("lobby", map[string]any{"y": 2}, map[string]any{"silent": true}))
 		early.expect(time.Second, "state", a.id)
+		// The silent one comes to the mirror as an event, too, of which nobody is told.
+		w.eventually(2*time.Second, func() bool {
+			return len(early.room("mesh/get-presence-state", "lobby").States) == 2
+		}, "both states where the room is watched")
 		for name, s := range map[string]*testServer{"where it is watched": s1, "where it is not": s2} {
 			states := s.dial().subscribe("lobby").States
 			require.Len(t, states, 2, name)

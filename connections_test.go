@@ -47,13 +47,18 @@ func TestConnectionMetadataAcrossServers(t *testing.T) {
 		ask := map[string]any{"connectionId": p.id}
 		assert.JSONEq(t, `{"metadata":{"name":"ann","n":1.10}}`, string(watcher.call("mesh/get-connection-metadata", ask)))
 		assert.JSONEq(t, `{"metadata":null}`, string(late.call("mesh/get-connection-metadata", ask)), "no room in common")
-		var present []Member
-		require.NoError(t, json.Unmarshal(late.subscribe("lobby").Present, &present))
-		for _, m := range present {
-			if m.ID == p.id {
-				assert.JSONEq(t, `{"name":"ann","n":1.10}`, string(m.Metadata))
+		var shown json.RawMessage
+		w.eventually(2*time.Second, func() bool { // the change comes to the mirror as an event
+			var present []Member
+			require.NoError(t, json.Unmarshal(late.subscribe("lobby").Present, &present))
+			for _, m := range present {
+				if m.ID == p.id {
+					shown = m.Metadata
+				}
 			}
-		}
+			return shown != nil && string(shown) != "null"
+		}, "the room's watchers are shown it")
+		assert.JSONEq(t, `{"name":"ann","n":1.10}`, string(shown))
 		assert.JSONEq(t, `{"metadata":{"name":"ann","n":1.10}}`, string(late.call("mesh/get-connection-metadata", ask)), "watching is enough")
 		all, err := s2.Connections().RoomMetadata(ctx, "lobby")
 		require.NoError(t, err)

@@ -226,7 +226,8 @@ func TestNoEventAfterMetadataWereChanged(t *testing.T) {
 	everywhere(t, func(t *testing.T, w *world) {
 		s := w.server(byHeader)
 		s.track(".*", PresenceOptions{Guard: adminsOnly})
-		watcher, busy := s.dial(meta(admin)), s.dial(meta(admin))
+		watcher, busy, steady := s.dial(meta(admin)), s.dial(meta(admin)), s.dial(meta(admin))
+		steady.subscribe("lobby")
 		busy.join("lobby")
 		for i := range 10 {
 			require.NoError(t, s.Connections().SetMetadata(t.Context(), watcher.id, json.RawMessage(admin), MetadataOptions{}))
@@ -234,6 +235,8 @@ func TestNoEventAfterMetadataWereChanged(t *testing.T) {
 			require.NoError(t, s.Connections().SetMetadata(t.Context(), watcher.id, json.RawMessage(visitor), MetadataOptions{}))
 			require.Equal(t, "true", busy.state("lobby", map[string]any{"i": i}))
 			w.eventually(time.Second, func() bool { return watcher.pushed("mesh/presence-ended") == i+1 }, "the end")
+			// It must be through before the watcher may see what comes.
+			w.eventually(2*time.Second, func() bool { return steady.count("state", busy.id) == i+1 }, "the state")
 		}
 		w.sleep(50 * time.Millisecond)
 		assert.Empty(t, watcher.got())

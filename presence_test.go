@@ -631,7 +631,9 @@ func TestEverySubscriberComesToTheTruth(t *testing.T) {
 				require.NoError(t, err)
 				return maps.Equal(truth, a.members)
 			}, "%s has not come to the truth, of %d members", p.id, len(truth))
-			require.Zero(t, a.repairs, "nothing was lost")
+			if w.virtual { // in real time an event may dawdle for so long that it is taken for lost
+				require.Zero(t, a.repairs, "nothing was lost")
+			}
 		}
 		require.Greater(t, len(steady[0].got()), 200)
 	})
