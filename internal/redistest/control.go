@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -37,29 +38,92 @@ func (s *Server) stop(sig os.Signal) {
 	}
 }
 
+// Saved is what a server comes back with.
+type Saved int
+
+// What a server can come back with.
+const (
+	Nothing    Saved = iota
+	LastSave         // dump.rdb, of the last SAVE; needs WithRDB
+	EveryWrite       // the append-only file; needs WithAOF
+)
+
+// files are what a server keeps its data in.
+var files = map[Saved][]string{
+	LastSave:   {"dump.rdb"},
+	EveryWrite: {"appendonlydir", "appendonly.aof"},
+}
+
 // Restart starts the server again on the same port, after killing it if it
 // runs, and waits until it answers. empty deletes what it had saved; otherwise
 // it comes back with that: everything with WithAOF, what was last saved with
 // WithRDB, nothing with neither. Its run_id is another one.
 func (s *Server) Restart(empty bool) {
 	s.t.Helper()
+	switch {
+	case empty:
+		s.RestartFrom(Nothing)
+	case s.conf.aof:
+		s.RestartFrom(EveryWrite)
+	case s.conf.rdb:
+		s.RestartFrom(LastSave)
+	default:
+		s.RestartFrom(Nothing)
+	}
+}
+
+// RestartFrom is Restart for a server that may save in more than one way.
+func (s *Server) RestartFrom(saved Saved) {
+	s.t.Helper()
 	s.Kill()
-	if empty || !s.conf.rdb && !s.conf.aof {
-		for _, name := range []string{"dump.rdb", "appendonlydir", "appendonly.aof"} {
+	for kind, names := range files {
+		if kind == saved || saved == EveryWrite {
+			continue
+		}
+		for _, name := range names {
 			if err := os.RemoveAll(filepath.Join(s.dir, name)); err != nil {
 				s.t.Fatalf("redistest: delete data: %v", err)
 			}
 		}
 	}
+	// Where there is an append-only file to be kept, an empty one would be
+	// loaded instead of the dump: it is begun when the dump has been.
+	args := []string{}
+	if s.conf.aof && saved == LastSave {
+		args = append(args, "--appendonly", "no")
+	}
 	for began := time.Now(); ; {
-		err := s.launch()
+		err := s.launch(args...)
 		if err == nil {
-			return
+			break
 		}
 		if !errors.Is(err, errEnded) || time.Since(began) > restartTimeout {
 			s.t.Fatal(err)
 		}
 	}
+	if len(args) > 0 {
+		s.append()
+	}
+}
+
+// append begins an append-only file and waits until everything is in it.
+func (s *Server) append() {
+	s.t.Helper()
+	c := client(s.t, s.Addr())
+	if err := c.ConfigSet(s.t.Context(), "appendonly", "yes").Err(); err != nil {
+		s.t.Fatalf("redistest: begin append-only file: %v", err)
+	}
+	for began := time.Now(); time.Since(began) < startTimeout; time.Sleep(probeInterval) {
+		info, err := c.Info(s.t.Context(), "persistence").Result()
+		if err != nil {
+			s.t.Fatalf("redistest: begin append-only file: %v", err)
+		}
+		if strings.Contains(info, "aof_rewrite_in_progress:0\r\n") && strings.Contains(info, "aof_rewrite_scheduled:0\r\n") &&
+			strings.Contains(info, "aof_last_bgrewrite_status:ok\r\n") {
+			return
+		}
+	}
+	s.t.Fatal("redistest: append-only file was not begun")
 }
 
 // Pause stops the process as it stands (SIGSTOP): connections stay, nothing is

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -20,6 +21,7 @@ type link struct {
 	client *net.TCPConn
 	ctx    context.Context // done once it was reset
 	cancel context.CancelFunc
+	halved atomic.Uint32 // a half per direction that HalfOpen has taken away
 
 	mu     sync.Mutex   // guards server
 	server *net.TCPConn // nil: not connected
@@ -37,15 +39,15 @@ func (l *link) serve() {
 	defer l.reset()
 	server, err := l.connect()
 	if err != nil {
-		if n, _ := l.proxy.state(); n.blackHole { // not even a refusal comes out of it
+		if n, _ := l.proxy.state(); n.swallows == both { // not even a refusal comes out of it
 			<-l.ctx.Done()
 		}
 		return
 	}
 	var wg sync.WaitGroup
 	for _, d := range []*direction{
-		{link: l, from: l.client, to: server, requests: true},
-		{link: l, from: server, to: l.client},
+		{link: l, from: l.client, to: server, half: Requests},
+		{link: l, from: server, to: l.client, half: Replies},
 	} {
 		chunks := make(chan chunk, chunksHeld)
 		wg.Go(func() { d.receive(chunks) })
@@ -70,6 +72,9 @@ func (l *link) connect() (*net.TCPConn, error) {
 	return l.server, nil
 }
 
+// lacks reports whether HalfOpen has taken that direction away.
+func (l *link) lacks(h Half) bool { return Half(l.halved.Load())&h != 0 }
+
 // reset ends the link such that both ends see a reset, and loses what is under
 // way.
 func (l *link) reset() {
@@ -89,7 +94,7 @@ func (l *link) reset() {
 type direction struct {
 	link     *link
 	from, to *net.TCPConn
-	requests bool
+	half     Half
 	lost     bool // something was swallowed: nothing more gets through
 }
 
@@ -130,7 +135,7 @@ func (d *direction) deliver(in <-chan chunk) {
 		if !ok {
 			return
 		}
-		if n.blackHole || n.noReplies && !d.requests {
+		if n.swallows&d.half != 0 || d.link.lacks(d.half) {
 			d.lost = true
 		}
 		switch {

@@ -25,12 +25,22 @@ type ProxyServer struct {
 
 // network is what is wrong with the proxy's network.
 type network struct {
-	cut       bool
-	stall     bool
-	blackHole bool
-	noReplies bool
-	delay     time.Duration // each way
+	cut      bool
+	stall    bool
+	swallows Half
+	delay    time.Duration // each way
 }
+
+// Half is one direction of a connection, or both.
+type Half uint32
+
+// The directions.
+const (
+	Requests Half = 1 << iota // what clients send
+	Replies                   // what the target sends: also what it publishes
+
+	both = Requests | Replies
+)
 
 // Proxy starts a proxy to target (host:port) on a free port of 127.0.0.1, and
 // stops it when the test is over. The target need not be there yet.
@@ -79,12 +89,38 @@ func (p *ProxyServer) CutOnce() {
 // BlackHole makes the network swallow everything both ways, and tell nobody:
 // connections are accepted and stay open. When it ends, a connection that lost
 // something stays dead, as one that a firewall has forgotten does.
-func (p *ProxyServer) BlackHole(on bool) { p.change(func(n *network) { n.blackHole = on }) }
+func (p *ProxyServer) BlackHole(on bool) { p.swallow(both, on) }
+
+// DropRequests makes the network swallow what clients send: the target goes on
+// publishing to who has subscribed. When it ends, a connection that lost
+// something stays mute.
+func (p *ProxyServer) DropRequests(on bool) { p.swallow(Requests, on) }
 
 // DropReplies makes the network swallow what the target sends: requests are
 // executed, and nobody learns of it. When it ends, a connection that lost
 // something stays deaf.
-func (p *ProxyServer) DropReplies(on bool) { p.change(func(n *network) { n.noReplies = on }) }
+func (p *ProxyServer) DropReplies(on bool) { p.swallow(Replies, on) }
+
+func (p *ProxyServer) swallow(h Half, on bool) {
+	p.change(func(n *network) {
+		n.swallows &^= h
+		if on {
+			n.swallows |= h
+		}
+	})
+}
+
+// HalfOpen takes directions away from every connection that there is now: what
+// goes that way is swallowed, and neither end sees anything of it. New
+// connections are whole. So it is where a box in between has forgotten its
+// connections, or one end has gone without a word.
+func (p *ProxyServer) HalfOpen(h Half) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for l := range p.links {
+		l.halved.Or(uint32(h))
+	}
+}
 
 // Stall makes the network hold everything back, and deliver it when that ends:
 // also what was sent by a client that has given up and gone.
@@ -93,7 +129,8 @@ func (p *ProxyServer) Stall(on bool) { p.change(func(n *network) { n.stall = on 
 // Delay makes everything take d longer, each way; 0 ends it.
 func (p *ProxyServer) Delay(d time.Duration) { p.change(func(n *network) { n.delay = d }) }
 
-// Heal ends whatever Cut, BlackHole, DropReplies, Stall and Delay began.
+// Heal ends whatever Cut, BlackHole, DropRequests, DropReplies, Stall and Delay
+// began. What HalfOpen did to connections stays done.
 func (p *ProxyServer) Heal() { p.change(func(n *network) { *n = network{} }) }
 
 func (p *ProxyServer) change(f func(*network)) {

@@ -83,6 +83,34 @@ func TestProxyDropReplies(t *testing.T) {
 	require.Equal(t, int64(2), c.Incr(t.Context(), "n").Val())
 }
 
+func TestProxyDropRequests(t *testing.T) {
+	t.Parallel()
+	_, p, c, past := setup(t)
+	ps := c.Subscribe(t.Context(), "ch")
+	defer func() { require.NoError(t, ps.Close()) }()
+	_, err := ps.Receive(t.Context())
+	require.NoError(t, err)
+	p.DropRequests(true)
+	unanswered(t, c.Incr(soon(t), "n").Err())
+	require.Equal(t, int64(1), past.Publish(t.Context(), "ch", "m").Val())
+	_, err = ps.ReceiveMessage(t.Context())
+	require.NoError(t, err, "the other way is open")
+	p.DropRequests(false)
+	require.Equal(t, int64(1), c.Incr(t.Context(), "n").Val())
+}
+
+func TestProxyHalfOpen(t *testing.T) {
+	t.Parallel()
+	_, p, c, past := setup(t)
+	p.HalfOpen(Replies)
+	unanswered(t, c.Incr(soon(t), "n").Err())
+	comes(t, past, "n", "1")
+	require.Equal(t, int64(2), c.Incr(t.Context(), "n").Val(), "a new connection is whole")
+	p.HalfOpen(Requests)
+	unanswered(t, c.Incr(soon(t), "n").Err())
+	require.Equal(t, int64(3), c.Incr(t.Context(), "n").Val())
+}
+
 func TestProxyStallDeliversLate(t *testing.T) {
 	t.Parallel()
 	_, p, c, past := setup(t)

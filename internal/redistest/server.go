@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"testing"
@@ -126,8 +127,9 @@ func freePort() (int, error) {
 	return 0, fmt.Errorf("redistest: no free port: %w", err)
 }
 
-// launch starts the server and waits until it answers.
-func (s *Server) launch() error {
+// launch starts the server, with more arguments than usual, and waits until it
+// answers.
+func (s *Server) launch(more ...string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	args := []string{
@@ -137,7 +139,7 @@ func (s *Server) launch() error {
 	if s.conf.aof {
 		args = append(args, "--appendonly", "yes", "--appendfsync", "always")
 	}
-	proc, err := startProcess(s.path, append(args, s.conf.args...), s.dir)
+	proc, err := startProcess(s.path, slices.Concat(args, s.conf.args, more), s.dir)
 	if err != nil {
 		return err
 	}

@@ -94,6 +94,27 @@ func TestRestart(t *testing.T) {
 	}
 }
 
+func TestRestartFrom(t *testing.T) {
+	t.Parallel()
+	s := Start(t, WithRDB(), WithAOF())
+	c := s.Client(t)
+	has := func() (n int64) { return c.Exists(t.Context(), "saved", "later").Val() }
+	for range 2 {
+		require.NoError(t, c.Set(t.Context(), "saved", "v", 0).Err())
+		require.NoError(t, c.Save(t.Context()).Err())
+		require.NoError(t, c.Set(t.Context(), "later", "v", 0).Err())
+		s.RestartFrom(EveryWrite)
+		require.EqualValues(t, 2, has())
+		s.RestartFrom(LastSave)
+		require.EqualValues(t, 1, has())
+		require.NoError(t, c.Set(t.Context(), "later", "v", 0).Err())
+		s.RestartFrom(EveryWrite)
+		require.EqualValues(t, 2, has(), "the append-only file has been begun anew")
+		s.RestartFrom(Nothing)
+		require.Zero(t, has())
+	}
+}
+
 func TestKill(t *testing.T) {
 	t.Parallel()
 	s := Start(t)
