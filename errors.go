@@ -47,9 +47,10 @@ var (
 	// ErrRefused says that a guard or a hook said no, failed, or did not
 	// answer in time.
 	ErrRefused = errors.New("mesh: refused")
-	// ErrUnavailable says that Redis does not answer. What was asked for may
-	// or may not have happened, unless the method says more.
-	ErrUnavailable = errors.New("mesh: redis does not answer")
+	// ErrUnavailable says that Redis does not answer, or refuses to write: it
+	// is out of memory, read-only, loading. What was asked for may or may not
+	// have happened, unless the method says more.
+	ErrUnavailable = errors.New("mesh: redis is unavailable")
 	// ErrTooLarge says that a value is larger than a limit of Options.Limits
 	// allows.
 	ErrTooLarge = errors.New("mesh: too large")
@@ -189,6 +190,7 @@ var wireErrors = []struct {
 	code string
 	text string
 }{
+	{store.ErrFull, codeUnavailable, "Temporarily unavailable: storage is full"},
 	{ErrUnavailable, codeUnavailable, "Temporarily unavailable"},
 	{store.ErrUnavailable, codeUnavailable, "Temporarily unavailable"},
 	{store.ErrFenced, codeUnavailable, "Temporarily unavailable"},

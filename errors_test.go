@@ -30,6 +30,7 @@ func TestWireError(t *testing.T) {
 		"refusal":           {Refuse(403, "members only"), "members only", "EREFUSED", "CommandError"},
 		"unavailable":       {fmt.Errorf("%w: %w", ErrUnavailable, dial), "Temporarily unavailable", "EUNAVAILABLE", "CommandError"},
 		"store unavailable": {fmt.Errorf("%w: key mesh:x", store.ErrUnavailable), "Temporarily unavailable", "EUNAVAILABLE", "CommandError"},
+		"full":              {fmt.Errorf("%w: %w: OOM command not allowed", ErrUnavailable, store.ErrFull), "Temporarily unavailable: storage is full", "EUNAVAILABLE", "CommandError"},
 		"fenced":            {store.ErrFenced, "Temporarily unavailable", "EUNAVAILABLE", "CommandError"},
 		"too large":         {fmt.Errorf("%w: state of 9000 bytes, at most 8192", ErrTooLarge), "too large: state of 9000 bytes, at most 8192", "ETOOLARGE", "CommandError"},
 		"limit":             {ErrLimit, "limit reached", "ELIMIT", "CommandError"},

@@ -4,6 +4,8 @@ import (
 	"context"
 	"math/rand/v2"
 	"time"
+
+	"github.com/meshpresence/mesh/internal/limit"
 )
 
 const (
@@ -37,7 +39,7 @@ type loop struct {
 	rebearAt time.Time // not before
 
 	beatAt  time.Time // of the next extra beat
-	failLog repeats
+	failLog limit.Repeats
 }
 
 // newLoop makes the loop of a lease that was registered at born.

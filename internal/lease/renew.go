@@ -53,7 +53,7 @@ func (lp *loop) renewFailed(ctx context.Context, at time.Time, err error) {
 	lp.away()
 	lp.renewAt = at.Add(lp.retry())
 	lp.foreign = ""
-	if n, ok := lp.failLog.allow(at); ok {
+	if n, ok := lp.failLog.Allow(at); ok {
 		lp.cfg.Logger.Warn("mesh: renew lease", "error", err, "times", n)
 	}
 }
@@ -183,7 +183,7 @@ func (lp *loop) rebearFailed(ctx context.Context, at time.Time, err error) {
 	if ctx.Err() != nil {
 		return
 	}
-	if n, ok := lp.failLog.allow(at); ok {
+	if n, ok := lp.failLog.Allow(at); ok {
 		lp.cfg.Logger.Warn("mesh: register anew", "error", err, "times", n)
 	}
 }

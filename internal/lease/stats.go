@@ -57,22 +57,3 @@ func (l *Lease) Stats() Stats {
 	})
 	return s
 }
-
-// repeats keeps a log line that repeats down to one per 10 s, with a count. It
-// belongs to one goroutine.
-type repeats struct {
-	last time.Time
-	n    int
-}
-
-// allow reports whether to log now, and how often it happened since the last
-// time.
-func (r *repeats) allow(now time.Time) (count int, ok bool) {
-	r.n++
-	if !r.last.IsZero() && now.Sub(r.last) < 10*time.Second {
-		return 0, false
-	}
-	count = r.n
-	r.last, r.n = now, 0
-	return count, true
-}

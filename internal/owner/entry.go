@@ -2,6 +2,7 @@ package owner
 
 import (
 	"crypto/rand"
+	"fmt"
 	"time"
 
 	"github.com/meshpresence/mesh/internal/clock"
@@ -256,7 +257,12 @@ func (e *entry) done(op store.Op, res store.OpResult) {
 	e.c.mu.Lock()
 	defer e.c.mu.Unlock()
 	if res.Err != nil {
-		e.c.o.cfg.Logger.Debug("mesh: entry refused by redis", "conn", e.c.id, "error", res.Err)
+		e.c.o.refused(e.c.id, res.Err)
+		if op.Kind != store.OpLeave {
+			// The answer is known: nobody waits out his time for it. It goes on
+			// being wanted, as after an outage.
+			e.answer(e.built, fmt.Errorf("%w: %w", ErrUnavailable, res.Err))
+		}
 		e.later()
 		return
 	}

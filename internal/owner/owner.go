@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/meshpresence/mesh/internal/clock"
+	"github.com/meshpresence/mesh/internal/limit"
 	"github.com/meshpresence/mesh/internal/store"
 )
 
@@ -90,7 +91,8 @@ type Owner struct {
 	trouble   atomic.Bool // the next one compares everything
 	lastAudit time.Time   // of everything; guarded by auditing
 
-	stats counters
+	stats    counters
+	refusals limit.Repeats
 }
 
 type counters struct {
@@ -295,6 +297,16 @@ func (o *Owner) Stop() {
 		l.close()
 	}
 	o.workers.Wait()
+}
+
+// refused logs that Redis refused a change of a connection by itself, as it
+// does when it is out of memory: whoever runs it has to know, and not from each
+// connection.
+func (o *Owner) refused(conn string, err error) {
+	o.cfg.Logger.Debug("mesh: change refused by redis", "conn", conn, "error", err)
+	if n, ok := o.refusals.Allow(time.Now()); ok {
+		o.cfg.Logger.Warn("mesh: redis refuses changes", "error", err, "times", n)
+	}
 }
 
 // Stats returns the current counts.

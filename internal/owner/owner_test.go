@@ -267,6 +267,7 @@ func TestOpRefusedAlone(t *testing.T) {
 		wg.Go(func() {
 			_, err := c.Join(r.Context(), "bad")
 			assert.ErrorIs(r, err, ErrUnavailable)
+			assert.ErrorIs(r, err, errRefused, "and says why")
 		})
 		bad := r.connect("bad")
 		r.join(c, "good")

@@ -66,7 +66,7 @@ func (r *registration) next(inc string) (store.Op, bool) {
 func (r *registration) done(op store.Op, res store.OpResult) {
 	c := r.c
 	if res.Err != nil {
-		c.o.cfg.Logger.Debug("mesh: connection refused by redis", "conn", c.id, "error", res.Err)
+		c.o.refused(c.id, res.Err)
 		c.o.cfg.Wheel.Schedule(&c.retry, retryAfter, r.offer)
 		return
 	}

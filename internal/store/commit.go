@@ -100,7 +100,7 @@ func decodeResult(kind OpKind, line string) OpResult {
 	case Gone, Other:
 		return OpResult{Status: OpStatus(line[0]), Holder: rest}
 	}
-	return OpResult{Err: fmt.Errorf("%w: %s", ErrUnavailable, rest)}
+	return OpResult{Err: refusal(rest)}
 }
 
 func decodeDone(kind OpKind, rest string) OpResult {

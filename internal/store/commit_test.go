@@ -591,11 +591,16 @@ func TestOutOfMemory(t *testing.T) {
 	require.NoError(w, err)
 	for _, i := range []int{0, 1, 3} {
 		require.ErrorIs(w, res[i].Err, ErrUnavailable)
+		require.ErrorIs(w, res[i].Err, ErrFull)
 		require.ErrorContains(w, res[i].Err, "OOM")
 	}
 	require.NoError(w, res[2].Err)
 	assert.Equal(w, Done, res[2].Status)
 	assert.Equal(w, "L", kinds(w.events()))
+
+	_, err = w.Register(w.Context(), "J", time.Minute)
+	require.ErrorIs(w, err, ErrUnavailable)
+	require.ErrorIs(w, err, ErrFull, "a whole call")
 
 	renewal, err := w.Renew(w.Context(), "I", time.Minute, "beat", false)
 	require.NoError(w, err)

@@ -192,7 +192,21 @@ func (s *Store) failed(err error) error {
 			return err
 		}
 	}
+	if redis.HasErrorPrefix(err, outOfMemory) {
+		err = fmt.Errorf("%w: %w", ErrFull, err)
+	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+}
+
+// outOfMemory begins Redis's refusals for want of memory.
+const outOfMemory = "OOM "
+
+// refusal is the error for one op that Redis refused, in its words.
+func refusal(text string) error {
+	if strings.HasPrefix(text, outOfMemory) {
+		return fmt.Errorf("%w: %w: %s", ErrUnavailable, ErrFull, text)
+	}
+	return fmt.Errorf("%w: %s", ErrUnavailable, text)
 }
 
 // run executes a script by its hash, with its text where Redis lacks it.

@@ -24,8 +24,11 @@ var (
 	// ErrClock says that Redis's clock is not where the caller's own clock
 	// expected it: nobody may be judged now.
 	ErrClock = errors.New("store: redis clock stepped")
-	// ErrUnavailable says that Redis did not answer in time.
-	ErrUnavailable = errors.New("store: redis does not answer")
+	// ErrUnavailable says that Redis did not answer in time, or refused.
+	ErrUnavailable = errors.New("store: redis is unavailable")
+	// ErrFull says that Redis has no memory left for what was asked for. It is
+	// an ErrUnavailable.
+	ErrFull = errors.New("store: redis is out of memory")
 )
 
 // Keys names what the store keeps. Names of one room share a hash slot; names
