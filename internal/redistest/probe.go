@@ -70,7 +70,7 @@ func probe(addr string, pid int) (err error) {
 	if _, err := io.ReadFull(r, info); err != nil {
 		return err
 	}
-	for _, want := range []string{fmt.Sprintf("process_id:%d\r\n", pid), "loading:0\r\n"} {
+	for _, want := range []string{fmt.Sprintf("process_id:%d\r\n", pid), "\nloading:0\r\n"} {
 		if !strings.Contains(string(info), want) {
 			return fmt.Errorf("redistest: INFO does not say %q", want)
 		}

@@ -184,3 +184,13 @@ func TestNoBinary(t *testing.T) {
 		require.Contains(t, string(out), "no-such-server")
 	}
 }
+
+func TestRestartWaitsForLoading(t *testing.T) {
+	t.Parallel()
+	s := Start(t, WithRDB(), Args("--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024"))
+	c := s.Client(t)
+	require.NoError(t, Fill(t.Context(), c, 300))
+	s.Stop()
+	s.Restart(false)
+	require.EqualValues(t, 300, once(t, s.Addr()).DBSize(t.Context()).Val(), "answered at once")
+}
