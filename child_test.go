@@ -5,14 +5,19 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strings"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -29,6 +34,7 @@ type childConfig struct {
 	Redis  string        // address; empty: the world's
 	Lease  time.Duration // Options.LeaseTTL
 	TTL    time.Duration // of every room
+	Timed  time.Duration // TTL of the room of that name, 0: as of every other
 	Events bool          // Options.EnablePresenceExpirationEvents
 }
 
@@ -52,14 +58,20 @@ func serveChild(conf string) error {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		close(orphaned)
 	}()
+	asked := make(chan os.Signal, 1)
+	signal.Notify(asked, syscall.SIGTERM)
 	client := redis.NewClient(&redis.Options{Addr: c.Redis})
+	var log stalls
 	srv, err := NewServer(Options{
-		Redis: client, LeaseTTL: c.Lease, EnablePresenceExpirationEvents: &c.Events, LatencyInterval: -1,
+		Redis: client, LeaseTTL: c.Lease, EnablePresenceExpirationEvents: &c.Events, LatencyInterval: -1, Logger: slog.New(&log),
 	})
 	if err != nil {
 		return err
 	}
 	if err := srv.TrackPresence(Regexp(mustCompile(".*")), PresenceOptions{TTL: c.TTL}); err != nil {
+		return err
+	}
+	if err := srv.trackTimed(c.Timed); err != nil {
 		return err
 	}
 	if err := srv.Start(context.Background()); err != nil {
@@ -69,11 +81,54 @@ func serveChild(conf string) error {
 	if err != nil {
 		return err
 	}
-	go func() { _ = http.Serve(l, srv) }() // ends with the process
+	mux := http.NewServeMux()
+	mux.Handle("/ws", srv)
+	mux.HandleFunc("/lives", func(rw http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(rw).Encode(lives{Reborn: srv.Stats().Reborn, Stalled: log.n.Load()})
+	})
+	go func() { _ = http.Serve(l, mux) }() // ends with the process
 	fmt.Println(l.Addr(), srv.Stats().Incarnation)
-	<-orphaned
+	select {
+	case <-orphaned:
+		return nil
+	case <-asked:
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		return srv.Shutdown(ctx)
+	}
+}
+
+// roomTimed is a room whose members have a TTL where others' have none.
+const roomTimed = "timed"
+
+// trackTimed gives the room of that name a TTL.
+func (s *Server) trackTimed(ttl time.Duration) error {
+	if ttl == 0 {
+		return nil
+	}
+	return s.TrackPresence(Exact(roomTimed), PresenceOptions{TTL: ttl})
+}
+
+// lives is what has become of a server.
+type lives struct {
+	Reborn  uint64 // Stats.Reborn
+	Stalled int64  // times that its process was found to have stood still past its lease
+}
+
+// stalls is a slog.Handler that counts what it says about the process itself.
+type stalls struct{ n atomic.Int64 }
+
+func (s *stalls) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelWarn }
+
+func (s *stalls) Handle(_ context.Context, r slog.Record) error {
+	if strings.Contains(r.Message, "process stood still past its lease") {
+		s.n.Add(1)
+	}
 	return nil
 }
+
+func (s *stalls) WithAttrs([]slog.Attr) slog.Handler { return s }
+func (s *stalls) WithGroup(string) slog.Handler      { return s }
 
 // child is a server in another process.
 type child struct {
@@ -122,24 +177,64 @@ func (c *child) die() {
 	c.kill.Do(func() {
 		_ = c.cmd.Process.Kill() // fails only if it has ended
 		_ = c.cmd.Wait()         // says that it was killed
-		if s := c.stderr.String(); strings.Contains(s, "DATA RACE") || strings.Contains(s, "panic:") {
-			c.w.t.Errorf("child: %s", s)
+		c.inspect()
+	})
+}
+
+// inspect looks at what the ended process had to say.
+func (c *child) inspect() {
+	if s := c.stderr.String(); strings.Contains(s, "DATA RACE") || strings.Contains(s, "panic:") {
+		c.w.t.Errorf("child: %s", s)
+	}
+}
+
+// stop tells the process to end in an orderly way and waits for its end.
+func (c *child) stop() error {
+	err := errors.New("it has been ended already")
+	c.kill.Do(func() {
+		if err = c.cmd.Process.Signal(syscall.SIGTERM); err == nil {
+			err = c.cmd.Wait()
+			c.inspect()
 		}
 	})
+	return err
+}
+
+// lives asks what has become of the server.
+func (c *child) lives() (l lives, err error) {
+	once := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
+	resp, err := once.Get("http://" + c.addr + "/lives")
+	if err != nil {
+		return l, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	return l, json.NewDecoder(resp.Body).Decode(&l)
 }
 
 // dial connects a peer over TCP.
 func (c *child) dial() *peer {
 	c.w.t.Helper()
-	ws, _, err := websocket.DefaultDialer.DialContext(c.w.t.Context(), "ws://"+c.addr+"/ws", nil)
+	p, err := c.tryDial()
 	require.NoError(c.w.t, err)
+	return p
+}
+
+func (c *child) tryDial() (*peer, error) {
+	ws, _, err := websocket.DefaultDialer.DialContext(c.w.t.Context(), "ws://"+c.addr+"/ws", nil)
+	if err != nil {
+		return nil, err
+	}
 	p := &peer{t: c.w.t, w: c.w, ws: ws, waiting: make(map[string]chan json.RawMessage), ended: make(chan struct{})}
 	var first frame
-	require.NoError(c.w.t, ws.ReadJSON(&first))
-	require.NoError(c.w.t, json.Unmarshal(first.Payload, &p.id))
+	if err = ws.ReadJSON(&first); err == nil {
+		err = json.Unmarshal(first.Payload, &p.id)
+	}
+	if err != nil {
+		return nil, errors.Join(err, ws.Close())
+	}
 	go p.read()
 	c.w.t.Cleanup(p.close)
-	return p
+	return p, nil
 }
 
 // TestChildIsAServer is the shortest use of one.

@@ -1,0 +1,173 @@
+//go:build unix
+
+package mesh
+
+import (
+	"encoding/json"
+	"fmt"
+	"math/rand/v2"
+	"time"
+)
+
+// soul is somebody who uses one room: comes, goes, says something, loses the
+// connection and comes again under another id. Its fields belong to whoever
+// holds storm.held: its own goroutine for a step, or the test's.
+type soul struct {
+	st     *storm
+	post   *post
+	room   string
+	steady bool // joins, says one thing, and stays
+	rng    *rand.Rand
+
+	p      *peer // nil: not connected
+	life   int   // of the post
+	now    wish  // what it has asked for
+	asked  int
+	unsure bool // it was told that its state was not taken
+}
+
+// pace is how often a soul does something.
+const pace = 300 * time.Millisecond
+
+func (s *soul) live() {
+	t := time.NewTimer(0)
+	defer t.Stop()
+	for {
+		select {
+		case <-s.st.quit:
+			return
+		case <-t.C:
+		}
+		s.st.held.RLock()
+		s.step()
+		s.st.held.RUnlock()
+		t.Reset(pace/2 + rand.N(pace))
+	}
+}
+
+// step does one thing.
+func (s *soul) step() {
+	s.sync()
+	switch draw := s.rng.IntN(12); {
+	case s.p == nil:
+		s.connect()
+	case !s.now.in:
+		s.ask("mesh/join-room", nil, wish{in: true})
+	case s.now.state == "" || !s.steady && draw < 6:
+		s.asked++
+		state := fmt.Sprintf(`{"n":%d}`, s.asked)
+		s.ask("mesh/publish-presence-state", json.RawMessage(state), wish{in: true, state: state})
+	case s.steady:
+	case draw < 8:
+		s.ask("mesh/clear-presence-state", nil, wish{in: true})
+	case draw < 9:
+		s.end()
+	default:
+		s.ask("mesh/leave-room", nil, wish{})
+	}
+}
+
+// sync finds out whether the connection still is one. One that ended with its
+// server's process has departed.
+func (s *soul) sync() {
+	if s.p == nil {
+		return
+	}
+	_, life := s.post.now()
+	select {
+	case <-s.p.ended:
+		if life == s.life {
+			s.st.wrong("a connection of %s has ended: %v", s.post.name, s.p.err)
+		}
+		s.depart()
+	default:
+		if life != s.life { // it is going to
+			s.depart()
+		}
+	}
+}
+
+// end closes the connection.
+func (s *soul) end() {
+	if s.p != nil {
+		p := s.p
+		s.depart()
+		p.close()
+	}
+}
+
+// depart notes that the connection is gone.
+func (s *soul) depart() {
+	if s.now.in {
+		s.st.departing(s.p.id)
+	}
+	s.now = wish{}
+	s.st.note(s.room, s.p.id, s.now)
+	s.p, s.unsure = nil, false
+}
+
+func (s *soul) connect() {
+	h, life := s.post.now()
+	if h == nil {
+		return // there will be another process
+	}
+	p, err := h.tryDial()
+	if err != nil {
+		if _, now := s.post.now(); now == life {
+			s.st.wrong("connecting to %s: %v", s.post.name, err)
+		}
+		return
+	}
+	s.p, s.life = p, life
+}
+
+// ask sends a command after which the wish holds, answered or not.
+func (s *soul) ask(command string, state json.RawMessage, then wish) {
+	if s.now.in && !then.in {
+		s.st.departing(s.p.id) // before anybody can be told
+	}
+	payload := map[string]any{"roomName": s.room}
+	if state != nil {
+		payload["state"] = state
+	}
+	answer, err := s.p.tryCall(command, payload)
+	s.st.report.calls.Add(1)
+	if s.now = then; err != nil {
+		select {
+		case <-s.p.ended: // sync finds out why
+		default:
+			s.st.wrong("%s at %s: %v", command, s.post.name, err)
+		}
+	}
+	s.st.note(s.room, s.p.id, s.now)
+	var refusal struct{ Code, Error string }
+	switch {
+	case err != nil:
+	case string(answer) == "false":
+		s.unsure = true
+	case json.Unmarshal(answer, &refusal) == nil && refusal.Code != "" && refusal.Code != codeUnavailable:
+		s.st.wrong("%s at %s: %s %s", command, s.post.name, refusal.Code, refusal.Error)
+	}
+}
+
+// assure says once more what its state is, as a client does that was told it
+// could not be taken: its server had stood still, or was taken for dead.
+func (s *soul) assure() {
+	s.unsure = false
+	if s.p == nil || !s.now.in {
+		return
+	}
+	for until := time.Now().Add(5 * time.Second); time.Now().Before(until); time.Sleep(20 * time.Millisecond) {
+		if s.now.state == "" {
+			_, _ = s.p.tryCall("mesh/noop", map[string]any{}) // a sign of life
+			return
+		}
+		answer, err := s.p.tryCall("mesh/publish-presence-state", map[string]any{
+			"roomName": s.room, "state": json.RawMessage(s.now.state),
+		})
+		if err != nil || string(answer) == "true" {
+			return
+		}
+	}
+	s.st.wrong("%s takes no state in %s", s.post.name, s.room)
+}
