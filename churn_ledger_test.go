@@ -124,8 +124,9 @@ func (st *storm) compare() string {
 	for room, s := range st.truth {
 		want[room] = maps.Clone(s)
 	}
-	require.Empty(st.t, st.faulty, "what must not be")
+	faulty := slices.Clone(st.faulty)
 	st.mu.Unlock()
+	require.Empty(st.t, faulty, "what must not be")
 	for _, room := range st.rooms {
 		records, _, err := st.reads.Some(st.t.Context(), room, -1)
 		if err != nil {
@@ -165,7 +166,8 @@ func (st *storm) ledgers() []*ledger {
 func (st *storm) once(what string) {
 	st.t.Helper()
 	st.mu.Lock()
-	defer st.mu.Unlock()
+	departs := maps.Clone(st.departs)
+	st.mu.Unlock()
 	for _, l := range st.ledgers() {
 		select {
 		case <-l.p.ended:
@@ -174,7 +176,7 @@ func (st *storm) once(what string) {
 		}
 		for room, a := range l.rooms {
 			for id, n := range a.leaves {
-				require.LessOrEqual(st.t, n, st.departs[id], "after %q: %s was told so often that %s left %s", what, l.where, id, room)
+				require.LessOrEqual(st.t, n, departs[id], "after %q: %s was told so often that %s left %s", what, l.where, id, room)
 			}
 		}
 	}

@@ -63,6 +63,7 @@ type storm struct {
 
 	held  sync.RWMutex // held for reading during a step of a soul, for writing while everything is compared
 	quit  chan struct{}
+	ended sync.Once
 	going sync.WaitGroup
 
 	mu      sync.Mutex // guards the fields below
@@ -110,7 +111,14 @@ func newStorm(t *testing.T, seed uint64) *storm {
 		st.souls = append(st.souls, s)
 		st.going.Go(s.live)
 	}
+	t.Cleanup(st.calm)
 	return st
+}
+
+// calm ends the souls' doings. It may be called again.
+func (st *storm) calm() {
+	st.ended.Do(func() { close(st.quit) })
+	st.going.Wait()
 }
 
 // run draws faults for that long.
@@ -202,8 +210,7 @@ func (st *storm) finish() {
 	st.sleep(st.lease / 2)
 	st.settle("the last fault", nil, time.Now())
 	st.report.log(st)
-	close(st.quit)
-	st.going.Wait()
+	st.calm()
 	for _, s := range st.souls {
 		s.end()
 	}

@@ -26,7 +26,8 @@ var cutCases = []faultCase{
 	{"late join after its leave", lateJoinAfterLeave},
 	{"late join of a buried server", lateJoinOfBuried},
 	{"late join of a killed server", lateJoinOfKilled},
-	{"subscriptions cut", subscriptionsCut},
+	{"subscriptions killed", connectionsKilled("pubsub")},
+	{"connections killed", connectionsKilled("normal")},
 }
 
 // outage: all servers are out of touch with Redis for three leases, while some
@@ -131,28 +132,31 @@ func (d *drill) forget(p *peer) {
 	}
 }
 
-// subscriptionsCut: the connections that carry events are killed again and
-// again while members come and go.
-func subscriptionsCut(t *testing.T) {
-	w := realWorld(t)
-	d := newDrill(w, 2, []string{"a", "b", "c"})
-	stay := d.members(2)
-	d.churn(8)
-	admin := w.client()
-	var cut int64
-	for range 8 {
-		w.sleep(200 * time.Millisecond) // load, not synchronisation
-		n, err := admin.ClientKillByFilter(t.Context(), "TYPE", "pubsub").Result()
-		require.NoError(t, err)
-		cut += n
+// connectionsKilled: the connections that carry events, or those that carry
+// commands, are killed again and again while members come and go.
+func connectionsKilled(kind string) func(t *testing.T) {
+	return func(t *testing.T) {
+		w := realWorld(t)
+		d := newDrill(w, 2, []string{"a", "b", "c"})
+		stay := d.members(2)
+		d.churn(8)
+		admin := w.client()
+		var cut int64
+		for range 8 {
+			w.sleep(200 * time.Millisecond) // load, not synchronisation
+			n, err := admin.ClientKillByFilter(t.Context(), "TYPE", kind, "SKIPME", "yes").Result()
+			require.NoError(t, err)
+			cut += n
+		}
+		last := time.Now()
+		d.calm()
+		took := d.settles(last, 2*time.Second)
+		t.Logf("%d connections killed, %d calls: as it should be %v after the last one", cut, d.calls.Load(),
+			took.Round(time.Millisecond))
+		require.Positive(t, cut)
+		d.stayed(stay)
+		d.over()
 	}
-	last := time.Now()
-	d.calm()
-	took := d.settles(last, 2*time.Second)
-	t.Logf("%d connections cut, %d calls: as it should be %v after the last cut", cut, d.calls.Load(), took.Round(time.Millisecond))
-	require.Positive(t, cut)
-	d.stayed(stay)
-	d.over()
 }
 
 // lateJoin: the connection closes while its join sits in a proxy. Whenever it

@@ -10,7 +10,13 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func init() { faultCases = append([]faultCase{{"paused", paused}}, faultCases...) }
+func init() {
+	faultCases = append([]faultCase{
+		{"paused", paused},
+		{"paused, shorter than the lease", pausedTimed(5*time.Second, 3300*time.Millisecond)},
+		{"paused past lease and TTL", pausedTimed(2*time.Second, 3300*time.Millisecond)},
+	}, faultCases...)
+}
 
 // paused: a server process stands still past its lease. It is buried once,
 // wakes, and joins those anew whose sockets show life.
@@ -84,4 +90,86 @@ func paused(t *testing.T) {
 	sleeper.die()
 	d.stayed(stay)
 	d.over()
+}
+
+// pausedTimed: a server process stands still past the TTL of one room, and past
+// its lease or not. Who has a TTL is told to have left, once; who has none only
+// with the lease. When it goes on all of them are there again.
+func pausedTimed(lease, pause time.Duration) func(t *testing.T) {
+	const ttl = time.Second
+	return func(t *testing.T) {
+		w := realWorld(t)
+		d := newDrill(w, 2, []string{"lobby", roomTimed}, leaseOf(lease))
+		for _, s := range d.servers {
+			require.NoError(t, s.trackTimed(ttl))
+		}
+		sleeper := w.child(childConfig{Lease: lease, Timed: ttl, Events: true})
+		stay := d.members(3)
+		hers := map[string][]*peer{}
+		for _, room := range d.rooms {
+			for range 5 {
+				p := sleeper.dial()
+				hers[room] = append(hers[room], p)
+				d.note(room, p.id, p.in(room))
+			}
+		}
+		d.settles(time.Now(), 5*time.Second)
+		d.patient()
+		// Right after a renewal: what is left of the lease is known.
+		renewed := func() float64 { return w.client().ZScore(t.Context(), "mesh:instances", sleeper.incarnation).Val() }
+		before := renewed()
+		d.eventually(lease, func() bool { return renewed() > before }, "a renewal")
+
+		require.NoError(t, sleeper.cmd.Process.Signal(syscall.SIGSTOP))
+		stopped := time.Now()
+		told := func(room string, times int) {
+			for i, s := range d.streams {
+				leaves := s.leaves()
+				for _, p := range hers[room] {
+					if s.room == room {
+						require.Len(t, leaves[p.id], times, "subscriber %d, %s", i, room)
+					}
+				}
+			}
+		}
+		for _, p := range hers[roomTimed] {
+			d.forget(p)
+		}
+		buried := pause > lease
+		if buried {
+			for _, p := range hers["lobby"] {
+				d.forget(p)
+			}
+		}
+		// The key lives TTL + 1 s from the last refresh, and few keys expire soon.
+		took := d.settles(stopped, min(pause, ttl+2500*time.Millisecond))
+		t.Logf("with a TTL of %v and a lease of %v told %v after it stopped", ttl, lease, took.Round(time.Millisecond))
+		w.sleep(time.Until(stopped.Add(pause)))
+		require.Empty(t, d.state())
+		require.NoError(t, sleeper.cmd.Process.Signal(syscall.SIGCONT))
+		woke := time.Now()
+		for _, room := range d.rooms {
+			for _, p := range hers[room] {
+				d.note(room, p.id, wish{in: true})
+			}
+		}
+		took = d.settles(woke, lease+2*time.Second)
+		t.Logf("all are back %v after it went on", took.Round(time.Millisecond))
+		l, err := sleeper.lives()
+		require.NoError(t, err)
+		require.Equal(t, buried, l.Reborn > 0)
+		w.sleep(ttl)
+		require.Empty(t, d.state())
+		told(roomTimed, 1)
+		told("lobby", map[bool]int{true: 1}[buried])
+		d.stayed(stay)
+		require.NoError(t, sleeper.stop())
+		for _, list := range hers {
+			for _, p := range list {
+				d.forget(p)
+			}
+		}
+		d.settles(time.Now(), 2*time.Second)
+		d.over()
+	}
 }

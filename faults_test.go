@@ -44,7 +44,7 @@ type faultCase struct {
 }
 
 // faultCases are sorted such that the longest begin first.
-var faultCases = slices.Concat(killCases, refuseCases, cutCases, restartCases, lossCases)
+var faultCases = slices.Concat(killCases, refuseCases, halfCases, cutCases, restartCases, lossCases)
 
 // realWorld is a world on a real Redis of its own.
 func realWorld(t *testing.T, opts ...redistest.Option) *world {
