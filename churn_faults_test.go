@@ -116,8 +116,8 @@ func redisPaused(st *storm, _ *post, d time.Duration) {
 func redisKilled(saved redistest.Saved) func(*storm, *post, time.Duration) {
 	return func(st *storm, _ *post, d time.Duration) {
 		if saved == redistest.LastSave {
+			st.goesBack() // before: what is under way may come later
 			require.NoError(st.t, st.admin.Save(st.t.Context()).Err())
-			st.goesBack()
 			st.sleep(300 * time.Millisecond) // what happens now is lost
 		}
 		st.real.Kill()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -74,6 +75,7 @@ func (a *account) take(u update) error {
 func (st *storm) note(room, id string, w wish) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
+	st.tell(id, fmt.Sprintf("is to be in %s: %v %s", room, w.in, w.state))
 	if w.in {
 		st.truth[room][id] = w.state
 	} else {
@@ -86,6 +88,7 @@ func (st *storm) departing(id string) {
 	st.mu.Lock()
 	defer st.mu.Unlock()
 	st.departs[id]++
+	st.tell(id, "may be told to have left")
 	if st.since != nil {
 		st.since[id] = struct{}{}
 	}
@@ -105,6 +108,7 @@ func (st *storm) rollback() {
 	defer st.mu.Unlock()
 	for id := range st.since {
 		st.departs[id]++
+		st.tell(id, "may be told to have left once more, since Redis went back")
 	}
 	st.since = nil
 }
@@ -176,10 +180,36 @@ func (st *storm) once(what string) {
 		}
 		for room, a := range l.rooms {
 			for id, n := range a.leaves {
-				require.LessOrEqual(st.t, n, departs[id], "after %q: %s was told so often that %s left %s", what, l.where, id, room)
+				require.LessOrEqual(st.t, n, departs[id], "after %q: %s was told so often that %s left %s:\n%s\nit was told:\n%s",
+					what, l.where, id, room, st.story(id), l.about(st, id))
 			}
 		}
 	}
+}
+
+// about returns what a watcher was told of a connection.
+func (l *ledger) about(st *storm, id string) string {
+	l.p.mu.Lock()
+	defer l.p.mu.Unlock()
+	var told strings.Builder
+	for i, u := range l.p.updates {
+		if u.ConnectionID == id {
+			fmt.Fprintf(&told, "%.3fs %s %s repair %v, %s %d\n", l.p.times[i].Sub(st.began).Seconds(), u.Type, u.State, u.Repair, u.Epoch, u.Seq)
+		}
+	}
+	return told.String()
+}
+
+// story returns what a connection did.
+func (st *storm) story(id string) string {
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	return strings.Join(st.stories[id], "\n")
+}
+
+// tell adds to the story of a connection. st.mu is held.
+func (st *storm) tell(id, what string) {
+	st.stories[id] = append(st.stories[id], fmt.Sprintf("%.3fs %s", time.Since(st.began).Seconds(), what))
 }
 
 // report is what a storm comes to.

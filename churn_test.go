@@ -24,7 +24,7 @@ var (
 	churnConns   = flag.Int("churn.conns", 60, "connections of TestChurn")
 	churnSeed    = flag.Uint64("churn.seed", 1, "what TestChurn draws its faults from; 0: something else every time")
 	churnLease   = flag.Duration("churn.lease", 2*time.Second, "LeaseTTL of TestChurn's servers")
-	churnFaults  = flag.String("churn.faults", "", "comma-separated names of the only faults for TestChurn to draw")
+	churnFaults  = flag.String("churn.faults", "", "the only faults for TestChurn to draw, by name, with semicolons between")
 )
 
 // TestChurn lets connections come and go on four servers, two of them processes
@@ -69,6 +69,7 @@ type storm struct {
 	mu      sync.Mutex // guards the fields below
 	truth   map[string]sight
 	departs map[string]int      // how often each connection may have been told to have left
+	stories map[string][]string // what each connection did
 	since   map[string]struct{} // who departed after what Redis goes back to; nil: it does not go back
 	faulty  []string            // what must not be
 }
@@ -81,7 +82,7 @@ func newStorm(t *testing.T, seed uint64) *storm {
 	st := &storm{
 		seed: seed, rng: rand.New(rand.NewPCG(seed, 1)), lease: *churnLease, ttl: *churnLease,
 		rooms: []string{"a", "b", "c", roomTimed}, quit: make(chan struct{}), began: time.Now(),
-		truth: make(map[string]sight), departs: make(map[string]int),
+		truth: make(map[string]sight), departs: make(map[string]int), stories: make(map[string][]string),
 	}
 	// What is acknowledged survives the process, if not the machine.
 	st.world = realWorld(t, redistest.WithRDB(), redistest.WithAOF(), redistest.Args("--appendfsync", "no",
@@ -138,7 +139,7 @@ func (st *storm) run(d time.Duration) {
 func (st *storm) deck() []churnFault {
 	list := slices.Clone(churnFaultList)
 	if *churnFaults != "" {
-		only := strings.Split(*churnFaults, ",")
+		only := strings.Split(*churnFaults, ";")
 		list = slices.DeleteFunc(list, func(f churnFault) bool { return !slices.Contains(only, f.name) })
 		require.NotEmpty(st.t, list, "faults of those names")
 	}
