@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -187,37 +186,13 @@ func (st *storm) once(what string) {
 	}
 }
 
-// about returns what a watcher was told of a connection.
-func (l *ledger) about(st *storm, id string) string {
-	l.p.mu.Lock()
-	defer l.p.mu.Unlock()
-	var told strings.Builder
-	for i, u := range l.p.updates {
-		if u.ConnectionID == id {
-			fmt.Fprintf(&told, "%.3fs %s %s repair %v, %s %d\n", l.p.times[i].Sub(st.began).Seconds(), u.Type, u.State, u.Repair, u.Epoch, u.Seq)
-		}
-	}
-	return told.String()
-}
-
-// story returns what a connection did.
-func (st *storm) story(id string) string {
-	st.mu.Lock()
-	defer st.mu.Unlock()
-	return strings.Join(st.stories[id], "\n")
-}
-
-// tell adds to the story of a connection. st.mu is held.
-func (st *storm) tell(id, what string) {
-	st.stories[id] = append(st.stories[id], fmt.Sprintf("%.3fs %s", time.Since(st.began).Seconds(), what))
-}
-
 // report is what a storm comes to.
 type report struct {
 	schedule []string
 	took     map[string][]time.Duration // by fault
 	updates  int                        // told to watchers, all checked
 	calls    atomic.Int64
+	slow     atomic.Int64 // times that the machine was
 }
 
 func (r *report) recovered(fault string, took time.Duration) {
@@ -237,6 +212,6 @@ func (r *report) log(st *storm) {
 		st.t.Logf("%-28s %2d times, as it should be after %6d ms, at worst %6d ms", name, len(took),
 			took[len(took)/2].Milliseconds(), took[len(took)-1].Milliseconds())
 	}
-	st.t.Logf("seed %d: %d faults, %d calls of %d connections, %d updates checked in %v", st.seed, faults,
-		r.calls.Load(), len(st.souls), r.updates, time.Since(st.began).Round(time.Second))
+	st.t.Logf("seed %d: %d faults, %d calls of %d connections, %d updates checked in %v, held up %d times", st.seed, faults,
+		r.calls.Load(), len(st.souls), r.updates, time.Since(st.began).Round(time.Second), r.slow.Load())
 }

@@ -136,18 +136,19 @@ func (p *post) lives() lives {
 // last time. hit says that a fault took this server alone away from Redis: then
 // one leave is due for each that ran out with its TTL, or with the lease. A
 // server that Redis merely forgot has no excuse. One that found its own process
-// standing still has, whatever it was meant to do.
-func (p *post) excuse(hit bool) {
-	if hit {
+// standing still has, whatever it was meant to do; and where the machine was
+// slow, so have those with a TTL.
+func (p *post) excuse(hit, slow bool) {
+	if hit || slow {
 		p.assure() // what Redis takes from it shows that it knows what has become of it
 	}
 	is := p.lives()
-	if !hit && is != p.was {
+	if !hit && !slow && is != p.was {
 		p.assure()
 	}
 	gone := is.Stalled > p.was.Stalled || hit && is.Reborn > p.was.Reborn
 	for _, s := range p.souls() {
-		if gone || hit && s.room == roomTimed {
+		if gone || (hit || slow) && s.room == roomTimed {
 			p.st.departing(s.p.id)
 		}
 		if s.unsure {

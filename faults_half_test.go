@@ -70,13 +70,14 @@ func requestsSwallowed(t *testing.T) {
 	stay := d.members(5)
 	d.settles(time.Now(), 5*time.Second)
 	d.patient()
+	others := &drill{world: d.world, servers: d.servers[:1]}
 	proxy.DropRequests(true)
 	began := time.Now()
 	hers := stay[len(stay)/2:] // of the last server
 	for _, p := range hers {
 		for _, s := range d.streams[:len(d.rooms)] {
 			if _, in := d.want[s.room][p.id]; in {
-				d.eventually(time.Until(began.Add(lease+time.Second)), func() bool { return len(s.leaves()[p.id]) == 1 },
+				others.toldBy(began.Add(lease+time.Second), lease, func() bool { return len(s.leaves()[p.id]) == 1 },
 					"%s is told that %s left", s.room, p.id)
 			}
 		}
@@ -110,7 +111,6 @@ func repliesSwallowed(t *testing.T) {
 	require.NoError(t, json.Unmarshal(late.call("mesh/join-room", map[string]any{"roomName": "a"}), &answer))
 	require.Equal(t, codeUnavailable, answer.Code, "here nobody knows")
 	d.note("a", late.id, wish{in: true})
-	d.streams[0].p.expect(time.Second, "join", late.id)
 	d.sleep(time.Until(began.Add(lease + lease/2)))
 	proxy.Heal()
 	took := d.settles(time.Now(), lease+2*time.Second)
@@ -147,7 +147,7 @@ func delayed(t *testing.T) {
 	for i, s := range d.streams {
 		if s.room == "a" {
 			// The last renewal may have been under way; what is told travels.
-			d.eventually(time.Until(killed.Add(lease+time.Second+2*each)), func() bool { return len(s.leaves()[p.id]) == 1 }, "subscriber %d is told", i)
+			d.toldBy(killed.Add(lease+time.Second+2*each), lease, func() bool { return len(s.leaves()[p.id]) == 1 }, "subscriber %d is told", i)
 		}
 	}
 	d.calm()

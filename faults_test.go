@@ -382,6 +382,33 @@ func (d *drill) patient() {
 	}
 }
 
+// judging reports whether every server may judge others now.
+func (d *drill) judging() bool {
+	for _, s := range d.servers {
+		if _, ok := s.n.lease.Judge(); !ok {
+			return false
+		}
+	}
+	return true
+}
+
+// toldBy waits for something that servers tell of others, until the bound. One
+// more lease is due where they lose patience meanwhile, as on a slow machine
+// they may.
+func (d *drill) toldBy(bound time.Time, lease time.Duration, ok func() bool, format string, args ...any) {
+	d.t.Helper()
+	patient := true
+	for !ok() {
+		if patient && !d.judging() {
+			patient, bound = false, bound.Add(lease)
+		}
+		if late := time.Since(bound); late > 0 {
+			require.FailNow(d.t, fmt.Sprintf("%v late", late), fmt.Sprintf(format, args...))
+		}
+		d.sleep(5 * time.Millisecond)
+	}
+}
+
 // over waits until dead servers are cleaned up after, shuts the others down,
 // and checks that nothing is left in Redis but keys with a TTL and the format.
 func (d *drill) over() {
