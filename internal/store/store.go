@@ -76,6 +76,8 @@ type Store struct {
 	calls  sync.WaitGroup
 	listed bool // see RequireLease
 
+	suspects suspects
+
 	nCalls    atomic.Uint64
 	nFailures atomic.Uint64
 }
@@ -180,6 +182,9 @@ func within[T any](ctx context.Context, s *Store, slots chan struct{}, f func(co
 		}
 		return r.value, nil
 	case <-ctx.Done():
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+			s.suspect(ctx)
+		}
 		return none, s.failed(ctx.Err())
 	}
 }

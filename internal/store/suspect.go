@@ -1,0 +1,54 @@
+package store
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// maxSuspects bounds the connections of one node that are asked at once.
+const maxSuspects = 256
+
+// suspects looks after connections that may be dead without a word: where a
+// firewall has forgotten them, or the machine at the other end has lost its
+// power. A call over one of them runs out of time. The idle ones of the pool
+// are no better then, and each would cost one more call its time, one after the
+// other, for longer than any lease.
+type suspects struct {
+	asking atomic.Bool // one time after the other
+}
+
+// suspect asks every idle connection for a sign of life, all at once, and beside
+// the caller. The client drops those that give none, when its read timeout runs
+// out; meanwhile nobody gets them, and new ones are made. Where Redis itself
+// is slow they answer late, and nothing is lost but as many PINGs.
+func (s *Store) suspect(ctx context.Context) {
+	if !s.suspects.asking.CompareAndSwap(false, true) {
+		return
+	}
+	s.calls.Go(func() {
+		defer s.suspects.asking.Store(false)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout) // no retries after that
+		defer cancel()
+		switch c := s.client.(type) {
+		case *redis.Client:
+			askIdle(ctx, c)
+		case *redis.ClusterClient:
+			// An error is one of learning the nodes: then there is nobody to ask.
+			_ = c.ForEachShard(ctx, func(ctx context.Context, node *redis.Client) error {
+				askIdle(ctx, node)
+				return nil
+			})
+		}
+	})
+}
+
+func askIdle(ctx context.Context, c *redis.Client) {
+	var wg sync.WaitGroup
+	for range min(int(c.PoolStats().IdleConns), maxSuspects) {
+		wg.Go(func() { _ = c.Ping(ctx).Err() }) // the client draws the consequences
+	}
+	wg.Wait()
+}

@@ -1,0 +1,59 @@
+package store
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh/internal/redistest"
+)
+
+// All connections of the pool are dead at once, and nothing says so. One call
+// finds out, and pays for all of them.
+func TestDeadConnectionsCostOneCall(t *testing.T) {
+	t.Parallel()
+	for name, half := range map[string]redistest.Half{"requests": redistest.Requests, "replies": redistest.Replies} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			proxy := redistest.Proxy(t, redistest.Start(t).Addr())
+			client := redis.NewClient(&redis.Options{Addr: proxy.Addr(), PoolSize: 40, ReadTimeout: time.Second})
+			s := New(client, nil)
+			defer func() {
+				require.NoError(t, client.Close())
+				require.NoError(t, s.Wait(t.Context()))
+			}()
+			const conns = 12
+			fill(t, client, conns)
+			proxy.HalfOpen(half)
+			ping := func(within time.Duration) error {
+				ctx, cancel := context.WithTimeout(t.Context(), within)
+				defer cancel()
+				return s.Ping(ctx)
+			}
+			require.ErrorIs(t, ping(200*time.Millisecond), ErrUnavailable)
+			require.Eventually(t, func() bool { return client.PoolStats().IdleConns == 0 }, 10*time.Second, time.Millisecond,
+				"all are being asked")
+			for range 3 {
+				require.NoError(t, ping(time.Minute), "over a new one")
+			}
+			require.Eventually(t, func() bool { return client.PoolStats().TotalConns < conns }, 20*time.Second, 10*time.Millisecond,
+				"the dead ones are dropped")
+		})
+	}
+}
+
+// fill makes the client hold at least n idle connections.
+func fill(t *testing.T, c *redis.Client, n int) {
+	t.Helper()
+	for int(c.PoolStats().IdleConns) < n {
+		var wg sync.WaitGroup
+		for range n {
+			wg.Go(func() { _ = c.BLPop(t.Context(), 50*time.Millisecond, "nothing").Err() })
+		}
+		wg.Wait()
+	}
+}
