@@ -20,23 +20,22 @@ func (st *storm) tell(id, what string) {
 // overhear adds what is published: it says why somebody left.
 func (st *storm) overhear() {
 	heard := st.admin.PSubscribe(st.t.Context(), keyspace{prefix: defaultPrefix}.EventsPrefix()+"*")
-	st.t.Cleanup(func() { _ = heard.Close() })
-	news := heard.Channel()
-	st.going.Go(func() {
-		for {
-			select {
-			case m := <-news:
-				// type epoch tag prev time cause connection record
-				if f := strings.SplitN(m.Payload, " ", 11); len(f) > 9 {
-					st.mu.Lock()
-					st.tell(f[6], fmt.Sprintf("Redis tells %s, cause %s, entry %s of %s, seq %s", f[0], f[5], f[7], f[8], f[9]))
-					st.mu.Unlock()
-				}
-			case <-st.quit:
-				return
+	ended := make(chan struct{})
+	st.t.Cleanup(func() {
+		_ = heard.Close() // it has been cut off often enough to fail
+		<-ended
+	})
+	go func() {
+		defer close(ended)
+		for m := range heard.Channel() {
+			// type epoch tag prev time cause connection record
+			if f := strings.SplitN(m.Payload, " ", 11); len(f) > 9 {
+				st.mu.Lock()
+				st.tell(f[6], fmt.Sprintf("Redis tells %s, cause %s, entry %s of %s, seq %s", f[0], f[5], f[7], f[8], f[9]))
+				st.mu.Unlock()
 			}
 		}
-	})
+	}()
 }
 
 // story returns what happened to a connection.

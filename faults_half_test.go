@@ -146,8 +146,9 @@ func delayed(t *testing.T) {
 	d.forget(p)
 	for i, s := range d.streams {
 		if s.room == "a" {
-			// The last renewal may have been under way; what is told travels.
-			d.toldBy(killed.Add(lease+time.Second+2*each), lease, func() bool { return len(s.leaves()[p.id]) == 1 }, "subscriber %d is told", i)
+			// The last renewal may have been under way. Each of the five calls that
+			// end an entry, and the telling of it, takes as long as it takes.
+			d.toldBy(killed.Add(lease+time.Second+12*each), lease, func() bool { return len(s.leaves()[p.id]) == 1 }, "subscriber %d is told", i)
 		}
 	}
 	d.calm()

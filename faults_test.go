@@ -28,7 +28,7 @@ func TestFaults(t *testing.T) {
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
-	slots := make(chan struct{}, 6)
+	slots := make(chan struct{}, 9)
 	for _, c := range faultCases {
 		slots <- struct{}{}
 		wg.Go(func() {
