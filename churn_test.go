@@ -28,19 +28,27 @@ var (
 	churnFaults  = flag.String("churn.faults", "", "the only faults for TestChurn to draw, by name, with semicolons between")
 )
 
-// TestChurn lets connections come and go on four servers, two of them processes
-// of their own, while one fault after the other is drawn from a seed. After
-// each everything is compared with what the connections asked for: what Redis
-// holds, and what every watcher has been told, none of it twice.
-//
-// The whole of it, which takes somewhat more than a minute:
+// TestChurn is the whole of what TestFaults/churn is the short form of. It
+// takes somewhat more than a minute:
 //
 //	go test -run TestChurn -v -churn.seconds=60 -churn.conns=200 -churn.seed=7 .
 func TestChurn(t *testing.T) {
 	t.Parallel()
-	if testing.Short() {
-		t.Skip("takes real seconds")
+	told := false
+	flag.Visit(func(f *flag.Flag) { told = told || strings.HasPrefix(f.Name, "churn.") })
+	if !told {
+		t.Skip("say for how long: go test -run TestChurn -v -churn.seconds=60 -churn.conns=200 -churn.seed=7 .")
 	}
+	churned(t)
+}
+
+func init() { faultCases = append([]faultCase{{"churn", churned}}, faultCases...) }
+
+// churned lets connections come and go on four servers, two of them processes
+// of their own, while one fault after the other is drawn from a seed. After
+// each everything is compared with what the connections asked for: what Redis
+// holds, and what every watcher has been told, none of it twice.
+func churned(t *testing.T) {
 	st := newStorm(t, *churnSeed)
 	st.run(time.Duration(*churnSeconds) * time.Second)
 	st.finish()
