@@ -44,8 +44,8 @@ func paused(t *testing.T) {
 			d.forget(p)
 		}
 	}
-	took := d.settles(stopped, lease+time.Second+500*time.Millisecond)
-	t.Logf("buried %v after it stopped", took.Round(time.Millisecond))
+	d.toldBy(stopped.Add(lease+time.Second+500*time.Millisecond), lease, func() bool { return d.state() == "" }, "all are told")
+	t.Logf("buried %v after it stopped", time.Since(stopped).Round(time.Millisecond))
 	for i, p := range closing {
 		if i%2 == 0 { // one more frame, which it will find when it wakes
 			require.NoError(t, p.send(map[string]any{"id": 1, "command": "mesh/noop", "payload": map[string]any{}}))
@@ -73,7 +73,7 @@ func paused(t *testing.T) {
 	for _, p := range alive {
 		d.note("lobby", p.id, wish{in: true}) // its state ended with the leave
 	}
-	took = d.settles(woke, lease+2*time.Second)
+	took := d.settles(woke, lease+2*time.Second)
 	t.Logf("its living sockets are back %v after it woke", took.Round(time.Millisecond))
 	w.sleep(lease)
 	require.Empty(t, d.state(), "whose socket shows no life stays away")
