@@ -105,14 +105,8 @@ func (s *sim) holdWrite() bool {
 	}
 	d := s.between(0.5, 12)
 	kinds := []string{"J", "J", "U", "L", "K"}
-	n.link.mu.Lock()
-	n.link.hold, n.link.holdOp = d, kinds[s.rng.IntN(len(kinds))]
-	n.link.mu.Unlock()
-	s.disturb(d+5*time.Second, func() {
-		n.link.mu.Lock()
-		n.link.hold = 0
-		n.link.mu.Unlock()
-	})
+	n.link.setHold(d, kinds[s.rng.IntN(len(kinds))])
+	s.disturb(d+5*time.Second, func() { n.link.setHold(0, "") })
 	return true
 }
 

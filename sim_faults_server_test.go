@@ -12,7 +12,31 @@ import (
 func (s *sim) kill() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := s.pickNode()
+	return s.killNode(s.pickNode())
+}
+
+// lateKilled has a batch of a server sit in a proxy while the server dies, and
+// come out before or after it is buried.
+func (s *sim) lateKilled() bool {
+	n := s.well()
+	if n == nil {
+		return false
+	}
+	kinds := []string{"J", "U", "U", "L", "K"}
+	n.link.setHold(time.Duration(s.rng.Int64N(int64(s.lease)*2)), kinds[s.rng.IntN(len(kinds))])
+	s.disturb(s.between(0.2, 0.9), func() {
+		n.link.setHold(0, "")
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		if !n.dead {
+			s.killNode(n)
+		}
+	})
+	return true
+}
+
+// killNode kills a server, nil: none, if others will bury it. s.mu is held.
+func (s *sim) killNode(n *simNode) bool {
 	others := slices.DeleteFunc(s.running(), func(o *simNode) bool { return o == n || time.Since(o.born) < 2*s.lease })
 	if n == nil || len(others) == 0 {
 		return false

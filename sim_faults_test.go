@@ -19,6 +19,7 @@ func simFaultList() []simFault {
 		// Of servers.
 		{"kill", true, (*sim).kill},
 		{"start", true, func(s *sim) bool { s.startNode(); return true }},
+		{"latekilled", false, (*sim).lateKilled},
 		{"stop", true, (*sim).stopNode},
 		{"pauseshort", false, func(s *sim) bool { return s.pause(0.2, 0.9) }},
 		{"pauselong", false, func(s *sim) bool { return s.pause(1.1, 3) }},

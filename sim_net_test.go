@@ -70,6 +70,13 @@ func (l *simLink) set(cut, hang bool) {
 	}
 }
 
+// setHold has the next batch with an op of that kind sit in a proxy for so long.
+func (l *simLink) setHold(d time.Duration, op string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.hold, l.holdOp = d, op
+}
+
 // reset ends every connection, but for what sits in a proxy. l.mu is held.
 func (l *simLink) reset() {
 	for w := range l.conns {

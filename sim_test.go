@@ -152,7 +152,7 @@ func newSim(t *testing.T, seed int64) *sim {
 	past := mem.Options()
 	past.MaxRetries = -1 // whoever follows the schedule must not wait
 	s := &sim{
-		seed: seed, rng: rng, mem: mem, admin: redis.NewClient(past), lease: time.Duration(3+rng.IntN(2)) * time.Second,
+		seed: seed, rng: rng, mem: mem, admin: redis.NewClient(past), lease: time.Duration(3+rng.IntN(3)) * time.Second,
 		ttl: time.Duration(1+rng.IntN(6)) * time.Second, start: time.Now(), ctx: context.Background(), over: make(chan struct{}),
 		clients: make(map[string]*simClient), entries: make(map[simKey]*simEntry),
 		injected: make(map[string]int), told: make(map[string]int), recovered: make(map[string][]time.Duration),
