@@ -70,10 +70,11 @@ func probe(addr string, pid int) (err error) {
 	if _, err := io.ReadFull(r, info); err != nil {
 		return err
 	}
-	for _, want := range []string{fmt.Sprintf("process_id:%d\r\n", pid), "\nloading:0\r\n"} {
-		if !strings.Contains(string(info), want) {
-			return fmt.Errorf("redistest: INFO does not say %q", want)
-		}
+	if want := fmt.Sprintf("process_id:%d\r\n", pid); !strings.Contains(string(info), want) {
+		return fmt.Errorf("redistest: INFO does not say %q", want)
+	}
+	if still := "\nloading:1\r\n"; strings.Contains(string(info), still) { // a sentinel says nothing of it
+		return fmt.Errorf("redistest: INFO says %q", still)
 	}
 	return nil
 }

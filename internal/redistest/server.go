@@ -21,6 +21,7 @@ const (
 	// Ports are picked below those that the system gives to connections, so
 	// that none of these takes a server's port while it is down.
 	firstPort, lastPort = 12_000, 32_000
+	configFile          = "redis.conf"
 )
 
 // Server is a redis-server that this process started. Its methods may be
@@ -41,6 +42,7 @@ type Server struct {
 type config struct {
 	rdb, aof bool
 	args     []string
+	file     string // what is in its configuration file, which it may rewrite; "": it has none
 }
 
 // Option changes how a server is started.
@@ -95,6 +97,11 @@ func Start(t testing.TB, opts ...Option) *Server {
 	for _, o := range opts {
 		o(&s.conf)
 	}
+	if s.conf.file != "" {
+		if err := os.WriteFile(filepath.Join(s.dir, configFile), []byte(s.conf.file), 0o600); err != nil {
+			t.Fatalf("redistest: configuration: %v", err)
+		}
+	}
 	t.Cleanup(s.Kill)
 	var errs []error
 	for range startAttempts {
@@ -139,6 +146,9 @@ func (s *Server) launch(more ...string) error {
 	if s.conf.aof {
 		args = append(args, "--appendonly", "yes", "--appendfsync", "always")
 	}
+	if s.conf.file != "" {
+		args = append([]string{configFile}, args...)
+	}
 	proc, err := startProcess(s.path, slices.Concat(args, s.conf.args, more), s.dir)
 	if err != nil {
 		return err
@@ -171,7 +181,12 @@ func (s *Server) Client(t testing.TB) *redis.Client { return client(t, s.Addr())
 
 func client(t testing.TB, addr string) *redis.Client {
 	t.Helper()
-	c := redis.NewClient(&redis.Options{Addr: addr})
+	return closed(t, redis.NewClient(&redis.Options{Addr: addr}))
+}
+
+// closed has a client closed when the test is over.
+func closed(t testing.TB, c *redis.Client) *redis.Client {
+	t.Helper()
 	t.Cleanup(func() {
 		if err := c.Close(); err != nil && !errors.Is(err, redis.ErrClosed) {
 			t.Error(err)
