@@ -111,7 +111,7 @@ func (c *control) serve(call remoteCall, seen *seenCall) {
 		}
 	}
 	body, _ := json.Marshal(seen.answer) // strings and a bool
-	_ = c.n.store.Publish(ctx, c.n.keys.Control(call.From), wordDone+" "+string(body))
+	_, _ = c.n.store.Publish(ctx, c.n.keys.Control(call.From), wordDone+" "+string(body))
 	c.mu.Lock()
 	seen.running = false
 	c.mu.Unlock()
@@ -237,7 +237,7 @@ func (c *control) call(ctx context.Context, locate func(context.Context) (string
 		if inc == c.n.lease.Incarnation() {
 			return c.carryOut(ctx, call)
 		}
-		if err := c.n.store.Publish(ctx, c.n.keys.Control(inc), wordCall+" "+string(body)); err != nil {
+		if _, err := c.n.store.Publish(ctx, c.n.keys.Control(inc), wordCall+" "+string(body)); err != nil {
 			return outcome{}, c.n.storeError(err)
 		}
 		t := time.NewTimer(callRetry)

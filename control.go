@@ -109,7 +109,8 @@ func (c *control) send(ctx context.Context, inc string, f remoteFrame) error {
 		c.frame(string(body))
 		return nil
 	}
-	return c.n.storeError(c.n.store.Publish(ctx, c.n.keys.Control(inc), wordSend+" "+string(body)))
+	_, err = c.n.store.Publish(ctx, c.n.keys.Control(inc), wordSend+" "+string(body))
+	return c.n.storeError(err)
 }
 
 // frame delivers a frame to sockets of this server.

@@ -41,8 +41,10 @@ type Options struct {
 
 	// LeaseTTL is how long a server may be out of touch with Redis before the
 	// others declare it dead: within LeaseTTL + 1 s of its last sign of life
-	// its connections have left. The same on all servers; 1 s to 1 h. Defaults
-	// to 10 s.
+	// its connections have left. The same on all servers; 1 s to 1 h. Behind a
+	// Sentinel, servers learn of a new master one after the other, and those
+	// that are late see the others fall silent at the old one: LeaseTTL must be
+	// at least twice as long as that may take. Defaults to 10 s.
 	LeaseTTL time.Duration
 	// PingInterval is how often a connection is pinged, 100 ms or more. Stock
 	// clients reconnect if they hear no ping for 30 s, twice. Defaults to 30 s.

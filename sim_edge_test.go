@@ -164,8 +164,8 @@ func (l simLeaseStore) Reap(ctx context.Context, j store.Judgment, items []store
 	return simCall(l.e, func() ([]store.ReapStatus, error) { return l.Store.Reap(ctx, j, items) })
 }
 
-func (l simLeaseStore) Publish(ctx context.Context, channel, payload string) error {
-	return simDo(l.e, func() error { return l.Store.Publish(ctx, channel, payload) })
+func (l simLeaseStore) Publish(ctx context.Context, channel, payload string) (int64, error) {
+	return simCall(l.e, func() (int64, error) { return l.Store.Publish(ctx, channel, payload) })
 }
 
 func (e *simEdge) of(st *store.Store) edge {

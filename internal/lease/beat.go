@@ -20,6 +20,16 @@ const (
 	maxQuiet = 30 * time.Second
 )
 
+// way is how a beat gets to Redis. On a cluster the two may lead to different
+// nodes, and each knows of its own listeners only.
+type way int
+
+const (
+	byPublish way = iota
+	byRenewal
+	ways
+)
+
 // IsBeat reports whether a message on a control channel is a beat.
 func IsBeat(payload string) bool { return strings.HasPrefix(payload, beatPrefix) }
 
@@ -39,6 +49,10 @@ type beats struct {
 	until   time.Time  // beats sent before are not waited for
 	pause   time.Duration
 	deaf    uint64
+	// counts says which ways' last beat went to a listener: only after that
+	// does it mean something if one goes to nobody. There are proxies, and
+	// clusters, that never count.
+	counts [ways]bool
 }
 
 func newBeats() *beats { return &beats{pause: deafAfter} }
@@ -51,14 +65,28 @@ func (b *beats) mint() (beat string, n uint64) {
 	return beatPrefix + strconv.FormatUint(b.sent, 10), b.sent
 }
 
-// published notes that Redis took beat n, sent and confirmed at these times. It
-// may have come back before that.
-func (b *beats) published(n uint64, sent, at time.Time) {
+// published notes that Redis took beat n, sent and confirmed at these times, and
+// passed it on to so many listeners; connected says that ours is not known to be
+// without connection. The beat may have come back before that. True: it went to
+// nobody, where there was somebody before, and should have come to us.
+func (b *beats) published(n uint64, by way, heard int64, connected bool, sent, at time.Time) (nobody bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if n > b.back && !sent.Before(b.until) {
+	nobody = b.counts[by] && heard == 0
+	b.counts[by] = heard > 0
+	switch {
+	case n <= b.back, sent.Before(b.until):
+		return false
+	case !nobody:
 		b.waiting = append(b.waiting, sentBeat{n: n, at: at})
+		return false
+	case !connected:
+		return false // and will not come back
 	}
+	b.deaf++
+	b.waiting = nil
+	b.until = at.Add(deafAfter)
+	return true
 }
 
 // heard notes a beat that came back. Numbers that were never sent are ignored.
@@ -115,6 +143,7 @@ func (b *beats) quiet(now time.Time) {
 	defer b.mu.Unlock()
 	b.waiting = nil
 	b.until = now.Add(deafAfter)
+	b.counts = [ways]bool{}
 }
 
 // forgive forgets the waiting beats: this process stood still, and so did

@@ -28,6 +28,7 @@ type redis struct {
 	burials   map[string]int
 	calls     map[string]int
 	hear      map[string]func(string)
+	uncounted bool                           // says that nobody hears, whoever does
 	refuse    string                         // an entry that cannot be ended
 	guard     func(inc string, lateMs int64) // sees every burial
 }
@@ -60,6 +61,14 @@ func (r *redis) own(bucket int, inc string, n int) {
 		}
 		r.owned[place(bucket, inc)] = set
 	})
+}
+
+// listenersLocked is what PUBLISH answers where there is a listener.
+func (r *redis) listenersLocked() int64 {
+	if r.uncounted {
+		return 0
+	}
+	return 1
 }
 
 func (r *redis) do(f func()) { r.mu.Lock(); defer r.mu.Unlock(); f() }
@@ -161,6 +170,7 @@ func (k *link) Renew(ctx context.Context, inc string, ttl time.Duration, beat st
 			a.Dead = slices.Sorted(maps.Keys(k.r.dead))
 		}
 		if hear := k.r.hear[inc]; hear != nil {
+			a.Heard = k.r.listenersLocked()
 			hear(beat)
 		}
 	})
@@ -272,10 +282,12 @@ func (k *link) ForgetConnections(ctx context.Context, bucket int, inc string, co
 	})
 }
 
-func (k *link) Publish(ctx context.Context, channel, payload string) error {
-	return k.call(ctx, "publish", func() {
+func (k *link) Publish(ctx context.Context, channel, payload string) (heard int64, err error) {
+	err = k.call(ctx, "publish", func() {
 		if hear := k.r.hear[channel]; hear != nil {
+			heard = k.r.listenersLocked()
 			hear(payload)
 		}
 	})
+	return heard, err
 }

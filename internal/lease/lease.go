@@ -48,7 +48,7 @@ type Store interface {
 	OwnedSize(ctx context.Context, bucket int, inc string) (int64, error)
 	Reap(ctx context.Context, j store.Judgment, items []store.ReapItem) ([]store.ReapStatus, error)
 	ForgetConnections(ctx context.Context, bucket int, inc string, conns []string) error
-	Publish(ctx context.Context, channel, payload string) error
+	Publish(ctx context.Context, channel, payload string) (heard int64, err error)
 }
 
 // Config says how a Lease works. The callbacks must not block and must not call
@@ -83,8 +83,9 @@ type Config struct {
 	OnBuried func(inc string, entries int)
 	// OnAway is told of every renewal and beat that failed: Redis may be away.
 	OnAway func()
-	// OnDeaf is told that a published beat was not heard within two seconds:
-	// the listener does not listen where it should, make it anew.
+	// OnDeaf is told that a published beat was not heard within two seconds, or
+	// that Redis had nobody to pass it on to where it had before: the listener
+	// does not listen where it should, make it anew.
 	OnDeaf func()
 
 	// Logger defaults to none.

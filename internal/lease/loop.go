@@ -114,10 +114,7 @@ func (lp *loop) step(ctx context.Context, now time.Time) {
 	case lp.foreign != "" && !now.Before(lp.dueAt):
 		lp.bury(ctx)
 	case lp.beats.overdue(now):
-		lp.cfg.Logger.Warn("mesh: own beat did not come back, listener is made anew")
-		if lp.cfg.OnDeaf != nil {
-			lp.cfg.OnDeaf()
-		}
+		lp.deaf("mesh: own beat did not come back, listener is made anew")
 	case lp.beating() && !now.Before(lp.beatAt):
 		lp.beat(ctx)
 	}
@@ -162,14 +159,36 @@ func (lp *loop) beat(ctx context.Context) {
 	text, n := lp.beats.mint()
 	cctx, cancel := lp.bound(ctx)
 	defer cancel()
-	err := lp.cfg.Store.Publish(cctx, lp.cfg.Control(lp.Incarnation()), text)
+	heard, err := lp.cfg.Store.Publish(cctx, lp.cfg.Control(lp.Incarnation()), text)
 	got := lp.awake()
 	if err != nil { // a beat is no renewal: patience does not suffer from it
 		lp.away()
 		lp.cfg.Logger.Debug("mesh: publish beat", "error", err)
 		return
 	}
-	lp.beats.published(n, sent, got)
+	lp.published(n, byPublish, heard, sent, got)
+}
+
+// published notes that Redis took a beat. Where it had nobody to pass it on to,
+// though the listener is not known to be without connection, the beat went to
+// another Redis than the one that is listened to: after a failover commands find
+// the new master at once, and a subscription stays at the old one for as long
+// as that lives.
+func (lp *loop) published(n uint64, by way, heard int64, sent, at time.Time) {
+	if lp.beats.published(n, by, heard, !lp.patience.suspended(), sent, at) {
+		lp.deaf("mesh: own beat found no listener, it is made anew")
+	}
+}
+
+// deaf has the listener made anew. Until it is known which Redis that comes out
+// at, nobody is judged: after a failover others may not have got through to
+// the new master, which lacks what they last told the old one.
+func (lp *loop) deaf(why string) {
+	lp.patience.hold(time.Now().Add(deafAfter))
+	lp.cfg.Logger.Warn(why)
+	if lp.cfg.OnDeaf != nil {
+		lp.cfg.OnDeaf()
+	}
 }
 
 // retry is how long to wait after a failure.

@@ -48,6 +48,7 @@ type patience struct {
 	known  bool       // clock holds one
 	steps  uint64     // clock steps seen
 	held   bool       // see Lease.Suspend
+	until  time.Time  // judgments are held back until then, whatever held says
 }
 
 func newPatience(ttl time.Duration) *patience {
@@ -130,13 +131,27 @@ func (p *patience) suspend(held bool) {
 	p.held = held
 }
 
+// suspended reports whether suspend holds judgments back.
+func (p *patience) suspended() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.held
+}
+
+// hold holds judgments back until the given time.
+func (p *patience) hold(until time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.until = until
+}
+
 // judge gives a judgment for the moment at, if patience allows one. A process
 // that stood still between its last renewal and now does not get one; one that
 // stands still after this is refused by the script, whose clock has gone on.
 func (p *patience) judge(at time.Time) (store.Judgment, bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.held || p.since.IsZero() || at.Sub(p.since) < p.ttl || at.Sub(p.streak[len(p.streak)-1].sent) > p.ttl/2 {
+	if p.held || at.Before(p.until) || p.since.IsZero() || at.Sub(p.since) < p.ttl || at.Sub(p.streak[len(p.streak)-1].sent) > p.ttl/2 {
 		return store.Judgment{}, false
 	}
 	return store.Judgment{Now: p.extrapolateLocked(at), Tolerance: p.tolerance}, true

@@ -199,6 +199,53 @@ func TestDeafListener(t *testing.T) {
 	})
 }
 
+// After a failover commands find the new master while the listener stays at the
+// old one: the first beat that finds nobody tells, and nobody is judged until
+// it is known which Redis this is.
+func TestListenerAtAnotherRedis(t *testing.T) {
+	sim(t, func(t *testing.T, r *redis) {
+		a := newServer(t, r, "a").start()
+		defer a.kill()
+		a.view(func() { a.busy = true })
+		pass(time.Minute)
+		_, ok := a.Judge()
+		check(t, ok, "no judgment after a minute")
+		r.do(func() { delete(r.hear, "a1") })
+		pass(beatEvery + 10*time.Millisecond)
+		a.view(func() { check(t, a.deafs == 1, "deaf %d times", a.deafs) })
+		_, ok = a.Judge()
+		check(t, !ok, "judges what may be another Redis")
+		a.listen("a1")
+		pass(deafAfter)
+		_, ok = a.Judge()
+		check(t, ok, "it was the same")
+		pass(time.Minute)
+		a.view(func() { check(t, a.deafs == 1, "deaf %d times", a.deafs) })
+
+		// A listener that is known to be without connection is left alone.
+		a.Suspend()
+		r.do(func() { delete(r.hear, "a1") })
+		pass(beatEvery + 10*time.Millisecond)
+		a.view(func() { check(t, a.deafs == 1, "deaf %d times", a.deafs) })
+		check(t, a.Stats().Deaf == 1, "counted as deaf %d times", a.Stats().Deaf)
+		pass(2*beatEvery + deafAfter) // but not for ever
+		a.view(func() { check(t, a.deafs == 2, "deaf %d times", a.deafs) })
+	})
+}
+
+// Where Redis, or what stands before it, never counts listeners, that it says
+// none means nothing.
+func TestListenersNotCounted(t *testing.T) {
+	sim(t, func(t *testing.T, r *redis) {
+		r.uncounted = true
+		a := newServer(t, r, "a").start()
+		defer a.kill()
+		a.view(func() { a.busy = true })
+		pass(time.Minute)
+		a.view(func() { check(t, a.deafs == 0, "deaf %d times", a.deafs) })
+	})
+}
+
 func TestBusyServerBeatsEachSecond(t *testing.T) {
 	sim(t, func(t *testing.T, r *redis) {
 		a := newServer(t, r, "a").start()

@@ -33,7 +33,7 @@ func (lp *loop) renew(ctx context.Context) {
 		lp.renewFailed(ctx, got, err)
 		return
 	}
-	lp.beats.published(n, sent, got)
+	lp.published(n, byRenewal, answer.Heard, sent, got)
 	lp.beatAt = sent.Add(beatEvery)
 	if wantDead {
 		lp.deadAsked, lp.deadAt = sent, time.Time{}

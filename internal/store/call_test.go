@@ -43,7 +43,7 @@ func every(ctx context.Context, s *Store) map[string]error {
 		"SetConnMeta":       func() error { _, _, err := s.SetConnMeta(ctx, "a", 0, nil); return err },
 		"SetRoomMeta":       func() error { _, _, err := s.SetRoomMeta(ctx, "a", 0, nil); return err },
 		"DeleteRoomMeta":    func() error { return s.DeleteRoomMeta(ctx, "a") },
-		"Publish":           func() error { return s.Publish(ctx, "x", "y") },
+		"Publish":           func() error { _, err := s.Publish(ctx, "x", "y"); return err },
 		"Ping":              func() error { return s.Ping(ctx) },
 	}
 	var mu sync.Mutex

@@ -44,7 +44,7 @@ func (s *Store) Renew(ctx context.Context, inc string, ttl time.Duration, beat s
 		return Renewal{}, err
 	}
 	f, err := texts(reply)
-	if err != nil || len(f) < 5 {
+	if err != nil || len(f) < 6 {
 		return Renewal{}, fmt.Errorf("renew: %w", errFormat)
 	}
 	var p parser
@@ -55,8 +55,9 @@ func (s *Store) Renew(ctx context.Context, inc string, ttl time.Duration, beat s
 	if f[4] != "-1" {
 		r.Owned = p.int(f[4])
 	}
+	r.Heard = p.int(f[5])
 	if wantDead {
-		r.Dead = append([]string{}, f[5:]...)
+		r.Dead = append([]string{}, f[6:]...)
 	}
 	return r, p.err
 }

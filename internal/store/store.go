@@ -122,12 +122,12 @@ func (s *Store) Ping(ctx context.Context) error {
 	return err
 }
 
-// Publish sends payload to a channel.
-func (s *Store) Publish(ctx context.Context, channel, payload string) error {
-	_, err := call(ctx, s, func(ctx context.Context) (int64, error) {
+// Publish sends payload to a channel and returns how many listeners of the same
+// node it went to.
+func (s *Store) Publish(ctx context.Context, channel, payload string) (heard int64, err error) {
+	return call(ctx, s, func(ctx context.Context) (int64, error) {
 		return s.client.Publish(ctx, channel, payload).Result()
 	})
-	return err
 }
 
 // Generation identifies the Redis process that answers. It changes when Redis

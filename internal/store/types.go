@@ -258,6 +258,7 @@ type Renewal struct {
 	NextIn  time.Duration // until it does; negative: it has
 	Dead    []string      // declared dead and not cleaned up yet; nil unless asked for
 	Owned   int64         // size of owned in bucket 0; -1 where it lives elsewhere
+	Heard   int64         // how many listeners of the same node the beat went to
 }
 
 // MetaValue is a versioned JSON value: metadata of a connection or a room.

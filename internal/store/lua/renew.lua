@@ -2,7 +2,7 @@
 --
 -- KEYS[1] instances  KEYS[2] dead  [KEYS[3] owned index in the same slot]
 -- ARGV[1] incarnation  ARGV[2] lease (ms)  ARGV[3] own control channel  ARGV[4] beat  ARGV[5] '1': list the dead
--- Reply: {present 0/1, now, next foreign incarnation or '', its deadline, size of owned or -1, dead ...}
+-- Reply: {present 0/1, now, next foreign incarnation or '', its deadline, size of owned or -1, who heard the beat, dead ...}
 
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
@@ -35,8 +35,8 @@ local owned = -1
 if KEYS[3] then
   owned = redis.call('SCARD', KEYS[3])
 end
-redis.call('PUBLISH', ARGV[3], ARGV[4])
-local reply = { present, int(now), other, due, owned }
+local heard = redis.call('PUBLISH', ARGV[3], ARGV[4])
+local reply = { present, int(now), other, due, owned, heard }
 if ARGV[5] == '1' then
   for _, d in ipairs(redis.call('ZRANGE', KEYS[2], 0, 63)) do
     reply[#reply + 1] = d
