@@ -277,6 +277,10 @@ func (l *expiryListener) Start(ctx context.Context) {
 // Stop ends listening and waits until no hint can come any more.
 func (l *expiryListener) Stop() { l.events.Stop() }
 
+// Recreate is told that the client leads to another Redis than before: there,
+// expired events have to be asked for, and listened to, anew.
+func (l *expiryListener) Recreate() { l.events.Recreate() }
+
 // Working reports whether expired events were seen to arrive, at the last look.
 func (l *expiryListener) Working() bool { return l.events.State() == store.ExpiredWorks }
 

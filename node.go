@@ -198,6 +198,9 @@ func (n *node) checkProcess() {
 	id, _ := n.store.Generation(n.life)
 	if was := n.process.Swap(&id); was != nil && *was != id {
 		n.lease.Distrust()
+		if n.expiry != nil {
+			n.expiry.Recreate()
+		}
 		return
 	}
 	n.lease.Trust()

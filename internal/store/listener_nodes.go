@@ -48,6 +48,7 @@ type ExpiredConfig struct {
 type ExpiredEvents struct {
 	cfg     ExpiredConfig
 	changed chan struct{} // 1: a verdict may be another
+	renew   chan struct{} // 1: Recreate was called
 	settled chan struct{} // closed when every node was checked once
 	once    sync.Once
 	stop    context.CancelFunc
@@ -70,7 +71,7 @@ func NewExpiredEvents(cfg ExpiredConfig) *ExpiredEvents {
 	_, cluster := cfg.Client.(clusterNodes)
 	return &ExpiredEvents{
 		cfg: cfg, cluster: cluster,
-		changed: make(chan struct{}, 1), settled: make(chan struct{}),
+		changed: make(chan struct{}, 1), renew: make(chan struct{}, 1), settled: make(chan struct{}),
 		watches: make(map[string]*expiredWatch),
 	}
 }
@@ -92,6 +93,11 @@ func (e *ExpiredEvents) Stop() {
 	e.stop()
 	e.wg.Wait()
 }
+
+// Recreate gives the connection up and makes a new one, and has the setting and
+// the events checked on it: the client may lead to another Redis by now. On a
+// cluster, where each node is listened to by itself, it does nothing.
+func (e *ExpiredEvents) Recreate() { poke(e.renew) }
 
 // Settled is closed when every node was checked once.
 func (e *ExpiredEvents) Settled() <-chan struct{} { return e.settled }
@@ -117,6 +123,10 @@ func (e *ExpiredEvents) run(ctx context.Context) {
 		select {
 		case <-e.changed:
 			e.sum()
+		case <-e.renew:
+			if w := e.watches[""]; w != nil { // without a cluster
+				w.listener.Recreate()
+			}
 		case <-rescan:
 			e.scan(ctx)
 			e.sum()
