@@ -113,15 +113,15 @@ type simOwnerStore struct {
 	e *simEdge
 }
 
-func (o simOwnerStore) Commit(ctx context.Context, bucket int, inc string, number uint64, first bool, ops []store.Op) ([]store.OpResult, error) {
+func (o simOwnerStore) Commit(ctx context.Context, bucket int, inc string, number, known uint64, ops []store.Op) ([]store.OpResult, error) {
 	return simCall(o.e, func() ([]store.OpResult, error) {
 		i := o.e.victim(len(ops))
 		if i < 0 {
-			return o.Store.Commit(ctx, bucket, inc, number, first, ops)
+			return o.Store.Commit(ctx, bucket, inc, number, known, ops)
 		}
 		// Never sent, as one that Redis refused alone has changed nothing.
 		rest := append(append([]store.Op(nil), ops[:i]...), ops[i+1:]...)
-		results, err := o.Store.Commit(ctx, bucket, inc, number, first, rest)
+		results, err := o.Store.Commit(ctx, bucket, inc, number, known, rest)
 		if err != nil {
 			return nil, err
 		}

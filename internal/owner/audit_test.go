@@ -158,6 +158,35 @@ func TestEverythingLost(t *testing.T) {
 	})
 }
 
+// A master that was demoted took a batch over a connection that had not heard
+// of it; the new one lacks it. The next batch tells, though as much is held as
+// should be and no call has failed.
+func TestAcknowledgedBatchLost(t *testing.T) {
+	doubts := 0
+	virtual(t, func(r *rig) {
+		conns := r.fill(2)
+		r.publish(conns[0], "x", "before", 0)
+		lane := where{0, "I1"}
+		var was held
+		var number uint64
+		r.redis.do(func() { was, number = r.redis.rooms["x"]["c0"], r.redis.number[lane] })
+		r.publish(conns[0], "x", "after", 0)
+		r.redis.do(func() { r.redis.rooms["x"]["c0"], r.redis.number[lane] = was, number })
+		r.beat(5)
+		assert.Zero(r, r.audits(), "nothing tells")
+
+		r.publish(conns[1], "x", "s", 0)
+		assert.Equal(r, 1, doubts)
+		r.heartbeat(false) // for which doubt has asked
+		h, _ := r.held("x", "c0")
+		assert.Equal(r, "after", h.state)
+		assert.EqualValues(r, 1, r.audits())
+		r.atRest()
+		r.drain()
+		r.nothingLeft()
+	}, func(c *Config) { c.Doubt = func() { doubts++ } })
+}
+
 // The metadata that another server has set while this one was deaf.
 func TestAuditReadsMetadata(t *testing.T) {
 	virtual(t, func(r *rig) {

@@ -86,7 +86,7 @@ func newFakeStore() *fakeStore {
 
 // Commit implements Store.
 func (f *fakeStore) Commit(
-	ctx context.Context, bucket int, inc string, number uint64, first bool, ops []store.Op,
+	ctx context.Context, bucket int, inc string, number, known uint64, ops []store.Op,
 ) ([]store.OpResult, error) {
 	f.mu.Lock()
 	if f.flying++; f.flying > 1 {
@@ -107,7 +107,7 @@ func (f *fakeStore) Commit(
 	var results []store.OpResult
 	err := wait(ctx, x.before)
 	if err == nil && !x.never && x.late == 0 {
-		results, err = f.run(where{bucket, inc}, number, first, ops)
+		results, err = f.run(where{bucket, inc}, number, known, ops)
 	}
 	if e := wait(ctx, x.after); e != nil {
 		err = e
@@ -115,7 +115,7 @@ func (f *fakeStore) Commit(
 	if x.late > 0 {
 		f.work.Go(func() {
 			time.Sleep(x.late)
-			_, _ = f.run(where{bucket, inc}, number, first, ops)
+			_, _ = f.run(where{bucket, inc}, number, known, ops)
 		})
 	}
 	switch {
@@ -139,7 +139,7 @@ func wait(ctx context.Context, d time.Duration) error {
 	return ctx.Err()
 }
 
-func (f *fakeStore) run(w where, number uint64, first bool, ops []store.Op) ([]store.OpResult, error) {
+func (f *fakeStore) run(w where, number, known uint64, ops []store.Op) ([]store.OpResult, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.dead[w.inc] {
@@ -149,7 +149,7 @@ func (f *fakeStore) run(w where, number uint64, first bool, ops []store.Op) ([]s
 		f.late++
 		return nil, store.ErrLate
 	}
-	if _, known := f.number[w]; !known && !first {
+	if f.number[w] < known {
 		return nil, store.ErrLost
 	}
 	f.number[w] = number

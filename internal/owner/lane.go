@@ -37,9 +37,9 @@ type lane struct {
 	number  uint64
 	moved   time.Time // when the last batch came back
 	down    time.Time // since when batches fail; zero: they do not
-	// settledOf is the incarnation of which a batch is known to have run:
-	// from then on its fence stands in Redis, and a batch that finds none is
-	// not taken.
+	// settled is the number of the newest batch that is known to have run, and
+	// settledOf its incarnation. A Redis that has not seen it takes no later one.
+	settled   uint64
 	settledOf string
 
 	// How many entries and connections Redis is known to hold of heldOf.
@@ -264,26 +264,31 @@ func (l *lane) commit(inc string, number uint64, batch []flight, limit time.Dura
 		ops[i] = batch[i].op
 	}
 	l.mu.Lock()
-	first := l.settledOf != inc
+	known := l.settled
+	if l.settledOf != inc {
+		known = 0
+	}
 	l.mu.Unlock()
 	ctx, cancel := context.WithTimeout(l.o.stop, limit)
 	defer cancel()
-	results, err := l.o.cfg.Store.Commit(ctx, l.bucket, inc, number, first, ops)
+	results, err := l.o.cfg.Store.Commit(ctx, l.bucket, inc, number, known, ops)
 	if err != nil {
 		switch {
 		case errors.Is(err, store.ErrFenced):
 			l.o.cfg.Fenced(inc)
 		case errors.Is(err, store.ErrLost):
 			// The fence ran out after a day without a write, or Redis lost
-			// everything. The lease is being asked which; meanwhile this
-			// living server may begin anew.
+			// everything, or the last of what it had acknowledged. The lease is
+			// being asked which, and after that everything is compared;
+			// meanwhile this living server may begin anew.
+			l.o.trouble.Store(true)
 			l.o.cfg.Doubt()
-			l.settle("")
+			l.settle("", 0)
 		}
 		l.o.cfg.Logger.Debug("mesh: batch not written", "bucket", l.bucket, "ops", len(ops), "error", err)
 		return err
 	}
-	l.settle(inc)
+	l.settle(inc, number)
 	l.o.past.LoadOrStore(inc, nil)
 	l.o.stats.batches.Add(1)
 	l.o.stats.ops.Add(uint64(len(ops)))
@@ -297,10 +302,10 @@ func (l *lane) commit(inc string, number uint64, batch []flight, limit time.Dura
 	return nil
 }
 
-func (l *lane) settle(inc string) {
+func (l *lane) settle(inc string, number uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.settledOf = inc
+	l.settledOf, l.settled = inc, number
 }
 
 // pause waits, unless the owner stops first.

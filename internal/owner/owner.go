@@ -37,7 +37,7 @@ const answerWithin = 1900 * time.Millisecond
 
 // Store is what the owner asks of the store.
 type Store interface {
-	Commit(ctx context.Context, bucket int, inc string, number uint64, first bool, ops []store.Op) ([]store.OpResult, error)
+	Commit(ctx context.Context, bucket int, inc string, number, known uint64, ops []store.Op) ([]store.OpResult, error)
 	OwnedPage(ctx context.Context, bucket int, inc string, cursor uint64) ([]store.OwnedRef, uint64, error)
 	OwnedSize(ctx context.Context, bucket int, inc string) (int64, error)
 	ConnMetas(ctx context.Context, conns []string) ([]store.MetaValue, error)
@@ -59,7 +59,8 @@ type Config struct {
 	MaxRooms int
 	// Fenced is called when Redis refused a batch of that incarnation. It must not block.
 	Fenced func(inc string)
-	// Doubt is called when Redis does not know the incarnation any more. It must not block.
+	// Doubt is called when Redis has lost something that it had acknowledged, or
+	// everything. It must not block.
 	Doubt func()
 	// Wrote is told how far a room has come by this server's own writes. It must not block.
 	Wrote func(room string, p store.Position)

@@ -18,7 +18,7 @@ import (
 func every(ctx context.Context, s *Store) map[string]error {
 	j := Judgment{Tolerance: time.Hour}
 	calls := map[string]func() error{
-		"Commit":            func() error { _, err := s.Commit(ctx, 0, "I", 9, true, []Op{join("r", "a", "a1")}); return err },
+		"Commit":            func() error { _, err := s.Commit(ctx, 0, "I", 9, 0, []Op{join("r", "a", "a1")}); return err },
 		"Reap":              func() error { _, err := s.Reap(ctx, j, []ReapItem{item(ReapCleared, "r", "a", "a1", "I")}); return err },
 		"Snapshot":          func() error { _, err := s.Snapshot(ctx, "r"); return err },
 		"Some":              func() error { _, _, err := s.Some(ctx, "r", 5); return err },
@@ -93,7 +93,7 @@ func TestCallsReturnWhileRedisHangs(t *testing.T) {
 			began = time.Now()
 			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 			defer cancel()
-			_, err := s.Commit(ctx, 0, "I", 1, true, nil)
+			_, err := s.Commit(ctx, 0, "I", 1, 0, nil)
 			require.ErrorIs(t, err, context.DeadlineExceeded)
 			assert.Less(t, time.Since(began), time.Second, "its own context ends it sooner")
 			require.Error(t, s.Wait(ctx), "those that were given up are still under way")

@@ -17,17 +17,17 @@ func (o *Op) Size() int {
 // incarnation; a batch whose outcome is unknown is made anew under a higher
 // number, and the earlier one changes nothing if it arrives after that.
 //
-// first says that no batch of the incarnation is known to have run in this
-// bucket; without it a batch is refused where Redis has forgotten the
-// incarnation. The error is ErrFenced, ErrLate or ErrLost where the whole batch
+// known is the number of the newest batch of the incarnation that is known to
+// have run in this bucket, 0: none. Where Redis has not seen that one, which it
+// had acknowledged, the batch is refused. The error is ErrFenced, ErrLate or ErrLost where the whole batch
 // was refused, and otherwise means that the outcome is unknown. Refusals of single ops are in
 // their results.
-func (s *Store) Commit(ctx context.Context, bucket int, inc string, number uint64, first bool, ops []Op) ([]OpResult, error) {
+func (s *Store) Commit(ctx context.Context, bucket int, inc string, number, known uint64, ops []Op) ([]OpResult, error) {
 	keys := make([]string, 0, 3+4*len(ops))
 	keys = append(keys, s.keys.Fence(bucket, inc), s.keys.Owned(bucket, inc), s.keys.Rooms(bucket))
 	args := make([]any, 0, 5+13*len(ops))
-	standing := flag(first)
-	if first && s.listed && bucket == 0 {
+	standing := strconv.FormatUint(known, 10)
+	if known == 0 && s.listed && bucket == 0 {
 		standing = "i"
 		keys = append(keys, s.keys.Instances())
 	}

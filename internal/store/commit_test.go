@@ -179,14 +179,14 @@ func TestLateAndFencedBatchesChangeNothing(t *testing.T) {
 		prepare, batch := sample()
 		w.ok("I", prepare...) // number 1
 		w.ok("I", join("s", "x", "x1"))
-		_, err := w.Commit(w.Context(), 0, "I", 9, true, nil)
+		_, err := w.Commit(w.Context(), 0, "I", 9, 0, nil)
 		require.NoError(w, err)
 		w.ok("J", join("s", "y", "y1"))
 		w.listen()
 		held := w.dump()
 
 		for _, number := range []uint64{1, 2, 8} {
-			res, err := w.Commit(w.Context(), 0, "I", number, true, batch)
+			res, err := w.Commit(w.Context(), 0, "I", number, 0, batch)
 			require.ErrorIs(w, err, ErrLate)
 			assert.Nil(w, res)
 		}
@@ -196,7 +196,7 @@ func TestLateAndFencedBatchesChangeNothing(t *testing.T) {
 		w.lives(fenceLife, w.keys.Fence(0, "I"))
 		held = w.dump()
 		for _, number := range []uint64{1, 9, 10, 1 << 40} {
-			_, err := w.Commit(w.Context(), 0, "I", number, true, batch)
+			_, err := w.Commit(w.Context(), 0, "I", number, 0, batch)
 			require.ErrorIs(w, err, ErrFenced)
 		}
 		assert.Equal(w, held, w.dump())
@@ -211,18 +211,40 @@ func TestForgottenIncarnation(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
 		w.ok("I", join("r", "a", "a1"))
-		_, err := w.Commit(w.Context(), 0, "I", 2, false, []Op{join("r", "b", "b1")})
+		_, err := w.Commit(w.Context(), 0, "I", 2, 1, []Op{join("r", "b", "b1")})
 		require.NoError(w, err)
 		require.NoError(w, w.rdb.FlushAll(w.Context()).Err())
-		_, err = w.Commit(w.Context(), 0, "I", 3, false, []Op{join("r", "c", "c1")})
+		_, err = w.Commit(w.Context(), 0, "I", 3, 2, []Op{join("r", "c", "c1")})
 		require.ErrorIs(w, err, ErrLost)
 		require.NotErrorIs(w, err, ErrUnavailable)
 		assert.Empty(w, w.dump())
-		_, err = w.Commit(w.Context(), 0, "I", 4, true, []Op{join("r", "d", "d1")})
+		_, err = w.Commit(w.Context(), 0, "I", 4, 0, []Op{join("r", "d", "d1")})
 		require.NoError(w, err)
-		_, err = w.Commit(w.Context(), 0, "I", 5, false, []Op{join("r", "e", "e1")})
+		_, err = w.Commit(w.Context(), 0, "I", 5, 4, []Op{join("r", "e", "e1")})
 		require.NoError(w, err)
 		assert.Equal(w, 2, len(w.owned("I")))
+	})
+}
+
+// Where Redis has gone back behind a batch that it had acknowledged, the next
+// one is refused; the owner then begins anew.
+func TestAcknowledgedBatchLost(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(w *world) {
+		_, err := w.Commit(w.Context(), 0, "I", 1, 0, []Op{join("r", "a", "a1")})
+		require.NoError(w, err)
+		_, err = w.Commit(w.Context(), 0, "I", 2, 1, []Op{join("r", "b", "b1")})
+		require.NoError(w, err)
+		_, err = w.Commit(w.Context(), 0, "I", 2, 1, []Op{join("r", "b", "b1")})
+		require.NoError(w, err, "the same again")
+		was := w.dump()
+		_, err = w.Commit(w.Context(), 0, "I", 4, 3, []Op{join("r", "c", "c1")})
+		require.ErrorIs(w, err, ErrLost)
+		assert.Equal(w, was, w.dump())
+		_, err = w.Commit(w.Context(), 0, "I", 5, 0, []Op{join("r", "c", "c1")})
+		require.NoError(w, err)
+		_, err = w.Commit(w.Context(), 0, "I", 9, 5, []Op{join("r", "d", "d1")})
+		require.NoError(w, err, "numbers between that never arrived are none that were acknowledged")
 	})
 }
 
@@ -234,7 +256,7 @@ func TestFreshConnection(t *testing.T) {
 		w.ok("dead", Op{Kind: OpConnect, Conn: "c", MetaVersion: 7, Meta: []byte(`{"admin":true}`), Fresh: true})
 		fresh := Op{Kind: OpConnect, Conn: "c", Fresh: true}
 		for range 2 {
-			res, err := w.Commit(w.Context(), 0, "I", 1, true, []Op{fresh})
+			res, err := w.Commit(w.Context(), 0, "I", 1, 0, []Op{fresh})
 			require.NoError(w, err)
 			assert.EqualValues(w, 8, res[0].MetaVersion)
 			assert.Nil(w, res[0].Meta)
@@ -242,7 +264,7 @@ func TestFreshConnection(t *testing.T) {
 		m, err := w.ConnMeta(w.Context(), "c")
 		require.NoError(w, err)
 		assert.Equal(w, MetaValue{Version: 8, Owner: "I"}, m)
-		res, err := w.Commit(w.Context(), 0, "J", 1, true, []Op{{Kind: OpConnect, Conn: "c", MetaVersion: 8}})
+		res, err := w.Commit(w.Context(), 0, "J", 1, 0, []Op{{Kind: OpConnect, Conn: "c", MetaVersion: 8}})
 		require.NoError(w, err)
 		assert.Zero(w, res[0].MetaVersion)
 	})
@@ -644,13 +666,13 @@ func TestBatchesOfTwoBuckets(t *testing.T) {
 	everywhere(t, func(w *world) {
 		w.Store = New(w.client, testKeys{buckets: 2})
 		for bucket, room := range []string{"even", "odd"} {
-			_, err := w.Commit(w.Context(), bucket, "I", uint64(9-bucket), true, []Op{join(room, "c", "e1")})
+			_, err := w.Commit(w.Context(), bucket, "I", uint64(9-bucket), 0, []Op{join(room, "c", "e1")})
 			require.NoError(w, err, "numbers are each bucket's own")
 		}
 		require.NoError(w, w.Fence(w.Context(), 0, "I"))
-		_, err := w.Commit(w.Context(), 0, "I", 20, true, []Op{leave("even", "c", "e1")})
+		_, err := w.Commit(w.Context(), 0, "I", 20, 0, []Op{leave("even", "c", "e1")})
 		require.ErrorIs(w, err, ErrFenced)
-		_, err = w.Commit(w.Context(), 1, "I", 20, true, []Op{leave("odd", "c", "e1")})
+		_, err = w.Commit(w.Context(), 1, "I", 20, 0, []Op{leave("odd", "c", "e1")})
 		require.NoError(w, err)
 		assert.Equal(w, []string{"even"}, w.rooms())
 		size, err := w.OwnedSize(w.Context(), 0, "I")
@@ -668,7 +690,7 @@ func TestCommitEndsWithItsContext(t *testing.T) {
 	everywhere(t, func(w *world) {
 		ctx, cancel := context.WithCancel(w.Context())
 		cancel()
-		_, err := w.Commit(ctx, 0, "I", 1, true, []Op{join("r", "c", "e1")})
+		_, err := w.Commit(ctx, 0, "I", 1, 0, []Op{join("r", "c", "e1")})
 		require.ErrorIs(w, err, ErrUnavailable)
 		require.ErrorIs(w, err, context.Canceled)
 	})

@@ -175,7 +175,7 @@ func TestReapManyAndAcrossBuckets(t *testing.T) {
 		for i := range 300 {
 			room := []string{"abc", "abcd", "abcde"}[i%3]
 			conn := fmt.Sprintf("c%d", i)
-			_, err := w.Commit(w.Context(), i%3, "I", 1, true, []Op{join(room, conn, "e")})
+			_, err := w.Commit(w.Context(), i%3, "I", 1, 0, []Op{join(room, conn, "e")})
 			require.NoError(w, err)
 			items = append(items, item(ReapCleared, room, conn, "e", "I"))
 			if i%10 == 0 {
@@ -238,7 +238,7 @@ func TestOneLeaveHoweverManyReapers(t *testing.T) {
 	}
 	wg.Go(func() {
 		for n, op := range in {
-			res, err := w.Commit(context.WithoutCancel(w.Context()), 0, "I", uint64(100+n), true, []Op{leave("r", op.Conn, op.Entry)})
+			res, err := w.Commit(context.WithoutCancel(w.Context()), 0, "I", uint64(100+n), 0, []Op{leave("r", op.Conn, op.Entry)})
 			if assert.NoError(w, err) && res[0].Status == Done {
 				left.Add(1)
 			}

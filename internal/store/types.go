@@ -15,9 +15,9 @@ var (
 	// ErrFenced says that the incarnation has been declared dead: it must not
 	// write any more.
 	ErrFenced = errors.New("store: incarnation is fenced")
-	// ErrLost says that Redis does not know the incarnation (any more), though
-	// it has written before.
-	ErrLost = errors.New("store: redis has forgotten the incarnation")
+	// ErrLost says that Redis has lost a batch that it had acknowledged, or
+	// does not know the incarnation (any more), though it has written before.
+	ErrLost = errors.New("store: redis has lost what it had acknowledged")
 	// ErrLate says that a later batch of the same lane has already run, so
 	// this one was dropped whole.
 	ErrLate = errors.New("store: batch is older than one that ran")

@@ -88,7 +88,7 @@ func newWorld(t *testing.T, server *redistest.Server) *world {
 func (w *world) commit(inc string, ops ...Op) []OpResult {
 	w.Helper()
 	w.numbers[inc]++
-	res, err := w.Store.Commit(w.Context(), 0, inc, w.numbers[inc], true, ops)
+	res, err := w.Store.Commit(w.Context(), 0, inc, w.numbers[inc], 0, ops)
 	require.NoError(w, err)
 	require.Len(w, res, len(ops))
 	return res
@@ -96,7 +96,7 @@ func (w *world) commit(inc string, ops ...Op) []OpResult {
 
 // again runs ops under the number of the last batch.
 func (w *world) again(inc string, ops ...Op) ([]OpResult, error) {
-	return w.Store.Commit(w.Context(), 0, inc, w.numbers[inc], true, ops)
+	return w.Store.Commit(w.Context(), 0, inc, w.numbers[inc], 0, ops)
 }
 
 // ok is commit of ops that all have to succeed.

@@ -3,8 +3,8 @@
 -- KEYS[1] fence of the incarnation   KEYS[2] its owned index   KEYS[3] rooms index of the bucket
 --   then per op: join, update, leave: members, seq, conn, state;  connect, disconnect: connection-meta
 -- ARGV[1] incarnation  ARGV[2] number of the batch  ARGV[3] epoch for rooms that have none
--- ARGV[4] prefix of event channels  ARGV[5] '1': no batch of the incarnation is known to have run here;
---   'i': the same, and KEYS[4] is the list of instances, on which it must stand
+-- ARGV[4] prefix of event channels  ARGV[5] number of the newest batch known to have run here; '0': none;
+--   'i': none, and KEYS[4] is the list of instances, on which the incarnation must stand
 --   then per op its kind and
 --   J, U: room conn entry tag ttl left metaVersion meta stateVersion flag stateLeft state
 --   L:    room conn entry tag cause
@@ -29,8 +29,13 @@ if last and tonumber(last) > tonumber(number) then
   return 'LATE'
 end
 -- Redis lost everything, the fence too: this may be a batch of a server that
--- has been dead for long.
-if not last and (ARGV[5] == '0' or ARGV[5] == 'i' and not redis.call('ZSCORE', KEYS[4], inc)) then
+-- has been dead for long. Or it lacks a batch that was acknowledged: it has gone
+-- back, or is an old master that does not know it yet, and would lose this one.
+if ARGV[5] == 'i' then
+  if not last and not redis.call('ZSCORE', KEYS[4], inc) then
+    return 'LOST'
+  end
+elseif tonumber(last or '0') < tonumber(ARGV[5]) then
   return 'LOST'
 end
 
