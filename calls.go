@@ -29,6 +29,8 @@ type remoteCall struct {
 	Op   string `json:"op"`
 	Room string `json:"room,omitempty"`
 	Conn string `json:"conn,omitempty"`
+	// Conns are what opGone asks about.
+	Conns []string `json:"conns,omitempty"`
 }
 
 // The operations of a remoteCall.
@@ -39,6 +41,7 @@ const (
 	opRecheck = "recheck" // ask Conn's guards again
 	opClose   = "close"   // close Conn
 	opRooms   = "rooms"   // say which rooms Conn is in
+	opGone    = "gone"    // say which of Conns are not in Room any more
 )
 
 // remoteAnswer is the payload of an answer.
@@ -52,6 +55,7 @@ type remoteAnswer struct {
 type outcome struct {
 	OK    bool     `json:"ok"`              // it found something to do
 	Rooms []string `json:"rooms,omitempty"` // of opRooms
+	Gone  []string `json:"gone,omitempty"`  // of opGone
 }
 
 // remoteErrors are the errors that a call can bring back.
@@ -144,9 +148,12 @@ func (c *control) recent(id string, now time.Time) *seenCall {
 
 // carryOut does to this server's own connections what is asked.
 func (c *control) carryOut(ctx context.Context, call remoteCall) (outcome, error) {
-	if call.Op == opClear {
+	switch call.Op {
+	case opClear:
 		ok, err := c.clear(ctx, call.Room)
 		return outcome{OK: ok}, err
+	case opGone:
+		return outcome{OK: true, Gone: c.n.owner.Gone(call.Room, call.Conns)}, nil
 	}
 	conn, err := c.n.conn(call.Conn)
 	if err != nil {

@@ -50,6 +50,7 @@ type node struct {
 	lease    *lease.Lease
 	owner    *owner.Owner
 	hub      *hub.Hub
+	asking   chan struct{} // places for questions to the owners of members in doubt
 	listener *store.Listener
 	expiry   *expiryListener // nil: off
 	hints    *hints          // nil: off
@@ -100,8 +101,10 @@ func newNode(opts Options) (*node, error) {
 	n.watchers = newWatchers(n)
 	n.control = newControl(n)
 	n.listener = store.NewListener(store.ListenerConfig{Client: opts.Redis, Handler: n, Logger: opts.Logger, Name: "events"})
+	n.asking = make(chan struct{}, maxAsking)
 	n.hub = hub.New(hub.Config{
-		Store: at.hub, Listener: roomChannels{n}, Unconfirmed: opts.LeaseTTL + time.Second, Now: n.now, Logger: opts.Logger,
+		Store: at.hub, Listener: roomChannels{n}, Unconfirmed: opts.LeaseTTL + time.Second, Ask: n.askOwner, Now: n.now,
+		Logger: opts.Logger,
 	})
 	n.lease = lease.New(lease.Config{
 		Store: at.lease, TTL: opts.LeaseTTL, Buckets: n.keys.Buckets(), Control: n.keys.Control, Logger: opts.Logger,
@@ -162,6 +165,26 @@ func (n *node) reborn(old, inc string, stalled bool) {
 	n.listener.Remove(n.keys.Control(old))
 	n.owner.Reborn(stalled)
 	n.hub.Resync()
+}
+
+// maxAsking bounds the questions under way. Who is left out asks again.
+const maxAsking = 16
+
+// askOwner asks another server which of its connections are not in a room any
+// more. It does not block.
+func (n *node) askOwner(room, owner string, conns []string, gone func([]string)) {
+	select {
+	case n.asking <- struct{}{}:
+	default:
+		return
+	}
+	n.work.Go(func() {
+		defer func() { <-n.asking }()
+		locate := func(context.Context) (string, error) { return owner, nil }
+		if answer, err := n.control.call(n.begun, locate, remoteCall{Op: opGone, Room: room, Conns: conns}); err == nil {
+			gone(answer.Gone)
+		}
+	})
 }
 
 // roomChannels lets the hub speak of rooms where the listener speaks of channels.

@@ -7,6 +7,10 @@
 // missing, is made good by a snapshot: subscribers are told exactly the
 // difference between what they know and what is true.
 //
+// Where Redis may have lost something, who is missing from a snapshot has left
+// or was lost: such members are in doubt. They are listed on until their owners
+// have written them again, or say that they have left, or their time is up.
+//
 // # Locks
 //
 // Hub.mu guards which mirrors there are; each mirror has a lock of its own

@@ -47,6 +47,11 @@ type Config struct {
 	Store    Store
 	Listener Listener
 
+	// Ask asks the owner, an incarnation, which of these connections are not in
+	// the room any more, and calls gone with them, from any goroutine, at most
+	// once; never if the owner does not answer. It must not block. Nil: nobody
+	// is asked.
+	Ask func(room, owner string, conns []string, gone func([]string))
 	// Unconfirmed is how long members that Redis lost are listed on, waiting
 	// for their owners to write them again. Defaults to 11 s.
 	Unconfirmed time.Duration

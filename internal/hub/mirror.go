@@ -78,6 +78,7 @@ type mirror struct {
 	retryAt   time.Time // a snapshot may be tried again
 	foldUntil time.Time
 	judgeAt   time.Time // the first doubt's time is up
+	askAt     time.Time // owners are asked about the doubts
 }
 
 // expectation is a position that the room is known to have reached.
@@ -197,6 +198,9 @@ func (m *mirror) tick() {
 		m.checkpoint = checkpoint{}
 		m.fetch(CauseCompare, asked)
 	}
+	if due(&m.askAt, now) {
+		m.ask(now)
+	}
 	if due(&m.judgeAt, now) && m.subscribed {
 		m.fetch(CauseVerify, now)
 	}
@@ -224,6 +228,7 @@ func (m *mirror) rearm() {
 	consider(m.retryAt)
 	consider(m.foldUntil)
 	consider(m.judgeAt)
+	consider(m.askAt)
 	consider(m.checkpoint.until)
 	if at := m.held.oldest(); !at.IsZero() {
 		consider(at.Add(holdFor))

@@ -224,7 +224,7 @@ func (f *fakeRedis) write(t store.EventType, room string, rec store.Record) stri
 }
 
 func (f *fakeRedis) join(room, conn string, more ...func(*store.Record)) string {
-	rec := store.Record{Conn: conn, Entry: "e-" + conn, Meta: []byte(`{"n":"` + conn + `"}`)}
+	rec := store.Record{Conn: conn, Entry: "e-" + conn, Incarnation: "inc", Meta: []byte(`{"n":"` + conn + `"}`)}
 	for _, m := range more {
 		m(&rec)
 	}

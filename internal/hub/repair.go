@@ -129,6 +129,9 @@ func (m *mirror) doubt(conn string, now time.Time) {
 	if m.doubts == nil {
 		m.doubts = make(map[string]time.Time)
 	}
+	if m.askAt.IsZero() {
+		m.askAt = now.Add(askAfter)
+	}
 	m.doubts[conn] = now.Add(m.hub.cfg.Unconfirmed)
 	m.hub.counters.unconfirmed.Add(1)
 }
@@ -141,7 +144,7 @@ func (m *mirror) confirm(conn string) {
 	delete(m.doubts, conn)
 	if len(m.doubts) == 0 {
 		m.doubts = nil
-		m.judgeAt = time.Time{}
+		m.judgeAt, m.askAt = time.Time{}, time.Time{}
 	}
 }
 

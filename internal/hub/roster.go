@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"strings"
+	"unique"
 
 	"github.com/meshpresence/mesh/internal/store"
 )
@@ -18,7 +19,8 @@ type Member struct {
 	// StateSilent says that the state was stored and told nobody.
 	StateSilent bool
 
-	seq uint64 // of its last change
+	seq   uint64                // of its last change
+	owner unique.Handle[string] // incarnation that wrote it
 }
 
 // newMember makes a member of a record. It copies the strings, which share
@@ -31,6 +33,7 @@ func newMember(r *store.Record) *Member {
 		State:       raw(r.State),
 		StateSilent: r.StateSilent,
 		seq:         r.Seq,
+		owner:       unique.Make(r.Incarnation),
 	}
 }
 

@@ -54,6 +54,7 @@ type Stats struct {
 	Updates     uint64           // told, each to all sinks of its room
 	Repairs     uint64           // those of them that made good for missed ones
 	Unconfirmed uint64           // members put in doubt
+	Disowned    uint64           // those of them whose owners said that they have left
 	Snapshots   map[Cause]uint64 // put to use, by cause
 	Discarded   uint64           // snapshots that could not be used
 	Failures    uint64           // snapshots that could not be read
@@ -66,7 +67,7 @@ type counters struct {
 
 	duplicates, held, strays, garbled, overflows, epochs, lost atomic.Uint64
 
-	updates, repairs, unconfirmed, discarded, failures, compared atomic.Uint64
+	updates, repairs, unconfirmed, disowned, discarded, failures, compared atomic.Uint64
 
 	snapshots [causes]atomic.Uint64
 }
@@ -98,6 +99,7 @@ func (h *Hub) Stats() Stats {
 		Duplicates: c.duplicates.Load(), Held: c.held.Load(), Strays: c.strays.Load(), Garbled: c.garbled.Load(),
 		Overflows: c.overflows.Load(), Epochs: c.epochs.Load(), Lost: c.lost.Load(),
 		Updates: c.updates.Load(), Repairs: c.repairs.Load(), Unconfirmed: c.unconfirmed.Load(),
+		Disowned:  c.disowned.Load(),
 		Snapshots: make(map[Cause]uint64, causes), Discarded: c.discarded.Load(), Failures: c.failures.Load(),
 		Compared: c.compared.Load(),
 	}

@@ -254,6 +254,15 @@ func (c *Conn) In(room string) bool {
 	return e != nil && (e.want || e.asleep)
 }
 
+// isOut reports whether the connection is not in room and what Redis held of
+// it there has been ended.
+func (c *Conn) isOut(room string) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.entries[room]
+	return e == nil || !e.want && e.ending == ""
+}
+
 // Rooms returns the rooms that the connection is in.
 func (c *Conn) Rooms() []string {
 	c.mu.Lock()

@@ -223,6 +223,22 @@ func (o *Owner) Joined(room string) []*Conn {
 	return list
 }
 
+// Gone returns those of the connections that are not in room, and about which
+// nothing is left to be written there: no event can follow, unless they join
+// again.
+func (o *Owner) Gone(room string, conns []string) []string {
+	var gone []string
+	for _, id := range conns {
+		o.mu.RLock()
+		c := o.conns[id]
+		o.mu.RUnlock()
+		if c == nil || c.isOut(room) {
+			gone = append(gone, id)
+		}
+	}
+	return gone
+}
+
 func (o *Owner) enter(e *entry) {
 	o.roomsMu.Lock()
 	defer o.roomsMu.Unlock()

@@ -258,6 +258,31 @@ func TestLeaveWhileTheJoinIsUnderWay(t *testing.T) {
 	})
 }
 
+// Whoever is told that a connection has left a room must not hear of it again.
+func TestGoneWhenNothingIsLeftToBeWritten(t *testing.T) {
+	virtual(t, func(r *rig) {
+		c := r.connect("a")
+		require.NoError(r, c.Registered(r.Context()))
+		assert.Equal(r, []string{"a", "b"}, r.Gone("x", []string{"a", "b"}), "b is nobody's")
+		r.plan(func(int, []store.Op) fault { return fault{before: 50 * time.Millisecond} })
+		var wg sync.WaitGroup
+		wg.Go(func() { _, err := c.Join(r.Context(), "x"); assert.NoError(r, err) })
+		r.sleep(10 * time.Millisecond)
+		assert.Empty(r, r.Gone("x", []string{"a"}), "it may get there")
+		wg.Go(func() { r.leave(c, "x") })
+		r.sleep(10 * time.Millisecond)
+		assert.Empty(r, r.Gone("x", []string{"a"}), "its join may run, and the leave comes after that")
+		wg.Wait()
+		r.sleep(time.Millisecond)
+		assert.Equal(r, []string{"a"}, r.Gone("x", []string{"a"}))
+		r.join(c, "x")
+		c.Close(store.CauseClosed)
+		assert.Empty(r, r.Gone("x", []string{"a"}), "its end is not written")
+		<-c.Gone()
+		assert.Equal(r, []string{"a"}, r.Gone("x", []string{"a"}))
+	})
+}
+
 // A refusal of one op is nothing to the others, and is tried again.
 func TestOpRefusedAlone(t *testing.T) {
 	virtual(t, func(r *rig) {
