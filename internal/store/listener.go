@@ -23,7 +23,7 @@ const (
 	steadyAfter = 5 * time.Second
 	// firstPause and longestPause bound the pause before a reconnect.
 	firstPause   = 20 * time.Millisecond
-	longestPause = 2 * time.Second
+	longestPause = time.Second
 	// quietFor is how long repeated warnings are held back.
 	quietFor = 10 * time.Second
 )
