@@ -32,6 +32,8 @@ const childEnv = "MESH_TEST_CHILD"
 
 type childConfig struct {
 	Redis  string        // address; empty: the world's
+	Master string        // its name, where sentinels are to be asked for the address
+	Asked  []string      // those sentinels' addresses
 	Lease  time.Duration // Options.LeaseTTL
 	TTL    time.Duration // of every room
 	Timed  time.Duration // TTL of the room of that name, 0: as of every other
@@ -61,6 +63,9 @@ func serveChild(conf string) error {
 	asked := make(chan os.Signal, 1)
 	signal.Notify(asked, syscall.SIGTERM)
 	client := redis.NewClient(&redis.Options{Addr: c.Redis})
+	if c.Master != "" {
+		client = redis.NewFailoverClient(&redis.FailoverOptions{MasterName: c.Master, SentinelAddrs: c.Asked})
+	}
 	var log stalls
 	srv, err := NewServer(Options{
 		Redis: client, LeaseTTL: c.Lease, EnablePresenceExpirationEvents: &c.Events, LatencyInterval: -1, Logger: slog.New(&log),
@@ -143,7 +148,10 @@ type child struct {
 // child starts a server process; it is killed at the end of the test.
 func (w *world) child(c childConfig) *child {
 	w.t.Helper()
-	if c.Redis == "" {
+	switch {
+	case w.watched != nil:
+		c.Master, c.Asked = w.watched.MasterName(), w.watched.Addrs()
+	case c.Redis == "":
 		c.Redis = w.real.Addr()
 	}
 	conf, err := json.Marshal(c)

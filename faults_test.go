@@ -152,12 +152,15 @@ func (s sight) take(u update) error {
 }
 
 // leaves returns when each connection's leaves came.
-func (s *stream) leaves() map[string][]time.Time {
+func (s *stream) leaves() map[string][]time.Time { return s.times("leave") }
+
+// times returns when each connection's updates of a type came.
+func (s *stream) times(kind string) map[string][]time.Time {
 	s.p.mu.Lock()
 	defer s.p.mu.Unlock()
 	out := make(map[string][]time.Time)
 	for i, u := range s.p.updates {
-		if u.RoomName == s.room && u.Type == "leave" {
+		if u.RoomName == s.room && u.Type == kind {
 			out[u.ConnectionID] = append(out[u.ConnectionID], s.p.times[i])
 		}
 	}
@@ -265,17 +268,37 @@ func (p *peer) out(room string) wish {
 
 // churn lets n peers per server come and go until calm is called. Each is in
 // one room at a time and waits for each answer.
-func (d *drill) churn(n int) {
-	d.t.Helper()
+func (d *drill) churn(n int) { d.stir(n, d.restless) }
+
+// stir has somebody do something n times per server, each in one room, until
+// calm is called.
+func (d *drill) stir(n int, somebody func(s *testServer, room string)) {
+	d.t.Cleanup(d.calm) // of a test that has failed before it called it
 	for _, s := range d.servers {
 		for i := range n {
-			p := s.dial()
-			d.churning.Go(func() { d.restless(p, d.rooms[i%len(d.rooms)]) })
+			d.churning.Go(func() { somebody(s, d.rooms[i%len(d.rooms)]) })
 		}
 	}
 }
 
-func (d *drill) restless(p *peer, room string) {
+// comer connects a peer, on any goroutine; nil: the test has failed.
+func (d *drill) comer(s *testServer) *peer {
+	p, _, err := s.tryDial()
+	if err != nil {
+		if d.t.Context().Err() == nil { // otherwise the test is over
+			d.t.Errorf("dial: %v", err)
+		}
+		return nil
+	}
+	return p
+}
+
+// restless is a connection that joins, changes its state and leaves.
+func (d *drill) restless(s *testServer, room string) {
+	p := d.comer(s)
+	if p == nil {
+		return
+	}
 	var now wish
 	pace := time.NewTicker(25 * time.Millisecond)
 	defer pace.Stop()
@@ -302,17 +325,32 @@ func (d *drill) restless(p *peer, room string) {
 func (d *drill) calm() {
 	close(d.quiet)
 	d.churning.Wait()
+	d.quiet = make(chan struct{})
+}
+
+// wanted returns what is wanted now.
+func (d *drill) wanted() map[string]sight {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	want := make(map[string]sight, len(d.want))
+	for room, s := range d.want {
+		want[room] = maps.Clone(s)
+	}
+	return want
 }
 
 // state says what does not fit yet: Redis, and what each stream comes to, must
 // be what is wanted.
 func (d *drill) state() string {
-	d.mu.Lock()
-	want := make(map[string]sight, len(d.want))
-	for room, s := range d.want {
-		want[room] = maps.Clone(s)
+	want := d.wanted()
+	if diff := d.redis(want); diff != "" {
+		return diff
 	}
-	d.mu.Unlock()
+	return d.told(want)
+}
+
+// redis says how Redis differs from what is wanted.
+func (d *drill) redis(want map[string]sight) string {
 	for _, room := range d.rooms {
 		now, err := d.servers[0].inRedis(room)
 		if err != nil {
@@ -322,6 +360,11 @@ func (d *drill) state() string {
 			return fmt.Sprintf("Redis, %s: %s", room, diff)
 		}
 	}
+	return ""
+}
+
+// told says how what the streams come to differs from what is wanted.
+func (d *drill) told(want map[string]sight) string {
 	for i, s := range d.streams {
 		now, err := s.fold()
 		if err != nil {

@@ -27,6 +27,7 @@ type world struct {
 	virtual bool            // time is synctest's and Redis is in this process
 	mem     *meshtest.Redis // where virtual
 	real    *redistest.Server
+	watched *redistest.Sentinel // where a master is followed, not one server
 }
 
 // everywhere runs a test twice: in virtual time on the embedded Redis, and on
@@ -61,6 +62,9 @@ func (w *world) client() *redis.Client {
 		c := w.mem.Client()
 		w.t.Cleanup(func() { _ = c.Close() })
 		return c
+	}
+	if w.watched != nil {
+		return w.watched.Client(w.t)
 	}
 	return w.real.Client(w.t)
 }
