@@ -40,7 +40,7 @@ var mutations = []mutation{
 	{
 		name: "no fence", file: "internal/store/lua/commit.lua",
 		old: "if last == 'dead' then\n  return 'FENCED'\nend",
-		new: "if last == 'dead' then\n  last = nil\nend",
+		new: "if last == 'dead' then\n  last = number\nend",
 	},
 	{
 		name: "late batches", file: "internal/store/lua/commit.lua",
@@ -50,13 +50,13 @@ var mutations = []mutation{
 	{
 		name: "no tags", file: "internal/hub/history.go", old: "ev.Prev == pos.Tag", new: "true",
 		more: []mutation{
-			{file: "internal/hub/apply.go", old: "case known && tag == ev.Tag:", new: "case known:"},
+			{file: "internal/hub/apply.go", old: "case known && tag == ev.Tag:", new: "case known && tag != \"\":"},
 			{file: "internal/hub/compare.go", old: "known && tag != p.Tag", new: "false && known && tag != p.Tag"},
 		},
 	},
 	{
 		name: "no patience", file: "internal/lease/patience.go",
-		old: "if p.held || p.since.IsZero() || at.Sub(p.since) < p.ttl || at.Sub(p.streak[len(p.streak)-1].sent) > p.ttl/2 {",
+		old: "if p.held || at.Before(p.until) || p.since.IsZero() || at.Sub(p.since) < p.ttl || at.Sub(p.streak[len(p.streak)-1].sent) > p.ttl/2 {",
 		new: "if !p.known {",
 	},
 	{
