@@ -481,11 +481,14 @@ func TestExpiredEventsAreFasterThanALongLease(t *testing.T) {
 		require.Equal(t, "true", a.state("plain", map[string]any{"n": 1}, map[string]any{"expireAfter": 2000}))
 		line.cut()
 		cut := time.Now()
+		key := doomed.n.keys.Conn("short", a.id)
+		gone := cut.Add(w.client().PTTL(t.Context(), key).Val()).UnixMilli()
 		for _, p := range plain { // no TTL, and a state with one
 			p.expectStates(2500*time.Millisecond, a.id, `{"n":1}`, "null")
 		}
-		for _, p := range short { // the key lives for TTL + 1 s
-			p.expect(4500*time.Millisecond-time.Since(cut), "leave", a.id)
+		for _, p := range short { // the key lives for TTL + 1 s, and its owner has half a second to show that it lives
+			u := p.expect(4850*time.Millisecond-time.Since(cut), "leave", a.id)
+			require.GreaterOrEqual(t, u.Timestamp, gone+ownersTurn.Milliseconds(), "an owner would have come first")
 		}
 		require.Greater(t, time.Since(cut), time.Second)
 		for _, p := range plain {

@@ -74,11 +74,6 @@ var mutations = []mutation{
 		old: "ready(m.view(!settled, 0))\n			m.mu.Unlock()",
 		new: "v := m.view(!settled, 0)\n			m.mu.Unlock()\n			time.Sleep(time.Millisecond)\n			ready(v)",
 	},
-	{
-		name: "hints at once", file: "hints.go",
-		old: "wait += ownersTurn",
-		new: "wait += 0",
-	},
 }
 
 // made returns the files of the mutation as it makes them.
