@@ -488,7 +488,7 @@ func TestExpiredEventsAreFasterThanALongLease(t *testing.T) {
 		}
 		for _, p := range short { // the key lives for TTL + 1 s, and its owner has half a second to show that it lives
 			u := p.expect(4850*time.Millisecond-time.Since(cut), "leave", a.id)
-			require.GreaterOrEqual(t, u.Timestamp, gone+ownersTurn.Milliseconds(), "an owner would have come first")
+			require.GreaterOrEqual(t, u.Timestamp, gone+500, "an owner would have come first")
 		}
 		require.Greater(t, time.Since(cut), time.Second)
 		for _, p := range plain {
