@@ -97,6 +97,36 @@ func TestCommandQueueIsBoundedInBytes(t *testing.T) {
 	})
 }
 
+// A payload is a part of its frame and keeps all of it in memory: padding
+// beside it counts like the payload itself, and so does a long name.
+func TestPaddingOfWaitingCommandsCounts(t *testing.T) {
+	t.Parallel()
+	big := strings.Repeat("x", 600)
+	for name, text := range map[string]string{
+		"beside the payload": `{"id":%d,"command":"mesh/noop","payload":{},"padding":"` + big + `"}`,
+		"white space":        `{"id":%d,"command":"mesh/noop","payload":{}` + strings.Repeat(" ", 600) + `}`,
+		"the command's name": `{"id":%d,"command":"` + big + `"}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				h := new(handler)
+				r := run(t, h, func(c *Config) { c.QueueBytes = 1000 })
+				open := make(chan struct{})
+				h.command = func(context.Context, wire.Request) { <-open }
+				for i := range 3 {
+					r.say(fmt.Sprintf(text, i))
+					synctest.Wait()
+				}
+				if got := r.got(); len(got) != 1 || got[0].ID != "2" || got[0].code() != "EBUSY" {
+					t.Errorf("got %v, want EBUSY for 2", got)
+				}
+				close(open)
+			})
+		})
+	}
+}
+
 func TestCommandsPerSecond(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

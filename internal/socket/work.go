@@ -16,11 +16,11 @@ func (s *Socket) enqueue(req wire.Request) bool {
 		return true // of no interest any more
 	}
 	if limit := s.cfg.QueueBytes; len(s.commands) >= s.cfg.CommandQueue ||
-		limit > 0 && len(s.commands) > 0 && s.commandBytes+len(req.Payload) > limit {
+		limit > 0 && len(s.commands) > 0 && s.commandBytes+req.Size > limit {
 		return false
 	}
 	s.commands = append(s.commands, req)
-	s.commandBytes += len(req.Payload)
+	s.commandBytes += req.Size
 	s.kickWorker()
 	return true
 }
@@ -74,7 +74,7 @@ func (s *Socket) nextCommand() (wire.Request, bool) {
 	}
 	req := s.commands[0]
 	s.commands[0] = wire.Request{}
-	s.commandBytes -= len(req.Payload)
+	s.commandBytes -= req.Size
 	if s.commands = s.commands[1:]; len(s.commands) == 0 {
 		s.commands = nil
 	}

@@ -35,6 +35,9 @@ type Request struct {
 	Command string
 	// Payload is nil if the frame has none. It shares memory with the frame.
 	Payload json.RawMessage
+	// Size is the length of the whole frame: what the request keeps in memory
+	// at most, whatever it was padded with.
+	Size int
 }
 
 // Decode reads one text frame. It returns an error that wraps ErrNotMesh
@@ -66,7 +69,7 @@ func Decode(frame []byte) (Request, error) {
 	if len(command) <= len(`""`) || command[0] != '"' {
 		return Request{}, errNoCommand
 	}
-	req := Request{Command: intern(unquoted(command)), Payload: payload}
+	req := Request{Command: intern(unquoted(command)), Payload: payload, Size: len(frame)}
 	if len(id) > 0 && (id[0] == '-' || '0' <= id[0] && id[0] <= '9') {
 		req.ID, req.HasID = string(id), true
 	}

@@ -20,16 +20,16 @@ func TestDecode(t *testing.T) {
 		err   bool
 	}{
 		{"request", `{"id":17,"command":"mesh/join-room","payload":{"roomName":"lobby"}}`,
-			Request{"17", true, CommandJoinRoom, json.RawMessage(`{"roomName":"lobby"}`)}, false},
+			Request{"17", true, CommandJoinRoom, json.RawMessage(`{"roomName":"lobby"}`), 0}, false},
 		{"spaces", " {\t\"payload\" : [ 1 , 2 ] ,\r\n \"command\" : \"x\" , \"id\" : 0 } ",
-			Request{"0", true, "x", json.RawMessage(`[ 1 , 2 ]`)}, false},
+			Request{"0", true, "x", json.RawMessage(`[ 1 , 2 ]`), 0}, false},
 		{"no id", `{"command":"x"}`, Request{Command: "x"}, false},
 		{"id is null", `{"id":null,"command":"x"}`, Request{Command: "x"}, false},
 		{"id is a string", `{"id":"1","command":"x"}`, Request{Command: "x"}, false},
 		{"id is an object", `{"id":{"id":1},"command":"x"}`, Request{Command: "x"}, false},
-		{"id keeps its digits", `{"id":-1.50e+3,"command":"x"}`, Request{"-1.50e+3", true, "x", nil}, false},
+		{"id keeps its digits", `{"id":-1.50e+3,"command":"x"}`, Request{"-1.50e+3", true, "x", nil, 0}, false},
 		{"payload is null", `{"command":"x","payload":null}`, Request{Command: "x", Payload: json.RawMessage(`null`)}, false},
-		{"last name counts", `{"id":1,"command":"x","id":2,"command":"y"}`, Request{"2", true, "y", nil}, false},
+		{"last name counts", `{"id":1,"command":"x","id":2,"command":"y"}`, Request{"2", true, "y", nil, 0}, false},
 		{"escaped name", `{"c\u006fmmand":"a\"\u00e9"}`, Request{Command: `a"é`}, false},
 		{"names inside strings and objects", `{"a":"\"command\":\"q\\\"","b":{"command":"z","id":3},"command":"x"}`, Request{Command: "x"}, false},
 		{"unknown names", `{"command":"x","trace":[{}]}`, Request{Command: "x"}, false},
@@ -69,6 +69,7 @@ func TestDecode(t *testing.T) {
 				return
 			}
 			require.NoError(t, err)
+			test.want.Size = len(test.frame)
 			assert.Equal(t, test.want, got)
 		})
 	}
