@@ -54,10 +54,11 @@ func inRoom(run func(ctx context.Context, c *Connection, req wire.Request, room 
 		if err := decodePayload(req, &p); err != nil {
 			return nil, err
 		}
-		if err := c.s.n.checkRoom(p.RoomName); err != nil {
+		room := string(p.RoomName)
+		if err := c.s.n.checkRoom(room); err != nil {
 			return nil, err
 		}
-		return run(ctx, c, req, p.RoomName)
+		return run(ctx, c, req, room)
 	}
 }
 
@@ -134,7 +135,8 @@ func publishPresenceState(ctx context.Context, c *Connection, req wire.Request) 
 	if err := decodePayload(req, &p); err != nil {
 		return nil, err
 	}
-	if err := n.checkRoom(p.RoomName); err != nil {
+	room := string(p.RoomName)
+	if err := n.checkRoom(room); err != nil {
 		return nil, err
 	}
 	if len(p.State) == 0 || string(p.State) == "null" {
@@ -148,8 +150,8 @@ func publishPresenceState(ctx context.Context, c *Connection, req wire.Request) 
 	if err != nil {
 		return nil, err
 	}
-	return c.change(ctx, p.RoomName, func() error {
-		return n.publishState(ctx, c.own, p.RoomName, data, StateOptions{ExpireAfter: after, Silent: p.Silent})
+	return c.change(ctx, room, func() error {
+		return n.publishState(ctx, c.own, room, data, StateOptions{ExpireAfter: after, Silent: p.Silent})
 	})
 }
 
@@ -210,13 +212,14 @@ func getConnectionMetadata(ctx context.Context, c *Connection, req wire.Request)
 	if err := decodePayload(req, &p); err != nil {
 		return nil, err
 	}
-	if err := validateConnectionID(p.ConnectionID); err != nil {
+	id := string(p.ConnectionID)
+	if err := validateConnectionID(id); err != nil {
 		return nil, err
 	}
-	if p.ConnectionID == c.id {
+	if id == c.id {
 		return wire.Metadata{Metadata: c.Member().Metadata}, nil
 	}
-	data, err := c.s.n.metadataFor(ctx, c.id, p.ConnectionID, c.concerned())
+	data, err := c.s.n.metadataFor(ctx, c.id, id, c.concerned())
 	if err != nil {
 		return nil, err
 	}

@@ -14,7 +14,7 @@ import (
 // else: join, leave, subscribe, unsubscribe, clear state, get state, get room
 // metadata.
 type RoomRequest struct {
-	RoomName string `json:"roomName"`
+	RoomName Name `json:"roomName"`
 }
 
 // The commands that take a RoomRequest, by name.
@@ -37,7 +37,7 @@ type (
 
 // PublishStateRequest is the payload of CommandPublishPresenceState.
 type PublishStateRequest struct {
-	RoomName    string          `json:"roomName"`
+	RoomName    Name            `json:"roomName"`
 	State       json.RawMessage `json:"state"`       // nil or null: refused with false
 	ExpireAfter *float64        `json:"expireAfter"` // milliseconds, see Expiry
 	Silent      bool            `json:"silent"`      // store it, tell nobody
@@ -60,7 +60,7 @@ func (r *PublishStateRequest) Expiry() (time.Duration, error) {
 
 // GetMetadataRequest is the payload of CommandGetConnectionMetadata.
 type GetMetadataRequest struct {
-	ConnectionID string `json:"connectionId"`
+	ConnectionID Name `json:"connectionId"`
 }
 
 // SetMetadataRequest is the payload of CommandSetMyConnectionMetadata.

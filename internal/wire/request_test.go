@@ -87,7 +87,7 @@ func TestBind(t *testing.T) {
 	req := Request{Command: CommandPublishPresenceState,
 		Payload: json.RawMessage(`{"roomName":"r\u00e9","state":{"n":12345678901234567890.10},"expireAfter":1500.2,"silent":true}`)}
 	require.NoError(t, req.Bind(&publish))
-	assert.Equal(t, "ré", publish.RoomName)
+	assert.Equal(t, Name("ré"), publish.RoomName)
 	assert.Equal(t, `{"n":12345678901234567890.10}`, string(publish.State), "numbers keep their digits")
 	assert.True(t, publish.Silent)
 	expiry, err := publish.Expiry()

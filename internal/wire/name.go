@@ -1,0 +1,62 @@
+package wire
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"strconv"
+)
+
+// Name is a name that a client sent. JSON can escape half of a surrogate pair,
+// which no text in UTF-8 can hold: encoding/json replaces it, so that two
+// names of a client would become one, and none that it knows. Such a name is
+// refused instead.
+type Name string
+
+var errHalfPair = errors.New("a name holds half of a surrogate pair")
+
+// UnmarshalJSON takes a JSON string; null is none.
+func (n *Name) UnmarshalJSON(raw []byte) error {
+	var text string
+	if err := json.Unmarshal(raw, &text); err != nil {
+		return err
+	}
+	if halfPair(raw) {
+		return errHalfPair
+	}
+	*n = Name(text)
+	return nil
+}
+
+// halfPair reports whether a JSON string escapes a surrogate that is not one
+// of a pair.
+func halfPair(quoted []byte) bool {
+	for {
+		i := bytes.IndexByte(quoted, '\\')
+		if i < 0 {
+			return false
+		}
+		quoted = quoted[i:]
+		switch high := surrogate(quoted); {
+		case high == 0:
+			quoted = quoted[2:]
+		case high >= 0xDC00 || surrogate(quoted[6:]) < 0xDC00:
+			return true
+		default:
+			quoted = quoted[12:]
+		}
+	}
+}
+
+// surrogate returns the surrogate that is escaped at the beginning of b; 0:
+// none is.
+func surrogate(b []byte) uint64 {
+	if len(b) < 6 || b[0] != '\\' || b[1] != 'u' {
+		return 0
+	}
+	code, err := strconv.ParseUint(string(b[2:6]), 16, 32)
+	if err != nil || code < 0xD800 || code > 0xDFFF {
+		return 0
+	}
+	return code
+}
