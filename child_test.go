@@ -38,6 +38,14 @@ type childConfig struct {
 	TTL    time.Duration // of every room
 	Timed  time.Duration // TTL of the room of that name, 0: as of every other
 	Events bool          // Options.EnablePresenceExpirationEvents
+
+	Limits   Limits
+	Ping     time.Duration // Options.PingInterval
+	Write    time.Duration // Options.WriteTimeout
+	Metadata bool          // clients may set their own
+	Header   time.Duration // http.Server.ReadHeaderTimeout
+	Buffer   int           // of the kernel, for what is written to a client; 0: as it is
+	Gauged   bool          // tells at /gauge what it uses up
 }
 
 // runChild serves until its parent closes standard input or is gone, and
@@ -67,9 +75,14 @@ func serveChild(conf string) error {
 		client = redis.NewFailoverClient(&redis.FailoverOptions{MasterName: c.Master, SentinelAddrs: c.Asked})
 	}
 	var log stalls
-	srv, err := NewServer(Options{
+	opts := Options{
 		Redis: client, LeaseTTL: c.Lease, EnablePresenceExpirationEvents: &c.Events, LatencyInterval: -1, Logger: slog.New(&log),
-	})
+		Limits: c.Limits, PingInterval: c.Ping, WriteTimeout: c.Write,
+	}
+	if c.Metadata {
+		allowMetadata(&opts)
+	}
+	srv, err := NewServer(opts)
 	if err != nil {
 		return err
 	}
@@ -91,7 +104,11 @@ func serveChild(conf string) error {
 	mux.HandleFunc("/lives", func(rw http.ResponseWriter, _ *http.Request) {
 		_ = json.NewEncoder(rw).Encode(lives{Reborn: srv.Stats().Reborn, Stalled: log.n.Load()})
 	})
-	go func() { _ = http.Serve(l, mux) }() // ends with the process
+	if c.Gauged {
+		mux.Handle("/gauge", newGauge(srv))
+	}
+	web := &http.Server{Handler: mux, ReadHeaderTimeout: c.Header}
+	go func() { _ = web.Serve(buffered{l, c.Buffer}) }() // ends with the process
 	fmt.Println(l.Addr(), srv.Stats().Incarnation)
 	select {
 	case <-orphaned:
@@ -137,7 +154,8 @@ func (s *stalls) WithGroup(string) slog.Handler      { return s }
 
 // child is a server in another process.
 type child struct {
-	w           *world
+	t           testing.TB
+	w           *world // of whom peers are; nil: it has none
 	cmd         *exec.Cmd
 	addr        string
 	incarnation string // its first
@@ -154,29 +172,36 @@ func (w *world) child(c childConfig) *child {
 	case c.Redis == "":
 		c.Redis = w.real.Addr()
 	}
+	p := startChild(w.t, c)
+	p.w = w
+	return p
+}
+
+func startChild(t testing.TB, c childConfig) *child {
+	t.Helper()
 	conf, err := json.Marshal(c)
-	require.NoError(w.t, err)
+	require.NoError(t, err)
 	exe, err := os.Executable()
-	require.NoError(w.t, err)
-	p := &child{w: w, cmd: exec.Command(exe)}
+	require.NoError(t, err)
+	p := &child{t: t, cmd: exec.Command(exe)}
 	p.cmd.Env = append(os.Environ(), childEnv+"="+string(conf))
 	p.cmd.Stderr = &p.stderr
 	in, err := p.cmd.StdinPipe()
-	require.NoError(w.t, err)
+	require.NoError(t, err)
 	out, err := p.cmd.StdoutPipe()
-	require.NoError(w.t, err)
-	require.NoError(w.t, p.cmd.Start())
-	w.t.Cleanup(func() {
+	require.NoError(t, err)
+	require.NoError(t, p.cmd.Start())
+	t.Cleanup(func() {
 		p.die()
 		_ = in.Close()
 	})
 	line, err := bufio.NewReader(out).ReadString('\n')
 	if err != nil {
 		p.die()
-		require.NoError(w.t, err, "child: %s", p.stderr.String())
+		require.NoError(t, err, "child: %s", p.stderr.String())
 	}
 	_, err = fmt.Sscan(line, &p.addr, &p.incarnation)
-	require.NoError(w.t, err)
+	require.NoError(t, err)
 	return p
 }
 
@@ -192,7 +217,7 @@ func (c *child) die() {
 // inspect looks at what the ended process had to say.
 func (c *child) inspect() {
 	if s := c.stderr.String(); strings.Contains(s, "DATA RACE") || strings.Contains(s, "panic:") {
-		c.w.t.Errorf("child: %s", s)
+		c.t.Errorf("child: %s", s)
 	}
 }
 

@@ -1,0 +1,198 @@
+package mesh
+
+import (
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/gorilla/websocket"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// attack is one way to make trouble. Bound is how much more memory than before
+// the server may hold meanwhile; where it comes from stands with each.
+type attack struct {
+	name  string
+	conf  childConfig
+	bound int64
+	run   func(t *testing.T, f *fort)
+}
+
+const (
+	// queue is the default of Limits.QueueBytes, the most that waits to be
+	// written to one socket, and the most that its waiting commands weigh.
+	queue = 1 << 20
+	// perEnemy is what one connection may cost: its answers and its commands
+	// that wait, both with what the allocator adds, and the frame being read.
+	perEnemy = 2*queue*5/4 + 256<<10
+	// spare is for garbage of the moment, and for tables that grow.
+	spare = 6 << 20
+)
+
+// unlimited takes the commands' limit away, where it is the next bound behind
+// it that is tried.
+var unlimited = Limits{CommandsPerSecond: -1}
+
+// TestAttacks makes them two at a time: each needs a processor of its own for
+// what it measures to say something.
+func TestAttacks(t *testing.T) {
+	t.Parallel()
+	if testing.Short() {
+		t.Skip("takes real seconds")
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	slots := make(chan struct{}, 2)
+	for _, list := range [][]attack{floods, storms, slowAttacks} {
+		for _, a := range list {
+			slots <- struct{}{}
+			wg.Go(func() {
+				defer func() { <-slots }()
+				t.Run(a.name, func(t *testing.T) {
+					f := newFort(t, a.conf)
+					f.under(a.bound, func() { a.run(t, f) })
+				})
+			})
+		}
+	}
+}
+
+var floods = []attack{
+	{"ten thousand commands a second", childConfig{}, perEnemy + spare, commandFlood},
+	{"as many as are tolerated", childConfig{}, perEnemy + spare, nearFlood},
+	{"pings of WebSocket", childConfig{}, perEnemy + spare, controlFlood},
+	{"answers that nobody reads", childConfig{Buffer: 32 << 10}, perEnemy + spare, unreadAnswers},
+	{"padded commands behind them", childConfig{Buffer: 32 << 10}, paddedEnemies*perEnemy + spare, paddedCommands},
+	{"five thousand reconnects", childConfig{Limits: Limits{UpgradesPerSecond: 200}}, 4*perEnemy + spare, reconnects},
+}
+
+func noop(i int) string { return fmt.Sprintf(`{"id":%d,"command":"mesh/noop"}`, i) }
+
+// commandFlood: ELIMIT past the limit, 1008 past ten times the limit, and
+// whoever comes back behaving is served.
+func commandFlood(t *testing.T, f *fort) {
+	for range 3 {
+		e := dialEnemy(t, f.addr)
+		ended := e.listen()
+		e.flood(10_000, 5*time.Second, noop)
+		r := <-ended
+		require.Equal(t, websocket.ClosePolicyViolation, r.closing, "%v", r.err)
+		assert.Positive(t, r.codes["ELIMIT"])
+		assert.LessOrEqual(t, r.codes[""]+r.codes["EBUSY"], 200+100*20, "no more than may come are carried out: %v", r.codes)
+		delete(r.codes, "")
+		delete(r.codes, "EBUSY")
+		assert.Len(t, r.codes, 1, "%v", r.codes)
+		e = dialEnemy(t, f.addr)
+		require.Contains(t, e.call("mesh/noop", "{}"), "true", "and may come back")
+		e.gone()
+	}
+	assert.EqualValues(t, 3, f.gauge().Stats.Closed["flood"])
+}
+
+// nearFlood stays just below: every command is answered, most with ELIMIT.
+func nearFlood(t *testing.T, f *fort) {
+	e := dialEnemy(t, f.addr)
+	ended := e.listen()
+	sent := e.flood(800, 4*time.Second, noop)
+	f.within(patience, func() bool { return e.answered.Load() == int64(sent) }, "all are answered")
+	e.bye()
+	r := <-ended
+	require.Equal(t, websocket.CloseNormalClosure, r.closing, "%v", r.err)
+	assert.Equal(t, sent, r.codes[""]+r.codes["ELIMIT"]+r.codes["EBUSY"], "%v", r.codes)
+	assert.LessOrEqual(t, r.codes[""], 200+100*20, "at most what is allowed, however slow the test")
+	assert.Positive(t, r.codes["ELIMIT"])
+}
+
+// controlFlood: they count as frames.
+func controlFlood(t *testing.T, f *fort) {
+	for _, op := range []byte{finPing, finPong} {
+		e := dialEnemy(t, f.addr)
+		ended := e.listen()
+		ping := []byte(strings.Repeat(string(wireFrame(op, strings.Repeat("x", 100))), 100))
+		for range 1000 {
+			if e.raw(ping) != nil {
+				break
+			}
+		}
+		r := <-ended
+		require.Equal(t, websocket.ClosePolicyViolation, r.closing, "%v", r.err)
+	}
+}
+
+// unreadAnswers: what is not read is bounded, then 1013.
+func unreadAnswers(t *testing.T, f *fort) {
+	e := dialEnemy(t, f.addr)
+	name := strings.Repeat("x", 10_000) // it comes back in the answer, if only to say no
+	slow := func() bool { return f.gauge().Stats.Closed["slow"] == 1 }
+	for end := time.Now().Add(patience); !slow(); {
+		require.True(t, time.Now().Before(end), "nobody noticed: %+v", f.gauge().Stats)
+		e.flood(800, 200*time.Millisecond, func(i int) string { return fmt.Sprintf(`{"id":%d,"command":%q}`, i, name) })
+	}
+	require.Equal(t, websocket.CloseTryAgainLater, e.code(), "whoever reads again is told")
+}
+
+const paddedEnemies = 16
+
+// paddedCommands: while answers are not read commands wait. They are bounded
+// by what they weigh, padding included, then EBUSY.
+func paddedCommands(t *testing.T, f *fort) {
+	name, padding := strings.Repeat("x", 30_000), strings.Repeat(" ", 64_000)
+	var enemies []*enemy
+	for range paddedEnemies {
+		e := dialEnemy(t, f.addr)
+		enemies = append(enemies, e)
+		for i := range 30 {
+			require.NoError(t, e.text(fmt.Sprintf(`{"id":%d,"command":%q}`, i, name)))
+		}
+		for i := range 60 {
+			require.NoError(t, e.text(fmt.Sprintf(`{"id":%d,"command":"mesh/noop","payload":{}%s}`, i, padding)))
+		}
+	}
+	f.within(patience, func() bool { return f.gauge().Stats.Busy >= paddedEnemies*50 }, "EBUSY: %+v", f.gauge().Stats)
+	f.gauge() // a look at the memory while all of it waits
+	for _, e := range enemies {
+		answer, err := e.until("EBUSY")
+		require.NoError(t, err)
+		assert.Equal(t, "EBUSY", codeIn(answer))
+		e.gone()
+	}
+}
+
+// reconnects: they come, join, and drop the connection, thousands of times.
+// The server takes as many per second as it may; others are told when to come
+// back.
+func reconnects(t *testing.T, f *fort) {
+	const attempts, workers = 5000, 8
+	var refused, accepted atomic.Int64
+	var wg sync.WaitGroup
+	begun := time.Now()
+	for range workers {
+		wg.Go(func() {
+			for range attempts / workers {
+				e, resp, err := tryEnemy(t, f.addr)
+				switch {
+				case err == nil:
+					accepted.Add(1)
+					_ = e.text(`{"id":1,"command":"mesh/join-room","payload":{"roomName":"home"}}`)
+					e.gone()
+				case resp != nil && resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Retry-After") != "":
+					refused.Add(1)
+					_, _ = io.Copy(io.Discard, resp.Body)
+				default:
+					t.Errorf("an upgrade failed: %v", err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	took := time.Since(begun)
+	t.Logf("%d accepted, %d refused with 503 in %v", accepted.Load(), refused.Load(), took)
+	assert.LessOrEqual(t, accepted.Load(), int64(200*(took.Seconds()+2)))
+	assert.Positive(t, refused.Load())
+}
