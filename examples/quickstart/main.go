@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log"
 	"net/http"
+	"time"
 
 	"github.com/meshpresence/mesh"
 	"github.com/redis/go-redis/v9"
@@ -17,8 +18,7 @@ func main() {
 		log.Fatal(err)
 	}
 	srv.OnConnection(func(ctx context.Context, c *mesh.Connection) {
-		metadata := map[string]string{"userId": "user123", "username": "Alice"}
-		if err := srv.Connections().SetMetadata(ctx, c.ID(), metadata, mesh.MetadataOptions{}); err != nil {
+		if err := srv.Connections().SetMetadata(ctx, c.ID(), map[string]string{"userId": "user123", "username": "Alice"}, mesh.MetadataOptions{}); err != nil {
 			log.Print(err)
 		}
 	})
@@ -26,5 +26,5 @@ func main() {
 		log.Fatal(err)
 	}
 	http.Handle("/ws", srv)
-	log.Fatal(http.ListenAndServe("localhost:8080", nil))
+	log.Fatal((&http.Server{Addr: "localhost:8080", ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10}).ListenAndServe())
 }

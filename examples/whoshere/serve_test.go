@@ -151,6 +151,23 @@ func TestServeGivesNames(t *testing.T) {
 	require.NoError(t, stop())
 }
 
+// What net/http keeps of a request it keeps as long as the socket lives.
+func TestServeTakesNoLargeHeaders(t *testing.T) {
+	t.Parallel()
+	cfg, err := parseFlags([]string{"-addr", "127.0.0.1:0"}, nil)
+	require.NoError(t, err)
+	visit, stop := startServe(t, cfg)
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, visit, nil)
+	require.NoError(t, err)
+	req.Header.Set("X", strings.Repeat("x", 64<<10))
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	res, err := client.Do(req)
+	require.NoError(t, err)
+	require.NoError(t, res.Body.Close())
+	require.Equal(t, http.StatusRequestHeaderFieldsTooLarge, res.StatusCode)
+	require.NoError(t, stop())
+}
+
 func TestServeNeedsItsAddress(t *testing.T) {
 	t.Parallel()
 	cfg, err := parseFlags([]string{"-addr", "127.0.0.1:0"}, nil)
