@@ -116,6 +116,32 @@ func FuzzEvent(f *testing.F) {
 	})
 }
 
+// What stands in other places of Redis than records and events.
+func FuzzRefs(f *testing.F) {
+	for _, s := range []string{"", "e 1 t", "e 18446744073709551616 t", "e c e1 room", "e c e1  two  spaces ", "c c", "c ", "e   ", "e c e1 \n\xff"} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if p, err := decodePosition(s); err != nil {
+			require.ErrorIs(t, err, errFormat)
+			require.Equal(t, Position{}, p)
+		} else if s != "" {
+			again, err := decodePosition(fmt.Sprintf("%s %d %s", p.Epoch, p.Seq, p.Tag))
+			require.NoError(t, err)
+			require.Equal(t, p, again)
+		}
+		switch ref, err := decodeOwned(s); {
+		case err != nil:
+			require.ErrorIs(t, err, errFormat)
+			require.Equal(t, OwnedRef{}, ref)
+		case strings.HasPrefix(s, "c "):
+			require.Equal(t, s, "c "+ref.Conn)
+		default:
+			require.Equal(t, s, "e "+ref.Conn+" "+ref.Entry+" "+ref.Room)
+		}
+	})
+}
+
 // roundTrip sends users' bytes through every script that carries them and
 // wants to see them again, to the byte.
 func roundTrip(w *world, room string, meta, state []byte) {

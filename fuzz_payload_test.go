@@ -1,0 +1,182 @@
+package mesh
+
+import (
+	"encoding/json"
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+	"unicode/utf8"
+
+	"github.com/gorilla/websocket"
+	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh/internal/wire"
+	"github.com/meshpresence/mesh/meshtest"
+)
+
+// FuzzPayloads sends each command with whatever payload it is given. What is
+// JSON gets exactly one answer, and if that is an error it has a code and none
+// of the server's own troubles in it; a change that was accepted is carried to
+// the byte.
+func FuzzPayloads(f *testing.F) {
+	names := slices.Sorted(maps.Keys(commands))
+	for i := range names {
+		for _, payload := range []string{
+			`{"roomName":"a"}`, `{"roomName":"guarded"}`, `{"roomName":"a","state":{"x":1.50,"x":"\ud800"},"expireAfter":5.5,"silent":true}`,
+			`{"roomName":"\ud800"}`, `{"ROOMNAME":"a","roomname":"b"}`, `{"connectionId":"x:y"}`, `{"connectionId":"*"}`,
+			`{"metadata":{"a":{"b":1},"a":[]},"options":{"strategy":"deepMerge"}}`, `{"metadata":null,"options":{"strategy":"x"}}`,
+			`{"metadata":1,"options":null}`, `null`, `[]`, `{"roomName":"a","state":{},"expireAfter":9.2e12}`, `{"roomName":{"a":1}}`,
+		} {
+			f.Add(byte(i), payload)
+		}
+	}
+	z := fuzzed(f)
+	ws := z.dial(f) // one for all: a new one costs more than what is tried
+	f.Cleanup(func() { _ = ws.Close() })
+	f.Fuzz(func(t *testing.T, n byte, payload string) {
+		if len(payload) > 15<<10 {
+			return // FuzzFrames sends what is too large
+		}
+		z.payload(t, ws, names[int(n)%len(names)], payload)
+	})
+}
+
+func (z *fuzzServer) payload(t *testing.T, ws *websocket.Conn, command, payload string) {
+	if command == wire.CommandPublishPresenceState || command == wire.CommandClearPresenceState {
+		join := `{"id":1,"command":"mesh/join-room","payload":{"roomName":"a"}}`
+		require.NoError(t, ws.WriteMessage(websocket.TextMessage, []byte(join)))
+	}
+	text := []byte(`{"id":2,"command":"` + command + `","payload":` + payload + `}`)
+	req, err := wire.Decode(text)
+	if err == nil && (req.ID != "2" || req.Command != command) {
+		return // the payload broke out of its place
+	}
+	want := 0
+	if err == nil {
+		want = 1
+	}
+	require.NoError(t, ws.WriteMessage(websocket.TextMessage, text))
+	require.NoError(t, ws.WriteMessage(websocket.TextMessage, []byte(`{"id":3,"command":"mesh/noop"}`)))
+	for came := 0; ; {
+		require.NoError(t, ws.SetReadDeadline(time.Now().Add(20*time.Second)))
+		_, data, err := ws.ReadMessage()
+		require.NoError(t, err, "%s %q", command, payload)
+		require.True(t, utf8.Valid(data) && json.Valid(data), "%q", data)
+		var a frame
+		require.NoError(t, json.Unmarshal(data, &a))
+		switch {
+		case strings.HasPrefix(string(data), `{"id":2,`):
+			came++
+			z.judge(t, string(text), a.Payload)
+		case strings.HasPrefix(string(data), `{"id":3,`):
+			require.Equal(t, want, came, "answers to %s %q", command, payload)
+			require.Zero(t, z.srv.sockets.Counts().Panics)
+			require.Zero(t, z.srv.Stats().CallbackPanics)
+			return
+		}
+	}
+}
+
+// judge looks at an answer.
+func (z *fuzzServer) judge(t *testing.T, text string, answer json.RawMessage) {
+	var e struct{ Error, Code, Name *string }
+	if json.Unmarshal(answer, &e) != nil || e.Error == nil {
+		return
+	}
+	require.NotNil(t, e.Code, "%s: %s", text, answer)
+	require.NotNil(t, e.Name)
+	require.NotContains(t, []string{"", "ESERVER", "ECLOSED"}, *e.Code, "%s: %s", text, answer)
+}
+
+// FuzzControl has a server hear whatever it is given on its channel and on
+// those of rooms and expired keys: other servers', of another version, or
+// somebody's who found the Redis. Nothing panics, and it goes on.
+func FuzzControl(f *testing.F) {
+	for _, s := range []string{
+		"", " ", "beat:1", "beat:18446744073709551615", "beat:-1", "meta c 1 {}", "meta c 18446744073709551615 {", "meta c x {}", "meta",
+		`call {"id":"1","from":"x","op":"add","room":"a","conn":"c"}`, `call {"id":"1","from":"x","op":"clear","room":"a"}`,
+		`call {"id":"","from":"","op":"rooms","conn":"c"}`, `call {"id":"2","from":"*","op":"close","conn":"c"}`, `call {`, `call null`,
+		`call {"id":"3","from":"x","op":"recheck","conn":"c"}`, `call {"id":"4","op":"add","room":"\u0000","conn":":"}`,
+		`done {"id":"1","ok":true,"error":"limit"}`, `done {}`, `send {"conn":"c","command":"x","payload":{"a":1}}`, `send {"room":"a","command":"mesh/assign-id"}`,
+		"J e t - 1 . c id inc 1 1 0 0 0 . 0 0\n", "L e t p 1 d c id inc 2 1 0 0 0 . 0 2\n{}", "\xff\x00",
+	} {
+		f.Add(s)
+	}
+	z := fuzzed(f)
+	require.NoError(f, z.neighbour.WriteMessage(websocket.TextMessage, []byte(`{"id":1,"command":"mesh/subscribe-presence","payload":{"roomName":"a"}}`)))
+	require.NoError(f, alive(z.neighbour))
+	f.Fuzz(func(t *testing.T, payload string) {
+		n := z.srv.n
+		if _, ok := n.owner.Conn("c"); !ok { // a call closed it
+			require.NoError(t, z.srv.Presence().Connect(t.Context(), "c", json.RawMessage(`{"x":1}`)))
+			require.NoError(t, z.srv.Presence().Join(t.Context(), "a", "c"))
+		}
+		n.Message(n.keys.Control(n.lease.Incarnation()), payload)
+		n.Message(n.keys.EventsPrefix()+"a", payload)
+		n.Message(n.keys.EventsPrefix()+payload, payload)
+		n.Message(payload, payload)
+		n.control.work.Wait()
+		require.NoError(t, alive(z.neighbour), "the neighbour")
+	})
+}
+
+// FuzzExpired holds any key against the layout: what is taken for an expired
+// entry or state is named exactly as that, and other keys are let alone.
+func FuzzExpired(f *testing.F) {
+	for _, k := range []keyspace{plainKeys, clusterKeys} {
+		for _, room := range []string{"lobby", "a:b", "", "}:presence:conn:x", "{1}", "\n*", "conn:", "\xff"} {
+			f.Add(k.Conn(room, "c"))
+			f.Add(k.State(room, "c"))
+			f.Add(k.Members(room))
+		}
+	}
+	f.Fuzz(func(t *testing.T, key string) {
+		for _, k := range []keyspace{plainKeys, clusterKeys} {
+			kind, room, conn, ok := k.parseExpired(key)
+			if !ok {
+				continue
+			}
+			require.NoError(t, validateConnectionID(conn))
+			require.Equal(t, key, map[expiryKind]func(string, string) string{expiredConn: k.Conn, expiredState: k.State}[kind](room, conn))
+			require.NotEqual(t, key, k.Members(room))
+		}
+	})
+}
+
+// FuzzStates holds what is taken for a state or metadata against encoding/json:
+// the same value, in valid JSON, that taken again stays as it is.
+func FuzzStates(f *testing.F) {
+	for _, s := range []string{`{}`, ` { "a" : [ 1.50 , "\ud800" ] } `, `null`, ` null `, `[]`, `{"a":1,"a":2}`, `1e999`, "{\"\xff\":1}", `{"a":"` + "\u2028" + `"}`} {
+		f.Add([]byte(s))
+	}
+	r := meshtest.StartRedis(f)
+	n, err := newNode(Options{Redis: r.Client()})
+	require.NoError(f, err)
+	f.Cleanup(n.end)
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		state, err := n.encodeState(json.RawMessage(raw))
+		metadata, metaErr := n.encodeMetadata(json.RawMessage(raw))
+		if err == nil {
+			require.NoError(t, metaErr, "metadata may be anything that a state may be, and larger")
+			require.Equal(t, string(metadata), string(state))
+			require.Equal(t, byte('{'), state[0])
+		} else {
+			_, code, _ := wireError(err)
+			require.Contains(t, []string{"EINVALID", "ETOOLARGE"}, code)
+		}
+		if metaErr != nil || metadata == nil {
+			return
+		}
+		require.True(t, utf8.Valid(metadata) && json.Valid(metadata))
+		again, err := n.encodeMetadata(metadata)
+		require.NoError(t, err)
+		require.Equal(t, string(metadata), string(again))
+		var one, two any
+		if json.Unmarshal(raw, &one) == nil { // but for numbers that fit no float
+			require.NoError(t, json.Unmarshal(metadata, &two))
+			require.Equal(t, one, two)
+		}
+	})
+}
