@@ -18,12 +18,12 @@ import (
 
 // enemy is a client that does as it likes: it writes bytes, and reads or not.
 type enemy struct {
-	t  testing.TB
-	ws *websocket.Conn
-	id string
-	n  int
-	// mute: it answers no ping.
-	mute bool
+	t     testing.TB
+	ws    *websocket.Conn
+	id    string
+	n     int
+	mute  bool          // it answers no ping
+	pause time.Duration // before each frame that it reads
 
 	answered atomic.Int64 // requests, as far as listen has read
 }
@@ -118,6 +118,7 @@ func (e *enemy) text(s string) error { return e.raw(wireFrame(finText, s)) }
 // read returns the next text frame; pings are answered.
 func (e *enemy) read() (string, error) {
 	for {
+		time.Sleep(e.pause)
 		_ = e.ws.SetReadDeadline(time.Now().Add(patience))
 		_, data, err := e.ws.ReadMessage()
 		if err != nil {

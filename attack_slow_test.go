@@ -22,7 +22,7 @@ var slowAttacks = []attack{
 	{"frames byte by byte", childConfig{Ping: time.Second}, slowEnemies*96<<10 + spare, slowFrames},
 	{"frames that never end", childConfig{Ping: time.Second}, slowEnemies*160<<10 + spare, halfFrames},
 	{"no pongs", childConfig{Ping: time.Second}, slowEnemies*64<<10 + spare, noPongs},
-	{"a busy room that nobody reads", childConfig{Buffer: 32 << 10, Limits: unlimited}, 3*perEnemy + spare, unreadRoom},
+	{"a busy room that is read slowly", childConfig{Buffer: 32 << 10, Limits: unlimited, Metadata: true}, 3*perEnemy + spare, unreadRoom},
 	{"a little unread for long", childConfig{Buffer: 32 << 10, Write: time.Second}, perEnemy + spare, stuckWrite},
 	{"half a connection", childConfig{}, slowEnemies*64<<10 + spare, halfClosed},
 }
@@ -130,40 +130,45 @@ func noPongs(t *testing.T, f *fort) {
 	assert.EqualValues(t, slowEnemies, f.gauge().Stats.Closed["silent"])
 }
 
-// unreadRoom: two fill the room with what cannot be left out for one who reads
-// nothing. It is closed with 1013 at the bound of its queue.
+// unreadRoom: two fill the room with what cannot be left out for one who does
+// not keep up. It is closed with 1013 at the bound of its queue.
 func unreadRoom(t *testing.T, f *fort) {
-	deaf := dialEnemy(t, f.addr)
-	require.Contains(t, deaf.call("mesh/subscribe-presence", `{"roomName":"busy"}`), `"success":true`)
+	slow := dialEnemy(t, f.addr)
+	require.Contains(t, slow.call("mesh/subscribe-presence", `{"roomName":"busy"}`), `"success":true`)
+	slow.pause = 25 * time.Millisecond
+	ended := slow.listen()
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer close(stop)
 	for range 2 {
 		e := dialEnemy(t, f.addr)
+		require.Contains(t, e.call("mesh/set-my-connection-metadata", `{"metadata":"`+strings.Repeat("x", 8<<10)+`"}`), "true")
 		wg.Go(func() {
 			defer e.gone()
 			for {
-				for _, command := range []string{"join-room", "leave-room"} {
-					if e.text(`{"id":1,"command":"mesh/`+command+`","payload":{"roomName":"busy"}}`) != nil {
-						return
-					}
-				}
-				for range 2 {
-					if _, err := e.until(`{"id":1,`); err != nil {
-						return
-					}
-				}
 				select {
 				case <-stop:
 					return
 				default:
 				}
+				for _, command := range []string{"join-room", "leave-room"} {
+					if e.text(`{"id":1,`+body(command, "busy", "")+`}`) != nil {
+						return
+					}
+					if _, err := e.until(`{"id":1,`); err != nil {
+						return
+					}
+				}
 			}
 		})
 	}
-	defer wg.Wait()
-	defer close(stop)
-	f.within(60*time.Second, func() bool { return f.gauge().Stats.Closed["slow"] == 1 }, "it is closed")
-	assert.Equal(t, websocket.CloseTryAgainLater, deaf.code(), "and told why, if it reads again")
+	select {
+	case r := <-ended:
+		require.NoError(t, wantCode(r, websocket.CloseTryAgainLater))
+	case <-time.After(60 * time.Second):
+		require.FailNow(t, "it is not closed")
+	}
 }
 
 // stuckWrite: less than the bound waits, but nothing moves. There is no way to
