@@ -2,9 +2,9 @@ package mesh
 
 import (
 	"encoding/json"
+	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -33,54 +33,71 @@ func FuzzPayloads(f *testing.F) {
 		}
 	}
 	z := fuzzed(f)
-	ws := z.dial(f) // one for all: a new one costs more than what is tried
-	f.Cleanup(func() { _ = ws.Close() })
+	p := &payloads{z: z, ws: z.dial(f)} // one for all: a new one costs more than what is tried
+	f.Cleanup(func() { _ = p.ws.Close() })
 	f.Fuzz(func(t *testing.T, n byte, payload string) {
 		if len(payload) > 15<<10 {
 			return // FuzzFrames sends what is too large
 		}
-		z.payload(t, ws, names[int(n)%len(names)], payload)
+		defer func() {
+			if t.Failed() { // what is on its way must not count for the next
+				_ = p.ws.Close()
+				p.ws = z.dial(t)
+			}
+		}()
+		p.try(t, names[int(n)%len(names)], payload)
 	})
 }
 
-func (z *fuzzServer) payload(t *testing.T, ws *websocket.Conn, command, payload string) {
-	if command == wire.CommandPublishPresenceState || command == wire.CommandClearPresenceState {
-		join := `{"id":1,"command":"mesh/join-room","payload":{"roomName":"a"}}`
-		require.NoError(t, ws.WriteMessage(websocket.TextMessage, []byte(join)))
-	}
-	text := []byte(`{"id":2,"command":"` + command + `","payload":` + payload + `}`)
-	req, err := wire.Decode(text)
-	if err == nil && (req.ID != "2" || req.Command != command) {
+// payloads sends requests over one connection.
+type payloads struct {
+	z  *fuzzServer
+	ws *websocket.Conn
+	id int64 // of the last request
+}
+
+// send writes a request under a new id, with the payload as it is.
+func (p *payloads) send(t *testing.T, command, payload string) int64 {
+	p.id++
+	text := fmt.Sprintf(`{"id":%d,"command":%q,"payload":%s}`, p.id, command, payload)
+	require.NoError(t, p.ws.WriteMessage(websocket.TextMessage, []byte(text)))
+	return p.id
+}
+
+// try sends one command. Answers may come in any order, each once.
+func (p *payloads) try(t *testing.T, command, payload string) {
+	req, err := wire.Decode([]byte(`{"id":0,"command":"` + command + `","payload":` + payload + `}`))
+	if err == nil && (req.ID != "0" || req.Command != command) {
 		return // the payload broke out of its place
 	}
-	want := 0
-	if err == nil {
-		want = 1
+	waiting := map[int64]bool{}
+	if command == wire.CommandPublishPresenceState || command == wire.CommandClearPresenceState {
+		waiting[p.send(t, wire.CommandJoinRoom, `{"roomName":"a"}`)] = true
 	}
-	require.NoError(t, ws.WriteMessage(websocket.TextMessage, text))
-	require.NoError(t, ws.WriteMessage(websocket.TextMessage, []byte(`{"id":3,"command":"mesh/noop"}`)))
-	for came := 0; ; {
-		require.NoError(t, ws.SetReadDeadline(time.Now().Add(20*time.Second)))
-		_, data, err := ws.ReadMessage()
+	if id := p.send(t, command, payload); err == nil {
+		waiting[id] = true
+	}
+	waiting[p.send(t, wire.CommandNoop, `{}`)] = true
+	for len(waiting) > 0 {
+		require.NoError(t, p.ws.SetReadDeadline(time.Now().Add(20*time.Second)))
+		_, data, err := p.ws.ReadMessage()
 		require.NoError(t, err, "%s %q", command, payload)
 		require.True(t, utf8.Valid(data) && json.Valid(data), "%q", data)
 		var a frame
 		require.NoError(t, json.Unmarshal(data, &a))
-		switch {
-		case strings.HasPrefix(string(data), `{"id":2,`):
-			came++
-			z.judge(t, string(text), a.Payload)
-		case strings.HasPrefix(string(data), `{"id":3,`):
-			require.Equal(t, want, came, "answers to %s %q", command, payload)
-			require.Zero(t, z.srv.sockets.Counts().Panics)
-			require.Zero(t, z.srv.Stats().CallbackPanics)
-			return
+		if a.ID == nil {
+			continue
 		}
+		require.True(t, waiting[*a.ID], "nobody waits for %s: after %s %q", data, command, payload)
+		delete(waiting, *a.ID)
+		judged(t, payload, a.Payload)
 	}
+	require.Zero(t, p.z.srv.sockets.Counts().Panics)
+	require.Zero(t, p.z.srv.Stats().CallbackPanics)
 }
 
-// judge looks at an answer.
-func (z *fuzzServer) judge(t *testing.T, text string, answer json.RawMessage) {
+// judged looks at an answer.
+func judged(t *testing.T, text string, answer json.RawMessage) {
 	var e struct{ Error, Code, Name *string }
 	if json.Unmarshal(answer, &e) != nil || e.Error == nil {
 		return
