@@ -29,6 +29,7 @@ type stray struct {
 	queued bool // guarded by lane.mu
 }
 
+func (s *stray) conn() *Conn                   { return nil } // all of them have one turn
 func (s *stray) mark() *bool                   { return &s.queued }
 func (s *stray) next(string) (store.Op, bool)  { return s.op, s.pending() }
 func (s *stray) done(store.Op, store.OpResult) {}

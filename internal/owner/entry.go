@@ -135,6 +135,8 @@ func (e *entry) rejoin() {
 	e.changed()
 }
 
+func (e *entry) conn() *Conn { return e.c }
+
 func (e *entry) mark() *bool { return &e.queued }
 
 // pending implements item.

@@ -15,6 +15,8 @@ type item interface {
 	next(inc string) (store.Op, bool)
 	// done takes the answer to what next returned.
 	done(op store.Op, res store.OpResult)
+	// conn returns the connection that the item is of.
+	conn() *Conn
 	// mark returns where the lane keeps whether the item is in its queue.
 	mark() *bool
 	// pending reports whether there is something to write, or to wait for.
@@ -30,7 +32,7 @@ type lane struct {
 	bucket int
 
 	mu      sync.Mutex // guards the fields below, and what item.mark points to
-	queue   []item
+	queue   queue
 	running bool
 	closed  bool
 	flying  int
@@ -59,7 +61,7 @@ func (l *lane) offer(it item) {
 		return
 	}
 	*it.mark() = true
-	l.queue = append(l.queue, it)
+	l.queue.push(it)
 	if !l.running {
 		l.running = true
 		l.o.workers.Go(l.run)
@@ -100,7 +102,7 @@ func (l *lane) patience() time.Duration {
 func (l *lane) waiting() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.queue) + l.flying
+	return l.queue.n + l.flying
 }
 
 const (
@@ -196,7 +198,7 @@ func (l *lane) take(inc string) (uint64, []flight) {
 	for _, it := range again {
 		if !*it.mark() {
 			*it.mark() = true
-			l.queue = append(l.queue, it)
+			l.queue.push(it)
 		}
 	}
 	l.flying = len(batch)
@@ -209,18 +211,14 @@ func (l *lane) take(inc string) (uint64, []flight) {
 func (l *lane) pop(first bool) (it item, last bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.queue) == 0 {
+	if it = l.queue.pop(); it == nil {
 		if first {
 			l.running = false
 		}
-		l.queue = nil
 		return nil, true
 	}
-	it = l.queue[0]
-	l.queue[0] = nil
-	l.queue = l.queue[1:]
 	*it.mark() = false
-	return it, len(l.queue) == 0
+	return it, l.queue.n == 0
 }
 
 // again puts a batch whose outcome is unknown back, to be decided anew.
@@ -231,22 +229,21 @@ func (l *lane) again(batch []flight) {
 	if l.down.IsZero() {
 		l.down = time.Now()
 	}
-	back := make([]item, 0, len(batch)+len(l.queue))
+	back := make([]item, 0, len(batch))
 	for _, f := range batch {
 		if !*f.it.mark() {
 			*f.it.mark() = true
 			back = append(back, f.it)
 		}
 	}
-	l.queue = append(back, l.queue...)
+	l.queue.back(back)
 }
 
 // sweep lets go of queued items that are over: while Redis is away, clients
 // that come and go must not fill the memory.
 func (l *lane) sweep() {
 	l.mu.Lock()
-	queue := l.queue
-	l.queue = nil
+	queue := l.queue.clear()
 	for _, it := range queue {
 		*it.mark() = false
 	}

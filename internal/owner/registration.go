@@ -22,6 +22,8 @@ type registration struct {
 	isGone      bool
 }
 
+func (r *registration) conn() *Conn { return r.c }
+
 func (r *registration) mark() *bool { return &r.queued }
 
 // pending implements item.
