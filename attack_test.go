@@ -156,7 +156,7 @@ func (f *fort) lasting() []string {
 // within waits until ok, and fails if that takes too long.
 func (f *fort) within(d time.Duration, ok func() bool, format string, args ...any) {
 	f.t.Helper()
-	for end := time.Now().Add(d); !ok(); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(d); !ok(); time.Sleep(5 * time.Millisecond) {
 		if time.Now().After(end) {
 			require.FailNow(f.t, "not within "+d.String(), fmt.Sprintf(format, args...))
 		}
