@@ -138,7 +138,8 @@ type Limits struct {
 	CommandsPerSecond int
 	// QueueBytes is how much may wait to be written to a socket. Past it,
 	// states of one member are merged; if that does not help, the connection
-	// is closed with code 1013. Defaults to 1 MiB.
+	// is closed with code 1013. Commands that wait for their turn weigh as much
+	// at most, each with its whole frame. Defaults to 1 MiB.
 	QueueBytes int
 	// Connections is how many connections a server holds; more are answered
 	// with 503. Defaults to 100,000.
