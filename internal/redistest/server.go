@@ -31,6 +31,7 @@ type Server struct {
 	dir  string
 	conf config
 	port int
+	bus  int // of the cluster bus; 0: not a node of a cluster
 
 	mu   sync.Mutex // guards proc, and is held while it changes
 	proc *process   // nil: not running
@@ -39,6 +40,7 @@ type Server struct {
 // config is what the options set.
 type config struct {
 	rdb, aof bool
+	node     bool // of a cluster
 	args     []string
 }
 
@@ -98,6 +100,9 @@ func Start(t testing.TB, opts ...Option) *Server {
 	var errs []error
 	for range startAttempts {
 		s.port, err = freePort()
+		if err == nil && s.conf.node {
+			s.bus, err = freePort()
+		}
 		if err == nil {
 			err = s.launch()
 		}
@@ -136,6 +141,9 @@ func (s *Server) launch() error {
 	}
 	if s.conf.aof {
 		args = append(args, "--appendonly", "yes", "--appendfsync", "always")
+	}
+	if s.conf.node {
+		args = append(args, clusterArgs(s.bus)...)
 	}
 	proc, err := startProcess(s.path, append(args, s.conf.args...), s.dir)
 	if err != nil {
