@@ -14,7 +14,7 @@ func TestMain(m *testing.M) {
 		os.Exit(runChild(conf))
 	}
 	redis.SetLogger(silentRedis{}) // tests take Redis away: the client library would tell of every attempt
-	goleak.VerifyTestMain(m)
+	goleak.VerifyTestMain(running{m})
 }
 
 // silentRedis is a logger of the Redis client that prints nothing.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"testing"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -203,13 +204,14 @@ func (c *Cluster) Attach(shard int) {
 	}
 }
 
-// EachMaster runs do with a client of each master.
-func (c *Cluster) EachMaster(do func(shard int, admin *redis.Client)) {
-	c.t.Helper()
+// EachMaster runs do with a client of each master. It may be called by any
+// test, also where the cluster was started by another one.
+func (c *Cluster) EachMaster(t testing.TB, do func(shard int, admin *redis.Client)) {
+	t.Helper()
 	for i := range shards {
 		s := c.Master(i)
 		if s == nil {
-			c.t.Fatalf("redistest: shard %d has no master", i)
+			t.Fatalf("redistest: shard %d has no master", i)
 		}
 		do(i, c.admin(s))
 	}
