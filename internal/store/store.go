@@ -128,10 +128,21 @@ func (s *Store) Publish(ctx context.Context, channel, payload string) error {
 	return err
 }
 
-// Generation identifies the Redis process that answers. It changes when Redis
-// restarts or fails over. False: it could not be learned.
+// Generation identifies the Redis process that answers; on a cluster the one
+// that keeps the leases. It changes when Redis restarts or fails over. False:
+// it could not be learned.
 func (s *Store) Generation(ctx context.Context) (string, bool) {
-	info, err := call(ctx, s, func(ctx context.Context) (string, error) { return s.client.Info(ctx, "server").Result() })
+	info, err := call(ctx, s, func(ctx context.Context) (string, error) {
+		c, ok := s.client.(*redis.ClusterClient)
+		if !ok {
+			return s.client.Info(ctx, "server").Result()
+		}
+		master, err := c.MasterForKey(ctx, s.keys.Instances())
+		if err != nil {
+			return "", err
+		}
+		return master.Info(ctx, "server").Result()
+	})
 	if err != nil {
 		return "", false
 	}
@@ -192,7 +203,20 @@ func (s *Store) failed(err error) error {
 			return err
 		}
 	}
+	if !errors.Is(err, context.Canceled) {
+		reload(s.client)
+	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
+}
+
+// reload makes the client of a cluster look where everything is now. By itself
+// it does so once a minute and where a node refers it to another one; a master
+// that has died refers it nowhere, and it would go on asking that one. Many
+// calls in short order have it look once.
+func reload(client redis.UniversalClient) {
+	if c, ok := client.(interface{ ReloadState(context.Context) }); ok {
+		c.ReloadState(context.Background()) // it returns at once, and minds no context
+	}
 }
 
 // run executes a script by its hash, with its text where Redis lacks it.
