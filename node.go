@@ -106,7 +106,9 @@ func newNode(opts Options) (*node, error) {
 	})
 	if opts.expirationEvents() {
 		n.hints = newHints(n)
-		n.expiry = newExpiryListener(expiryConfig{Client: opts.Redis, Keys: n.keys, Hint: n.hints.add, Logger: opts.Logger})
+		n.expiry = newExpiryListener(expiryConfig{
+			Client: opts.Redis, Keys: n.keys, Hint: n.hints.add, Failover: n.lease.Distrust, Logger: opts.Logger,
+		})
 	}
 	return n, nil
 }

@@ -37,6 +37,11 @@ type ExpiredConfig struct {
 	// Changed hears, from one goroutine and in order, whenever the state of
 	// the whole changes; err says why it is silent.
 	Changed func(state ExpiredState, err error)
+	// Failover hears, on a cluster, that a master may have been away, or may
+	// be another one now: what expired there may have done so because nobody
+	// could refresh it. It may be called by several goroutines and must not
+	// block. Nil: nobody hears of it.
+	Failover func()
 	// Logger hears what is not said through Changed. Nil: nobody does.
 	Logger *slog.Logger
 }
@@ -48,6 +53,7 @@ type ExpiredConfig struct {
 type ExpiredEvents struct {
 	cfg     ExpiredConfig
 	changed chan struct{} // 1: a verdict may be another
+	looks   chan chan error
 	settled chan struct{} // closed when every node was checked once
 	once    sync.Once
 	stop    context.CancelFunc
@@ -68,9 +74,12 @@ func NewExpiredEvents(cfg ExpiredConfig) *ExpiredEvents {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	_, cluster := cfg.Client.(clusterNodes)
+	if cfg.Failover == nil || !cluster {
+		cfg.Failover = func() {}
+	}
 	return &ExpiredEvents{
 		cfg: cfg, cluster: cluster,
-		changed: make(chan struct{}, 1), settled: make(chan struct{}),
+		changed: make(chan struct{}, 1), settled: make(chan struct{}), looks: make(chan chan error),
 		watches: make(map[string]*expiredWatch),
 	}
 }
@@ -112,13 +121,16 @@ func (e *ExpiredEvents) run(ctx context.Context) {
 		defer t.Stop()
 		rescan = t.C
 	}
-	e.scan(ctx)
+	_ = e.scan(ctx)
 	for {
 		select {
 		case <-e.changed:
 			e.sum()
 		case <-rescan:
-			e.scan(ctx)
+			_ = e.scan(ctx) // it will be tried again
+			e.sum()
+		case done := <-e.looks:
+			done <- e.scan(ctx)
 			e.sum()
 		case <-ctx.Done():
 			return
@@ -126,15 +138,37 @@ func (e *ExpiredEvents) run(ctx context.Context) {
 	}
 }
 
+// Look finds out now which nodes of a cluster are masters: where it returns
+// nil, Failover has been called for each failover that there was to see.
+func (e *ExpiredEvents) Look(ctx context.Context) error {
+	if !e.cluster {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*scanWithin)
+	defer cancel()
+	done := make(chan error, 1)
+	select {
+	case e.looks <- done:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // scan brings the watches in line with the nodes there are. If they cannot be
 // listed, the watches stay.
-func (e *ExpiredEvents) scan(ctx context.Context) {
+func (e *ExpiredEvents) scan(ctx context.Context) error {
 	listing, cancel := context.WithTimeout(ctx, scanWithin)
 	defer cancel()
 	nodes, err := listNodes(listing, e.cfg.Client)
 	if err != nil {
 		e.cfg.Logger.Debug("mesh: cluster nodes could not be listed", "error", err)
-		return
+		return err
 	}
 	for _, w := range e.watches {
 		w.missed++
@@ -159,6 +193,7 @@ func (e *ExpiredEvents) scan(ctx context.Context) {
 			delete(e.watches, addr)
 		}
 	}
+	return nil
 }
 
 // sum adds up the verdicts of the masters: one that is silent makes the whole
