@@ -107,7 +107,7 @@ func newNode(opts Options) (*node, error) {
 	if opts.expirationEvents() {
 		n.hints = newHints(n)
 		n.expiry = newExpiryListener(expiryConfig{
-			Client: opts.Redis, Keys: n.keys, Hint: n.hints.add, Failover: n.lease.Distrust, Logger: opts.Logger,
+			Client: opts.Redis, Keys: n.keys, Hint: n.hints.add, Failover: n.failover, Logger: opts.Logger,
 		})
 	}
 	return n, nil
@@ -134,6 +134,13 @@ func (n *node) away() {
 		n.awayAt = now
 		n.hub.Resync()
 	}
+}
+
+// failover is told that a node of the cluster may have lost what was written
+// last: everything is compared, and nobody judged for a while.
+func (n *node) failover() {
+	n.trouble.Store(true)
+	n.lease.Distrust()
 }
 
 // reborn is told that this server goes on as another incarnation.
