@@ -88,7 +88,8 @@ func newNode(opts Options) (*node, error) {
 	n.control = newControl(n)
 	n.listener = store.NewListener(store.ListenerConfig{Client: opts.Redis, Handler: n, Logger: opts.Logger, Name: "events"})
 	n.hub = hub.New(hub.Config{
-		Store: n.store, Listener: roomChannels{n}, Unconfirmed: opts.LeaseTTL + time.Second, Logger: opts.Logger,
+		Store: n.store, Listener: roomChannels{n}, Unconfirmed: opts.LeaseTTL + time.Second, Bucket: n.keys.RoomBucket,
+		Logger: opts.Logger,
 	})
 	n.lease = lease.New(lease.Config{
 		Store: n.store, TTL: opts.LeaseTTL, Buckets: n.keys.Buckets(), Control: n.keys.Control, Logger: opts.Logger,
