@@ -27,6 +27,8 @@ const childEnv = "MESH_TEST_CHILD"
 
 type childConfig struct {
 	Redis  string        // address; empty: the world's
+	Nodes  []string      // addresses of a cluster's nodes instead
+	Prefix string        // Options.Prefix
 	Lease  time.Duration // Options.LeaseTTL
 	TTL    time.Duration // of every room
 	Events bool          // Options.EnablePresenceExpirationEvents
@@ -52,9 +54,12 @@ func serveChild(conf string) error {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		close(orphaned)
 	}()
-	client := redis.NewClient(&redis.Options{Addr: c.Redis})
+	var client redis.UniversalClient = redis.NewClient(&redis.Options{Addr: c.Redis})
+	if len(c.Nodes) > 0 {
+		client = redis.NewClusterClient(&redis.ClusterOptions{Addrs: c.Nodes})
+	}
 	srv, err := NewServer(Options{
-		Redis: client, LeaseTTL: c.Lease, EnablePresenceExpirationEvents: &c.Events, LatencyInterval: -1,
+		Redis: client, Prefix: c.Prefix, LeaseTTL: c.Lease, EnablePresenceExpirationEvents: &c.Events, LatencyInterval: -1,
 	})
 	if err != nil {
 		return err
@@ -88,7 +93,11 @@ type child struct {
 // child starts a server process; it is killed at the end of the test.
 func (w *world) child(c childConfig) *child {
 	w.t.Helper()
-	if c.Redis == "" {
+	c.Prefix = w.keys().prefix
+	switch {
+	case w.cluster != nil:
+		c.Nodes = w.cluster.Addrs()
+	case c.Redis == "":
 		c.Redis = w.real.Addr()
 	}
 	conf, err := json.Marshal(c)

@@ -92,6 +92,17 @@ func (l *commandLog) sent(name string) int {
 	return n
 }
 
+// counts returns how many commands of each name were sent.
+func (l *commandLog) counts() map[string]int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	counts := make(map[string]int)
+	for _, s := range l.names {
+		counts[s]++
+	}
+	return counts
+}
+
 // logging has a server's commands noted.
 func (l *commandLog) logging(o *Options) {
 	if c, ok := o.Redis.(*redis.ClusterClient); ok {

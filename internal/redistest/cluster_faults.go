@@ -222,3 +222,28 @@ func (c *Cluster) EachMaster(t testing.TB, do func(shard int, admin *redis.Clien
 // other, and the replica has asked for votes after its own pause of up to a
 // second.
 const Failing = NodeTimeout + NodeTimeout/2 + 2*time.Second
+
+// Failover has a shard's replica take its master's place in an orderly way:
+// nothing is lost, and nobody is away for longer than a moment.
+func (c *Cluster) Failover(shard int) {
+	c.t.Helper()
+	next := c.Replica(shard)
+	if next == nil {
+		c.t.Fatalf("redistest: shard %d has no replica", shard)
+	}
+	c.do(next, "cluster", "failover")
+	c.await(fmt.Sprintf("other master of shard %d", shard), func() error {
+		if c.Master(shard) != next || c.Replica(shard) == nil {
+			return errors.New("it is the same")
+		}
+		return nil
+	})
+	c.Settle()
+}
+
+// EachNode runs do with a client of each node that runs, replicas included.
+func (c *Cluster) EachNode(do func(addr string, admin *redis.Client)) {
+	for _, s := range c.running() {
+		do(s.Addr(), c.admin(s))
+	}
+}
