@@ -138,9 +138,11 @@ func (n *node) away() {
 }
 
 // failover is told that a node of the cluster may have lost what was written
-// last: everything is compared, and nobody judged for a while.
+// last, and the nodes among each other what was published: everything is
+// compared, and nobody judged for a while.
 func (n *node) failover() {
 	n.trouble.Store(true)
+	n.hub.Resync()
 	n.lease.Distrust()
 }
 

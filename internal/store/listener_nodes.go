@@ -13,7 +13,7 @@ import (
 const (
 	// scanEvery is how often the nodes of a cluster are listed: two commands.
 	// The cluster client itself looks once a minute.
-	scanEvery = 5 * time.Second
+	scanEvery = 2 * time.Second
 	// scanWithin bounds one listing.
 	scanWithin = 2 * time.Second
 	// missedScans is how many listings in a row a node must be missing from
