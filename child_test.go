@@ -34,6 +34,8 @@ type childConfig struct {
 	Redis  string        // address; empty: the world's
 	Master string        // its name, where sentinels are to be asked for the address
 	Asked  []string      // those sentinels' addresses
+	Nodes  []string      // addresses of a cluster's nodes instead
+	Prefix string        // Options.Prefix
 	Lease  time.Duration // Options.LeaseTTL
 	TTL    time.Duration // of every room
 	Timed  time.Duration // TTL of the room of that name, 0: as of every other
@@ -70,14 +72,19 @@ func serveChild(conf string) error {
 	}()
 	asked := make(chan os.Signal, 1)
 	signal.Notify(asked, syscall.SIGTERM)
-	client := redis.NewClient(&redis.Options{Addr: c.Redis})
-	if c.Master != "" {
+	var client redis.UniversalClient
+	switch {
+	case c.Master != "":
 		client = redis.NewFailoverClient(&redis.FailoverOptions{MasterName: c.Master, SentinelAddrs: c.Asked})
+	case len(c.Nodes) > 0:
+		client = redis.NewClusterClient(&redis.ClusterOptions{Addrs: c.Nodes})
+	default:
+		client = redis.NewClient(&redis.Options{Addr: c.Redis})
 	}
 	var log stalls
 	opts := Options{
-		Redis: client, LeaseTTL: c.Lease, EnablePresenceExpirationEvents: &c.Events, LatencyInterval: -1, Logger: slog.New(&log),
-		Limits: c.Limits, PingInterval: c.Ping, WriteTimeout: c.Write,
+		Redis: client, Prefix: c.Prefix, LeaseTTL: c.Lease, EnablePresenceExpirationEvents: &c.Events, LatencyInterval: -1,
+		Logger: slog.New(&log), Limits: c.Limits, PingInterval: c.Ping, WriteTimeout: c.Write,
 	}
 	if c.Metadata {
 		allowMetadata(&opts)
@@ -166,9 +173,12 @@ type child struct {
 // child starts a server process; it is killed at the end of the test.
 func (w *world) child(c childConfig) *child {
 	w.t.Helper()
+	c.Prefix = w.keys().prefix
 	switch {
 	case w.watched != nil:
 		c.Master, c.Asked = w.watched.MasterName(), w.watched.Addrs()
+	case w.cluster != nil:
+		c.Nodes = w.cluster.Addrs()
 	case c.Redis == "":
 		c.Redis = w.real.Addr()
 	}

@@ -97,7 +97,7 @@ func newStorm(t *testing.T, seed uint64) *storm {
 	// What is acknowledged survives the process, if not the machine.
 	st.world = realWorld(t, redistest.WithRDB(), redistest.WithAOF(), redistest.Args("--appendfsync", "no",
 		"--user", "app", "on", ">pw", "~*", "&*", "+@all", "-config"))
-	st.admin = st.client()
+	st.admin = st.real.Client(t)
 	st.reads = store.New(st.admin, keyspace{prefix: defaultPrefix, buckets: 1})
 	for _, room := range st.rooms {
 		st.truth[room] = sight{}

@@ -19,7 +19,7 @@ import (
 type costs struct {
 	t     *testing.T
 	w     *world
-	admin *redis.Client
+	admin redis.UniversalClient
 	out   strings.Builder
 	table *tabwriter.Writer
 }

@@ -28,20 +28,30 @@ type lifeline struct {
 // the server is shut down.
 func (w *world) mortal(setup ...func(*Options)) (*testServer, *lifeline) {
 	w.t.Helper()
-	opts, l := &redis.Options{}, &lifeline{}
+	l := &lifeline{dial: (&net.Dialer{}).DialContext}
+	c := w.clientOver(l)
+	s := w.server(append([]func(*Options){func(o *Options) { o.Redis = c }}, setup...)...)
+	w.t.Cleanup(l.mend)
+	return s, l
+}
+
+// clientOver returns a client whose connections are made by a lifeline.
+func (w *world) clientOver(l *lifeline) redis.UniversalClient {
+	w.t.Helper()
+	if w.cluster != nil {
+		return w.cluster.Client(w.t, func(o *redis.ClusterOptions) { o.Dialer = l.connect })
+	}
+	opts := &redis.Options{}
 	if w.virtual {
 		opts = w.mem.Options()
 		l.dial = opts.Dialer
 	} else {
 		opts.Addr = w.real.Addr()
-		l.dial = (&net.Dialer{}).DialContext
 	}
 	opts.Dialer = l.connect
 	c := redis.NewClient(opts)
 	w.t.Cleanup(func() { _ = c.Close() })
-	s := w.server(append([]func(*Options){func(o *Options) { o.Redis = c }}, setup...)...)
-	w.t.Cleanup(l.mend)
-	return s, l
+	return c
 }
 
 func (l *lifeline) connect(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -191,7 +201,7 @@ func TestAnsweringPingsKeepsAnEntryAlive(t *testing.T) {
 		for range rounds {
 			w.sleep(50 * time.Millisecond)
 			for room, ttl := range ttls {
-				life := keyLife(t, raw, connKey(room, members[room].id))
+				life := keyLife(t, raw, w.connKey(room, members[room].id))
 				require.NotZero(t, life, "the key of %q has run out", room)
 				require.LessOrEqual(t, life, ttl+time.Second)
 				lowest[room] = min(lowest[room], life)
@@ -257,7 +267,7 @@ func TestTheTTLOfWhoComesBackIsThatOfTheRuleThen(t *testing.T) {
 		a.call("mesh/noop", nil)
 		w.eventually(time.Second, func() bool { return watcher.count("join", a.id) == 2 }, "it is back")
 		w.sleep(time.Second)
-		require.Greater(t, keyLife(t, raw, connKey("lobby", a.id)), 50*time.Second)
+		require.Greater(t, keyLife(t, raw, w.connKey("lobby", a.id)), 50*time.Second)
 		w.sleep(9 * time.Second)
 		require.Equal(t, 1, watcher.count("leave", ""))
 	})
@@ -265,7 +275,8 @@ func TestTheTTLOfWhoComesBackIsThatOfTheRuleThen(t *testing.T) {
 
 func TestExpirationOff(t *testing.T) {
 	t.Parallel()
-	everywhere(t, func(t *testing.T, w *world) {
+	// It counts subscriptions to what is everybody's.
+	everywhereOn(t, func(t *testing.T) *world { return ownCluster(t) }, func(t *testing.T, w *world) {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		defer cancel()
 		raw := w.client()
@@ -297,8 +308,8 @@ func TestExpirationOff(t *testing.T) {
 			require.Equal(t, 1, p.count("leave", ""), "nothing ends by itself")
 		}
 		require.ElementsMatch(t, []string{a.id, b.id, talker.id}, s1.present("lobby"))
-		require.False(t, keyExists(t, raw, connKey("lobby", a.id)))
-		require.True(t, keyExists(t, raw, connKey("lobby", talker.id)))
+		require.False(t, keyExists(t, raw, w.connKey("lobby", a.id)))
+		require.True(t, keyExists(t, raw, w.connKey("lobby", talker.id)))
 
 		n, err := s1.Presence().CleanExpired(ctx, "lobby") // its own, and the other server's
 		require.NoError(t, err)
@@ -610,7 +621,8 @@ func TestAnOutageLongerThanTheLeaseEndsNobody(t *testing.T) {
 
 func TestFlushAllIsHealedWithinAHeartbeat(t *testing.T) {
 	t.Parallel()
-	everywhere(t, func(t *testing.T, w *world) {
+	// It deletes what is everybody's.
+	everywhereOn(t, func(t *testing.T) *world { return ownCluster(t) }, func(t *testing.T, w *world) {
 		lease := 1500 * time.Millisecond
 		if w.virtual {
 			lease = 10 * time.Second
@@ -636,7 +648,7 @@ func TestFlushAllIsHealedWithinAHeartbeat(t *testing.T) {
 		for _, p := range watchers {
 			w.eventually(2*time.Second, func() bool { return p.count("state", "") == len(ids) }, "all are there")
 		}
-		require.NoError(t, w.client().FlushAll(t.Context()).Err())
+		w.eachNode(func(c redis.UniversalClient) { require.NoError(t, c.FlushAll(t.Context()).Err()) })
 		for _, room := range rooms {
 			w.eventually(lease/3+time.Second, func() bool { return len(servers[0].present(room)) == len(ids) }, "the roster of %q", room)
 			members, err := servers[1].Presence().Members(t.Context(), room)

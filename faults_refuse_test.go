@@ -19,7 +19,7 @@ import (
 // refusal is a Redis that answers and takes no writes.
 type refusal struct {
 	text       string // in its errors
-	begin, end func(ctx context.Context, admin *redis.Client) error
+	begin, end func(ctx context.Context, admin redis.UniversalClient) error
 }
 
 var (
@@ -29,20 +29,20 @@ var (
 	saveFailed = refusal{"MISCONF", saveFails, configured("stop-writes-on-bgsave-error", "no")}
 )
 
-func configured(name, value string) func(context.Context, *redis.Client) error {
-	return func(ctx context.Context, admin *redis.Client) error { return admin.ConfigSet(ctx, name, value).Err() }
+func configured(name, value string) func(context.Context, redis.UniversalClient) error {
+	return func(ctx context.Context, admin redis.UniversalClient) error { return admin.ConfigSet(ctx, name, value).Err() }
 }
 
 // replicaOf makes Redis the replica of somebody, who is not there.
-func replicaOf(host, port string) func(context.Context, *redis.Client) error {
-	return func(ctx context.Context, admin *redis.Client) error {
+func replicaOf(host, port string) func(context.Context, redis.UniversalClient) error {
+	return func(ctx context.Context, admin redis.UniversalClient) error {
 		return admin.Do(ctx, "REPLICAOF", host, port).Err()
 	}
 }
 
 // saveFails makes saving fail, on which Redis takes no more writes: something
 // that is not a file stands where the dump should be.
-func saveFails(ctx context.Context, admin *redis.Client) error {
+func saveFails(ctx context.Context, admin redis.UniversalClient) error {
 	dir, err := admin.ConfigGet(ctx, "dir").Result()
 	if err != nil {
 		return err

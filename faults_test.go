@@ -465,9 +465,9 @@ func (d *drill) over() {
 	d.legal()
 	c := d.client()
 	d.eventually(20*time.Second, func() bool {
-		living, err := c.ZCard(d.t.Context(), "mesh:instances").Result()
+		living, err := c.ZCard(d.t.Context(), d.keys().Instances()).Result()
 		require.NoError(d.t, err)
-		dead, err := c.ZCard(d.t.Context(), "mesh:dead").Result()
+		dead, err := c.ZCard(d.t.Context(), d.keys().Dead()).Result()
 		require.NoError(d.t, err)
 		return int(living) == len(d.servers) && dead == 0
 	}, "cleaning up after dead servers")
@@ -475,11 +475,10 @@ func (d *drill) over() {
 		s.shutdown()
 	}
 	left := map[string]int{}
-	for keys := c.Scan(d.t.Context(), 0, "mesh:*", 10_000).Iterator(); keys.Next(d.t.Context()); {
-		key := keys.Val()
+	for _, key := range d.inStore() {
 		ttl, err := c.PTTL(d.t.Context(), key).Result()
 		require.NoError(d.t, err)
-		if ttl == -1 && key != "mesh:format" {
+		if ttl == -1 && key != d.keys().Format() {
 			left[strings.TrimRight(key, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567")]++
 		}
 	}

@@ -21,26 +21,45 @@ import (
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-// world is one Redis and the servers on it, for one test.
+// world is one Redis, or Redis Cluster, and the servers on it, for one test.
 type world struct {
 	t       *testing.T
 	virtual bool            // time is synctest's and Redis is in this process
 	mem     *meshtest.Redis // where virtual
 	real    *redistest.Server
 	watched *redistest.Sentinel // where a master is followed, not one server
+	cluster *redistest.Cluster  // in place of real
+	prefix  string              // Options.Prefix; empty: the default
 }
 
-// everywhere runs a test twice: in virtual time on the embedded Redis, and on
-// a real one, where there is one, in real time.
+// everywhere runs a test three times: in virtual time on the embedded Redis
+// and, where there is one, in real time on a real one and on a Redis Cluster.
+// The latter two wait most of the time, so they run beside each other.
 func everywhere(t *testing.T, f func(t *testing.T, w *world)) {
+	t.Helper()
+	everywhereOn(t, clusterWorld, f)
+}
+
+// everywhereOn is everywhere with a cluster that is not the shared one; nil:
+// with none.
+func everywhereOn(t *testing.T, cluster func(*testing.T) *world, f func(t *testing.T, w *world)) {
 	t.Helper()
 	t.Run("embedded", func(t *testing.T) {
 		t.Parallel()
 		embedded(t, f)
 	})
-	t.Run("redis", func(t *testing.T) {
+	t.Run("real", func(t *testing.T) {
 		t.Parallel()
-		f(t, &world{t: t, real: redistest.Start(t)})
+		var both sync.WaitGroup
+		defer both.Wait()
+		both.Go(func() {
+			t.Run("redis", func(t *testing.T) { f(t, &world{t: t, real: redistest.Start(t)}) })
+		})
+		if cluster != nil {
+			both.Go(func() {
+				t.Run("cluster", func(t *testing.T) { f(t, cluster(t)) })
+			})
+		}
 	})
 }
 
@@ -56,17 +75,26 @@ func embedded(t *testing.T, f func(t *testing.T, w *world), opts ...meshtest.Opt
 }
 
 // client returns a new Redis client, closed at the end of the test.
-func (w *world) client() *redis.Client {
+func (w *world) client() redis.UniversalClient {
 	w.t.Helper()
-	if w.virtual {
+	switch {
+	case w.virtual:
 		c := w.mem.Client()
 		w.t.Cleanup(func() { _ = c.Close() })
 		return c
+	case w.cluster != nil:
+		return w.cluster.Client(w.t)
 	}
 	if w.watched != nil {
 		return w.watched.Client(w.t)
 	}
 	return w.real.Client(w.t)
+}
+
+// options are those of a server of this world, to begin with.
+func (w *world) options() Options {
+	w.t.Helper()
+	return Options{Redis: w.client(), Prefix: w.keys().prefix}
 }
 
 // sleep lets time pass; in virtual time everything that is due has happened
@@ -103,7 +131,8 @@ type testServer struct {
 // change the options, whose Redis is set already.
 func (w *world) server(setup ...func(*Options)) *testServer {
 	w.t.Helper()
-	opts := Options{Redis: w.client(), LatencyInterval: -1}
+	opts := w.options()
+	opts.LatencyInterval = -1
 	for _, f := range setup {
 		f(&opts)
 	}

@@ -141,7 +141,17 @@ func (h *hints) due(now time.Time) ([]hint, time.Duration) {
 
 // act looks at what Redis holds of the hinted entries, where the write would
 // go, and ends what has run out.
+//
+// On a cluster the nodes fail each by itself. While one was away nobody could
+// refresh what is kept there, and what ran out on the replica that took its
+// place says nothing about its owner; but the lease, kept by another node, may
+// have been renewed in time all along. So it is looked for failovers first:
+// after one nobody is judged for one lease.
 func (h *hints) act(ctx context.Context, due []hint) {
+	if err := h.n.expiry.Look(ctx); err != nil {
+		h.dropped.Add(uint64(len(due)))
+		return
+	}
 	j, ok := h.n.lease.Judge()
 	if !ok {
 		h.dropped.Add(uint64(len(due)))

@@ -236,8 +236,11 @@ type expiryConfig struct {
 	Keys   keyspace
 	// Hint is told what may have expired. It must not block; on a cluster it
 	// is called from one goroutine per node.
-	Hint   func(kind expiryKind, room, conn string)
-	Logger *slog.Logger
+	Hint func(kind expiryKind, room, conn string)
+	// Failover is told that a master of the cluster may have been away, or
+	// may be another one; called from several goroutines, it must not block.
+	Failover func()
+	Logger   *slog.Logger
 }
 
 // expiryListener turns Redis's expired events into hints. Every server hears
@@ -256,7 +259,7 @@ func newExpiryListener(cfg expiryConfig) *expiryListener {
 	l := &expiryListener{cfg: cfg}
 	l.events = store.NewExpiredEvents(store.ExpiredConfig{
 		Client: cfg.Client, DB: cfg.Keys.db, Canary: cfg.Keys.Canary,
-		Expired: l.expired, Changed: l.told, Logger: cfg.Logger,
+		Expired: l.expired, Changed: l.told, Failover: cfg.Failover, Logger: cfg.Logger,
 	})
 	return l
 }
@@ -273,6 +276,9 @@ func (l *expiryListener) Start(ctx context.Context) {
 	case <-ctx.Done():
 	}
 }
+
+// Look has Failover told of every failover that there was until now.
+func (l *expiryListener) Look(ctx context.Context) error { return l.events.Look(ctx) }
 
 // Stop ends listening and waits until no hint can come any more.
 func (l *expiryListener) Stop() { l.events.Stop() }

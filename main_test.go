@@ -14,7 +14,8 @@ func TestMain(m *testing.M) {
 		os.Exit(runChild(conf))
 	}
 	redis.SetLogger(silentRedis{}) // tests take Redis away: the client library would tell of every attempt
-	goleak.VerifyTestMain(m)
+	// It looks once a second whether the pool of a dead node has been closed.
+	goleak.VerifyTestMain(running{m}, goleak.IgnoreAnyFunction("github.com/redis/go-redis/v9/internal/pool.(*ConnPool).tryDial"))
 }
 
 // silentRedis is a logger of the Redis client that prints nothing.

@@ -13,7 +13,7 @@ import (
 // end of the test.
 func (w *world) manager(setup ...func(*Options)) *PresenceManager {
 	w.t.Helper()
-	opts := Options{Redis: w.client()}
+	opts := w.options()
 	for _, f := range setup {
 		f(&opts)
 	}

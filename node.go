@@ -103,7 +103,8 @@ func newNode(opts Options) (*node, error) {
 	n.listener = store.NewListener(store.ListenerConfig{Client: opts.Redis, Handler: n, Logger: opts.Logger, Name: "events"})
 	n.asking = make(chan struct{}, maxAsking)
 	n.hub = hub.New(hub.Config{
-		Store: at.hub, Listener: roomChannels{n}, Unconfirmed: opts.LeaseTTL + time.Second, Ask: n.askOwner, Now: n.now,
+		Store: at.hub, Listener: roomChannels{n}, Unconfirmed: opts.LeaseTTL + time.Second, Bucket: n.keys.RoomBucket,
+		Ask: n.askOwner, Now: n.now,
 		Logger: opts.Logger,
 	})
 	n.lease = lease.New(lease.Config{
@@ -122,7 +123,9 @@ func newNode(opts Options) (*node, error) {
 	})
 	if opts.expirationEvents() {
 		n.hints = newHints(n)
-		n.expiry = newExpiryListener(expiryConfig{Client: opts.Redis, Keys: n.keys, Hint: n.hints.add, Logger: opts.Logger})
+		n.expiry = newExpiryListener(expiryConfig{
+			Client: opts.Redis, Keys: n.keys, Hint: n.hints.add, Failover: n.failover, Logger: opts.Logger,
+		})
 	}
 	return n, nil
 }
@@ -157,6 +160,15 @@ func (n *node) away() {
 		n.awayAt = now
 		n.hub.Resync()
 	}
+}
+
+// failover is told that a node of the cluster may have lost what was written
+// last, and the nodes among each other what was published: everything is
+// compared, and nobody judged for a while.
+func (n *node) failover() {
+	n.trouble.Store(true)
+	n.hub.Resync()
+	n.lease.Distrust()
 }
 
 // reborn is told that this server goes on as another incarnation.

@@ -22,14 +22,8 @@ import (
 
 func mustCompile(expr string) *regexp.Regexp { return regexp.MustCompile(expr) }
 
-// connKey is the key whose life is an entry's deadline.
-func connKey(room, conn string) string { return "mesh:presence:conn:" + room + ":" + conn }
-
-// stateKey is the key that holds a copy of a presence state.
-func stateKey(room, conn string) string { return "mesh:presence:state:" + room + ":" + conn }
-
 // keyLife returns how long a key has to live; 0: it is not there or lives on.
-func keyLife(t *testing.T, c *redis.Client, key string) time.Duration {
+func keyLife(t *testing.T, c redis.UniversalClient, key string) time.Duration {
 	t.Helper()
 	d, err := c.PTTL(t.Context(), key).Result()
 	require.NoError(t, err)
@@ -37,7 +31,7 @@ func keyLife(t *testing.T, c *redis.Client, key string) time.Duration {
 }
 
 // keyExists reports whether a key is there.
-func keyExists(t *testing.T, c *redis.Client, key string) bool {
+func keyExists(t *testing.T, c redis.UniversalClient, key string) bool {
 	t.Helper()
 	n, err := c.Exists(t.Context(), key).Result()
 	require.NoError(t, err)
@@ -98,8 +92,25 @@ func (l *commandLog) sent(name string) int {
 	return n
 }
 
+// counts returns how many commands of each name were sent.
+func (l *commandLog) counts() map[string]int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	counts := make(map[string]int)
+	for _, s := range l.names {
+		counts[s]++
+	}
+	return counts
+}
+
 // logging has a server's commands noted.
-func (l *commandLog) logging(o *Options) { o.Redis.(*redis.Client).AddHook(l) }
+func (l *commandLog) logging(o *Options) {
+	if c, ok := o.Redis.(*redis.ClusterClient); ok {
+		c.OnNewNode(func(node *redis.Client) { node.AddHook(l) })
+		return
+	}
+	o.Redis.AddHook(l)
+}
 
 func TestJoinAndLeaveAreToldOnce(t *testing.T) {
 	t.Parallel()
@@ -218,7 +229,7 @@ func TestTheTTLOfARoomIsThatOfItsRule(t *testing.T) {
 			a := s.dial()
 			a.subscribe(room)
 			a.join(room)
-			life := keyLife(t, raw, connKey(room, a.id))
+			life := keyLife(t, raw, w.connKey(room, a.id))
 			if ttl == 0 {
 				require.Zero(t, life, room)
 				continue
@@ -229,7 +240,7 @@ func TestTheTTLOfARoomIsThatOfItsRule(t *testing.T) {
 		a := s.dial()
 		require.Equal(t, []string{a.id}, a.join("b").ids(t), "no rule: members, and no events")
 		require.False(t, a.room("mesh/subscribe-presence", "b").Success)
-		require.Zero(t, keyLife(t, raw, connKey("b", a.id)))
+		require.Zero(t, keyLife(t, raw, w.connKey("b", a.id)))
 	})
 }
 
@@ -271,13 +282,13 @@ func TestARuleAddedWhileRunningTakesHoldAtOnce(t *testing.T) {
 		require.Equal(t, []string{a.id}, watcher.subscribe("lobby").ids(t), "who was in already is present")
 		require.Equal(t, "true", a.state("lobby", map[string]any{"n": 1}))
 		watcher.expect(2*time.Second, "state", a.id)
-		w.eventually(2*time.Second, func() bool { return keyLife(t, raw, connKey("lobby", a.id)) > 19*time.Second }, "no TTL")
+		w.eventually(2*time.Second, func() bool { return keyLife(t, raw, w.connKey("lobby", a.id)) > 19*time.Second }, "no TTL")
 
 		require.NoError(t, s.TrackPresence(Exact("lobby"), PresenceOptions{TTL: 100 * time.Second}))
-		w.eventually(2*time.Second, func() bool { return keyLife(t, raw, connKey("lobby", a.id)) > 99*time.Second }, "no longer TTL")
+		w.eventually(2*time.Second, func() bool { return keyLife(t, raw, w.connKey("lobby", a.id)) > 99*time.Second }, "no longer TTL")
 
 		require.NoError(t, s.TrackPresence(Exact("lobby"), PresenceOptions{}))
-		w.eventually(2*time.Second, func() bool { return !keyExists(t, raw, connKey("lobby", a.id)) }, "still a TTL")
+		w.eventually(2*time.Second, func() bool { return !keyExists(t, raw, w.connKey("lobby", a.id)) }, "still a TTL")
 
 		// A narrow rule for some does not end what another allows.
 		only := func(_ context.Context, m Member, _ string) (bool, error) { return m.ID == a.id, nil }
@@ -305,9 +316,9 @@ func TestRulesThatFollowEachOtherQuickly(t *testing.T) {
 		}
 		for range 50 {
 			track(100 * time.Second)
-			w.eventually(2*time.Second, func() bool { return keyExists(t, raw, connKey("lobby", a.id)) }, "it has no key")
+			w.eventually(2*time.Second, func() bool { return keyExists(t, raw, w.connKey("lobby", a.id)) }, "it has no key")
 			track(0)
-			w.eventually(2*time.Second, func() bool { return !keyExists(t, raw, connKey("lobby", a.id)) }, "the key would run out, and end who is alive")
+			w.eventually(2*time.Second, func() bool { return !keyExists(t, raw, w.connKey("lobby", a.id)) }, "the key would run out, and end who is alive")
 		}
 	})
 }
@@ -420,7 +431,7 @@ func TestAnIdleServerIsFrugal(t *testing.T) {
 
 // commandCalls returns how often each command was executed, those inside
 // scripts included.
-func commandCalls(t *testing.T, c *redis.Client) map[string]int {
+func commandCalls(t *testing.T, c redis.UniversalClient) map[string]int {
 	t.Helper()
 	info, err := c.Info(t.Context(), "commandstats").Result()
 	require.NoError(t, err)
@@ -464,11 +475,10 @@ func TestNothingButKeysWithATTLRemains(t *testing.T) {
 		}
 		s1.shutdown()
 		s2.shutdown()
-		keys, err := raw.Keys(ctx, "*").Result()
-		require.NoError(t, err)
-		require.Contains(t, keys, "mesh:format")
+		keys, format := w.inStore(), w.keys().Format()
+		require.Contains(t, keys, format)
 		for _, key := range keys {
-			if key != "mesh:format" {
+			if key != format {
 				require.NotZero(t, keyLife(t, raw, key), "%q stays for ever", key)
 			}
 		}

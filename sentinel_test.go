@@ -46,7 +46,7 @@ func TestSentinel(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			s := redistest.StartSentinel(t)
-			var all recoveries
+			var all switches
 			for i := range *sentinelRuns {
 				t.Run(fmt.Sprint(i), func(t *testing.T) {
 					s := s.For(t)
@@ -68,13 +68,13 @@ func TestSentinel(t *testing.T) {
 	}
 }
 
-// recoveries is what several switches came to.
-type recoveries struct {
+// switches is what several switches came to.
+type switches struct {
 	redis, told      []time.Duration // until Redis, and every subscriber, was right
 	events, departed int
 }
 
-func (r *recoveries) String() string {
+func (r *switches) String() string {
 	worst := func(list []time.Duration) string {
 		slices.Sort(list)
 		return fmt.Sprintf("median %v, worst %v", ms(list[len(list)/2]), ms(list[len(list)-1]))
@@ -133,7 +133,7 @@ func newSwitchDrill(t *testing.T, s *redistest.Sentinel) *switchDrill {
 }
 
 // run goes through a switch. thorough has expired events tried out too.
-func (d *switchDrill) run(change func(*redistest.Sentinel) redistest.Switch, thorough bool, all *recoveries) {
+func (d *switchDrill) run(change func(*redistest.Sentinel) redistest.Switch, thorough bool, all *switches) {
 	d.settles(time.Now(), 10*time.Second)
 	d.patient()
 	d.churn(4)

@@ -42,17 +42,17 @@ func TestStateIsToldReplacedAndCleared(t *testing.T) {
 		require.Equal(t, "false", clearState(a, "lobby"))
 		a.join("lobby")
 		require.Equal(t, "true", a.state("lobby", map[string]any{"n": 1}))
-		stored, err := raw.Get(t.Context(), stateKey("lobby", a.id)).Result()
+		stored, err := raw.Get(t.Context(), w.stateKey("lobby", a.id)).Result()
 		require.NoError(t, err)
 		require.JSONEq(t, `{"n":1}`, stored)
 		require.Equal(t, "true", a.state("lobby", map[string]any{"n": 2}))
-		stored, err = raw.Get(t.Context(), stateKey("lobby", a.id)).Result()
+		stored, err = raw.Get(t.Context(), w.stateKey("lobby", a.id)).Result()
 		require.NoError(t, err)
 		require.JSONEq(t, `{"n":2}`, stored)
-		require.Zero(t, keyLife(t, raw, stateKey("lobby", a.id)), "it lives as long as the entry")
+		require.Zero(t, keyLife(t, raw, w.stateKey("lobby", a.id)), "it lives as long as the entry")
 		require.Equal(t, "true", clearState(a, "lobby"))
 		require.Equal(t, "true", clearState(a, "lobby"), "there is none any more: nobody is told")
-		require.False(t, keyExists(t, raw, stateKey("lobby", a.id)))
+		require.False(t, keyExists(t, raw, w.stateKey("lobby", a.id)))
 		require.Equal(t, "true", a.state("lobby", map[string]any{"n": 3}))
 		for _, p := range watchers {
 			p.expectStates(2*time.Second, a.id, `{"n":1}`, `{"n":2}`, "null", `{"n":3}`)
@@ -71,7 +71,7 @@ func TestStateExpiresOnceForEverySubscriber(t *testing.T) {
 		a.join("lobby")
 		began := time.Now()
 		require.Equal(t, "true", a.state("lobby", map[string]any{"typing": true}, map[string]any{"expireAfter": 600}))
-		life := keyLife(t, raw, stateKey("lobby", a.id))
+		life := keyLife(t, raw, w.stateKey("lobby", a.id))
 		require.Greater(t, life, 300*time.Millisecond)
 		require.LessOrEqual(t, life, 600*time.Millisecond)
 		for _, p := range watchers {
@@ -83,7 +83,7 @@ func TestStateExpiresOnceForEverySubscriber(t *testing.T) {
 			p.expectStates(0, a.id, `{"typing":true}`, "null")
 			require.Equal(t, 0, p.count("leave", ""))
 		}
-		require.False(t, keyExists(t, raw, stateKey("lobby", a.id)))
+		require.False(t, keyExists(t, raw, w.stateKey("lobby", a.id)))
 		require.Empty(t, s2.dial().subscribe("lobby").States)
 	})
 }
@@ -104,7 +104,7 @@ func TestAnOlderStatesExpiryDoesNotEndANewerOne(t *testing.T) {
 		for _, p := range watchers {
 			p.expectStates(time.Second, a.id, `{"n":1}`, `{"n":2}`, `{"n":3}`, `{"n":4}`)
 		}
-		require.True(t, keyExists(t, raw, stateKey("lobby", a.id)))
+		require.True(t, keyExists(t, raw, w.stateKey("lobby", a.id)))
 		// A shorter life than before counts too.
 		require.Equal(t, "true", a.state("lobby", map[string]any{"n": 5}, map[string]any{"expireAfter": 100}))
 		for _, p := range watchers {
@@ -153,7 +153,7 @@ func TestStateEndsWithItsEntry(t *testing.T) {
 			require.Equal(t, "true", p.state("lobby", map[string]any{"n": 1}, map[string]any{"expireAfter": 2500}))
 		}
 		leaver.leave("lobby")
-		require.False(t, keyExists(t, raw, stateKey("lobby", leaver.id)))
+		require.False(t, keyExists(t, raw, w.stateKey("lobby", leaver.id)))
 		closer.close()
 		silent.mute()
 		for _, p := range watchers {
@@ -162,7 +162,7 @@ func TestStateEndsWithItsEntry(t *testing.T) {
 			}
 		}
 		for _, who := range []*peer{closer, silent} {
-			require.False(t, keyExists(t, raw, stateKey("lobby", who.id)))
+			require.False(t, keyExists(t, raw, w.stateKey("lobby", who.id)))
 		}
 		// Coming back does not bring it back.
 		require.Empty(t, leaver.room("mesh/get-presence-state", "lobby").States)

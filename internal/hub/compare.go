@@ -13,6 +13,8 @@ const (
 	roomsPerCall = 500
 	// compareTimeout bounds one such call.
 	compareTimeout = 5 * time.Second
+	// bucketsAtOnce is how many buckets are compared at a time.
+	bucketsAtOnce = 8
 	// gather is how long a comparison that was asked for waits for others.
 	gather = 20 * time.Millisecond
 )
@@ -120,6 +122,33 @@ func (h *Hub) compare(list []*mirror, since time.Time) (unseen []*mirror) {
 		return nil
 	}
 	e := h.generation.learn(h.ctx, since)
+	buckets := make(map[int][]check)
+	for _, c := range checks {
+		b := h.cfg.Bucket(c.mirror.room)
+		buckets[b] = append(buckets[b], c)
+	}
+	var (
+		wg sync.WaitGroup
+		mu sync.Mutex // guards unseen
+	)
+	slots := make(chan struct{}, bucketsAtOnce)
+	for _, checks := range buckets {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			left := h.compareBucket(checks, e, since)
+			mu.Lock()
+			defer mu.Unlock()
+			unseen = append(unseen, left...)
+		})
+	}
+	wg.Wait()
+	return unseen
+}
+
+// compareBucket compares mirrors of one bucket and returns those that it could
+// not.
+func (h *Hub) compareBucket(checks []check, e era, since time.Time) (unseen []*mirror) {
 	for len(checks) > 0 {
 		n := min(len(checks), roomsPerCall)
 		if err := h.compareSome(checks[:n], e, since); err != nil {

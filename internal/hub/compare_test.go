@@ -186,3 +186,34 @@ func TestIdleHubAsksNothing(t *testing.T) {
 		assert.Zero(t, s+p+g)
 	})
 }
+
+// Rooms that are kept elsewhere do not wait for those whose place does not
+// answer.
+func TestOnePlaceDoesNotAnswer(t *testing.T) {
+	live(t, func(t *testing.T, h *house) {
+		h.hub.cfg.Bucket = func(room string) int { return len(room) }
+		var here, there []*fakeSink
+		for i := range 20 {
+			name := fmt.Sprint("room ", i)
+			h.redis.join(name, "a")
+			if s := h.watchRoom(name); i < 10 {
+				there = append(there, s)
+			} else {
+				here = append(here, s)
+			}
+		}
+		h.redis.set(func(f *fakeRedis) { f.lost = func(room string) bool { return len(room) == len("room 1") } })
+		for _, s := range here {
+			h.redis.join(s.room, "unheard")
+		}
+		h.hub.Resync()
+		h.pass(3 * time.Second)
+		assert.Equal(t, len(there), h.hub.Stats().Stale)
+		for _, s := range here {
+			h.agree(s)
+		}
+		h.redis.set(func(f *fakeRedis) { f.lost = nil })
+		h.pass(11 * time.Second)
+		assert.Zero(t, h.hub.Stats().Stale)
+	})
+}

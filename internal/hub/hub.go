@@ -61,6 +61,9 @@ type Config struct {
 	// CompareEvery is how often the positions of all watched rooms are
 	// compared with Redis. Defaults to 10 s.
 	CompareEvery time.Duration
+	// Bucket says which rooms are kept in one place: where one place does not
+	// answer, the rooms of the others are compared all the same. Nil: all are.
+	Bucket func(room string) int
 	// Snapshots is how many snapshots are read at once. Defaults to 8.
 	Snapshots int
 	// Now is Redis's clock, in unix ms, for the times of repairs. It must not
@@ -80,6 +83,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.CompareEvery <= 0 {
 		c.CompareEvery = 10 * time.Second
+	}
+	if c.Bucket == nil {
+		c.Bucket = func(string) int { return 0 }
 	}
 	if c.Snapshots <= 0 {
 		c.Snapshots = 8

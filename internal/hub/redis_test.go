@@ -37,6 +37,7 @@ type fakeRedis struct {
 	generation string // empty: cannot be learned
 	away       bool
 	paged      bool
+	lost       func(room string) bool // cannot be asked for its position
 	delay      time.Duration
 	// between is called without the lock after the position was read and
 	// before the records are, where paged.
@@ -105,7 +106,7 @@ func (f *fakeRedis) Positions(_ context.Context, rooms []string) ([]store.Positi
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.positions++
-	if f.away {
+	if f.away || f.lost != nil && slices.ContainsFunc(rooms, f.lost) {
 		return nil, errAway
 	}
 	list := make([]store.Position, len(rooms))

@@ -1,7 +1,9 @@
 package owner
 
 import (
+	"errors"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/meshpresence/mesh/internal/store"
@@ -16,6 +18,8 @@ const (
 	// settled is how long a lane must have been quiet for its count and that of
 	// Redis, taken at another moment, to be comparable.
 	settled = 2 * time.Second
+	// lanesAtOnce is how many buckets are compared at a time.
+	lanesAtOnce = 8
 	// metasPerCall bounds one read of metadata.
 	metasPerCall = 256
 )
@@ -65,34 +69,63 @@ func (o *Owner) compare(owned int64) {
 		o.lastAudit = time.Now()
 		return
 	}
+	_ = o.eachLane(func(l *lane) error { o.compareLane(l, inc, owned); return nil })
+}
+
+// eachLane runs do for every lane, some at a time: where one bucket is kept by
+// a node that does not answer, the others need not wait for it.
+func (o *Owner) eachLane(do func(l *lane) error) error {
+	if len(o.lanes) == 1 {
+		return do(o.lanes[0])
+	}
+	var (
+		wg   sync.WaitGroup
+		mu   sync.Mutex // guards errs
+		errs []error
+	)
+	slots := make(chan struct{}, lanesAtOnce)
 	for _, l := range o.lanes {
-		held, quiet := l.standing(inc)
-		if held == 0 && o.cfg.Buckets > 1 {
-			l.differs, l.busy = 0, 0
-			continue
-		}
-		if !quiet {
-			l.differs = 0
-			if l.busy++; l.busy >= auditBusy {
-				o.auditLane(l, inc)
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			if err := do(l); err != nil {
+				mu.Lock()
+				errs = append(errs, err)
+				mu.Unlock()
 			}
-			continue
-		}
-		l.busy = 0
-		size := owned
-		if size < 0 || l.bucket > 0 {
-			var err error
-			if size, err = o.cfg.Store.OwnedSize(o.stop, l.bucket, inc); err != nil {
-				return
-			}
-		}
-		if size == held {
-			l.differs = 0
-			continue
-		}
-		if l.differs++; l.differs >= 2 {
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func (o *Owner) compareLane(l *lane, inc string, owned int64) {
+	held, quiet := l.standing(inc)
+	if held == 0 && o.cfg.Buckets > 1 {
+		l.differs, l.busy = 0, 0
+		return
+	}
+	if !quiet {
+		l.differs = 0
+		if l.busy++; l.busy >= auditBusy {
 			o.auditLane(l, inc)
 		}
+		return
+	}
+	l.busy = 0
+	size := owned
+	if size < 0 || l.bucket > 0 {
+		var err error
+		if size, err = o.cfg.Store.OwnedSize(o.stop, l.bucket, inc); err != nil {
+			return
+		}
+	}
+	if size == held {
+		l.differs = 0
+		return
+	}
+	if l.differs++; l.differs >= 2 {
+		o.auditLane(l, inc)
 	}
 }
 
@@ -115,13 +148,10 @@ func (l *lane) standing(inc string) (held int64, quiet bool) {
 }
 
 func (o *Owner) auditAll(inc string) error {
-	for _, l := range o.lanes {
-		if err := o.audit(l, inc); err != nil {
-			return err
-		}
-	}
+	// What can be reached is compared, whatever becomes of the rest.
+	audited := o.eachLane(func(l *lane) error { return o.audit(l, inc) })
 	o.verify()
-	return o.readMetas()
+	return errors.Join(audited, o.readMetas())
 }
 
 // audit pages through one bucket's index: what this server does not have is

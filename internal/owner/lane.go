@@ -137,6 +137,7 @@ func (l *lane) run() {
 		if len(batch) == 0 {
 			return
 		}
+		began := time.Now()
 		err := l.commit(inc, number, batch, limit)
 		if err == nil {
 			backoff, limit = 0, firstLimit
@@ -145,7 +146,9 @@ func (l *lane) run() {
 		l.o.stats.retries.Add(1)
 		l.again(batch)
 		l.sweep()
-		if errors.Is(err, context.DeadlineExceeded) {
+		// The client library may hand out, at once, the timeout of a dial that
+		// it made before: that is no waiting.
+		if errors.Is(err, context.DeadlineExceeded) && time.Since(began) >= limit {
 			backoff, limit = 0, min(2*limit, lastLimit)
 			continue // it has waited long enough
 		}

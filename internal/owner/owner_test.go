@@ -498,3 +498,23 @@ func TestBucketsAreWrittenBesideEachOther(t *testing.T) {
 		cfg.RoomBucket = func(room string) int { return len(room) % 2 }
 	})
 }
+
+// The client library tells of the timeout of an earlier dial at once, where
+// many have failed. That must not have batches made as fast as they can be.
+func TestATimeoutToldAtOnceIsNoWaiting(t *testing.T) {
+	virtual(t, func(r *rig) {
+		in := r.connect("in")
+		r.plan(func(int, []store.Op) fault {
+			return fault{err: fmt.Errorf("dial: %w", context.DeadlineExceeded)}
+		})
+		_, err := in.Join(r.Context(), "x")
+		assert.ErrorIs(r, err, ErrUnavailable)
+		before := r.calls()
+		r.sleep(time.Minute)
+		assert.LessOrEqual(r, r.calls()-before, 65, "it backs off, to a second")
+		r.heal()
+		r.sleep(time.Second + 100*time.Millisecond)
+		assert.Equal(r, []string{"J in/x"}, r.said())
+		r.drain()
+	})
+}

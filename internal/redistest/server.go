@@ -33,6 +33,7 @@ type Server struct {
 	dir  string
 	conf config
 	port int
+	bus  int // of the cluster bus; 0: not a node of a cluster
 
 	mu   sync.Mutex // guards proc, and is held while it changes
 	proc *process   // nil: not running
@@ -41,6 +42,7 @@ type Server struct {
 // config is what the options set.
 type config struct {
 	rdb, aof bool
+	node     bool // of a cluster
 	args     []string
 	file     string // what is in its configuration file, which it may rewrite; "": it has none
 }
@@ -106,6 +108,9 @@ func Start(t testing.TB, opts ...Option) *Server {
 	var errs []error
 	for range startAttempts {
 		s.port, err = freePort()
+		if err == nil && s.conf.node {
+			s.bus, err = freePort()
+		}
 		if err == nil {
 			err = s.launch()
 		}
@@ -148,6 +153,9 @@ func (s *Server) launch(more ...string) error {
 	}
 	if s.conf.file != "" {
 		args = append([]string{configFile}, args...)
+	}
+	if s.conf.node {
+		args = append(args, clusterArgs(s.bus)...)
 	}
 	proc, err := startProcess(s.path, slices.Concat(args, s.conf.args, more), s.dir)
 	if err != nil {

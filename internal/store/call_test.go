@@ -163,3 +163,27 @@ func TestGeneration(t *testing.T) {
 	_, ok = s.Generation(t.Context())
 	assert.False(t, ok)
 }
+
+// A node that swallows everything holds on to the places of its own buckets.
+func TestABucketDoesNotTakeTheOthersPlaces(t *testing.T) {
+	t.Parallel()
+	s := New(nil, testKeys{buckets: 4})
+	hang := make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for range maxCalls {
+		wg.Go(func() {
+			_, err := read(ctx, s, "t:{1}:k", func(context.Context) (int, error) { <-hang; return 0, nil })
+			assert.ErrorIs(t, err, ErrUnavailable)
+		})
+	}
+	require.Eventually(t, func() bool { n, _ := s.Calls(); return n == bucketCalls }, 5*time.Second, time.Millisecond)
+	for _, key := range []string{"t:{0}:k", "t:{2}:{1}", "t:{3}:k", "t:{9}:k", "t:k"} {
+		_, err := read(ctx, s, key, func(context.Context) (int, error) { return 0, nil })
+		require.NoError(t, err, key)
+	}
+	cancel()
+	wg.Wait()
+	close(hang)
+	require.NoError(t, s.Wait(t.Context()))
+}

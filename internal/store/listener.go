@@ -183,6 +183,7 @@ func (l *Listener) run() {
 		if up {
 			l.cfg.Handler.Lost()
 		}
+		reload(l.cfg.Client)
 		if up && time.Since(began) >= steadyAfter {
 			fails = 0
 		}

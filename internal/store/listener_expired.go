@@ -53,6 +53,7 @@ type expiredWatch struct {
 	canary   func() string
 	expired  func(key string)
 	changed  func() // the verdict may be another
+	failover func()
 	logger   *slog.Logger
 	listener *Listener
 	stop     context.CancelFunc
@@ -79,7 +80,8 @@ type expiredWatch struct {
 func newExpiredWatch(n node, cfg ExpiredConfig, changed func()) *expiredWatch {
 	w := &expiredWatch{
 		client: n.client, channel: ExpiredChannel(cfg.DB), canary: cfg.Canary, expired: cfg.Expired, changed: changed,
-		logger: cfg.Logger.With("node", n.addr), recheck: make(chan struct{}, 1), setFlag: true,
+		failover: cfg.Failover,
+		logger:   cfg.Logger.With("node", n.addr), recheck: make(chan struct{}, 1), setFlag: true,
 	}
 	w.replica.Store(n.replica)
 	w.listener = NewListener(ListenerConfig{
@@ -108,6 +110,7 @@ func (w *expiredWatch) close() {
 // at once; its subscription stays as it is, so that nothing is missed.
 func (w *expiredWatch) setReplica(replica bool) {
 	if w.replica.Swap(replica) != replica {
+		w.failover()
 		poke(w.recheck)
 	}
 }
@@ -136,9 +139,13 @@ func (w *expiredWatch) Message(_, key string) {
 		w.heard = nil
 	}
 	w.mu.Unlock()
-	if !canary {
-		w.expired(key)
+	if canary {
+		return
 	}
+	if w.replica.Load() { // one sends none: it has been promoted just now
+		w.failover()
+	}
+	w.expired(key)
 }
 
 // Subscribed implements Handler. A restart loses the setting, a failover leads
@@ -152,6 +159,9 @@ func (w *expiredWatch) Subscribed(_ string, again bool) {
 // Lost implements Handler.
 func (w *expiredWatch) Lost() {
 	w.losses.Add(1)
+	if !w.replica.Load() {
+		w.failover()
+	}
 	w.conclude(ExpiredUnknown, false, nil)
 }
 

@@ -13,7 +13,7 @@ import (
 const (
 	// scanEvery is how often the nodes of a cluster are listed: two commands.
 	// The cluster client itself looks once a minute.
-	scanEvery = 5 * time.Second
+	scanEvery = 2 * time.Second
 	// scanWithin bounds one listing.
 	scanWithin = 2 * time.Second
 	// missedScans is how many listings in a row a node must be missing from
@@ -37,6 +37,11 @@ type ExpiredConfig struct {
 	// Changed hears, from one goroutine and in order, whenever the state of
 	// the whole changes; err says why it is silent.
 	Changed func(state ExpiredState, err error)
+	// Failover hears, on a cluster, that a master may have been away, or may
+	// be another one now: what expired there may have done so because nobody
+	// could refresh it. It may be called by several goroutines and must not
+	// block. Nil: nobody hears of it.
+	Failover func()
 	// Logger hears what is not said through Changed. Nil: nobody does.
 	Logger *slog.Logger
 }
@@ -49,6 +54,7 @@ type ExpiredEvents struct {
 	cfg     ExpiredConfig
 	changed chan struct{} // 1: a verdict may be another
 	renew   chan struct{} // 1: Recreate was called
+	looks   chan chan error
 	settled chan struct{} // closed when every node was checked once
 	once    sync.Once
 	stop    context.CancelFunc
@@ -69,9 +75,13 @@ func NewExpiredEvents(cfg ExpiredConfig) *ExpiredEvents {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	_, cluster := cfg.Client.(clusterNodes)
+	if cfg.Failover == nil || !cluster {
+		cfg.Failover = func() {}
+	}
 	return &ExpiredEvents{
 		cfg: cfg, cluster: cluster,
-		changed: make(chan struct{}, 1), renew: make(chan struct{}, 1), settled: make(chan struct{}),
+		changed: make(chan struct{}, 1), renew: make(chan struct{}, 1), looks: make(chan chan error),
+		settled: make(chan struct{}),
 		watches: make(map[string]*expiredWatch),
 	}
 }
@@ -118,7 +128,7 @@ func (e *ExpiredEvents) run(ctx context.Context) {
 		defer t.Stop()
 		rescan = t.C
 	}
-	e.scan(ctx)
+	_ = e.scan(ctx)
 	for {
 		select {
 		case <-e.changed:
@@ -128,7 +138,10 @@ func (e *ExpiredEvents) run(ctx context.Context) {
 				w.listener.Recreate()
 			}
 		case <-rescan:
-			e.scan(ctx)
+			_ = e.scan(ctx) // it will be tried again
+			e.sum()
+		case done := <-e.looks:
+			done <- e.scan(ctx)
 			e.sum()
 		case <-ctx.Done():
 			return
@@ -136,15 +149,37 @@ func (e *ExpiredEvents) run(ctx context.Context) {
 	}
 }
 
+// Look finds out now which nodes of a cluster are masters: where it returns
+// nil, Failover has been called for each failover that there was to see.
+func (e *ExpiredEvents) Look(ctx context.Context) error {
+	if !e.cluster {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*scanWithin)
+	defer cancel()
+	done := make(chan error, 1)
+	select {
+	case e.looks <- done:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // scan brings the watches in line with the nodes there are. If they cannot be
 // listed, the watches stay.
-func (e *ExpiredEvents) scan(ctx context.Context) {
+func (e *ExpiredEvents) scan(ctx context.Context) error {
 	listing, cancel := context.WithTimeout(ctx, scanWithin)
 	defer cancel()
 	nodes, err := listNodes(listing, e.cfg.Client)
 	if err != nil {
 		e.cfg.Logger.Debug("mesh: cluster nodes could not be listed", "error", err)
-		return
+		return err
 	}
 	for _, w := range e.watches {
 		w.missed++
@@ -169,6 +204,7 @@ func (e *ExpiredEvents) scan(ctx context.Context) {
 			delete(e.watches, addr)
 		}
 	}
+	return nil
 }
 
 // sum adds up the verdicts of the masters: one that is silent makes the whole

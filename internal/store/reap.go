@@ -79,8 +79,9 @@ func (s *Store) OwnedPage(ctx context.Context, bucket int, inc string, cursor ui
 
 // OwnedSize returns how many entries and connections an incarnation's index holds.
 func (s *Store) OwnedSize(ctx context.Context, bucket int, inc string) (int64, error) {
-	return call(ctx, s, func(ctx context.Context) (int64, error) {
-		return s.client.SCard(ctx, s.keys.Owned(bucket, inc)).Result()
+	key := s.keys.Owned(bucket, inc)
+	return read(ctx, s, key, func(ctx context.Context) (int64, error) {
+		return s.client.SCard(ctx, key).Result()
 	})
 }
 

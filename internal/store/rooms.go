@@ -73,13 +73,14 @@ func (s *Store) Snapshot(ctx context.Context, room string) (Snapshot, error) {
 // all the while come at least once.
 func (s *Store) scan(ctx context.Context, room string, f func(Record) bool) error {
 	var cursor uint64
+	key := s.keys.Members(room)
 	for {
 		type page struct {
 			pairs []string
 			next  uint64
 		}
-		p, err := call(ctx, s, func(ctx context.Context) (page, error) {
-			pairs, next, err := s.client.HScan(ctx, s.keys.Members(room), cursor, "", PageSize).Result()
+		p, err := read(ctx, s, key, func(ctx context.Context) (page, error) {
+			pairs, next, err := s.client.HScan(ctx, key, cursor, "", PageSize).Result()
 			return page{pairs, next}, err
 		})
 		if err != nil {
@@ -137,8 +138,9 @@ func (s *Store) Some(ctx context.Context, room string, limit int) ([]Record, int
 
 // Count returns how many members a room has.
 func (s *Store) Count(ctx context.Context, room string) (int, error) {
-	n, err := call(ctx, s, func(ctx context.Context) (int64, error) {
-		return s.client.HLen(ctx, s.keys.Members(room)).Result()
+	key := s.keys.Members(room)
+	n, err := read(ctx, s, key, func(ctx context.Context) (int64, error) {
+		return s.client.HLen(ctx, key).Result()
 	})
 	return int(n), err
 }
@@ -258,7 +260,7 @@ func (s *Store) setPage(ctx context.Context, key string, cursor uint64) ([]strin
 		names []string
 		next  uint64
 	}
-	p, err := call(ctx, s, func(ctx context.Context) (page, error) {
+	p, err := read(ctx, s, key, func(ctx context.Context) (page, error) {
 		names, next, err := s.client.SScan(ctx, key, cursor, "", MaxOps).Result()
 		return page{names, next}, err
 	})
@@ -267,8 +269,9 @@ func (s *Store) setPage(ctx context.Context, key string, cursor uint64) ([]strin
 
 // Homes returns the incarnations that own entries of a room.
 func (s *Store) Homes(ctx context.Context, room string) ([]string, error) {
-	names, err := call(ctx, s, func(ctx context.Context) ([]string, error) {
-		return s.client.HKeys(ctx, s.keys.Seq(room)).Result()
+	key := s.keys.Seq(room)
+	names, err := read(ctx, s, key, func(ctx context.Context) ([]string, error) {
+		return s.client.HKeys(ctx, key).Result()
 	})
 	if err != nil {
 		return nil, err

@@ -5,6 +5,8 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -59,8 +61,11 @@ const (
 	// maxCalls bounds the calls under way at once, those included that have
 	// been given up and that the client library has not returned from yet.
 	// Scripts have places of their own: what clients read must not keep a
-	// heartbeat waiting.
-	maxCalls = 256
+	// heartbeat waiting. So has each bucket, bucketCalls of them where there
+	// are many: the calls to a node that swallows everything would in the end
+	// take the places of those to all others.
+	maxCalls    = 256
+	bucketCalls = 16
 	// MaxOps and MaxBytes bound one script call, so that it holds up Redis for
 	// no longer than about a millisecond.
 	MaxOps   = 128
@@ -71,8 +76,8 @@ const (
 type Store struct {
 	client redis.UniversalClient
 	keys   Keys
-	reads  chan struct{} // places for plain commands
-	writes chan struct{} // places for scripts
+	reads  chan struct{} // places for plain commands that are of no one bucket
+	places []places      // by bucket
 	calls  sync.WaitGroup
 	listed bool // see RequireLease
 
@@ -82,9 +87,36 @@ type Store struct {
 	nFailures atomic.Uint64
 }
 
+// places bound the calls under way to one bucket.
+type places struct {
+	reads  chan struct{} // plain commands
+	writes chan struct{} // scripts
+}
+
 // New returns a store on client, which stays the caller's to close.
 func New(client redis.UniversalClient, keys Keys) *Store {
-	return &Store{client: client, keys: keys, reads: make(chan struct{}, maxCalls), writes: make(chan struct{}, maxCalls)}
+	s := &Store{client: client, keys: keys, reads: make(chan struct{}, maxCalls), places: make([]places, keys.Buckets())}
+	each := maxCalls
+	if len(s.places) > 1 {
+		each = bucketCalls
+	}
+	for i := range s.places {
+		s.places[i] = places{reads: make(chan struct{}, each), writes: make(chan struct{}, each)}
+	}
+	return s
+}
+
+// at returns the places of the bucket that a key is in: the number in its hash
+// tag.
+func (s *Store) at(key string) places {
+	if len(s.places) > 1 {
+		_, rest, _ := strings.Cut(key, "{")
+		tag, _, _ := strings.Cut(rest, "}")
+		if b, err := strconv.Atoi(tag); err == nil && b >= 0 && b < len(s.places) {
+			return s.places[b]
+		}
+	}
+	return s.places[0]
 }
 
 // RequireLease makes Commit refuse, with ErrLost, what comes from an incarnation
@@ -130,19 +162,44 @@ func (s *Store) Publish(ctx context.Context, channel, payload string) (heard int
 	})
 }
 
-// Generation identifies the Redis process that answers. It changes when Redis
-// restarts or fails over. False: it could not be learned.
+// Generation identifies the Redis process that answers, or all masters of a
+// cluster. It changes when Redis restarts or fails over. False: it could not be
+// learned, on a cluster because any of them did not answer.
 func (s *Store) Generation(ctx context.Context) (string, bool) {
-	info, err := call(ctx, s, func(ctx context.Context) (string, error) { return s.client.Info(ctx, "server").Result() })
+	id, err := call(ctx, s, func(ctx context.Context) (string, error) {
+		cluster, ok := s.client.(*redis.ClusterClient)
+		if !ok {
+			return runID(ctx, s.client)
+		}
+		var (
+			mu  sync.Mutex // guards ids: the cluster client calls from many goroutines
+			ids []string
+		)
+		err := cluster.ForEachMaster(ctx, func(ctx context.Context, master *redis.Client) error {
+			id, err := runID(ctx, master)
+			mu.Lock()
+			defer mu.Unlock()
+			ids = append(ids, id)
+			return err
+		})
+		slices.Sort(ids)
+		return strings.Join(ids, " "), err
+	})
+	return id, err == nil && id != ""
+}
+
+// runID asks a process for its identity.
+func runID(ctx context.Context, c redis.Cmdable) (string, error) {
+	info, err := c.Info(ctx, "server").Result()
 	if err != nil {
-		return "", false
+		return "", err
 	}
 	_, rest, ok := strings.Cut(info, "run_id:")
 	if !ok {
-		return "", false
+		return "", fmt.Errorf("info: %w", errFormat)
 	}
 	id, _, _ := strings.Cut(rest, "\r\n")
-	return id, true
+	return id, nil
 }
 
 type result[T any] struct {
@@ -155,6 +212,11 @@ type result[T any] struct {
 // the caller, who stops waiting: the outcome is then unknown.
 func call[T any](ctx context.Context, s *Store, f func(context.Context) (T, error)) (T, error) {
 	return within(ctx, s, s.reads, f)
+}
+
+// read is call for a command of one key.
+func read[T any](ctx context.Context, s *Store, key string, f func(context.Context) (T, error)) (T, error) {
+	return within(ctx, s, s.at(key).reads, f)
 }
 
 func within[T any](ctx context.Context, s *Store, slots chan struct{}, f func(context.Context) (T, error)) (T, error) {
@@ -200,6 +262,9 @@ func (s *Store) failed(err error) error {
 	if redis.HasErrorPrefix(err, outOfMemory) {
 		err = fmt.Errorf("%w: %w", ErrFull, err)
 	}
+	if !errors.Is(err, context.Canceled) {
+		reload(s.client)
+	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }
 
@@ -214,9 +279,19 @@ func refusal(text string) error {
 	return fmt.Errorf("%w: %s", ErrUnavailable, text)
 }
 
+// reload makes the client of a cluster look where everything is now. By itself
+// it does so once a minute and where a node refers it to another one; a master
+// that has died refers it nowhere, and it would go on asking that one. Many
+// calls in short order have it look once.
+func reload(client redis.UniversalClient) {
+	if c, ok := client.(interface{ ReloadState(context.Context) }); ok {
+		c.ReloadState(context.Background()) // it returns at once, and minds no context
+	}
+}
+
 // run executes a script by its hash, with its text where Redis lacks it.
 func run(ctx context.Context, s *Store, script *redis.Script, keys []string, args ...any) (any, error) {
-	return within(ctx, s, s.writes, func(ctx context.Context) (any, error) {
+	return within(ctx, s, s.at(keys[0]).writes, func(ctx context.Context) (any, error) {
 		return script.Run(ctx, s.client, keys, args...).Result()
 	})
 }

@@ -1,0 +1,250 @@
+package redistest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// Shards returns how many shards there are.
+func (c *Cluster) Shards() int { return shards }
+
+// pair returns the two nodes of a shard.
+func (c *Cluster) pair(shard int) [2]*Server {
+	return [2]*Server{c.nodes[shard], c.nodes[shards+shard]}
+}
+
+// Master returns the running node of a shard that is its master, and nil where
+// there is none.
+func (c *Cluster) Master(shard int) *Server { return c.find(shard, "master") }
+
+// Replica returns the running node of a shard that is its replica, and nil
+// where there is none.
+func (c *Cluster) Replica(shard int) *Server { return c.find(shard, "slave") }
+
+func (c *Cluster) find(shard int, role string) *Server {
+	ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
+	defer cancel()
+	for _, s := range c.pair(shard) {
+		if c.at(s.Addr()) == nil {
+			continue
+		}
+		is, err := c.admin(s).Do(ctx, "role").Slice()
+		if err == nil && len(is) > 0 && is[0] == role {
+			return s
+		}
+	}
+	return nil
+}
+
+// SlotOf returns the hash slot of a key.
+func (c *Cluster) SlotOf(key string) int {
+	c.t.Helper()
+	return int(c.do(c.running()[0], "cluster", "keyslot", key).(int64))
+}
+
+// Owner returns the shard that serves a slot.
+func (c *Cluster) Owner(slot int) int {
+	c.t.Helper()
+	owner := -1
+	c.await(fmt.Sprintf("owner of slot %d", slot), func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
+		defer cancel()
+		//lint:ignore SA1019 what replaces it lists dead nodes, too, and no master first
+		all, err := c.admin(c.running()[0]).ClusterSlots(ctx).Result()
+		if err != nil {
+			return err
+		}
+		for _, r := range all {
+			if r.Start > slot || r.End < slot || len(r.Nodes) == 0 {
+				continue
+			}
+			for i := range shards {
+				for _, s := range c.pair(i) {
+					if s.Addr() == r.Nodes[0].Addr {
+						owner = i
+						return nil
+					}
+				}
+			}
+		}
+		return errors.New("nobody serves it")
+	})
+	return owner
+}
+
+// Move is a slot on its way to another shard while it is in use: what has not
+// been moved yet is still served by the old one, what has been by the new one,
+// and a script that needs some of both, or something that is nowhere, by none.
+type Move struct {
+	c        *Cluster
+	slot     int
+	from, to *Server
+}
+
+// BeginMove begins to move a slot. Nothing has been moved when it returns.
+func (c *Cluster) BeginMove(slot, shard int) *Move {
+	c.t.Helper()
+	m := &Move{c: c, slot: slot, from: c.Master(c.Owner(slot)), to: c.Master(shard)}
+	if m.from == nil || m.to == nil || m.from == m.to {
+		c.t.Fatalf("redistest: slot %d cannot be moved to shard %d", slot, shard)
+	}
+	c.do(m.to, "cluster", "setslot", slot, "importing", c.do(m.from, "cluster", "myid"))
+	c.do(m.from, "cluster", "setslot", slot, "migrating", c.do(m.to, "cluster", "myid"))
+	return m
+}
+
+// Keys moves at most n keys, and returns how many.
+func (m *Move) Keys(n int) int {
+	m.c.t.Helper()
+	keys := m.c.do(m.from, "cluster", "getkeysinslot", m.slot, n).([]any)
+	if len(keys) == 0 {
+		return 0
+	}
+	args := []any{"migrate", "127.0.0.1", m.to.port, "", 0, 5000, "keys"}
+	m.c.do(m.from, append(args, keys...)...)
+	return len(keys)
+}
+
+// Finish moves the rest and tells every master.
+func (m *Move) Finish() {
+	m.c.t.Helper()
+	for m.Keys(32) > 0 {
+	}
+	id := m.c.do(m.to, "cluster", "myid")
+	m.c.do(m.to, "cluster", "setslot", m.slot, "node", id)
+	m.c.do(m.from, "cluster", "setslot", m.slot, "node", id)
+	for i := range shards {
+		if s := m.c.Master(i); s != nil && s != m.to && s != m.from {
+			m.c.do(s, "cluster", "setslot", m.slot, "node", id)
+		}
+	}
+}
+
+// MoveSlot moves a slot to a shard while it is in use.
+func (c *Cluster) MoveSlot(slot, shard int) {
+	c.t.Helper()
+	c.BeginMove(slot, shard).Finish()
+}
+
+// KillMaster kills the master of a shard, and returns it.
+func (c *Cluster) KillMaster(shard int) *Server {
+	c.t.Helper()
+	s := c.Master(shard)
+	if s == nil {
+		c.t.Fatalf("redistest: shard %d has no master", shard)
+	}
+	s.Kill()
+	return s
+}
+
+// WaitForFailover waits until a shard has a master again, everybody who runs
+// knows it, and all slots are served.
+func (c *Cluster) WaitForFailover(shard int) {
+	c.t.Helper()
+	c.await(fmt.Sprintf("new master of shard %d", shard), func() error {
+		if c.Master(shard) == nil {
+			return errors.New("there is none")
+		}
+		return nil
+	})
+	c.Settle()
+}
+
+// Restart starts what does not run of a shard again, empty, as a replica of
+// the present master, and waits until it has caught up.
+func (c *Cluster) Restart(shard int) {
+	c.t.Helper()
+	for _, s := range c.pair(shard) {
+		if c.at(s.Addr()) == nil {
+			s.Restart(false)
+		}
+	}
+	c.await(fmt.Sprintf("replica of shard %d", shard), func() error {
+		if c.Replica(shard) == nil {
+			return errors.New("there is none")
+		}
+		return nil
+	})
+	c.Settle()
+}
+
+// Detach keeps a shard's replica from following its master, until its master
+// is gone: what is written from now on is lost with the master.
+func (c *Cluster) Detach(shard int) {
+	c.t.Helper()
+	s := c.Replica(shard)
+	if s == nil {
+		c.t.Fatalf("redistest: shard %d has no replica", shard)
+	}
+	// The master asks for no password and so refuses one.
+	c.do(s, "config", "set", "masterauth", "detached")
+	c.do(s, "client", "kill", "type", "master")
+	c.await("replica that lags", func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
+		defer cancel()
+		role, err := c.admin(s).Do(ctx, "role").Slice()
+		if err == nil && len(role) > 3 && role[3] == "connected" {
+			err = errors.New("it follows")
+		}
+		return err
+	})
+}
+
+// Attach ends what Detach began, on whatever side the node is now.
+func (c *Cluster) Attach(shard int) {
+	c.t.Helper()
+	for _, s := range c.pair(shard) {
+		if c.at(s.Addr()) != nil {
+			c.do(s, "config", "set", "masterauth", "")
+		}
+	}
+}
+
+// EachMaster runs do with a client of each master. It may be called by any
+// test, also where the cluster was started by another one.
+func (c *Cluster) EachMaster(t testing.TB, do func(shard int, admin *redis.Client)) {
+	t.Helper()
+	for i := range shards {
+		s := c.Master(i)
+		if s == nil {
+			t.Fatalf("redistest: shard %d has no master", i)
+		}
+		do(i, c.admin(s))
+	}
+}
+
+// Failing is about how long a cluster may take from the death of a master to
+// its replica's promotion: until everybody has missed it, they have told each
+// other, and the replica has asked for votes after its own pause of up to a
+// second.
+const Failing = NodeTimeout + NodeTimeout/2 + 2*time.Second
+
+// Failover has a shard's replica take its master's place in an orderly way:
+// nothing is lost, and nobody is away for longer than a moment.
+func (c *Cluster) Failover(shard int) {
+	c.t.Helper()
+	next := c.Replica(shard)
+	if next == nil {
+		c.t.Fatalf("redistest: shard %d has no replica", shard)
+	}
+	c.do(next, "cluster", "failover")
+	c.await(fmt.Sprintf("other master of shard %d", shard), func() error {
+		if c.Master(shard) != next || c.Replica(shard) == nil {
+			return errors.New("it is the same")
+		}
+		return nil
+	})
+	c.Settle()
+}
+
+// EachNode runs do with a client of each node that runs, replicas included.
+func (c *Cluster) EachNode(do func(addr string, admin *redis.Client)) {
+	for _, s := range c.running() {
+		do(s.Addr(), c.admin(s))
+	}
+}
