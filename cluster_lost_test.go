@@ -26,10 +26,10 @@ func TestClusterLosesWrites(t *testing.T) {
 		t.Skip("takes real seconds")
 	}
 	w := ownCluster(t)
-	for shard := range w.cluster.Shards() {
-		t.Run(fmt.Sprint(shard), func(t *testing.T) {
-			w := &world{t: t, cluster: w.cluster, prefix: fmt.Sprintf("shard%d:", shard)}
-			lostWrites(w, shard)
+	for run := range *clusterRuns {
+		t.Run(fmt.Sprint(run), func(t *testing.T) {
+			w := &world{t: t, cluster: w.cluster, prefix: fmt.Sprintf("run%d:", run)}
+			lostWrites(w, run%w.cluster.Shards())
 		})
 	}
 }

@@ -192,7 +192,7 @@ func (lp *loop) rebearFailed(ctx context.Context, at time.Time, err error) {
 // follows after a moment, and no rebirth can follow earlier: a Redis that
 // forgets at once must not be run hot.
 func (lp *loop) born(ctx context.Context, old, inc string, sent, got time.Time) {
-	stalled := lp.stalled
+	stalled, cutOff := lp.stalled, lp.failing > 0
 	lp.current.Store(&inc)
 	lp.absent, lp.declared, lp.stalled, lp.failing = false, false, false, 0
 	lp.renewAt = got.Add(lp.retry())
@@ -203,6 +203,12 @@ func (lp *loop) born(ctx context.Context, old, inc string, sent, got time.Time) 
 	lp.cfg.Logger.Info("mesh: server lives under a new incarnation", "old", old, "new", inc, "stalled", stalled)
 	if lp.cfg.OnReborn != nil {
 		lp.cfg.OnReborn(old, inc, stalled)
+	}
+	// Out of touch for a whole lease: what the subscriptions go over is as dead
+	// as what renewals went over, and would be found out by beats only, seconds
+	// after everything else is well.
+	if cutOff && lp.cfg.OnDeaf != nil {
+		lp.cfg.OnDeaf()
 	}
 	lp.reaper.add(ctx, old, false)
 }
