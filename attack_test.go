@@ -114,7 +114,7 @@ func newFort(t testing.TB, conf childConfig) *fort {
 		f.real = redistest.Start(t)
 		conf.Redis, f.redis = f.real.Addr(), f.real.Client(t)
 	} else {
-		r := meshtest.StartRedis(t)
+		r := meshtest.StartRedis(t, meshtest.WithAddr("127.0.0.1:0"))
 		conf.Redis, f.redis = r.Addr(), r.Client()
 	}
 	conf.Gauged, conf.Lease = true, 10*time.Second

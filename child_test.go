@@ -99,7 +99,9 @@ func serveChild(conf string) error {
 	if err := srv.trackTimed(c.Timed); err != nil {
 		return err
 	}
-	if err := srv.Start(context.Background()); err != nil {
+	starting, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if err := srv.Start(starting); err != nil {
 		return err
 	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
