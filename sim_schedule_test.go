@@ -181,6 +181,7 @@ func (s *sim) metadata(c *simClient) {
 	meta := fmt.Sprintf(`{"n":%d}`, s.born)
 	number := s.born
 	c.metas[meta] = true
+	seen := c.seen
 	s.call(c, "gets metadata "+meta+" on "+n.name, func(ctx context.Context) error {
 		err := n.p.Connections().SetMetadata(ctx, c.id, map[string]int{"n": number}, MetadataOptions{})
 		s.mu.Lock()
@@ -196,9 +197,7 @@ func (s *sim) metadata(c *simClient) {
 		}
 		return err
 	}, ErrUnknownConnection, ErrClosed, ErrConflict)
-	if n != c.node {
-		c.seen = time.Time{} // somebody else's call is no sign of life
-	}
+	c.seen = seen // the app's call is no sign of life
 }
 
 // wake ends a silence that has lasted for long enough.
