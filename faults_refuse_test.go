@@ -30,7 +30,9 @@ var (
 )
 
 func configured(name, value string) func(context.Context, redis.UniversalClient) error {
-	return func(ctx context.Context, admin redis.UniversalClient) error { return admin.ConfigSet(ctx, name, value).Err() }
+	return func(ctx context.Context, admin redis.UniversalClient) error {
+		return admin.ConfigSet(ctx, name, value).Err()
+	}
 }
 
 // replicaOf makes Redis the replica of somebody, who is not there.

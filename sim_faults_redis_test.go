@@ -159,7 +159,7 @@ func (s *sim) restore(keys []any, taken, cut time.Time) {
 	defer s.mu.Unlock()
 	s.ghosts = time.Now().Add(s.recovery())
 	for k := range s.entries {
-		if f := s.fact(k, time.Now()); !f.present || f.since.After(cut) {
+		if f := s.fact(k, time.Now()); !f.present || f.since.After(cut) || s.clients[k.conn].node.buried {
 			e := s.entry(k)
 			e.tickets = append(e.tickets, &simTicket{from: time.Now(), why: "a ghost"})
 		}

@@ -74,7 +74,7 @@ func (s *sim) startNode() {
 	opts.ContextTimeoutEnabled = s.rng.IntN(2) == 0
 	client := redis.NewClient(opts)
 	var err error
-	n.p, err = NewPresenceManager(Options{Redis: client, LeaseTTL: s.lease, edge: n.edge.of})
+	n.p, err = NewPresenceManager(Options{Redis: client, LeaseTTL: s.lease, Logger: s.log.of(n.name), edge: n.edge.of})
 	if err != nil {
 		panic(err)
 	}

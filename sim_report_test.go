@@ -1,7 +1,9 @@
 package mesh
 
 import (
+	"context"
 	"fmt"
+	"log/slog"
 	"maps"
 	"slices"
 	"strings"
@@ -76,4 +78,50 @@ func (s *sim) inject(name string) {
 	if !slices.Contains(s.phase, name) {
 		s.phase = append(s.phase, name)
 	}
+}
+
+// simLogs are what the servers of a run logged. They have a lock of their own:
+// servers log under theirs.
+type simLogs struct {
+	start time.Time
+
+	mu    sync.Mutex // guards lines
+	lines []string
+}
+
+func newSimLogs() *simLogs { return &simLogs{start: time.Now()} }
+
+// of returns the logger of a server; nil where nobody asked for logs.
+func (l *simLogs) of(name string) *slog.Logger {
+	if !*simLog {
+		return nil
+	}
+	return slog.New(simLogHandler{l, name})
+}
+
+func (l *simLogs) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return "\n" + strings.Join(l.lines, "\n")
+}
+
+type simLogHandler struct {
+	logs *simLogs
+	name string
+}
+
+func (h simLogHandler) Enabled(context.Context, slog.Level) bool { return true }
+func (h simLogHandler) WithAttrs([]slog.Attr) slog.Handler       { return h }
+func (h simLogHandler) WithGroup(string) slog.Handler            { return h }
+
+func (h simLogHandler) Handle(_ context.Context, r slog.Record) error {
+	line := fmt.Sprintf("log [%v] %s: %s", time.Since(h.logs.start).Round(time.Millisecond), h.name, r.Message)
+	r.Attrs(func(a slog.Attr) bool {
+		line += " " + a.String()
+		return true
+	})
+	h.logs.mu.Lock()
+	defer h.logs.mu.Unlock()
+	h.logs.lines = append(h.logs.lines, line)
+	return nil
 }

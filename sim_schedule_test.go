@@ -192,7 +192,7 @@ func (s *sim) metadata(c *simClient) {
 		case !c.node.dead && !n.dead:
 			// An owner that is out of touch may be buried, and its connections'
 			// metadata with it; one that hears nothing asks after ten minutes.
-			deaf := c.node.link.lossy() || !c.node.bad.IsZero() || c.node.shaky(time.Now())
+			deaf := c.node.link.lossy() || !c.node.bad.IsZero() || c.node.shaky(time.Now()) || time.Now().Before(s.disturbed)
 			c.meta, c.metaBad = meta, n != c.node && deaf
 		}
 		return err

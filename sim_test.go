@@ -26,6 +26,7 @@ var (
 	simSeeds  = flag.Int64("sim.seeds", 200, "run that many seeds of TestSimulation; 0: none")
 	simFrom   = flag.Int64("sim.from", 0, "first seed for -sim.seeds")
 	simFirst  = flag.Bool("sim.first", false, "skip what is left after the first failure")
+	simLog    = flag.Bool("sim.log", false, "say of a failed seed what the servers logged, too")
 	simFaults = flag.String("sim.faults", "", "comma-separated names of the only faults to use, instead of the seed's")
 )
 
@@ -88,6 +89,7 @@ type sim struct {
 	most    int            // clients at a time
 	servers int            // at the start
 
+	log       *simLogs
 	injected  map[string]int
 	phase     []string                   // kinds of faults since the last calm
 	recovered map[string][]time.Duration // see simTally
@@ -131,7 +133,7 @@ func simulate(t *testing.T, seed int64) {
 		simTotal.add(s)
 		if s.failure != "" {
 			simStop.Store(true)
-			t.Errorf("seed %d: %s\nreplay: go test -run TestSimulation -sim.seed=%d .\n%s", seed, s.failure, seed, strings.Join(s.trace, "\n"))
+			t.Errorf("seed %d: %s\nreplay: go test -run TestSimulation -sim.seed=%d .\n%s", seed, s.failure, seed, strings.Join(s.trace, "\n")+s.log.String())
 		}
 	})
 }
@@ -155,7 +157,7 @@ func newSim(t *testing.T, seed int64) *sim {
 		seed: seed, rng: rng, mem: mem, admin: redis.NewClient(past), lease: time.Duration(3+rng.IntN(3)) * time.Second,
 		ttl: time.Duration(1+rng.IntN(6)) * time.Second, start: time.Now(), ctx: context.Background(), over: make(chan struct{}),
 		clients: make(map[string]*simClient), entries: make(map[simKey]*simEntry),
-		injected: make(map[string]int), told: make(map[string]int), recovered: make(map[string][]time.Duration),
+		log: newSimLogs(), injected: make(map[string]int), told: make(map[string]int), recovered: make(map[string][]time.Duration),
 	}
 	// Servers do not share Redis's clock, or each other's.
 	s.moveClock(time.Duration(rng.IntN(600)-300) * time.Second)
