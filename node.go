@@ -66,7 +66,7 @@ type node struct {
 	begun   context.Context // ends when it begins to stop
 	halt    context.CancelFunc
 	work    sync.WaitGroup
-	process atomic.Pointer[string] // identity of the Redis process, as last seen; empty: not known
+	process atomic.Pointer[string] // identity of the Redis process, as last seen; nil: not known
 	awayAt  time.Time              // when mirrors were last marked as stale because Redis was away
 	trouble atomic.Bool            // something may have been missed: compare everything at the next heartbeat
 	reaped  atomic.Uint64
@@ -228,10 +228,20 @@ func (n *node) Subscribed(channel string, again bool) {
 
 // checkProcess asks whether the same Redis process answers as before. If not,
 // it may have lost what was written last, leases among it: nobody is judged on
-// that before everybody has had time to renew.
+// that before everybody has had time to renew. No answer, where there has been
+// one before, is no better: connections that die while it is asked are those of
+// a failover.
 func (n *node) checkProcess() {
-	id, _ := n.store.Generation(n.life)
-	if was := n.process.Swap(&id); was != nil && *was != id {
+	id, ok := n.store.Generation(n.life)
+	was := n.process.Load()
+	switch {
+	case !ok && was != nil:
+		n.lease.Distrust()
+		return
+	case ok:
+		n.process.Store(&id)
+	}
+	if was != nil && *was != id {
 		n.lease.Distrust()
 		if n.expiry != nil {
 			n.expiry.Recreate()
