@@ -41,7 +41,7 @@ func (s *sim) setAll(cut bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.allCut = cut
-	s.sick = time.Now()
+	s.sickUntil(time.Now())
 	for _, n := range s.nodes {
 		n.apply()
 	}
@@ -64,7 +64,8 @@ func (s *sim) hangAll() bool {
 	set := func(hang bool) {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.allHang, s.sick = hang, time.Now()
+		s.allHang = hang
+		s.sickUntil(time.Now())
 		for _, n := range s.nodes {
 			n.apply()
 		}

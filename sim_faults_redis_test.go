@@ -15,7 +15,7 @@ func (s *sim) errors() bool {
 	s.disturb(s.between(0.1, 2*s.lease.Seconds()), func() {
 		s.mem.SetError("")
 		s.mu.Lock()
-		s.sick = time.Now()
+		s.sickUntil(time.Now())
 		s.mu.Unlock()
 	})
 	return true
@@ -27,7 +27,7 @@ func (s *sim) lost(what string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.noted("%s", what)
-	s.sick = time.Now()
+	s.sickUntil(time.Now())
 	for _, c := range s.clients {
 		c.metaBad = true
 	}
@@ -75,7 +75,7 @@ func (s *sim) stepClock() bool {
 		wait -= d // leases of the dead last longer by it
 	}
 	s.mu.Lock()
-	s.sick = time.Now().Add(max(0, -d))
+	s.sickUntil(time.Now().Add(max(0, -d)))
 	s.mu.Unlock()
 	s.disturb(wait, nil)
 	return true

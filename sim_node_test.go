@@ -125,11 +125,18 @@ func (n *simNode) apply() {
 	n.own = n.own || own
 }
 
+// sickUntil notes until when all servers are without Redis. s.mu is held.
+func (s *sim) sickUntil(t time.Time) {
+	if t.After(s.sick) {
+		s.sick = t
+	}
+}
+
 // watchHealth notes who has been out of touch for so long that others may
 // have ended its entries. s.mu is held.
 func (s *sim) watchHealth(now time.Time) {
 	if s.allCut || s.allHang {
-		s.sick = now
+		s.sickUntil(now)
 	}
 	for _, n := range s.living() {
 		if n.bad.IsZero() {

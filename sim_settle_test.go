@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// settle ends all faults and waits until everything is as it should be: the
-// last time for as long as is promised, and then compares.
+// settle ends all faults and waits until everything is as it should be, for as
+// long as is promised: the last time all of it. Then it compares.
 func (s *sim) settle(last bool) {
 	s.mu.Lock()
 	for len(s.later) > 0 {
@@ -33,7 +33,10 @@ func (s *sim) settle(last bool) {
 			break
 		}
 	}
-	if last {
+	s.mu.Lock()
+	due := last || time.Now().After(s.disturbed)
+	s.mu.Unlock()
+	if due {
 		s.compare()
 	}
 	if !s.failed() && len(s.phase) == 1 {

@@ -287,6 +287,12 @@ func (e *entry) ended(op store.Op, res store.OpResult) {
 	if e.ending == op.Entry {
 		e.ending = ""
 	}
+	if res.Status == store.Other {
+		// Redis went back to an earlier entry, which an audit just now left to
+		// the join that was to take its place; that join will not come. Or the
+		// connection is another server's, which an audit leaves alone.
+		e.c.o.trouble.Store(true)
+	}
 }
 
 func (e *entry) joined(op store.Op, res store.OpResult) {
