@@ -71,12 +71,16 @@ func (s *sim) stepClock() bool {
 	s.note("redis's clock steps by %v", d)
 	s.moveClock(d)
 	wait := s.recovery()
-	if d < 0 {
-		wait -= d // leases of the dead last longer by it
+	if d < 0 { // leases of the dead last longer by it, and by what they did before
+		s.mu.Lock()
+		until := time.Now()
+		if s.sick.After(until) {
+			until = s.sick
+		}
+		s.sickUntil(until.Add(-d))
+		wait += time.Until(s.sick)
+		s.mu.Unlock()
 	}
-	s.mu.Lock()
-	s.sickUntil(time.Now().Add(max(0, -d)))
-	s.mu.Unlock()
 	s.disturb(wait, nil)
 	return true
 }
