@@ -111,7 +111,11 @@ func (n *node) connPlace(conn string) metaPlace {
 			return n.store.ConnMeta(ctx, conn)
 		},
 		write: func(ctx context.Context, version uint64, data []byte) (store.MetaValue, bool, error) {
-			return n.store.SetConnMeta(ctx, conn, version, data)
+			known := uint64(0)
+			if c, ok := n.owner.Conn(conn); ok {
+				_, known = c.Metadata()
+			}
+			return n.store.SetConnMeta(ctx, conn, version, known, data)
 		},
 	}
 }

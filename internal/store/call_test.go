@@ -40,7 +40,7 @@ func every(ctx context.Context, s *Store) map[string]error {
 		"CheckFormat":       func() error { return s.CheckFormat(ctx) },
 		"ConnMeta":          func() error { _, err := s.ConnMeta(ctx, "a"); return err },
 		"ConnMetas":         func() error { _, err := s.ConnMetas(ctx, []string{"a", "b"}); return err },
-		"SetConnMeta":       func() error { _, _, err := s.SetConnMeta(ctx, "a", 0, nil); return err },
+		"SetConnMeta":       func() error { _, _, err := s.SetConnMeta(ctx, "a", 0, 0, nil); return err },
 		"SetRoomMeta":       func() error { _, _, err := s.SetRoomMeta(ctx, "a", 0, nil); return err },
 		"DeleteRoomMeta":    func() error { return s.DeleteRoomMeta(ctx, "a") },
 		"Publish":           func() error { _, err := s.Publish(ctx, "x", "y"); return err },

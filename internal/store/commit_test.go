@@ -493,7 +493,7 @@ func TestConnectAndDisconnect(t *testing.T) {
 		assert.Equal(w, MetaValue{Version: 1, Data: []byte(`{"n":1}`), Owner: "I"}, meta())
 		assert.Equal(w, []OwnedRef{{Conn: "c"}}, w.owned("I"))
 
-		_, ok, err := w.SetConnMeta(w.Context(), "c", 1, []byte(`{"n":2} x`))
+		_, ok, err := w.SetConnMeta(w.Context(), "c", 1, 0, []byte(`{"n":2} x`))
 		require.NoError(w, err)
 		require.True(w, ok)
 		res = w.ok("J", Op{Kind: OpConnect, Conn: "c", MetaVersion: 1, Meta: []byte(`{"n":1}`)})

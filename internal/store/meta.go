@@ -83,13 +83,17 @@ func decodeMeta(version, data, owner string) (MetaValue, error) {
 // tells the connection's owner. ok is false where the version has moved on:
 // now is then what stands there. Unknown connections give the zero MetaValue
 // and false.
-func (s *Store) SetConnMeta(ctx context.Context, conn string, version uint64, data []byte) (now MetaValue, ok bool, err error) {
-	return s.setMeta(ctx, s.keys.ConnMeta(conn), version, data, "1", conn)
+//
+// The new version is higher than known, which is the owner's where the caller
+// is that: Redis may have gone back behind it, and what is written now must not
+// pass for older than what the owner holds.
+func (s *Store) SetConnMeta(ctx context.Context, conn string, version, known uint64, data []byte) (now MetaValue, ok bool, err error) {
+	return s.setMeta(ctx, s.keys.ConnMeta(conn), version, known, data, "1", conn)
 }
 
 // SetRoomMeta writes a room's metadata if it still is at version.
 func (s *Store) SetRoomMeta(ctx context.Context, room string, version uint64, data []byte) (now MetaValue, ok bool, err error) {
-	return s.setMeta(ctx, s.keys.RoomMeta(room), version, data, "0", "")
+	return s.setMeta(ctx, s.keys.RoomMeta(room), version, 0, data, "0", "")
 }
 
 // DeleteRoomMeta forgets a room's metadata.
@@ -98,8 +102,8 @@ func (s *Store) DeleteRoomMeta(ctx context.Context, room string) error {
 	return err
 }
 
-func (s *Store) setMeta(ctx context.Context, key string, version uint64, data []byte, owned, conn string) (MetaValue, bool, error) {
-	reply, err := run(ctx, s, metaScript, []string{key}, version, data, owned, s.keys.Control(""), conn, newTag())
+func (s *Store) setMeta(ctx context.Context, key string, version, known uint64, data []byte, owned, conn string) (MetaValue, bool, error) {
+	reply, err := run(ctx, s, metaScript, []string{key}, version, data, owned, s.keys.Control(""), conn, newTag(), known)
 	if err != nil {
 		return MetaValue{}, false, err
 	}

@@ -14,7 +14,7 @@ import (
 func TestSetConnMeta(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
-		now, ok, err := w.SetConnMeta(w.Context(), "c", 0, []byte(`{}`))
+		now, ok, err := w.SetConnMeta(w.Context(), "c", 0, 0, []byte(`{}`))
 		require.NoError(w, err)
 		assert.False(w, ok, "nobody has it")
 		assert.Equal(w, MetaValue{}, now)
@@ -22,7 +22,7 @@ func TestSetConnMeta(t *testing.T) {
 
 		w.ok("I", Op{Kind: OpConnect, Conn: "c"})
 		w.listen()
-		now, ok, err = w.SetConnMeta(w.Context(), "c", 0, []byte("{\"n\": \"a b\n\"}"))
+		now, ok, err = w.SetConnMeta(w.Context(), "c", 0, 0, []byte("{\"n\": \"a b\n\"}"))
 		require.NoError(w, err)
 		assert.True(w, ok)
 		want := MetaValue{Version: 1, Data: []byte("{\"n\": \"a b\n\"}"), Owner: "I"}
@@ -30,7 +30,7 @@ func TestSetConnMeta(t *testing.T) {
 		assert.Equal(w, []message{{w.keys.Control("I"), "meta c 1 {\"n\": \"a b\n\"}"}}, w.heard())
 
 		for _, version := range []uint64{0, 2, 7} {
-			now, ok, err = w.SetConnMeta(w.Context(), "c", version, []byte(`{"late":1}`))
+			now, ok, err = w.SetConnMeta(w.Context(), "c", version, 0, []byte(`{"late":1}`))
 			require.NoError(w, err)
 			assert.False(w, ok)
 			assert.Equal(w, want, now, "what stands there")
@@ -40,7 +40,7 @@ func TestSetConnMeta(t *testing.T) {
 		require.NoError(w, err)
 		assert.Equal(w, want, got)
 
-		now, ok, err = w.SetConnMeta(w.Context(), "c", 1, nil) // taken away
+		now, ok, err = w.SetConnMeta(w.Context(), "c", 1, 0, nil) // taken away
 		require.NoError(w, err)
 		assert.True(w, ok)
 		assert.Equal(w, MetaValue{Version: 2, Owner: "I"}, now)
@@ -84,7 +84,7 @@ func TestMergersLoseNothing(t *testing.T) {
 				if e != nil {
 					return e
 				}
-				now, ok, err = w.SetConnMeta(w.Context(), "c", now.Version, data)
+				now, ok, err = w.SetConnMeta(w.Context(), "c", now.Version, 0, data)
 			}
 			return err
 		}
@@ -96,5 +96,22 @@ func TestMergersLoseNothing(t *testing.T) {
 		require.NoError(w, err)
 		assert.EqualValues(w, 1+mergers, m.Version)
 		assert.Equal(w, mergers, strings.Count(string(m.Data), ":"))
+	})
+}
+
+// Redis has gone back behind what a connection's owner holds: what the owner
+// writes next is newer than both.
+func TestSetConnMetaBehindTheOwner(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(w *world) {
+		w.ok("I", Op{Kind: OpConnect, Conn: "c", MetaVersion: 1, Meta: []byte(`{"n":1}`)})
+		now, ok, err := w.SetConnMeta(w.Context(), "c", 1, 5, []byte(`{"n":2}`))
+		require.NoError(w, err)
+		require.True(w, ok)
+		assert.EqualValues(w, 6, now.Version)
+		now, ok, err = w.SetConnMeta(w.Context(), "c", 6, 2, []byte(`{"n":3}`))
+		require.NoError(w, err)
+		require.True(w, ok)
+		assert.EqualValues(w, 7, now.Version)
 	})
 }

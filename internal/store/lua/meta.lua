@@ -4,6 +4,7 @@
 -- ARGV[1] version it must have ('0': none yet)  ARGV[2] the new value  ARGV[3] '1': only if somebody owns it
 -- ARGV[4] prefix of control channels, ARGV[5] connection id (connections only): the owner is told
 -- ARGV[6] tag of this write: the same again is a retry, and has been done
+-- ARGV[7] the new version is higher than this, too: Redis may have gone back behind what the owner holds
 -- Reply: {'+', new version, owner} or {'x', version, value, owner} where the version differs, {'0'} where nobody owns it
 
 local h = redis.call('HMGET', KEYS[1], 'v', 'd', 'o', 'w')
@@ -16,7 +17,7 @@ end
 if (h[1] or '0') ~= ARGV[1] then
   return { 'x', h[1] or '0', h[2] or '', h[3] or '' }
 end
-local version = string.format('%.0f', tonumber(ARGV[1]) + 1)
+local version = string.format('%.0f', math.max(tonumber(ARGV[1]), tonumber(ARGV[7])) + 1)
 redis.call('HSET', KEYS[1], 'v', version, 'd', ARGV[2], 'w', ARGV[6])
 if ARGV[3] == '1' then
   redis.call('PUBLISH', ARGV[4] .. h[3], 'meta ' .. ARGV[5] .. ' ' .. version .. ' ' .. ARGV[2])
