@@ -158,7 +158,7 @@ func (n *node) renewed(r lease.Renewed) {
 func (n *node) away() {
 	if now := time.Now(); now.Sub(n.awayAt) >= time.Second {
 		n.awayAt = now
-		n.hub.Resync()
+		n.hub.HandleAway()
 	}
 }
 

@@ -107,7 +107,8 @@ func (s *sim) well() *simNode {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	n := s.pickNode()
-	if n == nil || n.cut || n.hang || n.paused || n.failing {
+	// One after the other without a breath between would be one long one.
+	if n == nil || n.cut || n.hang || n.paused || n.failing || time.Since(n.sick) < s.lease {
 		return nil
 	}
 	return n

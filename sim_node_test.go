@@ -146,7 +146,7 @@ func (s *sim) watchHealth(now time.Time) {
 		// A third of it may have passed before, and once nobody could dial the
 		// client library waits for up to a second before it tries again.
 		spare := min(s.lease*6/10, (s.ttl+time.Second)*6/10-500*time.Millisecond) - 100*time.Millisecond
-		if n.cut {
+		if n.cut || n.hang || n.paused {
 			spare -= time.Second
 		}
 		if !n.own || n.buried || now.Sub(n.bad) < spare {

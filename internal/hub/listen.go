@@ -115,6 +115,18 @@ func (m *mirror) cutOff(now time.Time) {
 	m.wakeWaiters()
 }
 
+// HandleAway is called where Redis did not answer this server. It does not
+// answer owners either: members in doubt get their full time from when it is
+// back, and everything is compared then.
+func (h *Hub) HandleAway() {
+	for _, m := range h.all() {
+		m.mu.Lock()
+		m.outage = m.outage || m.doubts != nil
+		m.mu.Unlock()
+	}
+	h.Resync()
+}
+
 // Resync compares every watched room with Redis, because anything may have
 // been missed.
 func (h *Hub) Resync() {
