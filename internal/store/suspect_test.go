@@ -21,7 +21,7 @@ func TestDeadConnectionsCostOneCall(t *testing.T) {
 			t.Parallel()
 			proxy := redistest.Proxy(t, redistest.Start(t).Addr())
 			client := redis.NewClient(&redis.Options{Addr: proxy.Addr(), PoolSize: 40, ReadTimeout: time.Second})
-			s := New(client, nil)
+			s := New(client, testKeys{buckets: 1})
 			defer func() {
 				require.NoError(t, client.Close())
 				require.NoError(t, s.Wait(t.Context()))
