@@ -49,8 +49,10 @@ type lane struct {
 	heldOf string
 
 	// Guarded by Owner.auditing.
-	differs int // heartbeats in a row at which Redis held another number
-	busy    int // heartbeats in a row at which there was no comparing
+	troubled bool // since trouble was said to be its entries have not been compared
+	deaf     bool // nor have its connections' metadata
+	differs  int  // heartbeats in a row at which Redis held another number
+	busy     int  // heartbeats in a row at which there was no comparing
 }
 
 // offer queues an item that may have something to write.
