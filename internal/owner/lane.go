@@ -149,8 +149,9 @@ func (l *lane) run() {
 		l.again(batch)
 		l.sweep()
 		// The client library may hand out, at once, the timeout of a dial that
-		// it made before: that is no waiting.
-		if errors.Is(err, context.DeadlineExceeded) && time.Since(began) >= limit {
+		// it made before: that is no waiting. Nor need it have been the whole
+		// limit: the store may give up before.
+		if errors.Is(err, context.DeadlineExceeded) && time.Since(began) >= firstLimit {
 			backoff, limit = 0, min(2*limit, lastLimit)
 			continue // it has waited long enough
 		}
