@@ -84,26 +84,19 @@ func (d *drill) heals(since time.Time, within time.Duration) {
 
 // TestClusterNodeUnreachable: one server loses sight of one node, which
 // swallows everything and refuses nothing. Its rooms on the other nodes go on
-// as ever, however long that lasts; those on the lost one are said to be away,
-// and true again afterwards.
+// as ever, however long that lasts, new ones among them; those on the lost one
+// are said to be away, and true again afterwards.
 func TestClusterNodeUnreachable(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
 		t.Skip("takes real seconds")
 	}
-	const lost = 2
 	w := clusterWorld(t)
 	proxies := make(map[string]*redistest.ProxyServer)
 	for _, addr := range w.cluster.Addrs() {
 		proxies[addr] = redistest.Proxy(t, addr)
 	}
 	rooms := w.spreadRooms("room", 12) // many buckets, each with a call under way
-	// The leases are kept elsewhere: a server out of touch with those is
-	// another story.
-	gone := lost
-	if w.cluster.Owner(w.cluster.SlotOf(w.keys().Instances())) == gone {
-		gone = (gone + 1) % w.cluster.Shards()
-	}
 	var dialer net.Dialer
 	var away atomic.Pointer[string] // whose machine does not even refuse a connection
 	none := ""
@@ -115,14 +108,25 @@ func TestClusterNodeUnreachable(t *testing.T) {
 				if *away.Load() == addr {
 					ctx, cancel := context.WithTimeout(ctx, o.DialTimeout)
 					defer cancel()
-					<-ctx.Done()
-					return nil, ctx.Err()
+					select {
+					case <-ctx.Done():
+						return nil, ctx.Err()
+					case <-t.Context().Done(): // nobody is waiting any more
+						return nil, t.Context().Err()
+					}
 				}
 				return dialer.DialContext(ctx, network, proxies[addr].Addr())
 			}
 		})
 	}
 	d := newDrill(w, 1, slices.Concat(rooms...), over)
+	// The leases are kept elsewhere, and what is published is heard over another
+	// node: a server out of touch with those is another story.
+	listens := d.listensTo(rooms[0][0])
+	gone := 0
+	for gone == listens || gone == w.cluster.Owner(w.cluster.SlotOf(w.keys().Instances())) {
+		gone++
+	}
 	other := w.tracked()
 	d.servers = append(d.servers, other)
 	p := other.dial()
@@ -132,12 +136,14 @@ func TestClusterNodeUnreachable(t *testing.T) {
 	stay := d.members(1)
 	d.settles(time.Now(), 10*time.Second)
 
+	firsts, subscribeAnew := d.subscribersAnew(gone)
 	lostAddr := w.cluster.Master(gone).Addr()
 	away.Store(&lostAddr)
 	proxies[lostAddr].BlackHole(true)
 	heal := func() { away.Store(&none); proxies[lostAddr].Heal() }
 	defer heal() // so that it can be shut down
 	began := time.Now()
+	subscribeAnew(began)
 	callers := make([]*caller, len(rooms))
 	for i, list := range rooms {
 		callers[i] = &caller{}
@@ -162,6 +168,15 @@ func TestClusterNodeUnreachable(t *testing.T) {
 		}
 	}
 	d.churning.Wait()
+	for i, c := range firsts {
+		t.Logf("shard %d (lost: %v): %d first subscriptions, %d answered that Redis is away, slowest %v", i, i == gone, c.calls, c.away, c.worst.Round(time.Millisecond))
+		require.Empty(t, c.wrong)
+		require.Greater(t, c.calls, 10)
+		if i != gone {
+			require.Zero(t, c.away, "its node answers")
+			require.Less(t, c.worst, time.Second)
+		}
+	}
 	for i, c := range callers {
 		t.Logf("shard %d (lost: %v): %d calls, %d answered that Redis is away, slowest %v %s", i, i == gone, c.calls, c.away, c.worst.Round(time.Millisecond), c.last)
 		require.Empty(t, c.wrong)
@@ -176,6 +191,61 @@ func TestClusterNodeUnreachable(t *testing.T) {
 	heal()
 	d.settles(time.Now(), 15*time.Second)
 	d.stayed(stay)
+}
+
+// listensTo returns the shard whose master the subscription to a room was made at.
+func (d *drill) listensTo(room string) (at int) {
+	at = -1
+	channel := d.keys().EventsPrefix() + room
+	d.cluster.EachMaster(d.t, func(shard int, admin *redis.Client) {
+		if n, err := admin.PubSubNumSub(d.t.Context(), channel).Result(); err == nil && n[channel] > 0 {
+			at = shard
+		}
+	})
+	require.GreaterOrEqual(d.t, at, 0, "nobody listens")
+	return at
+}
+
+// subscribersAnew returns a function that has many clients of the first server
+// subscribe to rooms of the lost shard that it does not watch yet, as fast as
+// they are answered, and one at a time to such rooms of each other one. What
+// they say is complete, by shard, when churning is over.
+func (d *drill) subscribersAnew(lost int) (callers []*caller, begin func(at time.Time)) {
+	const eager = 24
+	rooms := d.spreadRooms("anew", 300)
+	peers := make([][]*peer, len(rooms)) // who connects meanwhile is kept waiting
+	for i := range rooms {
+		callers = append(callers, &caller{})
+		peers[i] = append(peers[i], d.servers[0].dial())
+	}
+	for range eager - 1 {
+		peers[lost] = append(peers[lost], d.servers[0].dial())
+	}
+	return callers, func(at time.Time) {
+		for i, list := range rooms {
+			pause := 200 * time.Millisecond
+			if i == lost {
+				pause = time.Millisecond
+			}
+			var next atomic.Int64
+			var mu sync.Mutex
+			for _, p := range peers[i] {
+				d.churning.Go(func() {
+					pace := time.NewTicker(pause)
+					defer pace.Stop()
+					for time.Since(at) < *clusterDark {
+						<-pace.C
+						room := list[int(next.Add(1))%len(list)]
+						c := &caller{}
+						c.call(p, "mesh/subscribe-presence", map[string]any{"roomName": room})
+						mu.Lock()
+						callers[i].add(c)
+						mu.Unlock()
+					}
+				})
+			}
+		}
+	}
 }
 
 func (c *caller) add(more *caller) {

@@ -2,6 +2,7 @@ package hub
 
 import (
 	"context"
+	"sync"
 	"time"
 )
 
@@ -12,8 +13,9 @@ const askTimeout = 2 * time.Second
 // last answer is too old for the question.
 type generation struct {
 	store Store
-	turn  chan struct{} // holds one token; who has it may touch the following
+	turn  chan struct{} // holds one token; who has it may ask
 
+	mu        sync.Mutex // guards the following
 	asked     bool
 	at        time.Time // when the last answer was asked for
 	current   era
@@ -43,16 +45,21 @@ func newGeneration(s Store) *generation {
 }
 
 // learn returns an answer that was asked for at the given time or later; the
-// zero time takes any. Callers that want it together ask together.
+// zero time takes any. Callers that want it together ask together. Who is
+// content with the last answer does not wait for the next: while a node of a
+// cluster is out of reach that takes long, and fails.
 func (g *generation) learn(ctx context.Context, notBefore time.Time) era {
+	if e, ok := g.known(notBefore); ok {
+		return e
+	}
 	select {
 	case <-g.turn:
 	case <-ctx.Done():
 		return era{}
 	}
 	defer func() { g.turn <- struct{}{} }()
-	if g.asked && !g.at.Before(notBefore) {
-		return g.current
+	if e, ok := g.known(notBefore); ok {
+		return e
 	}
 	now := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
@@ -61,7 +68,16 @@ func (g *generation) learn(ctx context.Context, notBefore time.Time) era {
 	if !ok {
 		id = ""
 	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	g.learnable = g.learnable || id != ""
 	g.asked, g.at, g.current = true, now, era{id: id, trusted: !g.learnable}
 	return g.current
+}
+
+// known returns the last answer, if it is recent enough.
+func (g *generation) known(notBefore time.Time) (era, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.current, g.asked && !g.at.Before(notBefore)
 }

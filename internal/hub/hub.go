@@ -62,9 +62,11 @@ type Config struct {
 	// compared with Redis. Defaults to 10 s.
 	CompareEvery time.Duration
 	// Bucket says which rooms are kept in one place: where one place does not
-	// answer, the rooms of the others are compared all the same. Nil: all are.
+	// answer, the rooms of the others are read and compared all the same. Nil:
+	// all are.
 	Bucket func(room string) int
-	// Snapshots is how many snapshots are read at once. Defaults to 8.
+	// Snapshots is how many snapshots are read at once; where rooms are kept in
+	// several places, at most two of each. Defaults to 8.
 	Snapshots int
 	// Now is Redis's clock, in unix ms, for the times of repairs. It must not
 	// block. Defaults to this machine's clock.
@@ -133,7 +135,7 @@ func New(cfg Config) *Hub {
 	// A lifetime begins: the hub's work belongs to no caller.
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	h.generation = newGeneration(h.cfg.Store)
-	h.jobs = newJobs(h.cfg.Snapshots, h.takeSnapshot)
+	h.jobs = newJobs(h.cfg.Snapshots, h.cfg.Bucket, h.takeSnapshot)
 	return h
 }
 

@@ -343,6 +343,51 @@ func TestSnapshotsAreReadAFewAtATime(t *testing.T) {
 	})
 }
 
+// Rooms of buckets on a node that swallows everything are read in vain, again
+// and again, and new ones are subscribed to all the time: rooms of the others
+// are read at once, also while it is asked in vain which Redis this is.
+func TestBucketsShareNoPlaces(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const lost, buckets = 21, 64
+		h := &house{t: t, redis: newFakeRedis(), listener: &fakeListener{rooms: make(map[string]bool)}}
+		bucket := func(room string) (b int) {
+			_, err := fmt.Sscanf(room, "%d", &b)
+			assert.NoError(t, err)
+			return b
+		}
+		h.redis.swallowed = func(room string) bool { return bucket(room) < lost }
+		h.hub = New(Config{Store: h.redis, Listener: h.listener, Bucket: bucket})
+		h.listener.hub = h.hub
+		h.hub.Start()
+		defer h.hub.Stop()
+		h.watchRoom("63 first") // it is known which Redis this is
+		h.redis.set(func(f *fakeRedis) { f.asking = 2 * time.Second })
+
+		ctx, cancel := context.WithCancel(t.Context())
+		var wg sync.WaitGroup
+		for i := range 200 {
+			wg.Go(func() {
+				s := &fakeSink{t: t}
+				assert.Error(t, h.hub.Watch(ctx, fmt.Sprintf("%d lost %d", i%lost, i), s, s.ready))
+			})
+		}
+		h.pass(8*time.Second + 500*time.Millisecond)
+		for i := range 200 {
+			began := time.Now()
+			h.watchRoom(fmt.Sprintf("%d room %d", lost+i%(buckets-lost), i))
+			assert.Less(t, time.Since(began), 50*time.Millisecond)
+			h.pass(25 * time.Millisecond)
+		}
+		h.redis.set(func(f *fakeRedis) {
+			assert.Equal(t, fewPlaces*lost+1, f.mostReading)
+			f.swallowed = nil
+		})
+		cancel()
+		wg.Wait()
+	})
+}
+
 func TestViews(t *testing.T) {
 	live(t, func(t *testing.T, h *house) {
 		for i := range 20 {

@@ -39,6 +39,8 @@ type fakeRedis struct {
 	paged      bool
 	lost       func(room string) bool // cannot be asked for its position
 	delay      time.Duration
+	swallowed  func(room string) bool // reading it takes as long as a call may
+	asking     time.Duration          // that long it takes to ask for the generation, in vain
 	// between is called without the lock after the position was read and
 	// before the records are, where paged.
 	between func(room string)
@@ -62,7 +64,11 @@ func (f *fakeRedis) Snapshot(ctx context.Context, room string) (store.Snapshot, 
 	f.reading++
 	f.mostReading = max(f.mostReading, f.reading)
 	delay, between, snapped := f.delay, f.between, f.snapped
+	swallowed := f.swallowed != nil && f.swallowed(room)
 	f.mu.Unlock()
+	if swallowed {
+		delay = 1800 * time.Millisecond
+	}
 	defer func() {
 		f.mu.Lock()
 		f.reading--
@@ -74,7 +80,7 @@ func (f *fakeRedis) Snapshot(ctx context.Context, room string) (store.Snapshot, 
 		return store.Snapshot{}, ctx.Err()
 	}
 	f.mu.Lock()
-	if f.away {
+	if f.away || swallowed {
 		f.mu.Unlock()
 		return store.Snapshot{}, errAway
 	}
@@ -119,11 +125,14 @@ func (f *fakeRedis) Positions(_ context.Context, rooms []string) ([]store.Positi
 }
 
 func (f *fakeRedis) Generation(context.Context) (string, bool) {
-	time.Sleep(time.Millisecond)
+	f.mu.Lock()
+	f.generations++
+	asking := f.asking
+	f.mu.Unlock()
+	time.Sleep(max(asking, time.Millisecond))
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.generations++
-	return f.generation, f.generation != "" && !f.away
+	return f.generation, f.generation != "" && !f.away && asking == 0
 }
 
 // set changes settings under the lock.

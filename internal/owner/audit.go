@@ -57,46 +57,44 @@ func (o *Owner) Heartbeat(owned int64, trouble bool) {
 	})
 }
 
-// compare runs alone: auditing says so, and guards lastAudit and lane.differs.
+// compare runs alone: auditing says so, and guards lastAudit and what it
+// guards of a lane.
 func (o *Owner) compare(owned int64) {
 	inc := o.cfg.Incarnation()
 	if o.trouble.Swap(false) || time.Since(o.lastAudit) >= auditEvery {
-		if err := o.auditAll(inc); err != nil {
-			o.trouble.Store(true) // once more at the next heartbeat
-			o.cfg.Logger.Debug("mesh: audit not finished", "error", err)
-			return
+		for _, l := range o.lanes {
+			l.troubled, l.deaf = true, true
 		}
 		o.lastAudit = time.Now()
-		return
 	}
-	_ = o.eachLane(func(l *lane) error { o.compareLane(l, inc, owned); return nil })
+	o.eachLane(func(l *lane) {
+		if !l.troubled && !l.deaf {
+			o.compareLane(l, inc, owned)
+			return
+		}
+		if err := o.auditAll(l, inc); err != nil { // once more at the next heartbeat
+			o.cfg.Logger.Debug("mesh: audit not finished", "bucket", l.bucket, "error", err)
+		}
+	})
 }
 
 // eachLane runs do for every lane, some at a time: where one bucket is kept by
 // a node that does not answer, the others need not wait for it.
-func (o *Owner) eachLane(do func(l *lane) error) error {
+func (o *Owner) eachLane(do func(l *lane)) {
 	if len(o.lanes) == 1 {
-		return do(o.lanes[0])
+		do(o.lanes[0])
+		return
 	}
-	var (
-		wg   sync.WaitGroup
-		mu   sync.Mutex // guards errs
-		errs []error
-	)
+	var wg sync.WaitGroup
 	slots := make(chan struct{}, lanesAtOnce)
 	for _, l := range o.lanes {
 		slots <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-slots }()
-			if err := do(l); err != nil {
-				mu.Lock()
-				errs = append(errs, err)
-				mu.Unlock()
-			}
+			do(l)
 		})
 	}
 	wg.Wait()
-	return errors.Join(errs...)
 }
 
 func (o *Owner) compareLane(l *lane, inc string, owned int64) {
@@ -147,11 +145,24 @@ func (l *lane) standing(inc string) (held int64, quiet bool) {
 	return held, !l.running && time.Since(l.moved) > settled
 }
 
-func (o *Owner) auditAll(inc string) error {
-	// What can be reached is compared, whatever becomes of the rest.
-	audited := o.eachLane(func(l *lane) error { return o.audit(l, inc) })
-	o.verify()
-	return errors.Join(audited, o.readMetas())
+// auditAll compares everything of one bucket that has not been since trouble
+// was said to be. What is done is not done again because of the rest, or
+// because of other buckets: during a long outage of one node that would write
+// every entry of the others anew at each heartbeat.
+func (o *Owner) auditAll(l *lane, inc string) error {
+	var audited, read error
+	if l.troubled {
+		if audited = o.audit(l, inc); audited == nil {
+			o.verify(l)
+			l.troubled = false
+		}
+	}
+	if l.deaf {
+		if read = o.readMetas(l); read == nil {
+			l.deaf = false
+		}
+	}
+	return errors.Join(audited, read)
 }
 
 // audit pages through one bucket's index: what this server does not have is
@@ -274,26 +285,28 @@ func (c *Conn) writeMissing(l *lane, inc string, seen map[store.OwnedRef]struct{
 	return held
 }
 
-// verify writes every entry once more, where it is there: the index alone does
-// not tell where a room's hash was deleted or evicted, nor where Redis went back
-// to an older state or older metadata of it. What is as new as that stays.
-func (o *Owner) verify() {
+// verify writes every entry of a bucket once more, where it is there: the index
+// alone does not tell where a room's hash was deleted or evicted, nor where
+// Redis went back to an older state or older metadata of it. What is as new as
+// that stays.
+func (o *Owner) verify(l *lane) {
 	for _, c := range o.Conns() {
 		c.mu.Lock()
 		for _, e := range c.entries {
-			if e.want && e.written {
+			if e.lane == l && e.want && e.written {
 				e.refresh, e.stateWritten, e.metaWritten = true, 0, 0
-				e.lane.offer(e)
+				l.offer(e)
 			}
 		}
 		c.mu.Unlock()
 	}
 }
 
-// readMetas catches up with metadata that other servers have set while this
-// one could not hear them.
-func (o *Owner) readMetas() error {
-	for part := range slices.Chunk(o.Conns(), metasPerCall) {
+// readMetas catches up with metadata, of the connections of one bucket, that
+// other servers have set while this one could not hear them.
+func (o *Owner) readMetas(l *lane) error {
+	conns := slices.DeleteFunc(o.Conns(), func(c *Conn) bool { return c.reg.lane() != l })
+	for part := range slices.Chunk(conns, metasPerCall) {
 		ids := make([]string, len(part))
 		for i, c := range part {
 			ids[i] = c.id

@@ -202,6 +202,49 @@ func TestAuditReadsMetadata(t *testing.T) {
 	})
 }
 
+// One node of a cluster is out of reach for a long time: its bucket is tried at
+// every heartbeat, the others are compared once.
+func TestTroubleIsOfEachLane(t *testing.T) {
+	bucket := func(name string) int { return map[string]int{"y": 1, "c1": 1}[name] }
+	virtual(t, func(r *rig) {
+		conns := r.fill(2)
+		r.redis.do(func() {
+			r.redis.bucket, r.redis.mute = bucket, func(b int) bool { return b == 1 }
+			for _, id := range []string{"c0", "c1"} {
+				r.redis.conns[id] = store.MetaValue{Version: 4, Data: []byte("new"), Owner: "I1"}
+			}
+		})
+		versions := func() []uint64 {
+			_, first := conns[0].Metadata()
+			_, second := conns[1].Metadata()
+			return []uint64{first, second}
+		}
+		r.heartbeat(true)
+		assert.Equal(r, []uint64{4, 0}, versions(), "what can be reached is read")
+		audits, ops := r.audits(), r.Stats().Ops
+		r.beat(50)
+		assert.Equal(r, audits+50, r.audits(), "of the lost one alone")
+		assert.Equal(r, ops, r.Stats().Ops, "nothing is written anew")
+		r.redis.do(func() {
+			assert.Equal(r, 1, r.redis.asked["c0"])
+			assert.Equal(r, 51, r.redis.asked["c1"])
+			r.redis.mute = nil
+			delete(r.redis.rooms, "y") // which its index does not tell
+		})
+
+		r.forgetSaid()
+		r.beat(1)
+		assert.ElementsMatch(r, []string{"J c0/y", "J c1/y", "M c1/x"}, r.said(), "the other one is not compared again")
+		assert.Equal(r, []uint64{4, 4}, versions())
+		r.beat(5) // strays of the deleted room
+		audits, ops = r.audits(), r.Stats().Ops
+		r.beat(20)
+		assert.Equal(r, audits, r.audits())
+		assert.Equal(r, ops, r.Stats().Ops)
+		r.atRest()
+	}, func(c *Config) { c.Buckets, c.RoomBucket, c.ConnBucket = 2, bucket, bucket })
+}
+
 // A connection whose id was a stray's comes back before the stray is ended.
 func TestStrayComesBack(t *testing.T) {
 	virtual(t, func(r *rig) {

@@ -68,11 +68,14 @@ type fakeStore struct {
 	batches  [][]store.Op // in the order of arrival
 	late     int
 	flying   int
-	together bool // two batches were under way in one bucket
-	sizes    int  // calls of OwnedSize
+	together bool           // two batches were under way in one bucket
+	sizes    int            // calls of OwnedSize
+	asked    map[string]int // times that the metadata of a connection was read
 
 	plan   func(call int, ops []store.Op) fault // nil: none
 	refuse func(op store.Op) bool               // of one op
+	mute   func(bucket int) bool                // reads nothing from there; nil: all is read
+	bucket func(conn string) int                // of a connection; nil: 0
 	work   sync.WaitGroup
 }
 
@@ -80,7 +83,7 @@ func newFakeStore() *fakeStore {
 	return &fakeStore{
 		rooms: make(map[string]map[string]held), conns: make(map[string]store.MetaValue),
 		owned: make(map[where]map[store.OwnedRef]bool), number: make(map[where]uint64),
-		dead: make(map[string]bool), seq: make(map[string]uint64),
+		dead: make(map[string]bool), seq: make(map[string]uint64), asked: make(map[string]int),
 	}
 }
 
@@ -305,6 +308,9 @@ func (f *fakeStore) OwnedPage(ctx context.Context, bucket int, inc string, curso
 	if err := ctx.Err(); err != nil {
 		return nil, 0, err
 	}
+	if f.mute != nil && f.mute(bucket) {
+		return nil, 0, errLost
+	}
 	all := slices.SortedFunc(maps.Keys(f.owned[where{bucket, inc}]), func(a, b store.OwnedRef) int {
 		if fmt.Sprint(a) < fmt.Sprint(b) {
 			return -1
@@ -324,6 +330,9 @@ func (f *fakeStore) OwnedSize(_ context.Context, bucket int, inc string) (int64,
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.sizes++
+	if f.mute != nil && f.mute(bucket) {
+		return 0, errLost
+	}
 	return int64(len(f.owned[where{bucket, inc}])), nil
 }
 
@@ -333,6 +342,10 @@ func (f *fakeStore) ConnMetas(_ context.Context, conns []string) ([]store.MetaVa
 	defer f.mu.Unlock()
 	values := make([]store.MetaValue, len(conns))
 	for i, c := range conns {
+		f.asked[c]++
+		if f.mute != nil && f.mute(f.bucket(c)) {
+			return nil, errLost
+		}
 		values[i] = f.conns[c]
 	}
 	return values, nil

@@ -49,8 +49,10 @@ type lane struct {
 	heldOf string
 
 	// Guarded by Owner.auditing.
-	differs int // heartbeats in a row at which Redis held another number
-	busy    int // heartbeats in a row at which there was no comparing
+	troubled bool // since trouble was said to be its entries have not been compared
+	deaf     bool // nor have its connections' metadata
+	differs  int  // heartbeats in a row at which Redis held another number
+	busy     int  // heartbeats in a row at which there was no comparing
 }
 
 // offer queues an item that may have something to write.
@@ -147,8 +149,9 @@ func (l *lane) run() {
 		l.again(batch)
 		l.sweep()
 		// The client library may hand out, at once, the timeout of a dial that
-		// it made before: that is no waiting.
-		if errors.Is(err, context.DeadlineExceeded) && time.Since(began) >= limit {
+		// it made before: that is no waiting. Nor need it have been the whole
+		// limit: the store may give up before.
+		if errors.Is(err, context.DeadlineExceeded) && time.Since(began) >= firstLimit {
 			backoff, limit = 0, min(2*limit, lastLimit)
 			continue // it has waited long enough
 		}

@@ -518,3 +518,32 @@ func TestATimeoutToldAtOnceIsNoWaiting(t *testing.T) {
 		r.drain()
 	})
 }
+
+// The store gives up on a call before the last limit of a batch: that was
+// waiting enough, and the next attempt follows at once, however many fail.
+func TestNoPauseAfterWaiting(t *testing.T) {
+	virtual(t, func(r *rig) {
+		c := r.connect("a")
+		r.join(c, "x")
+		const storeGivesUp = 1800 * time.Millisecond
+		began := time.Now()
+		var at []time.Duration
+		r.plan(func(int, []store.Op) fault {
+			at = append(at, time.Since(began))
+			return fault{before: storeGivesUp, never: true, err: context.DeadlineExceeded}
+		})
+		c.SetMeta(2, []byte("m"))
+		const first = 600 * time.Millisecond
+		r.sleep(3*first + 4*storeGivesUp)
+		r.redis.do(func() {
+			want := []time.Duration{0, first}
+			for i := range 5 {
+				want = append(want, 3*first+time.Duration(i)*storeGivesUp)
+			}
+			assert.Equal(r, want, at)
+		})
+		r.heal()
+		r.sleep(storeGivesUp)
+		r.atRest()
+	})
+}

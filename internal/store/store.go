@@ -231,6 +231,7 @@ func within[T any](ctx context.Context, s *Store, slots chan struct{}, f func(co
 		return none, s.failed(ctx.Err())
 	}
 	s.nCalls.Add(1)
+	began := time.Now()
 	done := make(chan result[T], 1)
 	s.calls.Go(func() {
 		v, err := f(ctx)
@@ -244,7 +245,7 @@ func within[T any](ctx context.Context, s *Store, slots chan struct{}, f func(co
 		}
 		return r.value, nil
 	case <-ctx.Done():
-		if errors.Is(ctx.Err(), context.DeadlineExceeded) {
+		if errors.Is(ctx.Err(), context.DeadlineExceeded) && time.Since(began) >= suspicious {
 			s.suspect(ctx)
 		}
 		return none, s.failed(ctx.Err())

@@ -21,7 +21,7 @@ func TestDeadConnectionsCostOneCall(t *testing.T) {
 			t.Parallel()
 			proxy := redistest.Proxy(t, redistest.Start(t).Addr())
 			client := redis.NewClient(&redis.Options{Addr: proxy.Addr(), PoolSize: 40, ReadTimeout: time.Second})
-			s := New(client, nil)
+			s := New(client, testKeys{buckets: 1})
 			defer func() {
 				require.NoError(t, client.Close())
 				require.NoError(t, s.Wait(t.Context()))
@@ -34,7 +34,9 @@ func TestDeadConnectionsCostOneCall(t *testing.T) {
 				defer cancel()
 				return s.Ping(ctx)
 			}
-			require.ErrorIs(t, ping(200*time.Millisecond), ErrUnavailable)
+			require.ErrorIs(t, ping(20*time.Millisecond), ErrUnavailable)
+			require.False(t, s.suspects.asking.Load(), "the caller had no patience: that says nothing")
+			require.ErrorIs(t, ping(suspicious+100*time.Millisecond), ErrUnavailable)
 			require.Eventually(t, func() bool { return client.PoolStats().IdleConns == 0 }, 10*time.Second, time.Millisecond,
 				"all are being asked")
 			for range 3 {
@@ -43,6 +45,17 @@ func TestDeadConnectionsCostOneCall(t *testing.T) {
 			require.Eventually(t, func() bool { return client.PoolStats().TotalConns < conns }, 20*time.Second, 10*time.Millisecond,
 				"the dead ones are dropped")
 		})
+	}
+}
+
+// Where all of the pool is idle, not all of it is taken away from those who call
+// meanwhile.
+func TestSomeConnectionsAreLeft(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct{ idle, size, want int }{
+		{0, 10, 0}, {1, 10, 1}, {7, 10, 7}, {10, 10, 7}, {40, 40, 30}, {12, 40, 12}, {1, 1, 0}, {2, 2, 1}, {1000, 1000, maxSuspects},
+	} {
+		require.Equal(t, tt.want, suspected(tt.idle, tt.size), "%d of %d idle", tt.idle, tt.size)
 	}
 }
 
