@@ -84,8 +84,8 @@ type Config struct {
 	// OnAway is told of every renewal and beat that failed: Redis may be away.
 	OnAway func()
 	// OnDeaf is told that a published beat was not heard within two seconds, or
-	// that Redis had nobody to pass it on to where it had before: the listener
-	// does not listen where it should, make it anew.
+	// within 0.3 s where Redis had nobody to pass it on to and had before: the
+	// listener does not listen where it should, make it anew.
 	OnDeaf func()
 
 	// Logger defaults to none.
@@ -245,7 +245,10 @@ func (l *Lease) Doubt() { l.lookNow() }
 
 // Suspend keeps this server from judging others until Trust or Distrust: it
 // has lost sight of Redis for a moment, and may find another one.
-func (l *Lease) Suspend() { l.patience.suspend(true) }
+func (l *Lease) Suspend() {
+	l.patience.suspend(true)
+	l.beats.lost()
+}
 
 // Trust ends Suspend: it is the same Redis as before.
 func (l *Lease) Trust() { l.patience.suspend(false) }
