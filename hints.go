@@ -44,6 +44,7 @@ type hints struct {
 	quit context.CancelFunc
 
 	dropped, acted atomic.Uint64
+	resting        atomic.Pointer[time.Time] // until then no hint is acted on; nil: never was told to
 
 	mu      sync.Mutex // guards waiting
 	waiting map[hint]time.Time
@@ -83,6 +84,15 @@ func (h *hints) add(kind expiryKind, room, conn string) {
 	case h.wake <- struct{}{}:
 	default:
 	}
+}
+
+// rest has no hint acted on until the given time.
+func (h *hints) rest(until time.Time) { h.resting.Store(&until) }
+
+// rests reports whether it is to rest now.
+func (h *hints) rests() bool {
+	until := h.resting.Load()
+	return until != nil && time.Now().Before(*until)
 }
 
 func (h *hints) start() {
@@ -146,9 +156,9 @@ func (h *hints) due(now time.Time) ([]hint, time.Duration) {
 // refresh what is kept there, and what ran out on the replica that took its
 // place says nothing about its owner; but the lease, kept by another node, may
 // have been renewed in time all along. So it is looked for failovers first:
-// after one nobody is judged for one lease.
+// after one no hint is acted on for one lease, see node.failover.
 func (h *hints) act(ctx context.Context, due []hint) {
-	if err := h.n.expiry.Look(ctx); err != nil {
+	if err := h.n.expiry.Look(ctx); err != nil || h.rests() {
 		h.dropped.Add(uint64(len(due)))
 		return
 	}
@@ -181,6 +191,10 @@ func (h *hints) act(ctx context.Context, due []hint) {
 		items = append(items, item)
 	}
 	if len(items) == 0 {
+		return
+	}
+	if h.rests() { // since just now
+		h.dropped.Add(uint64(len(items)))
 		return
 	}
 	began := time.Now()

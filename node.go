@@ -69,6 +69,8 @@ type node struct {
 	process atomic.Pointer[string] // identity of the Redis process, as last seen; nil: not known
 	awayAt  time.Time              // when mirrors were last marked as stale because Redis was away
 	trouble atomic.Bool            // something may have been missed: compare everything at the next heartbeat
+	contact contact
+	shifts  failovers
 	reaped  atomic.Uint64
 
 	starting   chan struct{} // of capacity 1: whoever put something in is starting or stopping
@@ -162,15 +164,6 @@ func (n *node) away() {
 	}
 }
 
-// failover is told that a node of the cluster may have lost what was written
-// last, and the nodes among each other what was published: everything is
-// compared, and nobody judged for a while.
-func (n *node) failover() {
-	n.trouble.Store(true)
-	n.hub.Resync()
-	n.lease.Distrust()
-}
-
 // reborn is told that this server goes on as another incarnation.
 func (n *node) reborn(old, inc string, stalled bool) {
 	n.listener.Add(n.keys.Control(inc))
@@ -223,38 +216,14 @@ func (n *node) Subscribed(channel string, again bool) {
 	// The first time, too: after a rebirth others may have had something to
 	// say on it before it stood.
 	n.trouble.Store(true)
-	n.work.Go(n.checkProcess)
-}
-
-// checkProcess asks whether the same Redis process answers as before. If not,
-// it may have lost what was written last, leases among it: nobody is judged on
-// that before everybody has had time to renew. No answer, where there has been
-// one before, is no better: connections that die while it is asked are those of
-// a failover.
-func (n *node) checkProcess() {
-	id, ok := n.store.Generation(n.life)
-	was := n.process.Load()
-	switch {
-	case !ok && was != nil:
-		n.lease.Distrust()
-		return
-	case ok:
-		n.process.Store(&id)
-	}
-	if was != nil && *was != id {
-		n.lease.Distrust()
-		if n.expiry != nil {
-			n.expiry.Recreate()
-		}
-		return
-	}
-	n.lease.Trust()
+	seen := n.contact.lost()
+	n.work.Go(func() { n.checkProcess(seen) })
 }
 
 // Lost implements store.Handler.
 func (n *node) Lost() {
 	n.trouble.Store(true)
-	n.lease.Suspend() // until it is known whether it is the same Redis: see checkProcess
+	n.contact.lose(n.lease.Suspend) // until it is known whether it is the same Redis: see checkProcess
 	n.hub.HandleLost()
 }
 

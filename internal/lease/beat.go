@@ -1,6 +1,7 @@
 package lease
 
 import (
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -15,6 +16,8 @@ const (
 	beatEvery = time.Second
 	// deafAfter is how long a beat may take from Redis back to its sender.
 	deafAfter = 2 * time.Second
+	// doubtAfter is how long one may take that Redis passed on to nobody.
+	doubtAfter = 300 * time.Millisecond
 	// maxQuiet bounds how long a listener that stays deaf is given to come
 	// back before OnDeaf is called again.
 	maxQuiet = 30 * time.Second
@@ -35,8 +38,18 @@ func IsBeat(payload string) bool { return strings.HasPrefix(payload, beatPrefix)
 
 // sentBeat is a beat that Redis took and that has not come back.
 type sentBeat struct {
-	n  uint64
-	at time.Time
+	n      uint64
+	at     time.Time
+	by     way
+	nobody bool // Redis had nobody to pass it on to, where it had somebody before
+}
+
+// deadline is when it will have taken too long.
+func (s sentBeat) deadline() time.Time {
+	if s.nobody {
+		return s.at.Add(doubtAfter)
+	}
+	return s.at.Add(deafAfter)
 }
 
 // beats compares the beats that were sent with those that came back. Redis
@@ -53,6 +66,10 @@ type beats struct {
 	// does it mean something if one goes to nobody. There are proxies, and
 	// clusters, that never count.
 	counts [ways]bool
+	// astray says by which ways a beat came back that had gone to nobody: the
+	// counts of those mean nothing. In a cluster each PUBLISH goes to another
+	// node, which counts its own listeners only, and passes it on to the rest.
+	astray [ways]bool
 }
 
 func newBeats() *beats { return &beats{pause: deafAfter} }
@@ -67,26 +84,20 @@ func (b *beats) mint() (beat string, n uint64) {
 
 // published notes that Redis took beat n, sent and confirmed at these times, and
 // passed it on to so many listeners; connected says that ours is not known to be
-// without connection. The beat may have come back before that. True: it went to
-// nobody, where there was somebody before, and should have come to us.
-func (b *beats) published(n uint64, by way, heard int64, connected bool, sent, at time.Time) (nobody bool) {
+// without connection. The beat may have come back before that. One that went to
+// nobody, where there was somebody before, is given less time to come back.
+func (b *beats) published(n uint64, by way, heard int64, connected bool, sent, at time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	nobody = b.counts[by] && heard == 0
-	b.counts[by] = heard > 0
+	nobody := b.counts[by] && heard == 0 && connected
+	b.counts[by] = heard > 0 && connected
 	switch {
+	case n == b.back && nobody:
+		b.astray[by] = true
 	case n <= b.back, sent.Before(b.until):
-		return false
-	case !nobody:
-		b.waiting = append(b.waiting, sentBeat{n: n, at: at})
-		return false
-	case !connected:
-		return false // and will not come back
+	default:
+		b.waiting = append(b.waiting, sentBeat{n: n, at: at, by: by, nobody: nobody && !b.astray[by]})
 	}
-	b.deaf++
-	b.waiting = nil
-	b.until = at.Add(deafAfter)
-	return true
 }
 
 // heard notes a beat that came back. Numbers that were never sent are ignored.
@@ -106,19 +117,35 @@ func (b *beats) heard(beat string) {
 	}
 	b.back, b.pause = n, deafAfter
 	for len(b.waiting) > 0 && b.waiting[0].n <= n {
+		if s := b.waiting[0]; s.n == n && s.nobody {
+			b.astray[s.by] = true
+		}
 		b.waiting = b.waiting[1:]
 	}
 }
 
-// deafAt says when the oldest waiting beat will have taken too long; false if
-// none waits.
+// deafAt says when the first of the waiting beats will have taken too long;
+// false if none waits.
 func (b *beats) deafAt() (time.Time, bool) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.waiting) == 0 {
-		return time.Time{}, false
+	return b.deafAtLocked()
+}
+
+func (b *beats) deafAtLocked() (first time.Time, ok bool) {
+	for _, s := range b.waiting {
+		if t := s.deadline(); !ok || t.Before(first) {
+			first, ok = t, true
+		}
 	}
-	return b.waiting[0].at.Add(deafAfter), true
+	return first, ok
+}
+
+// doubtful reports whether a beat is awaited that went to nobody.
+func (b *beats) doubtful() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.ContainsFunc(b.waiting, func(s sentBeat) bool { return s.nobody })
 }
 
 // overdue reports whether a beat has taken too long, and then gives the
@@ -126,15 +153,29 @@ func (b *beats) deafAt() (time.Time, bool) {
 func (b *beats) overdue(now time.Time) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.waiting) == 0 || now.Before(b.waiting[0].at.Add(deafAfter)) {
+	if at, ok := b.deafAtLocked(); !ok || now.Before(at) {
 		return false
 	}
 	b.deaf++
 	b.waiting = nil
 	b.until = now.Add(b.pause)
 	b.pause = min(2*b.pause, maxQuiet)
+	b.countsAnewLocked()
 	return true
 }
+
+// lost notes that the listener has lost its connection, or gives it up: that
+// nobody hears a beat is no news until somebody did again.
+func (b *beats) lost() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.countsAnewLocked()
+	for i := range b.waiting {
+		b.waiting[i].nobody = false
+	}
+}
+
+func (b *beats) countsAnewLocked() { b.counts, b.astray = [ways]bool{}, [ways]bool{} }
 
 // quiet forgets the waiting beats and those that are sent within the next two
 // seconds: the listener is being pointed at another channel.
@@ -143,7 +184,7 @@ func (b *beats) quiet(now time.Time) {
 	defer b.mu.Unlock()
 	b.waiting = nil
 	b.until = now.Add(deafAfter)
-	b.counts = [ways]bool{}
+	b.countsAnewLocked()
 }
 
 // forgive forgets the waiting beats: this process stood still, and so did

@@ -84,8 +84,8 @@ type Config struct {
 	// OnAway is told of every renewal and beat that failed: Redis may be away.
 	OnAway func()
 	// OnDeaf is told that a published beat was not heard within two seconds, or
-	// that Redis had nobody to pass it on to where it had before: the listener
-	// does not listen where it should, make it anew.
+	// within 0.3 s where Redis had nobody to pass it on to and had before: the
+	// listener does not listen where it should, make it anew.
 	OnDeaf func()
 
 	// Logger defaults to none.
@@ -243,18 +243,22 @@ func (l *Lease) Fenced(inc string) {
 // renewed at once. Doubt does not block.
 func (l *Lease) Doubt() { l.lookNow() }
 
-// Suspend keeps this server from judging others until Trust or Distrust: it
-// has lost sight of Redis for a moment, and may find another one.
-func (l *Lease) Suspend() { l.patience.suspend(true) }
+// Suspend keeps this server from judging others until Trust: it has lost sight
+// of Redis for a moment, and may find another one.
+func (l *Lease) Suspend() {
+	l.patience.suspend(true)
+	l.beats.lost()
+}
 
-// Trust ends Suspend: it is the same Redis as before.
+// Trust ends Suspend: it is known which Redis this is. Where it is another one
+// than before, Distrust comes first.
 func (l *Lease) Trust() { l.patience.suspend(false) }
 
 // Distrust restarts patience, where the caller knows of a failover or a clock
-// that stepped: nobody is judged for one TTL. Distrust does not block.
+// that stepped: nobody is judged for one TTL. It leaves Suspend as it is.
+// Distrust does not block.
 func (l *Lease) Distrust() {
 	l.patience.restart()
-	l.patience.suspend(false)
 	l.lookNow()
 }
 

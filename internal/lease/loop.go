@@ -14,6 +14,9 @@ const (
 	// late is how far behind its timer the loop may wake before the process is
 	// taken to have stood still as a whole.
 	late = 500 * time.Millisecond
+	// doubtStep is how often a burial looks whether it still has to wait for a
+	// beat that went to nobody.
+	doubtStep = 20 * time.Millisecond
 )
 
 // loop is what the renewing goroutine knows; nothing else touches it. Each step
@@ -40,6 +43,7 @@ type loop struct {
 
 	beatAt  time.Time // of the next extra beat
 	failLog limit.Repeats
+	deafLog limit.Repeats
 }
 
 // newLoop makes the loop of a lease that was registered at born.
@@ -111,10 +115,14 @@ func (lp *loop) step(ctx context.Context, now time.Time) {
 		}
 	case !now.Before(lp.renewAt):
 		lp.renew(ctx)
-	case lp.foreign != "" && !now.Before(lp.dueAt):
-		lp.bury(ctx)
 	case lp.beats.overdue(now):
-		lp.deaf("mesh: own beat did not come back, listener is made anew")
+		lp.deaf(now)
+	case lp.foreign != "" && !now.Before(lp.dueAt):
+		if lp.beats.doubtful() { // this may be another Redis: soon it is known
+			lp.dueAt = now.Add(doubtStep)
+			return
+		}
+		lp.bury(ctx)
 	case lp.beating() && !now.Before(lp.beatAt):
 		lp.beat(ctx)
 	}
@@ -170,22 +178,23 @@ func (lp *loop) beat(ctx context.Context) {
 }
 
 // published notes that Redis took a beat. Where it had nobody to pass it on to,
-// though the listener is not known to be without connection, the beat went to
-// another Redis than the one that is listened to: after a failover commands find
-// the new master at once, and a subscription stays at the old one for as long
-// as that lives.
+// though the listener is not known to be without connection, the beat may have
+// gone to another Redis than the one that is listened to: after a failover
+// commands find the new master at once, and a subscription stays at the old one
+// for as long as that lives. Or it went to another node of the same cluster, and
+// will come back from there.
 func (lp *loop) published(n uint64, by way, heard int64, sent, at time.Time) {
-	if lp.beats.published(n, by, heard, !lp.patience.suspended(), sent, at) {
-		lp.deaf("mesh: own beat found no listener, it is made anew")
-	}
+	lp.beats.published(n, by, heard, !lp.patience.suspended(), sent, at)
 }
 
 // deaf has the listener made anew. Until it is known which Redis that comes out
 // at, nobody is judged: after a failover others may not have got through to
 // the new master, which lacks what they last told the old one.
-func (lp *loop) deaf(why string) {
-	lp.patience.hold(time.Now().Add(deafAfter))
-	lp.cfg.Logger.Warn(why)
+func (lp *loop) deaf(now time.Time) {
+	lp.patience.hold(now.Add(deafAfter))
+	if n, ok := lp.deafLog.Allow(now); ok {
+		lp.cfg.Logger.Warn("mesh: own beat did not come back, listener is made anew", "times", n)
+	}
 	if lp.cfg.OnDeaf != nil {
 		lp.cfg.OnDeaf()
 	}

@@ -200,8 +200,8 @@ func TestDeafListener(t *testing.T) {
 }
 
 // After a failover commands find the new master while the listener stays at the
-// old one: the first beat that finds nobody tells, and nobody is judged until
-// it is known which Redis this is.
+// old one: the first beat that finds nobody, and does not come back, tells, and
+// nobody is judged until it is known which Redis this is.
 func TestListenerAtAnotherRedis(t *testing.T) {
 	sim(t, func(t *testing.T, r *redis) {
 		a := newServer(t, r, "a").start()
@@ -211,7 +211,7 @@ func TestListenerAtAnotherRedis(t *testing.T) {
 		_, ok := a.Judge()
 		check(t, ok, "no judgment after a minute")
 		r.do(func() { delete(r.hear, "a1") })
-		pass(beatEvery + 10*time.Millisecond)
+		pass(beatEvery + doubtAfter + 10*time.Millisecond)
 		a.view(func() { check(t, a.deafs == 1, "deaf %d times", a.deafs) })
 		_, ok = a.Judge()
 		check(t, !ok, "judges what may be another Redis")
@@ -225,7 +225,7 @@ func TestListenerAtAnotherRedis(t *testing.T) {
 		// A listener that is known to be without connection is left alone.
 		a.Suspend()
 		r.do(func() { delete(r.hear, "a1") })
-		pass(beatEvery + 10*time.Millisecond)
+		pass(beatEvery + doubtAfter + 10*time.Millisecond)
 		a.view(func() { check(t, a.deafs == 1, "deaf %d times", a.deafs) })
 		check(t, a.Stats().Deaf == 1, "counted as deaf %d times", a.Stats().Deaf)
 		pass(2*beatEvery + deafAfter) // but not for ever

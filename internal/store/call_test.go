@@ -187,3 +187,32 @@ func TestABucketDoesNotTakeTheOthersPlaces(t *testing.T) {
 	close(hang)
 	require.NoError(t, s.Wait(t.Context()))
 }
+
+// However many commits, snapshots and metadata of one bucket are under way, a
+// lease is renewed.
+func TestTheLeaseHasItsOwnPlaces(t *testing.T) {
+	t.Parallel()
+	for _, buckets := range []int{1, 4} {
+		s := New(redistest.Start(t).Client(t), testKeys{buckets: buckets})
+		for _, p := range s.places {
+			for range cap(p.writes) {
+				p.writes <- struct{}{}
+			}
+		}
+		full, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		_, _, err := s.SetRoomMeta(full, "r", 0, nil)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+
+		ctx := t.Context()
+		now, err := s.Register(ctx, "I", time.Minute)
+		require.NoError(t, err)
+		answer, err := s.Renew(ctx, "I", time.Minute, "", true)
+		require.NoError(t, err)
+		require.True(t, answer.Present)
+		_, err = s.Bury(ctx, Judgment{Now: now, Tolerance: time.Hour}, "I")
+		require.NoError(t, err)
+		require.NoError(t, s.DeclareDead(ctx, "I"))
+		require.NoError(t, s.Fence(ctx, buckets-1, "I"))
+	}
+}

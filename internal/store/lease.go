@@ -17,7 +17,7 @@ const fenceLife = 24 * time.Hour
 // Register puts an incarnation on the list of the living for ttl and returns
 // Redis's time (unix ms).
 func (s *Store) Register(ctx context.Context, inc string, ttl time.Duration) (int64, error) {
-	reply, err := run(ctx, s, registerScript, []string{s.keys.Instances()}, inc, millis(ttl))
+	reply, err := runIn(ctx, s, s.leases, registerScript, []string{s.keys.Instances()}, inc, millis(ttl))
 	if err != nil {
 		return 0, err
 	}
@@ -39,7 +39,7 @@ func (s *Store) Renew(ctx context.Context, inc string, ttl time.Duration, beat s
 	if wantDead {
 		want = "1"
 	}
-	reply, err := run(ctx, s, renewScript, keys, inc, millis(ttl), s.keys.Control(inc), beat, want)
+	reply, err := runIn(ctx, s, s.leases, renewScript, keys, inc, millis(ttl), s.keys.Control(inc), beat, want)
 	if err != nil {
 		return Renewal{}, err
 	}
@@ -65,7 +65,7 @@ func (s *Store) Renew(ctx context.Context, inc string, ttl time.Duration, beat s
 // Bury moves an incarnation whose lease has run out from the living to the
 // dead. True: this call did.
 func (s *Store) Bury(ctx context.Context, j Judgment, inc string) (bool, error) {
-	reply, err := run(ctx, s, buryScript, []string{s.keys.Instances(), s.keys.Dead()}, inc, j.Now, millis(j.Tolerance))
+	reply, err := runIn(ctx, s, s.leases, buryScript, []string{s.keys.Instances(), s.keys.Dead()}, inc, j.Now, millis(j.Tolerance))
 	if err != nil {
 		return false, err
 	}
@@ -77,7 +77,7 @@ func (s *Store) Bury(ctx context.Context, j Judgment, inc string) (bool, error) 
 
 // DeclareDead moves the caller's own incarnation to the dead.
 func (s *Store) DeclareDead(ctx context.Context, inc string) error {
-	_, err := run(ctx, s, declareScript, []string{s.keys.Instances(), s.keys.Dead()}, inc)
+	_, err := runIn(ctx, s, s.leases, declareScript, []string{s.keys.Instances(), s.keys.Dead()}, inc)
 	return err
 }
 
@@ -91,7 +91,8 @@ func (s *Store) Cleaned(ctx context.Context, inc string) error {
 
 // Fence locks an incarnation out of a bucket: none of its writes is taken any more.
 func (s *Store) Fence(ctx context.Context, bucket int, inc string) error {
-	_, err := run(ctx, s, fenceScript, []string{s.keys.Fence(bucket, inc)}, millis(fenceLife))
+	key := s.keys.Fence(bucket, inc)
+	_, err := runIn(ctx, s, s.at(key).fences, fenceScript, []string{key}, millis(fenceLife))
 	return err
 }
 

@@ -142,8 +142,9 @@ func (w *expiredWatch) Message(_, key string) {
 	if canary {
 		return
 	}
-	if w.replica.Load() { // one sends none: it has been promoted just now
+	if w.replica.CompareAndSwap(true, false) { // one sends none: it has been promoted just now
 		w.failover()
+		poke(w.recheck)
 	}
 	w.expired(key)
 }

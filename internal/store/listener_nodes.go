@@ -16,8 +16,12 @@ const (
 	scanEvery = 2 * time.Second
 	// scanWithin bounds one listing.
 	scanWithin = 2 * time.Second
-	// missedScans is how many listings in a row a node must be missing from
-	// before it is given up: each asks another node, and one may be behind.
+	// freshFor is how long a listing will do for who calls Look: what is told
+	// of a node that is not known to be a master yet tells of it, too.
+	freshFor = 250 * time.Millisecond
+	// missedScans is how many listings in a row, scanEvery apart, a node must
+	// be missing from before it is given up: each asks another node, and one
+	// may be behind.
 	missedScans = 3
 )
 
@@ -67,6 +71,7 @@ type ExpiredEvents struct {
 	cluster bool
 	watches map[string]*expiredWatch // by address
 	told    ExpiredState             // what Changed heard last
+	listed  time.Time                // when the nodes were last listed; zero: never
 }
 
 // NewExpiredEvents returns a listener that is not started yet.
@@ -128,7 +133,7 @@ func (e *ExpiredEvents) run(ctx context.Context) {
 		defer t.Stop()
 		rescan = t.C
 	}
-	_ = e.scan(ctx)
+	_ = e.scan(ctx, true)
 	for {
 		select {
 		case <-e.changed:
@@ -138,10 +143,14 @@ func (e *ExpiredEvents) run(ctx context.Context) {
 				w.listener.Recreate()
 			}
 		case <-rescan:
-			_ = e.scan(ctx) // it will be tried again
+			_ = e.scan(ctx, true) // it will be tried again
 			e.sum()
 		case done := <-e.looks:
-			done <- e.scan(ctx)
+			if !e.listed.IsZero() && time.Since(e.listed) < freshFor {
+				done <- nil
+				continue
+			}
+			done <- e.scan(ctx, false)
 			e.sum()
 		case <-ctx.Done():
 			return
@@ -149,8 +158,9 @@ func (e *ExpiredEvents) run(ctx context.Context) {
 	}
 }
 
-// Look finds out now which nodes of a cluster are masters: where it returns
-// nil, Failover has been called for each failover that there was to see.
+// Look finds out which nodes of a cluster are masters, unless that was done just
+// now: where it returns nil, Failover has been called for each failover that
+// there was to see.
 func (e *ExpiredEvents) Look(ctx context.Context) error {
 	if !e.cluster {
 		return nil
@@ -172,8 +182,10 @@ func (e *ExpiredEvents) Look(ctx context.Context) error {
 }
 
 // scan brings the watches in line with the nodes there are. If they cannot be
-// listed, the watches stay.
-func (e *ExpiredEvents) scan(ctx context.Context) error {
+// listed, the watches stay; regular says that a node which is missing has been
+// so for scanEvery longer.
+func (e *ExpiredEvents) scan(ctx context.Context, regular bool) error {
+	asked := time.Now()
 	listing, cancel := context.WithTimeout(ctx, scanWithin)
 	defer cancel()
 	nodes, err := listNodes(listing, e.cfg.Client)
@@ -181,8 +193,12 @@ func (e *ExpiredEvents) scan(ctx context.Context) error {
 		e.cfg.Logger.Debug("mesh: cluster nodes could not be listed", "error", err)
 		return err
 	}
-	for _, w := range e.watches {
-		w.missed++
+	first := e.listed.IsZero()
+	e.listed = asked
+	if regular {
+		for _, w := range e.watches {
+			w.missed++
+		}
 	}
 	for _, n := range nodes {
 		w := e.watches[n.addr]
@@ -197,6 +213,9 @@ func (e *ExpiredEvents) scan(ctx context.Context) error {
 		w = newExpiredWatch(n, e.cfg, func() { poke(e.changed) })
 		e.watches[n.addr] = w
 		w.start(ctx)
+		if !first && !n.replica { // nobody listened to it until now
+			e.cfg.Failover()
+		}
 	}
 	for addr, w := range e.watches {
 		if w.missed >= missedScans {

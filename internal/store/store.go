@@ -63,9 +63,11 @@ const (
 	// Scripts have places of their own: what clients read must not keep a
 	// heartbeat waiting. So has each bucket, bucketCalls of them where there
 	// are many: the calls to a node that swallows everything would in the end
-	// take the places of those to all others.
+	// take the places of those to all others. And so has the lease, in whose
+	// bucket clients write, too: no storm of theirs must have a renewal queue.
 	maxCalls    = 256
 	bucketCalls = 16
+	leaseCalls  = 64
 	// MaxOps and MaxBytes bound one script call, so that it holds up Redis for
 	// no longer than about a millisecond.
 	MaxOps   = 128
@@ -77,6 +79,7 @@ type Store struct {
 	client redis.UniversalClient
 	keys   Keys
 	reads  chan struct{} // places for plain commands that are of no one bucket
+	leases chan struct{} // places for the scripts that keep the list of the living
 	places []places      // by bucket
 	calls  sync.WaitGroup
 	listed bool // see RequireLease
@@ -91,17 +94,23 @@ type Store struct {
 type places struct {
 	reads  chan struct{} // plain commands
 	writes chan struct{} // scripts
+	fences chan struct{} // those that lock the dead out
 }
 
 // New returns a store on client, which stays the caller's to close.
 func New(client redis.UniversalClient, keys Keys) *Store {
-	s := &Store{client: client, keys: keys, reads: make(chan struct{}, maxCalls), places: make([]places, keys.Buckets())}
+	s := &Store{
+		client: client, keys: keys, reads: make(chan struct{}, maxCalls), leases: make(chan struct{}, leaseCalls),
+		places: make([]places, keys.Buckets()),
+	}
 	each := maxCalls
 	if len(s.places) > 1 {
 		each = bucketCalls
 	}
 	for i := range s.places {
-		s.places[i] = places{reads: make(chan struct{}, each), writes: make(chan struct{}, each)}
+		s.places[i] = places{
+			reads: make(chan struct{}, each), writes: make(chan struct{}, each), fences: make(chan struct{}, leaseCalls),
+		}
 	}
 	return s
 }
@@ -292,7 +301,12 @@ func reload(client redis.UniversalClient) {
 
 // run executes a script by its hash, with its text where Redis lacks it.
 func run(ctx context.Context, s *Store, script *redis.Script, keys []string, args ...any) (any, error) {
-	return within(ctx, s, s.at(keys[0]).writes, func(ctx context.Context) (any, error) {
+	return runIn(ctx, s, s.at(keys[0]).writes, script, keys, args...)
+}
+
+// runIn is run with places other than those of the first key's bucket.
+func runIn(ctx context.Context, s *Store, slots chan struct{}, script *redis.Script, keys []string, args ...any) (any, error) {
+	return within(ctx, s, slots, func(ctx context.Context) (any, error) {
 		return script.Run(ctx, s.client, keys, args...).Result()
 	})
 }
