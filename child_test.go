@@ -24,6 +24,8 @@ import (
 	"github.com/gorilla/websocket"
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh/internal/redistest"
 )
 
 // childEnv makes the test binary run as a server in a process of its own,
@@ -166,6 +168,7 @@ type child struct {
 	t           testing.TB
 	w           *world // of whom peers are; nil: it has none
 	cmd         *exec.Cmd
+	ended       <-chan struct{}
 	addr        string
 	incarnation string // its first
 	stderr      bytes.Buffer
@@ -202,7 +205,8 @@ func startChild(t testing.TB, c childConfig) *child {
 	require.NoError(t, err)
 	out, err := p.cmd.StdoutPipe()
 	require.NoError(t, err)
-	require.NoError(t, p.cmd.Start())
+	p.ended, err = redistest.StartTied(p.cmd) // paused, it would not notice that its input is closed
+	require.NoError(t, err)
 	t.Cleanup(func() {
 		p.die()
 		_ = in.Close()
@@ -221,7 +225,7 @@ func startChild(t testing.TB, c childConfig) *child {
 func (c *child) die() {
 	c.kill.Do(func() {
 		_ = c.cmd.Process.Kill() // fails only if it has ended
-		_ = c.cmd.Wait()         // says that it was killed
+		<-c.ended
 		c.inspect()
 	})
 }
@@ -237,10 +241,14 @@ func (c *child) inspect() {
 func (c *child) stop() error {
 	err := errors.New("it has been ended already")
 	c.kill.Do(func() {
-		if err = c.cmd.Process.Signal(syscall.SIGTERM); err == nil {
-			err = c.cmd.Wait()
-			c.inspect()
+		if err = c.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+			return
 		}
+		<-c.ended
+		if s := c.cmd.ProcessState; !s.Success() {
+			err = errors.New(s.String())
+		}
+		c.inspect()
 	})
 	return err
 }

@@ -134,6 +134,9 @@ func masterKilled(w *world, shard int, lease time.Duration, all *recoveries) {
 	d.sleep(500 * time.Millisecond)
 
 	d.depart(before)
+	// A leave that dies with the master is told once more: that is another test.
+	w.eventually(10*time.Second, func() bool { return d.untold(before) == "" }, "%s", d.untold(before))
+	w.cluster.Replicate(shard)
 	killed := time.Now()
 	w.cluster.KillMaster(shard)
 	d.sleep(redistest.NodeTimeout / 2)

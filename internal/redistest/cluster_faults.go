@@ -131,6 +131,37 @@ func (c *Cluster) MoveSlot(slot, shard int) {
 	c.BeginMove(slot, shard).Finish()
 }
 
+// Replicate waits until a shard's replica has everything that its master has
+// now: that survives the master.
+func (c *Cluster) Replicate(shard int) {
+	c.t.Helper()
+	offset := func(s *Server, field int) (int64, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
+		defer cancel()
+		role, err := c.admin(s).Do(ctx, "role").Slice()
+		if err != nil || len(role) <= field {
+			return 0, fmt.Errorf("role %v: %w", role, err)
+		}
+		n, _ := role[field].(int64)
+		return n, nil
+	}
+	master, replica := c.Master(shard), c.Replica(shard)
+	if master == nil || replica == nil {
+		c.t.Fatalf("redistest: shard %d is not complete", shard)
+	}
+	stands, err := offset(master, 1)
+	if err != nil {
+		c.t.Fatalf("redistest: master of shard %d: %v", shard, err)
+	}
+	c.await(fmt.Sprintf("replication of shard %d", shard), func() error {
+		has, err := offset(replica, 4)
+		if err == nil && has < stands {
+			err = fmt.Errorf("at %d of %d", has, stands)
+		}
+		return err
+	})
+}
+
 // KillMaster kills the master of a shard, and returns it.
 func (c *Cluster) KillMaster(shard int) *Server {
 	c.t.Helper()

@@ -10,31 +10,40 @@ import (
 // process is one running server. Its fields do not change.
 type process struct {
 	cmd  *exec.Cmd
-	done chan struct{} // closed when it has ended
+	done <-chan struct{} // closed when it has ended
 }
 
-// startProcess starts the command. A goroutine waits for its end, on the
-// thread that started it: that thread must live as long as the child (see
-// dieWithParent).
+// startProcess starts the command.
 func startProcess(path string, args []string, dir string) (*process, error) {
-	p := &process{cmd: exec.Command(path, args...), done: make(chan struct{})}
+	p := &process{cmd: exec.Command(path, args...)}
 	p.cmd.Dir = dir
-	p.cmd.SysProcAttr = dieWithParent()
-	started := make(chan error, 1)
-	go func() { // ends with the child, which kill waits for
-		runtime.LockOSThread()
-		defer runtime.UnlockOSThread()
-		defer close(p.done)
-		err := p.cmd.Start()
-		started <- err
-		if err == nil {
-			_ = p.cmd.Wait() // how it ended does not matter: most are killed
-		}
-	}()
-	if err := <-started; err != nil {
+	var err error
+	if p.done, err = StartTied(p.cmd); err != nil {
 		return nil, fmt.Errorf("redistest: start %s: %w", path, err)
 	}
 	return p, nil
+}
+
+// StartTied starts a command that dies with this process where the system
+// offers that, even if it is paused, and however this process ends. A goroutine
+// waits for its end, on the thread that started it: that thread must live as
+// long as the child (see dieWithParent). The channel is closed when the command
+// has ended and Cmd.ProcessState says how; the caller sees to it that it does,
+// and does not call Cmd.Wait.
+func StartTied(cmd *exec.Cmd) (ended <-chan struct{}, err error) {
+	cmd.SysProcAttr = dieWithParent()
+	started, done := make(chan error, 1), make(chan struct{})
+	go func() { // ends with the child
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		defer close(done)
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			_ = cmd.Wait() // ProcessState has it
+		}
+	}()
+	return done, <-started
 }
 
 func (p *process) pid() int { return p.cmd.Process.Pid }
