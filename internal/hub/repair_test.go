@@ -292,6 +292,23 @@ func TestNobodyIsToldToHaveLeftWhileRedisIsAway(t *testing.T) {
 	}
 }
 
+// Redis is away while nobody reads the room: only heartbeats notice.
+func TestDoubtsAreLongerByWhatRedisWasAway(t *testing.T) {
+	live(t, func(t *testing.T, h *house) {
+		h.redis.join(room, "a")
+		h.redis.join(room, "b")
+		s := h.watch()
+		h.redis.wipe(room, nil)
+		h.send(h.redis.join(room, "a"))
+		h.pass(8 * time.Second)
+		h.hub.HandleAway()
+		h.pass(4 * time.Second)
+		assert.Empty(t, s.heard(), "owners get the time that they would have had")
+		h.pass(12 * time.Second)
+		assert.Equal(t, []string{"leave b repair"}, s.heard())
+	})
+}
+
 func TestVerifyingFindsTheMemberAfterAll(t *testing.T) {
 	live(t, func(t *testing.T, h *house) {
 		h.redis.join(room, "a")
