@@ -115,6 +115,7 @@ func (s *sim) holdWrite() bool {
 func (s *sim) flap() bool {
 	s.note("connections are cut once")
 	s.mu.Lock()
+	s.sickUntil(time.Now()) // who is in doubt is so for longer
 	nodes := s.living()
 	s.mu.Unlock()
 	for _, n := range nodes {
