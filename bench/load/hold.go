@@ -1,0 +1,75 @@
+package load
+
+import (
+	"fmt"
+	"sync"
+)
+
+// HoldConfig is connections that stay and are silent.
+type HoldConfig struct {
+	Addr        string
+	Dialect     Dialect
+	Connections int
+	Rooms       int  // that each is in
+	Names       int  // how many rooms there are
+	Drain       bool // read what they are sent
+}
+
+// Held is what Hold opened.
+type Held struct {
+	conns   []*Conn
+	reading sync.WaitGroup
+}
+
+// dialers is how many connections are being opened at once.
+const dialers = 32
+
+// Hold opens the connections and returns when all are in their rooms.
+func Hold(cfg HoldConfig) (*Held, error) {
+	h := &Held{conns: make([]*Conn, cfg.Connections)}
+	var opening sync.WaitGroup
+	failed := make(chan error, dialers)
+	for d := range dialers {
+		opening.Go(func() {
+			for i := d; i < cfg.Connections; i += dialers {
+				c, err := cfg.Dialect.Open(cfg.Addr, 4<<10)
+				if err != nil {
+					failed <- fmt.Errorf("connection %d: %w", i, err)
+					return
+				}
+				h.conns[i] = c
+				for r := range cfg.Rooms {
+					if err := cfg.Dialect.Enter(c, fmt.Sprintf("room%d", (i+r)%cfg.Names)); err != nil {
+						failed <- fmt.Errorf("connection %d, room %d: %w", i, r, err)
+						return
+					}
+				}
+			}
+		})
+	}
+	opening.Wait()
+	select {
+	case err := <-failed:
+		h.Close()
+		return nil, err
+	default:
+	}
+	if cfg.Drain {
+		for _, c := range h.conns {
+			h.reading.Go(func() {
+				for {
+					if _, err := c.Next(); err != nil {
+						return
+					}
+				}
+			})
+		}
+	}
+	return h, nil
+}
+
+// Close closes the connections.
+func (h *Held) Close() {
+	closeAll(h.conns)
+	h.reading.Wait()
+}

@@ -1,0 +1,63 @@
+package load
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// JoinsConfig is connections that enter and exit rooms that others are in.
+type JoinsConfig struct {
+	Addr    string
+	Dialect Dialect
+	Rooms   int
+	PerRoom int // who stays in each room
+	Workers int // connections that come and go, one request at a time each
+	Seconds float64
+}
+
+// JoinsResult says how often that was done.
+type JoinsResult struct {
+	Joins   int
+	Seconds float64
+}
+
+// Joins fills the rooms and then has the workers enter and exit.
+func Joins(cfg JoinsConfig) (JoinsResult, error) {
+	held, err := Hold(HoldConfig{Addr: cfg.Addr, Dialect: cfg.Dialect, Connections: cfg.Rooms * cfg.PerRoom, Rooms: 1, Names: cfg.Rooms, Drain: true})
+	if err != nil {
+		return JoinsResult{}, err
+	}
+	defer held.Close()
+	var joins atomic.Int64
+	var working sync.WaitGroup
+	failed := make(chan error, cfg.Workers)
+	begun := time.Now()
+	end := begun.Add(time.Duration(cfg.Seconds * 1e9))
+	for w := range cfg.Workers {
+		working.Go(func() {
+			c, err := cfg.Dialect.Open(cfg.Addr, 16<<10)
+			if err != nil {
+				failed <- err
+				return
+			}
+			defer c.Close()
+			for i := w; time.Now().Before(end); i++ {
+				room := fmt.Sprintf("room%d", i%cfg.Rooms)
+				if err := errorsOf(cfg.Dialect.Enter(c, room), cfg.Dialect.Exit(c, room)); err != nil {
+					failed <- err
+					return
+				}
+				joins.Add(1)
+			}
+		})
+	}
+	working.Wait()
+	select {
+	case err := <-failed:
+		return JoinsResult{}, err
+	default:
+	}
+	return JoinsResult{Joins: int(joins.Load()), Seconds: time.Since(begun).Seconds()}, nil
+}

@@ -1,0 +1,97 @@
+// Package peer holds the servers that are compared: the library, Centrifuge,
+// and a plain gorilla server that answers from memory, which is the ceiling of
+// what any server can do here.
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"runtime"
+	"runtime/debug"
+	"strconv"
+	"strings"
+)
+
+// Kind names a server.
+type Kind string
+
+// The kinds.
+const (
+	Mesh       Kind = "mesh"       // http.Handle("/ws", srv)
+	MeshOwn    Kind = "mesh own"   // the app upgrades, and calls ServeConn
+	Gorilla    Kind = "gorilla"    // from memory, without Redis
+	Centrifuge Kind = "centrifuge" // with its Redis broker and presence manager
+)
+
+// Config says which server to run.
+type Config struct {
+	Kind  Kind
+	Redis string // address
+	// PresenceTTL is how long entries live; 0: as long as their connection.
+	// Centrifuge knows no such entries: its default is 60 s.
+	PresenceTTLSeconds int
+}
+
+// Server is one that runs.
+type Server struct {
+	Addr string
+	web  *http.Server
+	stop func(context.Context) error
+}
+
+// Start starts a server on a free port of the loopback.
+func Start(ctx context.Context, cfg Config) (*Server, error) {
+	var handler http.Handler
+	stop := func(context.Context) error { return nil }
+	var err error
+	switch cfg.Kind {
+	case Mesh, MeshOwn:
+		handler, stop, err = startMesh(ctx, cfg)
+	case Centrifuge:
+		handler, stop, err = startCentrifuge(cfg)
+	case Gorilla:
+		handler = newCeiling()
+	default:
+		err = fmt.Errorf("peer: no such kind: %q", cfg.Kind)
+	}
+	if err != nil {
+		return nil, err
+	}
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, errors.Join(err, stop(ctx))
+	}
+	mux := http.NewServeMux()
+	mux.Handle("/ws", handler)
+	s := &Server{Addr: ln.Addr().String(), web: &http.Server{Handler: mux}, stop: stop}
+	go func() { _ = s.web.Serve(ln) }() // ends with Stop
+	return s, nil
+}
+
+// Stop ends the server.
+func (s *Server) Stop(ctx context.Context) error {
+	return errors.Join(s.stop(ctx), s.web.Close())
+}
+
+// Memory is what this process holds, in bytes, after a collection.
+type Memory struct {
+	RSS, Heap, Stacks int
+	Goroutines        int
+}
+
+// ReadMemory collects garbage, gives back what is free and measures.
+func ReadMemory(statm string) Memory {
+	debug.FreeOSMemory()
+	debug.FreeOSMemory()
+	var m runtime.MemStats
+	runtime.ReadMemStats(&m)
+	out := Memory{Heap: int(m.HeapAlloc), Stacks: int(m.StackInuse), Goroutines: runtime.NumGoroutine()}
+	if f := strings.Fields(statm); len(f) > 1 {
+		pages, _ := strconv.Atoi(f[1])
+		out.RSS = pages * 4096
+	}
+	return out
+}
