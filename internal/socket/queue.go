@@ -1,6 +1,17 @@
 package socket
 
-import "github.com/meshpresence/mesh/internal/wire"
+import (
+	"github.com/gorilla/websocket"
+
+	"github.com/meshpresence/mesh/internal/wire"
+)
+
+const (
+	// largeBytes is from which size on an item is written by itself.
+	largeBytes = 4 << 10
+	// togetherBytes is how much is written together at most.
+	togetherBytes = 16 << 10
+)
 
 // item is one frame that waits to be written.
 type item struct {
@@ -27,6 +38,17 @@ func (it *item) size() int {
 		return max(len(it.foreign.data), leastCharge)
 	}
 	return max(it.frame.Size(), leastCharge)
+}
+
+// large tells whether the item is written by itself.
+func (it *item) large() bool { return it.size() > largeBytes }
+
+// append appends the item as it goes over the network.
+func (it *item) append(dst []byte) []byte {
+	if it.foreign != nil {
+		return wire.AppendMessage(dst, it.foreign.kind, it.foreign.data)
+	}
+	return wire.AppendMessage(dst, websocket.TextMessage, it.frame.Bytes())
 }
 
 // member names whose state an update carries.
@@ -83,6 +105,23 @@ func (q *queue) pop() *item {
 	}
 	q.remove(it)
 	return it
+}
+
+// take takes the next items out that may be written together, and appends them
+// to dst: one that is large, or small ones.
+func (q *queue) take(dst []*item) []*item {
+	for bytes := 0; q.head != nil; {
+		bytes += q.head.size()
+		if len(dst) > 0 && (bytes > togetherBytes || q.head.large()) {
+			break
+		}
+		it := q.pop()
+		dst = append(dst, it)
+		if it.large() {
+			break
+		}
+	}
+	return dst
 }
 
 // remove takes it out of the list.

@@ -3,6 +3,7 @@ package socket
 import (
 	"errors"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -118,13 +119,13 @@ func (s *Socket) toWrite() bool {
 	return !s.broken && (s.due != 0 || s.queue.head != nil || s.ending != nil && !s.closeSent)
 }
 
-// job is one thing to write.
+// job is what is written at once.
 type job struct {
-	due  due    // one of them, or
-	item *item  // a frame of the queue, or
-	end  *End   // a close frame
-	pong []byte // with duePong
-	rtt  time.Duration
+	due   due     // one of them, or
+	items []*item // frames of the queue, or
+	end   *End    // a close frame
+	pong  []byte  // with duePong
+	rtt   time.Duration
 }
 
 // write writes until there is nothing left to.
@@ -143,7 +144,8 @@ func (s *Socket) next(j *job) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.account(j)
-	*j = job{}
+	clear(j.items)
+	*j = job{items: j.items[:0]}
 	if !s.toWrite() {
 		s.writing = false
 		return false
@@ -157,7 +159,7 @@ func (s *Socket) next(j *job) bool {
 		if j.due == duePong {
 			s.pong = nil
 		}
-	} else if j.item = s.queue.pop(); j.item == nil {
+	} else if j.items = s.queue.take(j.items); len(j.items) == 0 {
 		s.closeSent = true
 		j.end = s.ending
 	}
@@ -167,8 +169,10 @@ func (s *Socket) next(j *job) bool {
 // account notes that j was done. The caller holds mu.
 func (s *Socket) account(j *job) {
 	switch {
-	case j.item != nil:
-		s.bytes -= j.item.charge
+	case len(j.items) > 0:
+		for _, it := range j.items {
+			s.bytes -= it.charge
+		}
 		s.kickWorker()
 	case j.due == duePing:
 		s.pingAt = s.offset(time.Now())
@@ -186,13 +190,14 @@ func (s *Socket) writeJob(j *job) error {
 		deadline = time.Now().Add(s.cfg.WriteTimeout)
 	}
 	_ = s.conn.SetWriteDeadline(deadline) // never fails
+	if len(j.items) > 0 {
+		_ = s.conn.NetConn().SetWriteDeadline(deadline) // an error shows at the write
+	}
 	switch {
-	case j.item != nil && j.item.foreign != nil:
-		return s.conn.WriteMessage(j.item.foreign.kind, j.item.foreign.data)
-	case j.item != nil && j.item.update != nil:
-		return s.writeShared(j.item.frame)
-	case j.item != nil:
-		return s.conn.WriteMessage(websocket.TextMessage, j.item.frame.Bytes())
+	case len(j.items) == 1 && j.items[0].large():
+		return s.writeLarge(j.items[0])
+	case len(j.items) > 0:
+		return s.writeTogether(j.items)
 	case j.end != nil:
 		return s.conn.WriteControl(websocket.CloseMessage, j.end.closeMessage(), deadline)
 	case j.due == duePong:
@@ -208,6 +213,38 @@ func (s *Socket) writeJob(j *job) error {
 	default:
 		return s.writeShared(wire.Ping())
 	}
+}
+
+// writeLarge writes a frame by itself, compressed where that was agreed on.
+func (s *Socket) writeLarge(it *item) error {
+	switch {
+	case it.foreign != nil:
+		return s.conn.WriteMessage(it.foreign.kind, it.foreign.data)
+	case it.update != nil:
+		return s.writeShared(it.frame)
+	default:
+		return s.conn.WriteMessage(websocket.TextMessage, it.frame.Bytes())
+	}
+}
+
+// buffers are those in which frames are put together.
+var buffers = sync.Pool{New: func() any { return new([]byte) }}
+
+// writeTogether writes frames with one call of the system: for most of what is
+// sent that call is what sending costs. They go past the websocket package,
+// which writes one by one; nothing else of it is under way then, but for a
+// close frame of its own when it meets a frame that it refuses, and writes of a
+// network connection do not mix. Small frames are never compressed: that is
+// each sender's choice, and there is little to gain.
+func (s *Socket) writeTogether(items []*item) error {
+	buf := buffers.Get().(*[]byte)
+	defer buffers.Put(buf)
+	*buf = (*buf)[:0]
+	for _, it := range items {
+		*buf = it.append(*buf)
+	}
+	_, err := s.conn.NetConn().Write(*buf)
+	return err
 }
 
 // writeShared writes a frame that other connections are sent too.

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"encoding/binary"
 	"fmt"
 	"sync"
 
@@ -37,6 +38,23 @@ func (f *Frame) Prepared() (*websocket.PreparedMessage, error) {
 		f.prepared = p
 	})
 	return f.prepared, f.err
+}
+
+// AppendMessage appends a WebSocket message as a server sends it: one frame,
+// neither masked nor compressed (RFC 6455, section 5.2). kind is that of the
+// websocket package, for text or binary.
+func AppendMessage(dst []byte, kind int, data []byte) []byte {
+	const final = 0x80
+	dst = append(dst, final|byte(kind))
+	switch n := len(data); {
+	case n < 126:
+		dst = append(dst, byte(n))
+	case n < 1<<16:
+		dst = binary.BigEndian.AppendUint16(append(dst, 126), uint16(n))
+	default:
+		dst = binary.BigEndian.AppendUint64(append(dst, 127), uint64(n))
+	}
+	return append(dst, data...)
 }
 
 // Answer encodes the answer to a request: its id as Request.ID has it, its
