@@ -60,8 +60,9 @@ func NewServer(opts Options) (*Server, error) {
 	s.arrivals.bucket = limit.NewBucket(time.Now(), n.opts.Limits.UpgradesPerSecond, 1)
 	s.upgrader = websocket.Upgrader{
 		CheckOrigin: origins,
-		// The buffers of a handshake are net/http's; those for writing are
-		// shared, since most sockets write little.
+		// What clients send is small; a longer read goes past the buffer. Those
+		// for writing are shared, since most sockets write little.
+		ReadBufferSize:  512,
 		WriteBufferPool: &sync.Pool{},
 	}
 	n.control.sockets, n.control.closer = s.deliver, s.closeConn
@@ -174,30 +175,43 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuseUpgrade(w, http.StatusServiceUnavailable)
 		return
 	}
-	defer s.release()
+	ws, metadata := s.upgrade(w, r)
+	if ws == nil {
+		s.release()
+		return
+	}
+	ctx := context.WithoutCancel(r.Context())
+	go func() { // ends with the connection; Shutdown waits for it
+		defer s.release()
+		_ = s.serve(ctx, ws, metadata, nil) // how a connection ended is logged where it did
+	}()
+}
+
+// upgrade answers a request: with an upgrade, or (nil) with what stands against it.
+func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) (*websocket.Conn, []byte) {
 	if !websocket.IsWebSocketUpgrade(r) {
 		http.Error(w, "a WebSocket upgrade is expected here", http.StatusBadRequest)
-		return
+		return nil, nil
 	}
 	if !s.arrivals.allow() {
 		refuseUpgrade(w, http.StatusServiceUnavailable)
-		return
+		return nil, nil
 	}
 	if !s.upgrader.CheckOrigin(r) { // before the hook: a foreign page shall not trigger it
 		http.Error(w, http.StatusText(http.StatusForbidden), http.StatusForbidden)
-		return
+		return nil, nil
 	}
 	metadata, err := s.authenticate(r)
 	if err != nil {
 		status, message := refusalOf(err)
 		http.Error(w, message, status)
-		return
+		return nil, nil
 	}
 	ws, err := s.upgrader.Upgrade(w, r, nil)
 	if err != nil {
-		return // the upgrader has answered
+		return nil, nil // the upgrader has answered
 	}
-	_ = s.serve(r.Context(), ws, metadata, nil) // how a connection ended is logged where it did
+	return ws, metadata
 }
 
 // ConnOptions say how ServeConn serves a connection that the app upgraded.
