@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"regexp"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -30,11 +32,19 @@ const (
 // of join and leave.
 func BenchmarkManager(b *testing.B) {
 	const library, raw, other = peer.Mesh, peer.Kind("pipelines"), peer.Centrifuge
-	rounds := figures{}
+	rounds, cpu := figures{}, figures{}
 	for b.Loop() {
-		rounds[library] = append(rounds[library], libraryManager(b))
-		rounds[raw] = append(rounds[raw], rawPipelines(b))
-		rounds[other] = append(rounds[other], centrifugeManager(b))
+		for k, run := range map[peer.Kind]func(*testing.B, *redis.Client) float64{
+			library: libraryManager, raw: rawPipelines, other: centrifugeManager,
+		} {
+			client := redistest.Start(b).Client(b)
+			perSecond := run(b, client)
+			rounds[k] = append(rounds[k], perSecond)
+			cpu[k] = append(cpu[k], usedCPU(b, client)*1e6/(perSecond*during.Seconds()))
+		}
+	}
+	for _, k := range []peer.Kind{library, raw, other} {
+		b.ReportMetric(cpu.median(k), string(k)+"-redis-µs/op")
 	}
 	b.ReportMetric(rounds.median(library), "mesh-ops/s")
 	b.ReportMetric(rounds.median(raw), "pipelines-ops/s")
@@ -69,8 +79,23 @@ func throng(b *testing.B, join, leave func(room, conn string) error) float64 {
 	return float64(done.Load()) / time.Since(begun).Seconds()
 }
 
-func libraryManager(b *testing.B) float64 {
-	client := redistest.Start(b).Client(b)
+// usedCPU is the processor time that a Redis has used so far, in seconds.
+func usedCPU(b *testing.B, client *redis.Client) (total float64) {
+	b.Helper()
+	info, err := client.Info(b.Context(), "cpu").Result()
+	require.NoError(b, err)
+	for line := range strings.Lines(info) {
+		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
+		if name == "used_cpu_user" || name == "used_cpu_sys" {
+			seconds, err := strconv.ParseFloat(value, 64)
+			require.NoError(b, err)
+			total += seconds
+		}
+	}
+	return total
+}
+
+func libraryManager(b *testing.B, client *redis.Client) float64 {
 	p, err := mesh.NewPresenceManager(mesh.Options{Redis: client})
 	require.NoError(b, err)
 	require.NoError(b, p.TrackPresence(mesh.Regexp(regexp.MustCompile(".*")), mesh.PresenceOptions{}))
@@ -100,8 +125,7 @@ return 1`)
 
 // rawPipelines is the limit: one goroutine per connection of the pool, each
 // with pipelines of 200 calls, and nobody who waits for an answer of his own.
-func rawPipelines(b *testing.B) float64 {
-	client := redistest.Start(b).Client(b)
+func rawPipelines(b *testing.B, client *redis.Client) float64 {
 	ctx := b.Context()
 	require.NoError(b, single.Load(ctx, client).Err())
 	var done atomic.Int64
@@ -130,8 +154,8 @@ func rawPipelines(b *testing.B) float64 {
 	return float64(done.Load()) / time.Since(begun).Seconds()
 }
 
-func centrifugeManager(b *testing.B) float64 {
-	node, presence, broker, err := peer.NewPresence(redistest.Start(b).Addr())
+func centrifugeManager(b *testing.B, client *redis.Client) float64 {
+	node, presence, broker, err := peer.NewPresence(client.Options().Addr)
 	require.NoError(b, err)
 	require.NoError(b, node.Run())
 	defer func() { require.NoError(b, node.Shutdown(context.Background())) }()
