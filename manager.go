@@ -180,10 +180,10 @@ func (p *PresenceManager) Leave(ctx context.Context, room, connID string) (bool,
 	if err != nil {
 		return false, err
 	}
-	was, err := c.Leave(ctx, room, store.CauseLeft)
-	// A sign of life too, but not before: where silence had ended the entry it
+	// A sign of life too, but not Seen: where silence had ended the entry that
 	// would join it again, and subscribers would be told of a join and a leave.
-	c.Seen()
+	c.Stamp()
+	was, err := c.Leave(ctx, room, store.CauseLeft)
 	return was, p.n.storeError(err)
 }
 
