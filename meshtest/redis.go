@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -42,15 +44,15 @@ type Redis struct {
 	runID   string
 	life    uint64 // counts restarts
 	peers   map[*server.Peer]*peer
-	conns   map[*memConn]struct{}
-	clients []*redis.Client
+	conns   map[*memConn]*link
+	clients map[*redis.Client]*link // those that Client returned
 
 	listener net.Listener
 	stop     chan struct{}
 	wg       sync.WaitGroup // the ticker, and all that serves TCP
 }
 
-// TB is the part of [testing.TB] that [StartRedis] uses. It keeps package
+// TB is the part of [testing.TB] that this package uses. It keeps package
 // testing out of programs that only call [NewRedis].
 type TB interface {
 	Helper()
@@ -89,7 +91,8 @@ func NewRedis(opts ...Option) (*Redis, error) {
 		events:  cfg.events,
 		runID:   newRunID(),
 		peers:   map[*server.Peer]*peer{},
-		conns:   map[*memConn]struct{}{},
+		conns:   map[*memConn]*link{},
+		clients: map[*redis.Client]*link{},
 		stop:    make(chan struct{}),
 	}
 	if cfg.addr != "" {
@@ -136,26 +139,36 @@ func (r *Redis) boot() error {
 // Client returns a new go-redis client of this Redis, connected in memory. It
 // is closed with the Redis; the caller may close it before.
 func (r *Redis) Client() *redis.Client {
-	c := redis.NewClient(r.Options())
+	l := &link{}
+	c := redis.NewClient(r.options(l))
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.closed {
-		r.clients = append(r.clients, c)
+		r.clients[c] = l
 	}
 	return c
+}
+
+// link is the way that one client's connections take; what it holds is
+// guarded by Redis.mu.
+type link struct {
+	cut bool // by CutClient
 }
 
 // Options returns new options for a client of this Redis that the caller makes
 // and closes: for other timeouts, pool sizes, database numbers. The address in
 // them is a literal without meaning; connections are made by [Redis.Dial].
-func (r *Redis) Options() *redis.Options {
+func (r *Redis) Options() *redis.Options { return r.options(&link{}) }
+
+// options returns those of a client whose connections go over l.
+func (r *Redis) options(l *link) *redis.Options {
 	return &redis.Options{
 		Addr: "127.0.0.1:6379", // a name would be looked up, outside any bubble
 		Dialer: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			if err := ctx.Err(); err != nil {
 				return nil, err
 			}
-			return r.Dial()
+			return r.dial(l)
 		},
 		// Both would only ask for commands that miniredis does not know.
 		DisableIdentity:          true,
@@ -166,17 +179,25 @@ func (r *Redis) Options() *redis.Options {
 // Dial returns a new in-memory connection, for clients other than go-redis. It
 // fails with [ErrClosed], or as a refused connection does after [Redis.Cut].
 func (r *Redis) Dial() (net.Conn, error) {
-	return r.connect()
+	return r.dial(&link{})
 }
 
-// connect makes a connection that cut and Close know of.
-func (r *Redis) connect() (*memConn, error) {
+func (r *Redis) dial(l *link) (net.Conn, error) {
+	c, err := r.connect(l)
+	if err != nil {
+		return nil, err // not a nil *memConn in a net.Conn
+	}
+	return c, nil
+}
+
+// connect makes a connection that the cuts and Close know of.
+func (r *Redis) connect(l *link) (*memConn, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.closed {
 		return nil, ErrClosed
 	}
-	if r.cut {
+	if r.cut || l.cut {
 		return nil, refused()
 	}
 	client, srv := memPipe()
@@ -185,7 +206,7 @@ func (r *Redis) connect() (*memConn, error) {
 		delete(r.conns, srv)
 		r.mu.Unlock()
 	}
-	r.conns[srv] = struct{}{}
+	r.conns[srv] = l
 	// Under mu: once Close has set closed, nobody is in here any more, and
 	// miniredis may be closed.
 	r.srv.ServeConn(srv)
@@ -219,7 +240,7 @@ func (r *Redis) Close() error {
 		return nil
 	}
 	r.closed = true
-	clients, conns := r.clients, r.connections()
+	clients, conns := slices.Collect(maps.Keys(r.clients)), r.connections(nil)
 	r.resume()
 	close(r.stop)
 	r.mu.Unlock()
@@ -243,11 +264,14 @@ func (r *Redis) Close() error {
 	return errors.Join(errs...)
 }
 
-// connections lists what is connected now. r.mu is held.
-func (r *Redis) connections() []*memConn {
+// connections lists what is connected now, over one link or (nil) any. r.mu is
+// held.
+func (r *Redis) connections(over *link) []*memConn {
 	conns := make([]*memConn, 0, len(r.conns))
-	for c := range r.conns {
-		conns = append(conns, c)
+	for c, l := range r.conns {
+		if over == nil || l == over {
+			conns = append(conns, c)
+		}
 	}
 	return conns
 }
