@@ -8,6 +8,8 @@ import (
 	"go/token"
 	"path/filepath"
 	"regexp"
+	"slices"
+	"sync"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
@@ -31,24 +33,33 @@ var withoutExample = map[string]string{
 }
 
 // documentation reads a package as pkg.go.dev does.
-func documentation(t *testing.T, dir, path string) *doc.Package {
-	t.Helper()
+func documentation(dir, path string) (*doc.Package, error) {
 	names, err := filepath.Glob(filepath.Join(dir, "*.go"))
-	require.NoError(t, err)
+	if err != nil {
+		return nil, err
+	}
 	fset := token.NewFileSet()
 	var files []*ast.File
 	for _, name := range names {
 		f, err := parser.ParseFile(fset, name, nil, parser.ParseComments)
-		require.NoError(t, err)
+		if err != nil {
+			return nil, err
+		}
 		files = append(files, f)
 	}
-	p, err := doc.NewFromFiles(fset, files, path)
-	require.NoError(t, err)
-	return p
+	return doc.NewFromFiles(fset, files, path)
 }
 
+const modulePath = "github.com/meshpresence/mesh"
+
+// rootOnce reads many files; the tests below share what it finds.
+var rootOnce = sync.OnceValues(func() (*doc.Package, error) { return documentation(".", modulePath) })
+
 func rootDocumentation(t *testing.T) *doc.Package {
-	return documentation(t, ".", "github.com/meshpresence/mesh")
+	t.Helper()
+	p, err := rootOnce()
+	require.NoError(t, err)
+	return p
 }
 
 // verbs calls see for every exported function and method.
@@ -110,23 +121,24 @@ func TestExamplesAreChecked(t *testing.T) {
 // in brackets there is a link.
 func TestEverythingIsDocumented(t *testing.T) {
 	t.Parallel()
-	for dir, path := range map[string]string{".": "github.com/meshpresence/mesh", "meshtest": "github.com/meshpresence/mesh/meshtest"} {
-		p := documentation(t, dir, path)
+	kit, err := documentation("meshtest", modulePath+"/meshtest")
+	require.NoError(t, err)
+	for _, p := range []*doc.Package{rootDocumentation(t), kit} {
 		check := func(name, text string) {
-			assert.NotEmptyf(t, text, "%s: %s has no comment", dir, name)
+			assert.NotEmptyf(t, text, "%s: %s has no comment", p.Name, name)
 			for _, link := range unresolved(p.Parser().Parse(text)) {
-				t.Errorf("%s: %s: %s leads nowhere", dir, name, link)
+				t.Errorf("%s: %s: %s leads nowhere", p.Name, name, link)
 			}
 		}
 		check("package", p.Doc)
 		verbs(p, func(name string, f *doc.Func) { check(name, f.Doc) })
-		values := append(p.Consts, p.Vars...)
+		values := append(slices.Clone(p.Consts), p.Vars...)
 		for _, typ := range p.Types {
 			check(typ.Name, typ.Doc)
 			values = append(append(values, typ.Consts...), typ.Vars...)
 			eachField(typ.Decl, func(name, text string) {
 				for _, link := range unresolved(p.Parser().Parse(text)) {
-					t.Errorf("%s: %s.%s: %s leads nowhere", dir, typ.Name, name, link)
+					t.Errorf("%s: %s.%s: %s leads nowhere", p.Name, typ.Name, name, link)
 				}
 			})
 		}
