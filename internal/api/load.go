@@ -73,7 +73,8 @@ func load(dir string) (*types.Package, error) {
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		return nil, fmt.Errorf("go list in %s: %w\n%s", dir, err, stderr.String())
+		first := strings.SplitAfterN(stderr.String(), "\n", 6) // one line and another for each package
+		return nil, fmt.Errorf("go list in %s: %w\n%s", dir, err, strings.Join(first[:min(5, len(first))], ""))
 	}
 	exports := map[string]string{}
 	last := "" // with -deps the package itself comes after all that it imports
