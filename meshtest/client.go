@@ -69,11 +69,13 @@ type CloseError struct {
 }
 
 // Error returns the code and the reason.
-func (e *CloseError) Error() string {
+func (e *CloseError) Error() string { return "meshtest: " + e.text() }
+
+func (e *CloseError) text() string {
 	if e.Code == websocket.CloseAbnormalClosure {
-		return "meshtest: connection broke"
+		return "connection broke"
 	}
-	return fmt.Sprintf("meshtest: connection closed: %d %q", e.Code, e.Reason)
+	return fmt.Sprintf("connection closed: %d %q", e.Code, e.Reason)
 }
 
 func newClient(t TB, s *Server, timeout time.Duration) *Client {

@@ -120,7 +120,7 @@ func (c *Client) NoUpdate(d time.Duration) {
 	if got := c.Updates(); len(got) > 0 {
 		c.fail("no update should come, but %s", list(got))
 	} else if end := c.ended(); end != nil {
-		c.fail("no update can come: %v", end)
+		c.fail("no update can come: %s", end.text())
 	}
 }
 
@@ -159,7 +159,7 @@ func (c *Client) NoPush(command string, d time.Duration) {
 	if came {
 		c.fail("no push %q should come, but %s", command, got)
 	} else if end := c.ended(); end != nil {
-		c.fail("no push can come: %v", end)
+		c.fail("no push can come: %s", end.text())
 	}
 }
 
@@ -201,7 +201,7 @@ func (c *Client) plight() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.end != nil {
-		return "; " + strings.TrimPrefix(c.end.Error(), "meshtest: ")
+		return "; " + c.end.text()
 	}
 	rooms := slices.Sorted(maps.Keys(c.rooms))
 	for i, room := range rooms {
