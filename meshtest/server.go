@@ -141,7 +141,11 @@ func shutdown(parts []Lifecycle, within time.Duration) error {
 		err := p.Shutdown(ctx)
 		cancel()
 		if err != nil {
-			errs = append(errs, fmt.Errorf("meshtest: shut down %T: %w", p, err))
+			hint := ""
+			if errors.Is(err, context.DeadlineExceeded) {
+				hint = " (a Redis that was cut or hung must be back by then)"
+			}
+			errs = append(errs, fmt.Errorf("meshtest: shut down %T%s: %w", p, hint, err))
 		}
 	}
 	return errors.Join(errs...)
