@@ -24,8 +24,8 @@ const closeTime = time.Second
 // What the server sends is kept until the test asks for it: updates by
 // [Client.NextUpdate] and its like, other pushes by [Client.NextPush].
 //
-// [Server.Dial] and [Client.Call] return errors, for what a test expects to
-// fail. All other methods fail the test (the one that the client was connected
+// [Server.Dial], [Client.Call] and [Client.Write] return errors, for what a
+// test expects to fail. All other methods fail the test (the one that the client was connected
 // in) where something goes wrong, with a message that says what came instead:
 // like t.Fatalf, they are for the test's own goroutine. That a server says no
 // is no failure but an answer: Success is false. A client without a test

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gorilla/websocket"
 	"github.com/stretchr/testify/require"
 
 	"github.com/meshpresence/mesh"
@@ -59,7 +60,9 @@ func TestVerbs(t *testing.T) {
 		require.Equal(t, []string{ann.ID()}, seen.IDs())
 		require.JSONEq(t, `{"typing":true}`, string(seen.States[ann.ID()]))
 		require.True(t, ann.PublishState("lobby", typing, meshtest.StateOptions{ExpireAfter: 100 * time.Millisecond}))
-		bob.AwaitUpdate(func(u meshtest.Update) bool { return u.Type == "state" && u.State == nil })
+		bob.AwaitUpdate(func(u meshtest.Update) bool {
+			return u.Type == "state" && u.State == nil && u.ConnectionID != bob.ID()
+		})
 
 		require.Nil(t, bob.RoomMetadata("lobby"))
 		require.NoError(t, srv.Rooms().SetMetadata(ctx, "lobby", "open", mesh.MetadataOptions{}))
@@ -136,14 +139,16 @@ func TestGuardEndsASubscription(t *testing.T) {
 	inBoth(t, func(t *testing.T) {
 		ctx := t.Context()
 		srv := newMesh(t, meshtest.StartRedis(t).Client())
-		track(t, srv, "^staff$", mesh.PresenceOptions{Guard: func(_ context.Context, m mesh.Member, _ string) (bool, error) {
+		track(t, srv, "^staff", mesh.PresenceOptions{Guard: func(_ context.Context, m mesh.Member, _ string) (bool, error) {
 			return string(m.Metadata) == `"staff"`, nil
 		}})
 		ann := meshtest.StartServer(t, srv).Connect(t)
 		require.False(t, ann.Subscribe("staff").Success)
 		require.NoError(t, srv.Connections().SetMetadata(ctx, ann.ID(), "staff", mesh.MetadataOptions{}))
 		require.True(t, ann.Subscribe("staff").Success)
+		require.True(t, ann.Subscribe("staff2").Success)
 		require.NoError(t, srv.Connections().SetMetadata(ctx, ann.ID(), "guest", mesh.MetadataOptions{}))
+		ann.AwaitEnded("staff2") // in either order
 		ann.AwaitEnded("staff")
 	})
 }
@@ -179,7 +184,7 @@ func TestSilence(t *testing.T) {
 
 func TestCloseAndKill(t *testing.T) {
 	inBoth(t, func(t *testing.T) {
-		reasons := make(chan error, 2)
+		reasons := make(chan error, 5)
 		srv := newMesh(t, meshtest.StartRedis(t).Client())
 		srv.OnDisconnection(func(_ context.Context, _ *mesh.Connection, reason error) { reasons <- reason })
 		server := meshtest.StartServer(t, srv)
@@ -201,5 +206,17 @@ func TestCloseAndKill(t *testing.T) {
 		require.Equal(t, meshtest.CloseError{Code: 4001, Reason: "enough"}, carl.AwaitClose())
 		_, err := carl.Call("mesh/noop", nil)
 		require.EqualError(t, err, `meshtest: connection closed: 4001 "enough"`)
+		require.ErrorContains(t, <-reasons, "(closed): 4001")
+
+		dora := server.Connect(t)
+		require.NoError(t, dora.Write(websocket.CloseMessage, websocket.FormatCloseMessage(4002, "mine")))
+		require.ErrorContains(t, <-reasons, `(peer): 4002 "mine"`)
+		require.Equal(t, 4002, dora.AwaitClose().Code)
+
+		eric := server.Connect(t)
+		_ = eric.Write(websocket.TextMessage, make([]byte, 100<<10)) // the end may come before it is through
+		require.Equal(t, 1009, eric.AwaitClose().Code)
+		err = eric.Write(websocket.TextMessage, nil)
+		require.EqualError(t, err, `meshtest: connection closed: 1009 ""`)
 	})
 }

@@ -88,6 +88,16 @@ var failures = []struct {
 		c.bob.Leave("lobby")
 		c.ann.AwaitUpdate(isState)
 	}},
+	{`no update should come, but there came: 2 others, then ` + strings.Repeat(`join of BOB in "lobby"; leave of BOB in "lobby"; `, 9) +
+		`join of BOB in "lobby"; leave of BOB in "lobby"`, func(c cast) {
+		c.ann.Subscribe("lobby")
+		for range 11 {
+			c.bob.Join("lobby")
+			c.bob.Leave("lobby")
+		}
+		time.Sleep(time.Second)
+		c.ann.NoUpdate(0)
+	}},
 	{`no such update within 30s, but nothing came; it is subscribed to nothing`, func(c cast) { c.ann.AwaitUpdate(isState) }},
 	{`no update should come, but there came: join of BOB in "lobby"`, func(c cast) {
 		c.ann.Subscribe("lobby")
@@ -106,6 +116,10 @@ var failures = []struct {
 		c.push("app/b")
 		c.ann.NoPush("app/b", 0)
 	}},
+	{`the subscription of "lobby" has not ended within 30s, but nothing came; it subscribed to "lobby"`, func(c cast) {
+		c.ann.Subscribe("lobby")
+		c.ann.AwaitEnded("lobby")
+	}},
 	{`no push can come: connection broke`, func(c cast) {
 		c.ann.Kill()
 		c.ann.NoPush("app/b", time.Second)
@@ -114,7 +128,7 @@ var failures = []struct {
 	{`the connection has not ended within 30s`, func(c cast) { c.ann.AwaitClose() }},
 	{`connection broke`, func(c cast) {
 		c.ann.Kill()
-		c.ann.Write(1, []byte("x"))
+		c.ann.Leave("lobby")
 	}},
 	{`mesh/set-my-connection-metadata: Refused (EREFUSED, CommandError)`, func(c cast) { c.ann.SetMetadata(1, "") }},
 	{`mesh/join-room: invalid room name: it is empty (EINVALID, CommandError)`, func(c cast) { c.ann.Join("") }},

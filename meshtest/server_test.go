@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/cookiejar"
 	"regexp"
@@ -143,6 +144,9 @@ func TestServeAnAppsOwnHandler(t *testing.T) {
 			http.SetCookie(w, &http.Cookie{Name: "session", Value: "ann", Path: "/"})
 		})
 		guarded := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if host, _, err := net.SplitHostPort(r.RemoteAddr); err != nil || host != "127.0.0.1" {
+				t.Errorf("remote address %q: %v", r.RemoteAddr, err)
+			}
 			if r.Header.Get("X-Version") != "2" && r.URL.Path == "/live" {
 				http.Error(w, "too old", http.StatusUpgradeRequired)
 				return
@@ -200,7 +204,7 @@ func TestServeConnWithAnotherProtocol(t *testing.T) {
 		kind, data := ann.NextMessage()
 		require.Equal(t, websocket.BinaryMessage, kind)
 		require.Equal(t, "hello", string(data))
-		ann.Write(websocket.TextMessage, []byte("not mesh's"))
+		require.NoError(t, ann.Write(websocket.TextMessage, []byte("not mesh's")))
 		require.Equal(t, `"NOT MESH'S"`, string(ann.NextPush("app/echo")))
 	})
 }

@@ -93,7 +93,7 @@ func startChat(t *testing.T, client *redis.Client) (*mesh.Server, *meshtest.Serv
 func as(token string) meshtest.ConnectOption { return meshtest.WithHeader("Authorization", token) }
 
 // Who is not known is turned away, with the status and text that the app chose.
-func TestUsage_handshake(t *testing.T) {
+func TestUsageHandshake(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, server := startChat(t, meshtest.StartRedis(t).Client())
 
@@ -110,7 +110,7 @@ func TestUsage_handshake(t *testing.T) {
 }
 
 // A command of the app: what it refuses, with which code, and what it does.
-func TestUsage_command(t *testing.T) {
+func TestUsageCommand(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, server := startChat(t, meshtest.StartRedis(t).Client())
 		ann, eve := server.Connect(t, as("ann's")), server.Connect(t, as("eve's"))
@@ -141,7 +141,7 @@ func TestUsage_command(t *testing.T) {
 }
 
 // A guard: whom it refuses sees nothing. When metadata change it is asked again.
-func TestUsage_guard(t *testing.T) {
+func TestUsageGuard(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv, server := startChat(t, meshtest.StartRedis(t).Client())
 		sam, eve := server.Connect(t, as("sam's")), server.Connect(t, as("eve's"))
@@ -176,7 +176,7 @@ func TestUsage_guard(t *testing.T) {
 }
 
 // Time: in a bubble it passes when everybody waits, and costs next to nothing.
-func TestUsage_time(t *testing.T) {
+func TestUsageTime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		_, server := startChat(t, meshtest.StartRedis(t).Client())
 		ann, eve := server.Connect(t, as("ann's")), server.Connect(t, as("eve's"))
@@ -203,7 +203,7 @@ func TestUsage_time(t *testing.T) {
 }
 
 // Several servers share one Redis; then one of them dies, and then Redis is away.
-func TestUsage_outages(t *testing.T) {
+func TestUsageOutages(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		r := meshtest.StartRedis(t)
 		client := r.Client()
