@@ -142,15 +142,12 @@ func (c *Client) writeMessage(kind int, data []byte) error {
 	if err == nil {
 		return nil
 	}
-	if kind == websocket.TextMessage || kind == websocket.BinaryMessage {
-		// Reading ends as well then, and knows how.
-		t := time.NewTimer(closeTime)
-		defer t.Stop()
-		select {
-		case <-c.over:
-			return c.ended()
-		case <-t.C:
-		}
+	t := time.NewTimer(closeTime)
+	defer t.Stop()
+	select {
+	case <-c.over: // reading has ended as well, and knows how
+		return c.ended()
+	case <-t.C:
 	}
 	return fmt.Errorf("meshtest: write: %w", err)
 }

@@ -24,8 +24,8 @@ const closeTime = time.Second
 // What the server sends is kept until the test asks for it: updates by
 // [Client.NextUpdate] and its like, other pushes by [Client.NextPush].
 //
-// [Server.Dial] and [Client.Call] return errors, for what a test expects to
-// fail. All other methods fail the test (the one that the client was connected
+// [Server.Dial], [Client.Call] and [Client.Write] return errors, for what a
+// test expects to fail. All other methods fail the test (the one that the client was connected
 // in) where something goes wrong, with a message that says what came instead:
 // like t.Fatalf, they are for the test's own goroutine. That a server says no
 // is no failure but an answer: Success is false. A client without a test
@@ -69,11 +69,13 @@ type CloseError struct {
 }
 
 // Error returns the code and the reason.
-func (e *CloseError) Error() string {
+func (e *CloseError) Error() string { return "meshtest: " + e.text() }
+
+func (e *CloseError) text() string {
 	if e.Code == websocket.CloseAbnormalClosure {
-		return "meshtest: connection broke"
+		return "connection broke"
 	}
-	return fmt.Sprintf("meshtest: connection closed: %d %q", e.Code, e.Reason)
+	return fmt.Sprintf("connection closed: %d %q", e.Code, e.Reason)
 }
 
 func newClient(t TB, s *Server, timeout time.Duration) *Client {

@@ -8,13 +8,12 @@ type message struct {
 
 // Write sends a frame as it is, for a server that speaks a protocol of its own
 // beside Mesh's (Server.ServeConn), or to see what it does with garbage. kind
-// is websocket.TextMessage or BinaryMessage.
-func (c *Client) Write(kind int, data []byte) {
-	c.tb.Helper()
-	if err := c.writeMessage(kind, data); err != nil {
-		c.fail("%v", err)
-	}
-}
+// is websocket.TextMessage or BinaryMessage; with CloseMessage and what
+// websocket.FormatCloseMessage returns, the client chooses the close code.
+//
+// The error is a [*CloseError] where the connection has ended, which the
+// server may do while it reads.
+func (c *Client) Write(kind int, data []byte) error { return c.writeMessage(kind, data) }
 
 // NextMessage returns the next frame that is not Mesh's (binary, or no JSON
 // object with a command) and that the test has not had yet, and waits for it.

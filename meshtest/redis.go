@@ -4,9 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"net"
-	"slices"
 	"sync"
 	"time"
 
@@ -152,7 +150,32 @@ func (r *Redis) Client() *redis.Client {
 // link is the way that one client's connections take; what it holds is
 // guarded by Redis.mu.
 type link struct {
-	cut bool // by CutClient
+	cut      bool // by CutClient
+	refusals int  // how often a connection was refused
+	refused  time.Time
+}
+
+// probePause is how long go-redis sleeps before it tries again to reach a
+// server that refused as many connections as the pool is large; that its
+// client has been closed it sees only then.
+const probePause = time.Second
+
+// awaitProbe waits until a closed client is through with that, so that nothing
+// of it is left: a synctest bubble would take that for a deadlock.
+func (r *Redis) awaitProbe(c *redis.Client, l *link) {
+	for {
+		r.mu.Lock()
+		left := probePause - time.Since(l.refused)
+		if l.refusals < c.Options().PoolSize {
+			left = 0
+		}
+		r.mu.Unlock()
+		if left <= 0 {
+			return
+		}
+		time.Sleep(left)
+		settle()
+	}
 }
 
 // Options returns new options for a client of this Redis that the caller makes
@@ -194,10 +217,12 @@ func (r *Redis) dial(l *link) (net.Conn, error) {
 func (r *Redis) connect(l *link) (*memConn, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.closed {
-		return nil, ErrClosed
-	}
-	if r.cut || l.cut {
+	if r.closed || r.cut || l.cut {
+		l.refusals++
+		l.refused = time.Now()
+		if r.closed {
+			return nil, ErrClosed
+		}
 		return nil, refused()
 	}
 	client, srv := memPipe()
@@ -240,13 +265,13 @@ func (r *Redis) Close() error {
 		return nil
 	}
 	r.closed = true
-	clients, conns := slices.Collect(maps.Keys(r.clients)), r.connections(nil)
+	clients, conns := r.clients, r.connections(nil) // Client adds none any more
 	r.resume()
 	close(r.stop)
 	r.mu.Unlock()
 
 	var errs []error
-	for _, c := range clients {
+	for c := range clients {
 		if err := c.Close(); err != nil && !errors.Is(err, redis.ErrClosed) {
 			errs = append(errs, fmt.Errorf("meshtest: close client: %w", err))
 		}
@@ -261,6 +286,9 @@ func (r *Redis) Close() error {
 	}
 	r.mini.Close()
 	r.wg.Wait()
+	for c, l := range clients {
+		r.awaitProbe(c, l)
+	}
 	return errors.Join(errs...)
 }
 

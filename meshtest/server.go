@@ -141,7 +141,11 @@ func shutdown(parts []Lifecycle, within time.Duration) error {
 		err := p.Shutdown(ctx)
 		cancel()
 		if err != nil {
-			errs = append(errs, fmt.Errorf("meshtest: shut down %T: %w", p, err))
+			hint := ""
+			if errors.Is(err, context.DeadlineExceeded) {
+				hint = " (a Redis that was cut or hung must be back by then)"
+			}
+			errs = append(errs, fmt.Errorf("meshtest: shut down %T%s: %w", p, hint, err))
 		}
 	}
 	return errors.Join(errs...)
@@ -192,9 +196,10 @@ func (s *Server) HTTPClient() *http.Client { return s.web }
 //
 //	server.Kill(redis, client) // client is what mesh.Options.Redis was given
 //
-// In the process the server goes on running, without anybody to speak to, and
-// is stopped at the end. A client that other servers use too is cut for all of
-// them. A client that r did not make fails the test.
+// In the process the server goes on running, without anybody to speak to: its
+// hooks are still called, and it is stopped at the end. Do not heal its
+// clients. One that other servers use too is cut for all of them. A client
+// that r did not make fails the test.
 func (s *Server) Kill(r *Redis, clients ...*redis.Client) {
 	s.tb.Helper()
 	for _, c := range clients {

@@ -95,20 +95,15 @@ func (c *Client) ExpectUpdate(kind, room, connectionID string) Update {
 func (c *Client) AwaitUpdate(match func(u Update) bool) (u Update) {
 	c.tb.Helper()
 	var others []Update
-	found := c.await(c.timeout, func() bool {
-		for c.takeUpdate(&u) {
-			if match(u) {
-				return true
-			}
-			others = append(others, u)
+	end := time.Now().Add(c.timeout)
+	for c.await(time.Until(end), func() bool { return c.takeUpdate(&u) }) {
+		if match(u) { // without mu: it may ask for an ID
+			return u
 		}
-		return false
-	})
-	if !found {
-		c.fail("no such update within %v, but %s%s", c.timeout, list(others), c.plight())
-		return Update{}
+		others = append(others, u)
 	}
-	return u
+	c.fail("no such update within %v, but %s%s", c.timeout, list(others), c.plight())
+	return Update{}
 }
 
 // NoUpdate fails the test if there is an update that it has not had, or one
@@ -120,7 +115,7 @@ func (c *Client) NoUpdate(d time.Duration) {
 	if got := c.Updates(); len(got) > 0 {
 		c.fail("no update should come, but %s", list(got))
 	} else if end := c.ended(); end != nil {
-		c.fail("no update can come: %v", end)
+		c.fail("no update can come: %s", end.text())
 	}
 }
 
@@ -140,7 +135,7 @@ func (c *Client) Updates() []Update {
 // Of different commands it does not keep the order.
 func (c *Client) NextPush(command string) (payload json.RawMessage) {
 	c.tb.Helper()
-	if !c.await(c.timeout, func() bool { return c.takePush(command, &payload) }) {
+	if !c.await(c.timeout, func() bool { return c.takePush(command, &payload, nil) }) {
 		c.fail("no push %q within %v, but %s%s", command, c.timeout, c.otherPushes(), c.plight())
 	}
 	return payload
@@ -151,15 +146,15 @@ func (c *Client) NextPush(command string) (payload json.RawMessage) {
 func (c *Client) NoPush(command string, d time.Duration) {
 	c.tb.Helper()
 	var got json.RawMessage
-	came := c.await(d, func() bool { return c.takePush(command, &got) })
+	came := c.await(d, func() bool { return c.takePush(command, &got, nil) })
 	settle()
 	c.mu.Lock()
-	came = came || c.takePush(command, &got)
+	came = came || c.takePush(command, &got, nil)
 	c.mu.Unlock()
 	if came {
 		c.fail("no push %q should come, but %s", command, got)
 	} else if end := c.ended(); end != nil {
-		c.fail("no push can come: %v", end)
+		c.fail("no push can come: %s", end.text())
 	}
 }
 
@@ -167,9 +162,14 @@ func (c *Client) NoPush(command string, d time.Duration) {
 // room has ended, because a guard refuses it now.
 func (c *Client) AwaitEnded(room string) {
 	c.tb.Helper()
-	var ended wire.Ended
-	if payload := c.NextPush(wire.PushPresenceEnded); json.Unmarshal(payload, &ended) != nil || ended.RoomName != room {
-		c.fail("got the end of %s, want that of %q", payload, room)
+	ofRoom := func(payload json.RawMessage) bool {
+		var ended wire.Ended
+		return json.Unmarshal(payload, &ended) == nil && ended.RoomName == room
+	}
+	var payload json.RawMessage
+	if !c.await(c.timeout, func() bool { return c.takePush(wire.PushPresenceEnded, &payload, ofRoom) }) {
+		c.fail("the subscription of %q has not ended within %v, but %s%s", room, c.timeout, c.otherPushes(), c.plight())
+		return
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -185,9 +185,12 @@ func (c *Client) takeUpdate(u *Update) bool {
 	return true
 }
 
-// takePush takes the oldest push of a command. c.mu is held.
-func (c *Client) takePush(command string, payload *json.RawMessage) bool {
-	i := slices.IndexFunc(c.pushes, func(p push) bool { return p.command == command })
+// takePush takes the oldest push of a command whose payload match (nil: any)
+// accepts. c.mu is held.
+func (c *Client) takePush(command string, payload *json.RawMessage, match func(json.RawMessage) bool) bool {
+	i := slices.IndexFunc(c.pushes, func(p push) bool {
+		return p.command == command && (match == nil || match(p.payload))
+	})
 	if i < 0 {
 		return false
 	}
@@ -201,7 +204,7 @@ func (c *Client) plight() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.end != nil {
-		return "; " + strings.TrimPrefix(c.end.Error(), "meshtest: ")
+		return "; " + c.end.text()
 	}
 	rooms := slices.Sorted(maps.Keys(c.rooms))
 	for i, room := range rooms {
@@ -226,16 +229,25 @@ func (c *Client) otherPushes() string {
 	return list(names)
 }
 
-// list says what came.
+// listed is how much a message tells of what came.
+const listed = 20
+
+// list says what came, the last of it if it is much.
 func list[T any](items []T) string {
 	if len(items) == 0 {
 		return "nothing came"
 	}
+	left := max(0, len(items)-listed)
+	items = items[left:]
 	texts := make([]string, len(items))
 	for i, item := range items {
 		texts[i] = fmt.Sprint(item)
 	}
-	return "there came: " + strings.Join(texts, "; ")
+	text := strings.Join(texts, "; ")
+	if left > 0 {
+		text = fmt.Sprintf("%d others, then %s", left, text)
+	}
+	return "there came: " + text
 }
 
 // settle lets what is due now happen first: in a synctest bubble time goes on
