@@ -245,7 +245,7 @@ func ExampleServer_ServeConn() {
 
 	alice, err := web.Dial(meshtest.WithPath("/app?user=alice"), meshtest.WithSubprotocols("app.v1"))
 	must(err)
-	alice.Write(websocket.TextMessage, []byte("HELO")) // not Mesh's
+	must(alice.Write(websocket.TextMessage, []byte("HELO"))) // not Mesh's
 	fmt.Println(<-heard)
 	fmt.Printf("%s\n", alice.Join("lobby").Present[0].Metadata)
 	// Output:
