@@ -32,24 +32,28 @@ type Connection struct {
 }
 
 // ID returns the connection's id: random, new for every connection, known to
-// the client.
+// the client and to whoever sees it in a room.
 func (c *Connection) ID() string { return c.id }
 
-// Member returns the connection with its current metadata.
+// Member returns the connection with its current metadata, as guards are given
+// it: without a state. The metadata are shared and must not be changed.
 func (c *Connection) Member() Member {
 	data, _ := c.own.Metadata()
 	return Member{ID: c.id, Metadata: data}
 }
 
-// Rooms returns the rooms that the connection is in.
+// Rooms returns the names of the rooms that the connection is in, tracked or
+// not, sorted.
 func (c *Connection) Rooms() []string { return c.own.Rooms() }
 
 // RemoteAddr returns the peer's network address.
 func (c *Connection) RemoteAddr() net.Addr { return c.ws.RemoteAddr() }
 
-// Send queues a frame {command, payload} for the client and does not wait. It
-// fails where the payload does not encode, the command is the protocol's own,
-// or the connection has ended (ErrClosed).
+// Send queues a frame {command, payload} for the client and does not wait:
+// nil does not say that the frame has arrived. It fails where the payload does
+// not encode to JSON, the command is the protocol's own ([ErrInvalidCommand]),
+// or the connection has ended ([ErrClosed]). A client that does not keep up is
+// closed with code 1013 (see QueueBytes of [Limits]).
 func (c *Connection) Send(command string, payload any) error {
 	rf, err := appFrame(command, payload)
 	if err != nil {
@@ -65,8 +69,9 @@ func (c *Connection) Send(command string, payload any) error {
 	return nil
 }
 
-// Close closes the connection with a WebSocket close code and reason, after
-// what is queued. It does not wait.
+// Close closes the connection with a WebSocket close code (0: 1000) and reason
+// (cut at 123 bytes). What is queued has a second to be written before, and the
+// peer another one to answer. Close does not wait; closing again does nothing.
 func (c *Connection) Close(code int, reason string) { c.sock.Close(code, reason) }
 
 // serve runs a connection until it ends.

@@ -43,7 +43,7 @@ type Server struct {
 
 // NewServer returns a server on opts.Redis, which stays the app's to close
 // after Shutdown. Nothing is asked of Redis before Start. Errors wrap
-// ErrInvalidOptions.
+// [ErrInvalidOptions].
 func NewServer(opts Options) (*Server, error) {
 	n, err := newNode(opts)
 	if err != nil {
@@ -74,13 +74,14 @@ func NewServer(opts Options) (*Server, error) {
 // it has succeeded further calls do nothing. Requests before that are answered
 // with 503.
 //
-// ErrIncompatible where the keys under Options.Prefix are of another format,
-// ErrUnavailable where Redis did not answer before ctx ended.
+// [ErrIncompatible] where the keys under Options.Prefix are of another format,
+// [ErrUnavailable] where Redis did not answer before ctx ended.
 func (s *Server) Start(ctx context.Context) error { return s.n.start(ctx) }
 
-// Ready returns nil when the server accepts connections: once Start is through,
-// until Shutdown begins, and while its subscriptions stand. It waits for a
-// subscription that is being renewed as long as ctx lasts.
+// Ready returns nil when the server accepts connections: once Start is through
+// ([ErrNotStarted] before), until Shutdown begins ([ErrClosed] then), and while
+// its subscriptions stand. It waits for a subscription that is being renewed as
+// long as ctx lasts, and then returns [ErrUnavailable].
 func (s *Server) Ready(ctx context.Context) error { return s.n.ready(ctx) }
 
 // Shutdown closes every connection with code 1012 (the stock client comes
@@ -89,7 +90,7 @@ func (s *Server) Ready(ctx context.Context) error { return s.n.ready(ctx) }
 // not take until then, the other servers end when the lease runs out. Give it
 // a deadline: without one it waits for a Redis that is away.
 //
-// http.Server.Shutdown knows nothing of WebSockets: it neither closes nor
+// [http.Server.Shutdown] knows nothing of WebSockets: it neither closes nor
 // awaits them. Call this one first, so that they are gone, then that of the
 // http.Server, then close the Redis client.
 func (s *Server) Shutdown(ctx context.Context) error {
@@ -216,8 +217,11 @@ type ConnOptions struct {
 // ServeConn serves a WebSocket that the app has upgraded itself, and blocks
 // until it ends. It owns ws from then on: nothing else may read, write or
 // close it, whatever is returned. The end of ctx closes it with 1001. The
-// error says how the connection ended; ErrClosed or ErrNotStarted, ErrLimit,
-// ErrInvalidMetadata or ErrTooLarge that it was not served at all.
+// error is never nil. It wraps [ErrClosed] and says how the connection ended;
+// [ErrNotStarted], [ErrLimit], [ErrInvalidMetadata] and [ErrTooLarge] say that
+// it was not served at all, as [ErrClosed] does after Shutdown. Origins and
+// authentication are the app's to check: neither AllowedOrigins nor
+// Authenticate of [Options] is asked.
 func (s *Server) ServeConn(ctx context.Context, ws *websocket.Conn, opts ConnOptions) error {
 	err := s.reserve()
 	if err == nil {

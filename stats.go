@@ -4,6 +4,7 @@ import "time"
 
 // Stats are what a server or manager holds now, and what has happened since
 // it was made. They are taken one after the other, not at one single moment.
+// Counts of this server alone: add those of all servers up for the whole.
 type Stats struct {
 	// Of this server.
 	Connections   int // open, sockets and those of an app's own transport

@@ -160,14 +160,16 @@ const (
 
 // Subscribe watches a room: the iterator yields a snapshot first, then every
 // later event in order. It ends when the loop is left, and otherwise with an
-// error as its last pair that says why: that of ctx, ErrNotTracked, ErrRefused
-// (also later, when a guard changed its mind), ErrUnknownConnection,
-// ErrUnavailable where Redis did not answer at the start (later it is waited
-// for, and what was missed comes as events with Repair), ErrSlowConsumer after
-// lagging behind by 16,384 events or 16 MiB, ErrClosed at Shutdown or when the Viewer's
-// connection ends.
+// error as its last pair that says why: that of ctx, [ErrNotTracked],
+// [ErrRefused] (also later, when a guard changed its mind), [ErrUnknownConnection],
+// [ErrUnavailable] where Redis did not answer at the start (later it is waited
+// for, and what was missed comes as events with Repair), [ErrSlowConsumer] after
+// lagging behind by 16,384 events or 16 MiB, [ErrClosed] at Shutdown or when the
+// Viewer's connection ends.
 //
-// Each range over the result is a subscription of its own.
+// Each range over the result is a subscription of its own. It may call the
+// manager's methods. A snapshot lists at most Limits.SnapshotMembers; Total says
+// how many there are.
 func (p *PresenceManager) Subscribe(ctx context.Context, room string, opts SubscribeOptions) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		out := &queueOutlet{room: room, limit: p.n.opts.Limits.SnapshotMembers, more: make(chan struct{}, 1)}
