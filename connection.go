@@ -109,7 +109,7 @@ func (s *Server) serve(ctx context.Context, ws *websocket.Conn, metadata json.Ra
 		FrameBytes: o.Limits.FrameBytes, QueueBytes: o.Limits.QueueBytes, WriteTimeout: o.WriteTimeout,
 		PingInterval: o.PingInterval, MaxMissedPongs: o.missedPongs(), LatencyInterval: o.LatencyInterval,
 		CommandsPerSecond: o.Limits.CommandsPerSecond, HandlerConcurrency: o.HandlerConcurrency,
-		TakesForeign: foreign != nil, Stats: &s.sockets, Logger: o.Logger,
+		TakesForeign: foreign != nil, Stats: &s.sockets, Logger: o.Logger, Log: s.log,
 	})
 	own, err := s.n.connect(ctx, c.id, metadata, c.sock)
 	if err != nil {

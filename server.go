@@ -31,6 +31,7 @@ type Server struct {
 	upgrader websocket.Upgrader
 	arrivals arrivals
 	sockets  socket.Stats
+	log      *limit.Log // of all sockets
 	hooks    hooks
 	handlers handlers
 
@@ -56,6 +57,7 @@ func NewServer(opts Options) (*Server, error) {
 	s := &Server{
 		n:     n,
 		conns: make(map[string]*Connection),
+		log:   limit.NewLog(n.opts.Logger),
 	}
 	s.arrivals.bucket = limit.NewBucket(time.Now(), n.opts.Limits.UpgradesPerSecond, 1)
 	s.upgrader = websocket.Upgrader{
