@@ -1,13 +1,16 @@
 package mesh
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/gorilla/websocket"
 
@@ -69,6 +72,32 @@ func (c *Connection) Send(command string, payload any) error {
 	return nil
 }
 
+// SendMessage queues a message of the app's own protocol, as it is, and does not
+// wait: messageType is websocket.TextMessage or BinaryMessage, data is copied.
+// It takes its place behind what was queued before, Mesh's frames included, and
+// is how an app answers what [ConnOptions].Foreign hands it.
+//
+// It counts towards Limits.QueueBytes, with 64 bytes at least and half of the
+// limit at most: a client that does not read is closed with 1013. A text that
+// is a JSON object with a command looks to the client like a frame of Mesh's;
+// nobody checks for that.
+//
+// ErrInvalidMessage where messageType is another, or a text is not valid UTF-8
+// (the client would have to close the connection); ErrClosed where the
+// connection has ended, or ends because too much waits.
+func (c *Connection) SendMessage(messageType int, data []byte) error {
+	switch {
+	case messageType != websocket.TextMessage && messageType != websocket.BinaryMessage:
+		return fmt.Errorf("%w: type %d is neither text nor binary", ErrInvalidMessage, messageType)
+	case messageType == websocket.TextMessage && !utf8.Valid(data):
+		return fmt.Errorf("%w: text is not valid UTF-8", ErrInvalidMessage)
+	}
+	if c.sock.SendMessage(messageType, bytes.Clone(data)) != nil {
+		return ErrClosed
+	}
+	return nil
+}
+
 // Close closes the connection with a WebSocket close code (0: 1000) and reason
 // (cut at 123 bytes). What is queued has a second to be written before, and the
 // peer another one to answer. Close does not wait; closing again does nothing.
@@ -85,7 +114,7 @@ func (s *Server) serve(ctx context.Context, ws *websocket.Conn, metadata json.Ra
 		FrameBytes: o.Limits.FrameBytes, QueueBytes: o.Limits.QueueBytes, WriteTimeout: o.WriteTimeout,
 		PingInterval: o.PingInterval, MaxMissedPongs: o.missedPongs(), LatencyInterval: o.LatencyInterval,
 		CommandsPerSecond: o.Limits.CommandsPerSecond, HandlerConcurrency: o.HandlerConcurrency,
-		TakesForeign: foreign != nil, Stats: &s.sockets, Logger: o.Logger,
+		TakesForeign: foreign != nil, Stats: &s.sockets, Logger: o.Logger, Log: s.log,
 	})
 	own, err := s.n.connect(ctx, c.id, metadata, c.sock)
 	if err != nil {

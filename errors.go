@@ -81,6 +81,9 @@ var (
 	// ErrInvalidCommand says that a command's name is empty or one of the
 	// protocol's own.
 	ErrInvalidCommand = errors.New("mesh: invalid command name")
+	// ErrInvalidMessage says that a message of the app's own is neither text nor
+	// binary, or a text that is not valid UTF-8.
+	ErrInvalidMessage = errors.New("mesh: invalid message")
 	// ErrCommandExists says that a command of that name has been registered
 	// already.
 	ErrCommandExists = errors.New("mesh: command exists already")

@@ -31,6 +31,7 @@ type Server struct {
 	upgrader websocket.Upgrader
 	arrivals arrivals
 	sockets  socket.Stats
+	log      *limit.Log // of all sockets
 	hooks    hooks
 	handlers handlers
 
@@ -56,6 +57,7 @@ func NewServer(opts Options) (*Server, error) {
 	s := &Server{
 		n:     n,
 		conns: make(map[string]*Connection),
+		log:   limit.NewLog(n.opts.Logger),
 	}
 	s.arrivals.bucket = limit.NewBucket(time.Now(), n.opts.Limits.UpgradesPerSecond, 1)
 	s.upgrader = websocket.Upgrader{
@@ -209,8 +211,11 @@ type ConnOptions struct {
 	// Foreign gets the frames that are not Mesh's: text that is not a JSON
 	// object with a command, and binary messages. messageType is
 	// websocket.TextMessage or BinaryMessage. It is called on the connection's
-	// reader, in order; while it blocks nothing is read. Defaults to nil: such
-	// frames are ignored.
+	// reader, in order, and not held back until the OnConnection functions are
+	// through; while it blocks nothing is read. These frames do not count
+	// towards Limits.CommandsPerSecond: how many are too many the app decides.
+	// Connection.SendMessage answers. Text is not checked to be valid UTF-8.
+	// Defaults to nil: such frames are ignored.
 	Foreign func(c *Connection, messageType int, data []byte)
 }
 

@@ -55,12 +55,12 @@ func (lp *loop) bury(ctx context.Context) {
 	case err != nil: // it may be dead now, with nobody to clean up but us
 		lp.deadAt = now
 		if ctx.Err() == nil {
-			lp.cfg.Logger.Warn("mesh: bury", "incarnation", inc, "error", err)
+			lp.log.Warn("mesh: bury", "incarnation", inc, "error", err)
 		}
 	case won:
 		lp.hurry = true
 		lp.tally.add(func(t *tally) { t.buried++ })
-		lp.cfg.Logger.Info("mesh: a server's lease ran out, it was declared dead", "incarnation", inc)
+		lp.log.Info("mesh: a server's lease ran out, it was declared dead", "incarnation", inc)
 		lp.reaper.add(ctx, inc, true)
 	default: // somebody else was first, or it renewed after all
 		lp.deadAt = now.Add(lostRace)

@@ -93,14 +93,14 @@ func (r *reaper) report(ctx context.Context, inc string, buried bool, ended int,
 	r.l.tally.add(func(t *tally) { t.reaped += uint64(ended) })
 	if err != nil {
 		if ctx.Err() == nil { // the dead list brings it back
-			cfg.Logger.Warn("mesh: clean up after a dead server", "incarnation", inc, "entries", ended, "error", err)
+			r.l.log.Warn("mesh: clean up after a dead server", "incarnation", inc, "entries", ended, "error", err)
 		}
 		return
 	}
 	if !buried && ended == 0 {
 		return
 	}
-	cfg.Logger.Info("mesh: cleaned up after a dead server", "incarnation", inc, "entries", ended)
+	r.l.log.Info("mesh: cleaned up after a dead server", "incarnation", inc, "entries", ended)
 	if cfg.OnBuried != nil {
 		cfg.OnBuried(inc, ended)
 	}

@@ -334,7 +334,7 @@ func (e *entry) updated(op store.Op, res store.OpResult) {
 		}
 		// The same id has joined through another server, which is its owner
 		// now. Fighting over it would never end.
-		e.c.o.cfg.Logger.Warn("mesh: connection id in use on another server", "conn", e.c.id)
+		e.c.o.log.Warn("mesh: connection id in use on another server", "conn", e.c.id)
 		e.over()
 		e.answer(e.rev, ErrTaken)
 	}

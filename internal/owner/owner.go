@@ -92,8 +92,8 @@ type Owner struct {
 	trouble   atomic.Bool // the next one compares everything
 	lastAudit time.Time   // of everything; guarded by auditing
 
-	stats    counters
-	refusals limit.Repeats
+	stats counters
+	log   *limit.Log
 }
 
 type counters struct {
@@ -126,6 +126,7 @@ func New(cfg Config) *Owner {
 		cfg.MetaChanged = func(*Conn) {}
 	}
 	o := &Owner{
+		log:       limit.NewLog(cfg.Logger),
 		cfg:       cfg,
 		born:      time.Now(),
 		lastAudit: time.Now(),
@@ -321,9 +322,7 @@ func (o *Owner) Stop() {
 // connection.
 func (o *Owner) refused(conn string, err error) {
 	o.cfg.Logger.Debug("mesh: change refused by redis", "conn", conn, "error", err)
-	if n, ok := o.refusals.Allow(time.Now()); ok {
-		o.cfg.Logger.Warn("mesh: redis refuses changes", "error", err, "times", n)
-	}
+	o.log.Warn("mesh: redis refuses changes", "error", err)
 }
 
 // Stats returns the current counts.

@@ -114,8 +114,11 @@ type Config struct {
 
 	// Stats counts for all sockets that share it. Defaults to one of its own.
 	Stats *Stats
-	// Logger defaults to silence.
+	// Logger is told of each connection, at Debug. Defaults to silence.
 	Logger *slog.Logger
+	// Log is told of what should not happen, by all sockets that share it.
+	// Defaults to one of its own on Logger.
+	Log *limit.Log
 }
 
 // Socket is one WebSocket connection. Its methods are safe for concurrent use
@@ -185,6 +188,9 @@ func New(cfg Config) *Socket {
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Log == nil {
+		cfg.Log = limit.NewLog(cfg.Logger)
 	}
 	now := time.Now()
 	return &Socket{

@@ -1,12 +1,6 @@
 package socket
 
-import (
-	"sync/atomic"
-	"time"
-)
-
-// panicLog is how much time lies at least between two logged panics.
-const panicLog = 10 * time.Second
+import "sync/atomic"
 
 // Stats counts what happened to all sockets that share it. The zero Stats is
 // ready; its methods are safe for concurrent use.
@@ -17,9 +11,6 @@ type Stats struct {
 	busy      atomic.Int64
 	limited   atomic.Int64
 	panics    atomic.Int64
-
-	panicsLogged atomic.Int64 // how many panics there were when one was last logged
-	panicLogged  atomic.Int64 // when that was, unix ns
 }
 
 // Counts is what a [Stats] has counted.
@@ -48,15 +39,4 @@ func (s *Stats) Counts() Counts {
 		}
 	}
 	return c
-}
-
-// panicsToLog returns how many panics a log record made now would stand for;
-// 0: none is to be made.
-func (s *Stats) panicsToLog(now time.Time) int64 {
-	last := s.panicLogged.Load()
-	if now.UnixNano()-last < int64(panicLog) || !s.panicLogged.CompareAndSwap(last, now.UnixNano()) {
-		return 0
-	}
-	n := s.panics.Load()
-	return n - s.panicsLogged.Swap(n)
 }

@@ -2,9 +2,10 @@ package socket
 
 import (
 	"context"
+	"fmt"
 	"runtime/debug"
-	"time"
 
+	"github.com/meshpresence/mesh/internal/limit"
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
@@ -117,14 +118,12 @@ func (s *Socket) call(handle func(context.Context, wire.Request), req wire.Reque
 }
 
 // recovered is deferred around what is not the socket's own: it recovers a
-// panic, counts it, and logs one per panicLog of all sockets.
+// panic, counts and logs it.
 func (s *Socket) recovered(where string) {
 	value := recover()
 	if value == nil {
 		return
 	}
 	s.stats.panics.Add(1)
-	if n := s.stats.panicsToLog(time.Now()); n > 0 {
-		s.cfg.Logger.Error("mesh: handler panicked", "in", where, "panic", value, "count", n, "stack", string(debug.Stack()))
-	}
+	s.cfg.Log.Error("mesh: handler panicked", "in", where, "panic", limit.Shorten(fmt.Sprint(value)), "stack", string(debug.Stack()))
 }

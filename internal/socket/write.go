@@ -35,6 +35,12 @@ func (s *Socket) SendUpdate(u *wire.Update) error {
 	return s.push(&item{frame: u.Frame(), update: u})
 }
 
+// SendMessage queues a text or binary message that is not Mesh's, as Send does
+// a frame. data is the socket's from then on.
+func (s *Socket) SendMessage(messageType int, data []byte) error {
+	return s.push(&item{foreign: &foreign{kind: messageType, data: data}})
+}
+
 // PingNow sends a ping beside the regular ones. Before Run it does nothing.
 func (s *Socket) PingNow() {
 	s.mu.Lock()
@@ -53,7 +59,7 @@ func (s *Socket) request(d due) {
 
 // push queues it, or ends the connection if that is too much.
 func (s *Socket) push(it *item) error {
-	it.charge = it.frame.Size()
+	it.charge = it.size()
 	limit := s.cfg.QueueBytes
 	if limit > 0 {
 		it.charge = min(it.charge, max(limit/2, 1))
@@ -181,6 +187,8 @@ func (s *Socket) writeJob(j *job) error {
 	}
 	_ = s.conn.SetWriteDeadline(deadline) // never fails
 	switch {
+	case j.item != nil && j.item.foreign != nil:
+		return s.conn.WriteMessage(j.item.foreign.kind, j.item.foreign.data)
 	case j.item != nil && j.item.update != nil:
 		return s.writeShared(j.item.frame)
 	case j.item != nil:
