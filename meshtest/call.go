@@ -60,6 +60,15 @@ func (c *Client) Call(command string, payload any) (json.RawMessage, error) {
 		}
 		req.Payload = data
 	}
+	got, err := c.roundTrip(req)
+	if err != nil {
+		return nil, err
+	}
+	return result(command, got)
+}
+
+// roundTrip sends a request, with an id of its own, and waits for its answer.
+func (c *Client) roundTrip(req request) (json.RawMessage, error) {
 	answer := make(chan json.RawMessage, 1)
 	c.mu.Lock()
 	req.ID = c.newID()
@@ -77,19 +86,19 @@ func (c *Client) Call(command string, payload any) (json.RawMessage, error) {
 	defer t.Stop()
 	select {
 	case got := <-answer:
-		return result(command, got)
+		return got, nil
 	case <-c.over:
 	case <-t.C:
 	}
 	select {
 	case got := <-answer: // it came all the same
-		return result(command, got)
+		return got, nil
 	default:
 	}
 	if end := c.ended(); end != nil {
 		return nil, end
 	}
-	return nil, fmt.Errorf("meshtest: no answer to %s within %v", command, c.timeout)
+	return nil, fmt.Errorf("meshtest: no answer to %s within %v", req.Command, c.timeout)
 }
 
 // newID returns the id of a new request. c.mu is held.

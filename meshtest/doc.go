@@ -36,7 +36,11 @@
 // [Client.NextPush] for your own pushes, [Client.NoUpdate] for nothing. What is
 // expected to be refused comes back as an error: from [Server.Dial] a
 // [*HandshakeError], from Call a [*CommandError]. Everything else fails the
-// test by itself.
+// test by itself. The file usage_test.go has whole tests of an app.
+//
+// A mesh.PresenceManager alone needs no more than [StartRedis]. [NewRedis],
+// [NewServer] and [Server.Dial] are the same without a test, for an Example, or
+// to try mesh without installing anything.
 //
 // # Time
 //
@@ -58,7 +62,9 @@
 // [Server.Kill] is its sudden death, [Redis.CutClient] its loss of Redis. Of
 // the Redis, for all: [Redis.Cut], [Redis.Hang], [Redis.Restart],
 // [Redis.SetError], [Redis.FlushAll]. go-redis writes to the standard error
-// that it cannot connect; redis.SetLogger keeps it quiet.
+// that it cannot connect; redis.SetLogger keeps it quiet. A mesh.Server's limits
+// hold in tests too: a client that sends hundreds of commands at one moment of
+// a bubble is told ELIMIT.
 //
 // # How true the Redis is
 //
@@ -82,5 +88,7 @@
 //
 // What miniredis lacks is missing here too, among it cluster slots, sharded
 // pub/sub and the cmsgpack, struct and bit libraries of Lua. Scripts may touch
-// keys that they did not declare. Test against a real Redis as well.
+// keys that they did not declare. Test against a real Redis as well: a server
+// whose Redis client is of a real one can be given to [StartServer] too,
+// outside a bubble.
 package meshtest

@@ -41,7 +41,8 @@ func failing(t *testing.T, test func(tb meshtest.TB)) string {
 	for len(j.cleanups) > 0 {
 		last := j.cleanups[len(j.cleanups)-1]
 		j.cleanups = j.cleanups[:len(j.cleanups)-1]
-		last()
+		wg.Go(last) // it may end its goroutine
+		wg.Wait()
 	}
 	require.NotEmpty(t, j.message, "the test should have failed")
 	return j.message
@@ -180,4 +181,29 @@ func TestFailuresOfStarting(t *testing.T) {
 	require.Equal(t, "meshtest: not a client that Redis.Client has returned", failing(t, func(tb meshtest.TB) {
 		meshtest.StartServer(tb, http.NotFoundHandler()).Kill(r, other)
 	}))
+}
+
+func TestFailuresOfStopping(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := meshtest.StartRedis(t)
+		got := failing(t, func(tb meshtest.TB) {
+			meshtest.StartServer(tb, newMesh(t, r.Client())).Connect(tb).Join("lobby")
+			r.Hang()
+		})
+		r.Resume()
+		require.Contains(t, got, "meshtest: shut down *mesh.Server (a Redis that was cut or hung must be back by then): ")
+
+		release := make(chan struct{})
+		defer close(release)
+		entered := make(chan struct{})
+		got = failing(t, func(tb meshtest.TB) {
+			server := meshtest.StartServer(tb, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+				close(entered)
+				<-release
+			}))
+			go func() { _, _ = server.Dial() }() // ends when the server breaks its connection
+			<-entered
+		})
+		require.Equal(t, "meshtest: handlers are still running after their connections broke", got)
+	})
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"sync"
 	"time"
 
@@ -44,6 +45,7 @@ type Redis struct {
 	peers   map[*server.Peer]*peer
 	conns   map[*memConn]*link
 	clients map[*redis.Client]*link // those that Client returned
+	links   []*link                 // of all options
 
 	listener net.Listener
 	stop     chan struct{}
@@ -135,10 +137,11 @@ func (r *Redis) boot() error {
 }
 
 // Client returns a new go-redis client of this Redis, connected in memory. It
-// is closed with the Redis; the caller may close it before.
+// is closed with the Redis; the caller may close it before. Give each server
+// one of its own: [Redis.CutClient] and [Server.Kill] cut all that use it.
 func (r *Redis) Client() *redis.Client {
-	l := &link{}
-	c := redis.NewClient(r.options(l))
+	opts, l := r.options()
+	c := redis.NewClient(opts)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.closed {
@@ -150,9 +153,10 @@ func (r *Redis) Client() *redis.Client {
 // link is the way that one client's connections take; what it holds is
 // guarded by Redis.mu.
 type link struct {
-	cut      bool // by CutClient
-	refusals int  // how often a connection was refused
-	refused  time.Time
+	opts     *redis.Options // as the caller has changed them
+	cut      bool           // by CutClient
+	refusals int            // how often a connection was refused
+	refused  time.Time      // when that was last
 }
 
 // probePause is how long go-redis sleeps before it tries again to reach a
@@ -162,11 +166,15 @@ const probePause = time.Second
 
 // awaitProbe waits until a closed client is through with that, so that nothing
 // of it is left: a synctest bubble would take that for a deadlock.
-func (r *Redis) awaitProbe(c *redis.Client, l *link) {
+func (r *Redis) awaitProbe(l *link) {
+	poolSize := l.opts.PoolSize
+	if poolSize <= 0 {
+		poolSize = 10 * runtime.GOMAXPROCS(0) // what go-redis makes of it
+	}
 	for {
 		r.mu.Lock()
 		left := probePause - time.Since(l.refused)
-		if l.refusals < c.Options().PoolSize {
+		if l.refusals < poolSize {
 			left = 0
 		}
 		r.mu.Unlock()
@@ -181,11 +189,15 @@ func (r *Redis) awaitProbe(c *redis.Client, l *link) {
 // Options returns new options for a client of this Redis that the caller makes
 // and closes: for other timeouts, pool sizes, database numbers. The address in
 // them is a literal without meaning; connections are made by [Redis.Dial].
-func (r *Redis) Options() *redis.Options { return r.options(&link{}) }
+func (r *Redis) Options() *redis.Options {
+	opts, _ := r.options()
+	return opts
+}
 
-// options returns those of a client whose connections go over l.
-func (r *Redis) options(l *link) *redis.Options {
-	return &redis.Options{
+// options returns those of a client, and the link of its connections.
+func (r *Redis) options() (*redis.Options, *link) {
+	l := &link{}
+	l.opts = &redis.Options{
 		Addr: "127.0.0.1:6379", // a name would be looked up, outside any bubble
 		Dialer: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			if err := ctx.Err(); err != nil {
@@ -197,6 +209,10 @@ func (r *Redis) options(l *link) *redis.Options {
 		DisableIdentity:          true,
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.links = append(r.links, l)
+	return l.opts, l
 }
 
 // Dial returns a new in-memory connection, for clients other than go-redis. It
@@ -255,7 +271,8 @@ func (r *Redis) Addr() string {
 func (r *Redis) Mini() *miniredis.Miniredis { return r.mini }
 
 // Close closes the clients, ends every connection and waits until nothing of
-// the Redis runs any more. Commands that wait after [Redis.Hang] end
+// the Redis and its clients runs any more: up to a second after it refused
+// them. Commands that wait after [Redis.Hang] end
 // unanswered. Closing again does nothing.
 func (r *Redis) Close() error {
 	r.mu.Lock()
@@ -265,7 +282,7 @@ func (r *Redis) Close() error {
 		return nil
 	}
 	r.closed = true
-	clients, conns := r.clients, r.connections(nil) // Client adds none any more
+	clients, conns, links := r.clients, r.connections(nil), r.links // Client adds none any more
 	r.resume()
 	close(r.stop)
 	r.mu.Unlock()
@@ -286,8 +303,8 @@ func (r *Redis) Close() error {
 	}
 	r.mini.Close()
 	r.wg.Wait()
-	for c, l := range clients {
-		r.awaitProbe(c, l)
+	for _, l := range links {
+		r.awaitProbe(l)
 	}
 	return errors.Join(errs...)
 }

@@ -111,7 +111,6 @@ func (c *Client) AwaitUpdate(match func(u Update) bool) (u Update) {
 func (c *Client) NoUpdate(d time.Duration) {
 	c.tb.Helper()
 	c.await(d, func() bool { return len(c.updates) > 0 })
-	settle()
 	if got := c.Updates(); len(got) > 0 {
 		c.fail("no update should come, but %s", list(got))
 	} else if end := c.ended(); end != nil {
@@ -120,8 +119,9 @@ func (c *Client) NoUpdate(d time.Duration) {
 }
 
 // Updates returns the updates that have come and the test has not had yet. It
-// does not wait.
+// does not wait for more, except in a synctest bubble for what is due now.
 func (c *Client) Updates() []Update {
+	settle()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	got := c.updates
