@@ -248,6 +248,13 @@ func TestStatsMove(t *testing.T) {
 			r.w.mem.FlushAll()
 			r.w.sleep(2 * statsLease)
 		}, want: want{"Reborn": 1, "Rejoined": 1, "Repairs.compare": 0}},
+		// Who was on the server that died with the data is in doubt for a while,
+		// and then told to have left, which nobody has ended.
+		{name: "verify", ready: func(r *statsRig, _ *peer) { r.other.dial().join("lobby") }, do: func(r *statsRig, _ *peer) {
+			r.die()
+			r.w.mem.FlushAll()
+			r.w.sleep(3 * statsLease)
+		}, want: want{"Reborn": 1, "Rejoined": 1, "Repairs.verify": 1, "RepairUpdates": 1, "Updates.leave": 1, "Leaves.server_lost": 0}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {

@@ -95,6 +95,8 @@ func repairs() []metric {
 			func(s *mesh.Stats) uint64 { return s.RepairUpdates }),
 		one(counter, "first_reads_total", "Rooms read from Redis because somebody began to watch them.", "FirstReads",
 			func(s *mesh.Stats) uint64 { return s.FirstReads }),
+		one(counter, "event_overflows_total", "Times that too many events waited for a room that was being read.", "Overflows",
+			func(s *mesh.Stats) uint64 { return s.Overflows }),
 		one(counter, "room_reads_failed_total", "Reads of rooms that Redis did not answer.", "ReadsFailed",
 			func(s *mesh.Stats) uint64 { return s.ReadsFailed }),
 		one(counter, "room_reads_discarded_total", "Reads of rooms that were of no use because too much happened meanwhile.", "ReadsDiscarded",
