@@ -162,7 +162,7 @@ func slowReaders(w *world, s *testServer, size int) {
 		busy.leave("open")
 		busy.join("open")
 		_ = busy.state("open", map[string]any{"SECRET-STATE": strings.Repeat("x", 4000)})
-		return s.Stats().Closed["slow"]-before == int64(size)
+		return s.Stats().Closed["slow"]-before == uint64(size)
 	}, "they are closed")
 	busy.close()
 }

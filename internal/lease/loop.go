@@ -32,6 +32,7 @@ type loop struct {
 	deadAt    time.Time // when to read it out of turn; zero: not
 
 	foreign string    // who dies next, "" if there is nobody else
+	leaseTo time.Time // when its lease runs out
 	dueAt   time.Time // when to bury it
 	hurry   bool      // the last one was buried by this server: go on without jitter
 

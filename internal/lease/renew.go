@@ -86,7 +86,7 @@ func (lp *loop) renewed(ctx context.Context, answer store.Renewal, r reading) {
 		return
 	}
 	for _, inc := range answer.Dead {
-		lp.reaper.add(ctx, inc, false)
+		lp.reaper.add(ctx, inc, false, time.Time{})
 	}
 	if lp.cfg.OnRenew != nil {
 		lp.cfg.OnRenew(Renewed{Now: answer.Now, Owned: answer.Owned, Recovered: recovered})
@@ -206,5 +206,5 @@ func (lp *loop) born(ctx context.Context, old, inc string, sent, got time.Time) 
 	if cutOff && lp.cfg.OnDeaf != nil {
 		lp.cfg.OnDeaf()
 	}
-	lp.reaper.add(ctx, old, false)
+	lp.reaper.add(ctx, old, false, time.Time{})
 }

@@ -70,16 +70,16 @@ func (s *Socket) push(it *item) error {
 		return s.ending
 	}
 	if replaced := s.queue.push(it); replaced != nil {
-		s.bytes -= replaced.charge
+		s.bytes.Add(-int64(replaced.charge))
 		s.stats.coalesced.Add(1)
 	}
-	s.bytes += it.charge
-	if limit > 0 && s.bytes > limit {
+	s.bytes.Add(int64(it.charge))
+	if limit > 0 && s.QueueBytes() > limit {
 		removed, freed := s.queue.coalesce()
-		s.bytes -= freed
-		s.stats.coalesced.Add(int64(removed))
+		s.bytes.Add(-int64(freed))
+		s.stats.coalesced.Add(uint64(removed))
 	}
-	if limit > 0 && s.bytes > limit {
+	if limit > 0 && s.QueueBytes() > limit {
 		s.endLocked(&End{Cause: CauseSlow, Code: websocket.CloseTryAgainLater, Reason: "connection is too slow"})
 		return s.ending
 	}
@@ -90,9 +90,9 @@ func (s *Socket) push(it *item) error {
 // dropQueue throws away what waits to be written. The caller holds mu.
 func (s *Socket) dropQueue() {
 	for it := s.queue.head; it != nil; it = it.next {
-		s.bytes -= it.charge
+		s.bytes.Add(-int64(it.charge))
 	}
-	s.stats.dropped.Add(int64(s.queue.clear()))
+	s.stats.dropped.Add(uint64(s.queue.clear()))
 }
 
 // giveUpWriting has the writer write no more.
@@ -168,7 +168,7 @@ func (s *Socket) next(j *job) bool {
 func (s *Socket) account(j *job) {
 	switch {
 	case j.item != nil:
-		s.bytes -= j.item.charge
+		s.bytes.Add(-int64(j.item.charge))
 		s.kickWorker()
 	case j.due == duePing:
 		s.pingAt = s.offset(time.Now())
