@@ -103,7 +103,7 @@ func (s *Server) serve(ctx context.Context, ws *websocket.Conn, metadata json.Ra
 		defer close(c.settled)
 		s.hooks.connected(s.n, c)
 	}()
-	end := c.sock.Run(ctx)
+	end := s.n.storeError(c.sock.Run(ctx))
 	s.remove(c)
 	s.n.disconnect(own)
 	<-hooksDone

@@ -15,6 +15,7 @@ import (
 	"github.com/meshpresence/mesh/internal/hub"
 	"github.com/meshpresence/mesh/internal/lease"
 	"github.com/meshpresence/mesh/internal/owner"
+	"github.com/meshpresence/mesh/internal/socket"
 	"github.com/meshpresence/mesh/internal/store"
 )
 
@@ -308,4 +309,5 @@ var innerErrors = map[error]error{
 	owner.ErrTooMany:     ErrLimit,
 	owner.ErrTaken:       ErrConflict,
 	hub.ErrStopped:       ErrClosed,
+	socket.ErrClosed:     ErrClosed,
 }
