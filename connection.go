@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
-	"errors"
 	"net"
 	"sync"
 	"time"
@@ -26,6 +25,7 @@ type Connection struct {
 	own     *owner.Conn
 	foreign func(c *Connection, messageType int, data []byte)
 	settled chan struct{} // closed when the OnConnection hooks are through: commands wait for it
+	told    bool          // to close, by Drain or Shutdown; guarded by the server's mu
 
 	mu   sync.Mutex               // guards subs
 	subs map[string]*subscription // by room
@@ -84,12 +84,12 @@ func (s *Server) serve(ctx context.Context, ws *websocket.Conn, metadata json.Ra
 	})
 	own, err := s.n.connect(ctx, c.id, metadata, c.sock)
 	if err != nil {
-		return errors.Join(err, ws.Close())
+		return turnAway(ws, err)
 	}
 	c.own = own
 	if !s.add(c) {
 		s.n.disconnect(own)
-		return errors.Join(ErrClosed, ws.Close())
+		return turnAway(ws, ErrClosed)
 	}
 	// Who knows the id may tell it to others, who may ask any server for it.
 	// Where Redis is away the client is not kept waiting for long.

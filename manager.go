@@ -52,7 +52,10 @@ func (p *PresenceManager) Start(ctx context.Context) error {
 	return p.n.start(ctx)
 }
 
-// Ready returns nil once Start is through and until Shutdown begins.
+// Ready returns nil once Start is through (ErrNotStarted before) and until
+// Shutdown begins (ErrClosed from then on; of a Server's manager also from its
+// Drain on). It answers at once, from memory, and stays nil while Redis is
+// away, as Server.Ready does.
 func (p *PresenceManager) Ready(ctx context.Context) error { return p.n.ready(ctx) }
 
 // Shutdown makes everything that was joined here leave, in batches, and stops
