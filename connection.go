@@ -117,9 +117,14 @@ type wireHandler Connection
 // Seen implements socket.Handler.
 func (h *wireHandler) Seen(time.Time) { h.own.Stamp() }
 
-// Foreign implements socket.Handler.
-func (h *wireHandler) Foreign(messageType int, data []byte) {
-	h.foreign((*Connection)(h), messageType, data)
+// Foreign implements socket.Handler. A call that goes on when the connection
+// ends is left behind: the connection must not stay present until it returns.
+func (h *wireHandler) Foreign(ctx context.Context, messageType int, data []byte) {
+	// A failure is counted and logged there, and costs the frame.
+	_ = h.s.n.calls.run(ctx, callbackForeign, 0, func(context.Context) error {
+		h.foreign((*Connection)(h), messageType, data)
+		return nil
+	})
 }
 
 // IsConcurrent implements socket.Handler.

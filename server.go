@@ -170,9 +170,13 @@ type ConnOptions struct {
 	Metadata any
 	// Foreign gets the frames that are not Mesh's: text that is not a JSON
 	// object with a command, and binary messages. messageType is
-	// websocket.TextMessage or BinaryMessage. It is called on the connection's
-	// reader, in order; while it blocks nothing is read. Defaults to nil: such
-	// frames are ignored.
+	// websocket.TextMessage or BinaryMessage. It is called with one frame after
+	// the other, in order, and while it blocks nothing more is read: neither
+	// commands nor pongs, so that a connection that waits for it too long is
+	// closed for silence (1011, see Options.MaxMissedPongs). It has no time
+	// limit but that: when the connection ends, a call that has not returned is
+	// left behind. A panic is recovered and costs the frame. data may be kept.
+	// Defaults to nil: such frames are ignored.
 	Foreign func(c *Connection, messageType int, data []byte)
 }
 
