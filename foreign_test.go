@@ -21,7 +21,9 @@ func TestAHungForeignDoesNotKeepItsConnectionPresent(t *testing.T) {
 			require.NoError(t, s.Connections().Close(t.Context(), p.id))
 		},
 		"the server drains": func(t *testing.T, _ *world, s *testServer, _ *peer) {
-			require.NoError(t, s.Drain(t.Context(), 0))
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			defer cancel()
+			require.NoError(t, s.Drain(ctx, 0))
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
