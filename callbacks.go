@@ -45,6 +45,7 @@ const (
 	callbackConnection    = "OnConnection"
 	callbackDisconnection = "OnDisconnection"
 	callbackCommand       = "command"
+	callbackForeign       = "Foreign"
 )
 
 // answers are the callbacks whose errors are meant for the client: they are no

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -29,6 +28,7 @@ type Connection struct {
 	own     *owner.Conn
 	foreign func(c *Connection, messageType int, data []byte)
 	settled chan struct{} // closed when the OnConnection hooks are through: commands wait for it
+	told    bool          // to close, by Drain or Shutdown; guarded by the server's mu
 
 	mu   sync.Mutex               // guards subs
 	subs map[string]*subscription // by room
@@ -118,12 +118,12 @@ func (s *Server) serve(ctx context.Context, ws *websocket.Conn, metadata json.Ra
 	})
 	own, err := s.n.connect(ctx, c.id, metadata, c.sock)
 	if err != nil {
-		return errors.Join(err, ws.Close())
+		return turnAway(ws, err)
 	}
 	c.own = own
 	if !s.add(c) {
 		s.n.disconnect(own)
-		return errors.Join(ErrClosed, ws.Close())
+		return turnAway(ws, ErrClosed)
 	}
 	// Who knows the id may tell it to others, who may ask any server for it.
 	// Where Redis is away the client is not kept waiting for long.
@@ -137,7 +137,7 @@ func (s *Server) serve(ctx context.Context, ws *websocket.Conn, metadata json.Ra
 		defer close(c.settled)
 		s.hooks.connected(s.n, c)
 	}()
-	end := c.sock.Run(ctx)
+	end := s.n.storeError(c.sock.Run(ctx))
 	s.remove(c)
 	s.n.disconnect(own)
 	<-hooksDone
@@ -151,9 +151,14 @@ type wireHandler Connection
 // Seen implements socket.Handler.
 func (h *wireHandler) Seen(time.Time) { h.own.Stamp() }
 
-// Foreign implements socket.Handler.
-func (h *wireHandler) Foreign(messageType int, data []byte) {
-	h.foreign((*Connection)(h), messageType, data)
+// Foreign implements socket.Handler. A call that goes on when the connection
+// ends is left behind: the connection must not stay present until it returns.
+func (h *wireHandler) Foreign(ctx context.Context, messageType int, data []byte) {
+	// A failure is counted and logged there, and costs the frame.
+	_ = h.s.n.calls.run(ctx, callbackForeign, 0, func(context.Context) error {
+		h.foreign((*Connection)(h), messageType, data)
+		return nil
+	})
 }
 
 // IsConcurrent implements socket.Handler.

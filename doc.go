@@ -55,5 +55,8 @@
 // # Stopping
 //
 // [http.Server.Shutdown] knows nothing of WebSockets. Call [Server.Shutdown]
-// first, then that of the http.Server, then close the Redis client.
+// first, then that of the http.Server, then close the Redis client. Before all
+// of them, [Server.Drain] sends clients to the other servers one after the
+// other; [Server.Ready] fails from then on, which takes the server out of a
+// load balancer's rotation.
 package mesh

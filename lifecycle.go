@@ -118,16 +118,17 @@ func (n *node) awaitRedis(ctx context.Context) error {
 	}
 }
 
-// ready returns nil where start has been through and stop has not begun.
-func (n *node) ready(ctx context.Context) error {
-	switch n.running() {
-	case stateNew:
-		return ErrNotStarted
-	case stateStopped:
+// ready returns nil where start has been through, and neither a drain nor stop
+// has begun. It asks no part: while Redis is away a server still serves.
+func (n *node) ready(context.Context) error {
+	if n.retired.Load() {
 		return ErrClosed
 	}
-	return n.subscribed(ctx)
+	return n.usable()
 }
+
+// retire has the node not be ready any more.
+func (n *node) retire() { n.retired.Store(true) }
 
 func (n *node) running() nodeState { return nodeState(n.state.Load()) }
 
@@ -138,6 +139,7 @@ func (n *node) running() nodeState { return nodeState(n.state.Load()) }
 // waits for the first one's end.
 func (n *node) stop(ctx context.Context) error {
 	n.stopOnce.Do(func() {
+		n.retire()
 		n.watchers.quit()
 		n.calls.cancel()
 		go func() { // ends with the node; whoever stops waits for it

@@ -55,8 +55,10 @@ func (p *PresenceManager) Start(ctx context.Context) error {
 	return p.n.start(ctx)
 }
 
-// Ready returns nil once Start is through, until Shutdown begins, and while its
-// subscriptions stand, as [Server.Ready] does, with the same errors.
+// Ready returns nil once Start is through ([ErrNotStarted] before) and until
+// Shutdown begins ([ErrClosed] from then on; of a Server's manager also from its
+// Drain on). It answers at once, from memory, and stays nil while Redis is
+// away, as [Server.Ready] does.
 func (p *PresenceManager) Ready(ctx context.Context) error { return p.n.ready(ctx) }
 
 // Shutdown makes everything that was joined here leave, in batches, and stops

@@ -15,6 +15,7 @@ import (
 	"github.com/meshpresence/mesh/internal/hub"
 	"github.com/meshpresence/mesh/internal/lease"
 	"github.com/meshpresence/mesh/internal/owner"
+	"github.com/meshpresence/mesh/internal/socket"
 	"github.com/meshpresence/mesh/internal/store"
 )
 
@@ -76,6 +77,7 @@ type node struct {
 	starting   chan struct{} // of capacity 1: whoever put something in is starting or stopping
 	begunParts bool          // there is something to stop; guarded by starting
 	state      atomic.Int32  // a nodeState; written by who is starting, and by stop
+	retired    atomic.Bool   // it takes no more sockets, or has begun to stop
 	stopOnce   sync.Once
 	stopped    chan struct{} // closed when stop is through
 	stopErr    error         // read only after that
@@ -307,4 +309,5 @@ var innerErrors = map[error]error{
 	owner.ErrTooMany:     ErrLimit,
 	owner.ErrTaken:       ErrConflict,
 	hub.ErrStopped:       ErrClosed,
+	socket.ErrClosed:     ErrClosed,
 }

@@ -69,7 +69,8 @@ type Options struct {
 	GuardTimeout time.Duration
 	// HookTimeout limits each call of Authenticate, ClientMetadata, a rule's
 	// JoinGuard, and the functions given to OnConnection and OnDisconnection.
-	// Defaults to 5 s.
+	// Command handlers and ConnOptions.Foreign have no limit but the end of
+	// their connection. Defaults to 5 s.
 	HookTimeout time.Duration
 	// HandlerConcurrency is how many of the app's own command handlers run at
 	// once for one connection. Defaults to 8.

@@ -61,8 +61,9 @@ type Handler interface {
 	Concurrent(ctx context.Context, req wire.Request)
 	// Foreign is handed frames that are not Mesh's if Config.TakesForeign. It
 	// is called on the reader's goroutine, in order: while it blocks, nothing
-	// is read. data may be kept.
-	Foreign(messageType int, data []byte)
+	// is read, and Run does not return. The context ends with the connection,
+	// and then it must return. data may be kept.
+	Foreign(ctx context.Context, messageType int, data []byte)
 }
 
 // Config says how a [Socket] behaves. Conn, Wheel and Handler are required.
