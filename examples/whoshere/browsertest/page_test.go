@@ -1,0 +1,205 @@
+package browsertest
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/chromedp/cdproto/cdp"
+	"github.com/chromedp/cdproto/emulation"
+	cdplog "github.com/chromedp/cdproto/log"
+	"github.com/chromedp/cdproto/network"
+	"github.com/chromedp/cdproto/page"
+	"github.com/chromedp/cdproto/runtime"
+	"github.com/chromedp/chromedp"
+)
+
+// watch is in each page before its own scripts: it notes the toasts, the rows
+// that were taken from the list, and what the page's policy forbade.
+const watch = `
+window.seen = {toasts: [], gone: [], violations: []};
+addEventListener("securitypolicyviolation", (e) => seen.violations.push(e.violatedDirective + " " + e.blockedURI));
+addEventListener("DOMContentLoaded", () => {
+  const observe = (id, note) => new MutationObserver((changes) => changes.forEach(note))
+    .observe(document.getElementById(id), {childList: true});
+  observe("toasts", ({addedNodes}) => addedNodes.forEach((el) =>
+    seen.toasts.push({kind: el.dataset.kind, text: el.textContent, at: Date.now()})));
+  observe("people", ({removedNodes}) => removedNodes.forEach((el) =>
+    el.isConnected || seen.gone.push({text: el.querySelector(".name").textContent, at: Date.now()})));
+});`
+
+// tab is one tab with the page.
+type tab struct {
+	t     testing.TB
+	ctx   context.Context
+	close context.CancelFunc
+	name  string
+
+	mu     sync.Mutex
+	faults []string // guarded by mu: what the console says, requests that leave the server
+}
+
+// view is a screen.
+type view struct {
+	width, height int64
+	mobile, dark  bool
+}
+
+var (
+	desktop = view{width: 1280, height: 800}
+	smaller = view{width: 1000, height: 700}
+	phone   = view{width: 390, height: 844, mobile: true}
+)
+
+// open opens the page in a new tab and returns when the room is live.
+func (b *browser) open(name, url string, v view) *tab {
+	b.t.Helper()
+	ctx, cancel := chromedp.NewContext(b.ctx)
+	p := &tab{t: b.t, ctx: ctx, close: cancel, name: name}
+	b.t.Cleanup(cancel)
+	origin := url[:strings.Index(url, "/?")]
+	// The first Run must not have a deadline: the tab would end with it.
+	if err := chromedp.Do(ctx); err != nil {
+		b.t.Fatalf("%s: new tab: %v", name, err)
+	}
+	if err := chromedp.Listen(ctx, func(event any) { p.hear(origin, event) }); err != nil {
+		b.t.Fatalf("%s: %v", name, err)
+	}
+	scheme := "light"
+	if v.dark {
+		scheme = "dark"
+	}
+	p.run(
+		call(cdplog.Enable, cdp.Empty{}),
+		call(network.Enable, network.EnableParams{}),
+		call(page.AddScriptToEvaluateOnNewDocument, page.AddScriptToEvaluateOnNewDocumentParams{Source: watch}),
+		call(emulation.SetDeviceMetricsOverride, emulation.SetDeviceMetricsOverrideParams{
+			Width: v.width, Height: v.height, DeviceScaleFactor: 1, Mobile: v.mobile,
+		}),
+		call(emulation.SetTouchEmulationEnabled, emulation.SetTouchEmulationEnabledParams{Enabled: v.mobile}),
+		call(emulation.SetFocusEmulationEnabled, emulation.SetFocusEmulationEnabledParams{Enabled: true}),
+		call(emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
+			Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}},
+		}),
+		chromedp.Navigate(url),
+	)
+	p.await(`document.getElementById("status").dataset.status === "live" && document.querySelector("#people .mine") !== null`)
+	return p
+}
+
+// hear notes what must not happen in any page.
+func (p *tab) hear(origin string, event any) {
+	switch e := event.(type) {
+	case *runtime.EventConsoleAPICalled:
+		var args []string
+		for _, a := range e.Args {
+			args = append(args, string(a.Value)+a.Description)
+		}
+		p.fault("console.%s: %s", e.Type, strings.Join(args, " "))
+	case *runtime.EventExceptionThrown:
+		p.fault("exception: %v", e.ExceptionDetails)
+	case *cdplog.EventEntryAdded:
+		p.fault("%s %s: %s %s", e.Entry.Source, e.Entry.Level, e.Entry.Text, e.Entry.URL)
+	case *network.EventRequestWillBeSent:
+		if !strings.HasPrefix(e.Request.URL, origin+"/") {
+			p.fault("request to %s", e.Request.URL)
+		}
+	}
+}
+
+func (p *tab) fault(format string, args ...any) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.faults = append(p.faults, fmt.Sprintf(format, args...))
+}
+
+// clean fails the test if anything was noted that must not happen. Refused
+// sockets are expected of a page whose server is away.
+func (p *tab) clean(serverWasAway bool) {
+	p.t.Helper()
+	p.mu.Lock()
+	faults := slices.Clone(p.faults)
+	p.mu.Unlock()
+	for _, fault := range faults {
+		if serverWasAway && strings.Contains(fault, "WebSocket connection to") {
+			continue
+		}
+		p.t.Errorf("%s: %s", p.name, fault)
+	}
+	for _, violation := range get[[]string](p, `seen.violations`) {
+		p.t.Errorf("%s: policy violated: %s", p.name, violation)
+	}
+}
+
+// call is an action that is one command of the DevTools protocol.
+func call[P, R any](command cdp.Command[P, R], params P) chromedp.Action[chromedp.Void] {
+	return chromedp.Func(func(ctx context.Context, target *chromedp.Target) error {
+		_, err := cdp.Call(ctx, target, command, params)
+		return err
+	})
+}
+
+// run carries out actions in the tab.
+func (p *tab) run(actions ...chromedp.Action[chromedp.Void]) {
+	p.t.Helper()
+	ctx, cancel := context.WithTimeout(p.ctx, patience)
+	defer cancel()
+	if err := chromedp.Do(ctx, actions...); err != nil {
+		p.t.Fatalf("%s: %v", p.name, err)
+	}
+}
+
+// get evaluates an expression in the page.
+func get[T any](p *tab, expression string) T {
+	p.t.Helper()
+	return evaluate(p, chromedp.Evaluate[T](expression))
+}
+
+// evaluate runs an action that has a result.
+func evaluate[T any](p *tab, action chromedp.Action[T]) T {
+	p.t.Helper()
+	ctx, cancel := context.WithTimeout(p.ctx, patience)
+	defer cancel()
+	v, err := chromedp.Run(ctx, action)
+	if err != nil {
+		p.t.Fatalf("%s: %v", p.name, err)
+	}
+	return v
+}
+
+// await waits until an expression is true.
+func (p *tab) await(condition string) {
+	p.t.Helper()
+	p.awaitWithin(patience, condition)
+}
+
+func (p *tab) awaitWithin(limit time.Duration, condition string) {
+	p.t.Helper()
+	deadline := time.Now().Add(limit)
+	for !get[bool](p, condition) {
+		if time.Now().After(deadline) {
+			p.shot("failed")
+			p.t.Fatalf("%s: not within %v: %s\npage: %s", p.name, limit, condition,
+				get[string](p, `document.body.innerText`))
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+}
+
+// shot takes a screenshot into the directory of -shots, if it is given.
+func (p *tab) shot(name string) {
+	p.t.Helper()
+	if *shotsFlag == "" {
+		return
+	}
+	png := evaluate(p, chromedp.CaptureScreenshot())
+	if err := os.WriteFile(filepath.Join(*shotsFlag, name+".png"), png, 0o644); err != nil {
+		p.t.Fatal(err)
+	}
+}
