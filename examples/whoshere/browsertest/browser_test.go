@@ -31,7 +31,6 @@ func chromium(t testing.TB) string {
 
 // browser is one Chromium with a profile of its own: one user.
 type browser struct {
-	t   testing.TB
 	ctx context.Context
 }
 
@@ -76,5 +75,5 @@ func newBrowser(t testing.TB, path string) *browser {
 	if err := chromedp.Do(ctx); err != nil {
 		t.Fatalf("start %s: %v", path, err)
 	}
-	return &browser{t: t, ctx: ctx}
+	return &browser{ctx: ctx}
 }

@@ -21,7 +21,8 @@ import (
 )
 
 // watch is in each page before its own scripts: it notes the toasts, the rows
-// that were taken from the list, and what the page's policy forbade.
+// that were taken from the list, and what the page's policy forbade; and it
+// has words for what the tests ask.
 const watch = `
 window.seen = {toasts: [], gone: [], violations: []};
 addEventListener("securitypolicyviolation", (e) => seen.violations.push(e.violatedDirective + " " + e.blockedURI));
@@ -29,10 +30,28 @@ addEventListener("DOMContentLoaded", () => {
   const observe = (id, note) => new MutationObserver((changes) => changes.forEach(note))
     .observe(document.getElementById(id), {childList: true});
   observe("toasts", ({addedNodes}) => addedNodes.forEach((el) =>
-    seen.toasts.push({kind: el.dataset.kind, text: el.textContent, at: Date.now()})));
+    seen.toasts.push({kind: el.dataset.kind, text: el.querySelector(".text").textContent})));
   observe("people", ({removedNodes}) => removedNodes.forEach((el) =>
-    el.isConnected || seen.gone.push({text: el.querySelector(".name").textContent, at: Date.now()})));
-});`
+    el.isConnected || seen.gone.push({name: el.querySelector(".name").textContent, at: Date.now()})));
+});
+const all = (selector, of = document) => [...of.querySelectorAll(selector)];
+const rows = (name) => all("#people li").filter((el) => el.querySelector(".name").textContent === name);
+const cursors = (name) => all(".cursor:not(.gone)").filter((el) => el.querySelector(".label").textContent === name);
+const toasts = (kind, name) => seen.toasts.filter((toast) => toast.kind === kind && toast.text.split(/ and | /).includes(name)).length;
+const status = () => document.getElementById("status").dataset.status;
+const text = (id) => document.getElementById(id).textContent;
+// Where a cursor's tip is, and where a point of the screen is, in the shared area.
+const inArea = (x, y) => {
+  const box = document.getElementById("cursors").getBoundingClientRect();
+  return [(x - box.left) / box.width, (y - box.top) / box.height];
+};
+const tip = (name) => {
+  const [cursor] = cursors(name);
+  if (cursor === undefined) return null;
+  const box = cursor.getBoundingClientRect();
+  return inArea(box.left, box.top);
+};
+const near = (point, x, y) => point !== null && Math.abs(point[0] - x) < 0.005 && Math.abs(point[1] - y) < 0.005;`
 
 // tab is one tab with the page.
 type tab struct {
@@ -58,18 +77,18 @@ var (
 )
 
 // open opens the page in a new tab and returns when the room is live.
-func (b *browser) open(name, url string, v view) *tab {
-	b.t.Helper()
+func (b *browser) open(t testing.TB, name, url string, v view) *tab {
+	t.Helper()
 	ctx, cancel := chromedp.NewContext(b.ctx)
-	p := &tab{t: b.t, ctx: ctx, close: cancel, name: name}
-	b.t.Cleanup(cancel)
+	p := &tab{t: t, ctx: ctx, close: cancel, name: name}
+	t.Cleanup(cancel)
 	origin := url[:strings.Index(url, "/?")]
 	// The first Run must not have a deadline: the tab would end with it.
 	if err := chromedp.Do(ctx); err != nil {
-		b.t.Fatalf("%s: new tab: %v", name, err)
+		t.Fatalf("%s: new tab: %v", name, err)
 	}
 	if err := chromedp.Listen(ctx, func(event any) { p.hear(origin, event) }); err != nil {
-		b.t.Fatalf("%s: %v", name, err)
+		t.Fatalf("%s: %v", name, err)
 	}
 	scheme := "light"
 	if v.dark {
@@ -89,8 +108,18 @@ func (b *browser) open(name, url string, v view) *tab {
 		}),
 		chromedp.Navigate(url),
 	)
-	p.await(`document.getElementById("status").dataset.status === "live" && document.querySelector("#people .mine") !== null`)
+	p.await(`status() === "live" && all("#people .mine").length === 1`)
 	return p
+}
+
+// rename gives the tab's user another name, by keyboard alone.
+func (p *tab) rename(name string) {
+	p.t.Helper()
+	get[bool](p, `document.getElementById("edit-me").focus() ?? true`)
+	p.run(chromedp.KeyEvent("\r"))
+	p.await(`document.getElementById("me-dialog").open && document.activeElement.id === "my-name"`)
+	p.run(chromedp.KeyEvent(name), chromedp.KeyEvent("\r"))
+	p.await(fmt.Sprintf(`!document.getElementById("me-dialog").open && all("#people .mine .name")[0]?.textContent === %q`, name))
 }
 
 // hear notes what must not happen in any page.
@@ -132,6 +161,9 @@ func (p *tab) clean(serverWasAway bool) {
 		}
 		p.t.Errorf("%s: %s", p.name, fault)
 	}
+	p.mu.Lock()
+	p.faults = nil // told
+	p.mu.Unlock()
 	for _, violation := range get[[]string](p, `seen.violations`) {
 		p.t.Errorf("%s: policy violated: %s", p.name, violation)
 	}

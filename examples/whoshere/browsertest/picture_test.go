@@ -28,7 +28,7 @@ func TestPicture(t *testing.T) {
 		{"Tom Reyes", "#be185d", 1, map[string]any{"x": .79, "y": .66}},
 	}
 	b := newBrowser(t, path)
-	p := b.open("picture", s.url("room="+room), desktop)
+	p := b.open(t, "picture", s.url("room="+room), desktop)
 	get[any](p, `document.getElementById("edit-me").click();
 		document.getElementById("my-name").value = "Ada";
 		document.querySelector('#swatches [value="#2563eb"]').checked = true;

@@ -46,8 +46,11 @@ export function initials(name) {
   const words = name.split(/[^\p{L}\p{N}\p{Emoji_Presentation}]+/u).filter(Boolean);
   if (words.length === 0) return "?";
   const picked = words.length > 1 ? [words[0], words.at(-1)] : words;
-  return picked.map((word) => [...word][0].toUpperCase()).join("");
+  return picked.map((word) => upper([...word][0])).join("");
 }
+
+// upper leaves alone what would be two letters: ß.
+const upper = (c) => (c.toUpperCase().length === c.length ? c.toUpperCase() : c);
 
 // onColor is black or white, whichever contrasts more (WCAG's luminance).
 export function onColor(color) {
