@@ -118,6 +118,7 @@ func (p *tab) rename(name string) {
 	get[bool](p, `document.getElementById("edit-me").focus() ?? true`)
 	p.run(chromedp.KeyEvent("\r"))
 	p.await(`document.getElementById("me-dialog").open && document.activeElement.id === "my-name"`)
+	p.shot("dialog")
 	p.run(chromedp.KeyEvent(name), chromedp.KeyEvent("\r"))
 	p.await(fmt.Sprintf(`!document.getElementById("me-dialog").open && all("#people .mine .name")[0]?.textContent === %q`, name))
 }

@@ -12,6 +12,7 @@ import (
 func (w *world) twoPeople(t *testing.T) {
 	ann := w.ann.open(t, "Ann", w.one.url("room=two"), desktop)
 	ann.await(`!document.getElementById("alone").hidden`)
+	ann.shot("alone")
 	bob := w.bob.open(t, "Bob", w.two.url("room=two"), smaller)
 	bob.await(`rows("Ann").length === 1`)
 	ann.await(`rows("Bob").length === 1 && toasts("join", "Bob") === 1 && document.getElementById("alone").hidden`)

@@ -1,53 +1,66 @@
 package browsertest
 
 import (
+	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/chromedp"
+
 	"github.com/meshpresence/mesh/internal/redistest"
 )
 
-// TestPicture takes the picture of the README: a lively room.
+// pictureLimit is in bytes: a README is read on phones, too.
+const pictureLimit = 200_000
+
+// TestPicture takes the pictures of the README: a lively room, by day and by
+// night. It looks best where the font Inter is installed.
 func TestPicture(t *testing.T) {
 	if *pictureFlag == "" {
 		t.Skip("no -picture")
 	}
 	path := chromium(t)
 	s := newServer(t, redistest.Start(t))
-	const room = "design"
-	people := []struct {
-		name  string
-		color string
-		tabs  int
-		state map[string]any
-	}{
-		{"Mira Okafor", "#7c3aed", 1, map[string]any{"x": .23, "y": .40}},
-		{"Jonas", "#c2410c", 2, map[string]any{"x": .62, "y": .30}},
-		{"Priya Nair", "#0f766e", 1, map[string]any{"x": .44, "y": .60, "typing": true}},
-		{"Tom Reyes", "#be185d", 1, map[string]any{"x": .79, "y": .66}},
-	}
 	b := newBrowser(t, path)
-	p := b.open(t, "picture", s.url("room="+room), desktop)
-	get[any](p, `document.getElementById("edit-me").click();
-		document.getElementById("my-name").value = "Ada";
-		document.querySelector('#swatches [value="#2563eb"]').checked = true;
-		document.querySelector("#me-form").requestSubmit()`)
-	p.await(`document.querySelector("#people .mine .name").textContent === "Ada"`)
-	var all []*person
-	for _, who := range people {
-		for range who.tabs {
-			q := newPerson(t, s, strings.Repeat("k", 20)+strings.ReplaceAll(who.name, " ", "-"))
-			q.join(room, map[string]any{"name": who.name, "color": who.color})
-			all = append(all, q)
-			q.publish(room, who.state, time.Minute)
-			if who.tabs > 1 {
-				who.state = map[string]any{"rev": 1}
-			}
+	p := b.open(t, "picture", s.url("room=lobby"), view{width: 1200, height: 700})
+	p.rename("Ada")
+	p.run(chromedp.Click(chromedp.CSS("#edit-me")), chromedp.Click(chromedp.CSS(`#swatches [value="#2563eb"]`)), chromedp.KeyEvent("\r"))
+	p.await(`!document.getElementById("me-dialog").open`)
+
+	enter := func(name, color string, state map[string]any) {
+		q := newPerson(t, s, strings.ReplaceAll(fmt.Sprintf("%024s", name), " ", "-"))
+		q.join("design", map[string]any{"name": name, "color": color})
+		q.publish("design", state, time.Hour)
+	}
+	enter("Priya Nair", "#0f766e", map[string]any{"x": .47, "y": .55, "typing": true})
+	enter("Mira Okafor", "#7c3aed", map[string]any{"x": .17, "y": .40})
+	enter("Jonas", "#c2410c", map[string]any{"x": .62, "y": .29})
+	enter("Jonas", "#c2410c", map[string]any{"at": "rest"}) // another tab
+	p.run(chromedp.Click(chromedp.CSS(`#rooms a[data-room="design"]`)))
+	p.await(`all("#people li").length === 4 && status() === "live" && text("latency") !== ""`)
+	enter("Tom Reyes", "#be185d", map[string]any{"x": .80, "y": .62})
+	p.await(`toasts("join", "Tom") === 1 && all(".cursor").length === 4`)
+
+	for scheme, file := range map[string]string{
+		"light": *pictureFlag,
+		"dark":  strings.TrimSuffix(*pictureFlag, ".png") + "-dark.png",
+	} {
+		p.run(call(emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{
+			Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: scheme}},
+		}))
+		p.await(`all(".cursor, .toast, #people li").every((el) => el.getAnimations().every((each) => each.playState === "finished"))`)
+		png := evaluate(p, chromedp.CaptureScreenshot())
+		if len(png) > pictureLimit {
+			t.Errorf("%s: %d bytes", file, len(png))
+		}
+		if err := os.WriteFile(file, png, 0o644); err != nil {
+			t.Fatal(err)
 		}
 	}
-	p.await(`document.querySelectorAll(".cursor").length === 4 && document.querySelectorAll("#people li").length === 5`)
-	time.Sleep(time.Second)
-	p.shot("picture")
-	_ = all
+	if get[int](p, `all(".toast").length`) == 0 {
+		t.Error("the toast had gone before the picture was taken: take it again")
+	}
 }

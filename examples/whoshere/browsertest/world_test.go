@@ -66,4 +66,5 @@ func TestPage(t *testing.T) {
 	t.Run("phone", w.phone)
 	t.Run("dark", w.dark)
 	t.Run("killed server", w.killedServer)
+	t.Run("redis away", w.redisAway) // last: after it servers judge nobody for a while
 }

@@ -57,8 +57,9 @@ function goToURL() {
   activity?.reset();
   room?.leave();
   toasts.forget();
-  room = client.enter(name);
-  activity = new Activity(room, (error) => status.published(error));
+  const entered = client.enter(name);
+  room = entered;
+  activity = new Activity(room, (error) => error?.code === "EUNAVAILABLE" && entered.doubt());
   seenBefore = false;
   revisions.clear();
   listen(room);

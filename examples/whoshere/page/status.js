@@ -14,7 +14,6 @@ export class Status {
   #client;
   #room; // tells the room that we are in
   #wasOpen = false;
-  #redisAway = false; // says the last answer to what we published
   #passing = ""; // what a server said that is still trying to let us in
 
   constructor(client, room) {
@@ -43,14 +42,6 @@ export class Status {
     this.show();
   }
 
-  // published takes note of how publishing went; error: null if well.
-  published(error) {
-    const away = error?.code === "EUNAVAILABLE";
-    if (away === this.#redisAway) return;
-    this.#redisAway = away;
-    this.show();
-  }
-
   show() {
     const word = this.#word();
     $("status").dataset.status = word;
@@ -63,7 +54,7 @@ export class Status {
   #word() {
     const room = this.#room();
     if (this.#client.status === "open" && room?.status !== "entering") {
-      return room?.stale || this.#redisAway ? "stale" : "live";
+      return room?.stale ? "stale" : "live";
     }
     if (this.#client.status === "closed" || !navigator.onLine) return "offline";
     return this.#wasOpen ? "reconnecting" : "connecting";
@@ -74,7 +65,6 @@ export class Status {
     if (room?.status === "refused") return "This server does not show who is in this room.";
     if (room?.status === "ended") return "You may no longer see who is in this room.";
     if (room?.stale) return "The server cannot reach Redis. This is who was here when it last could.";
-    if (this.#redisAway) return "The server cannot reach Redis. The others see what you do when it can.";
     return this.#passing;
   }
 }

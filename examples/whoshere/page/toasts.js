@@ -11,10 +11,14 @@ const LAST = 5_000; // ms
 const FADE = 250; // ms, as in parts.css
 const AT_ONCE = 4;
 const NAMED = 2; // people named in one line
+const NAME_LENGTH = 24; // of a name in it
 const FACES = 3;
 
 function names(people) {
-  const list = people.map(({ name }) => name);
+  const list = people.map(({ name }) => {
+    const short = [...name];
+    return short.length > NAME_LENGTH ? `${short.slice(0, NAME_LENGTH - 1).join("")}…` : name;
+  });
   return list.length > NAMED ? `${list[0]} and ${list.length - 1} others` : list.join(" and ");
 }
 

@@ -101,7 +101,7 @@ export class RoomView {
     setText($("more"), `and ${more} more`);
     $("more").hidden = more <= 0;
     const tabs = this.#room.members.size;
-    setText($("summary"), live ? summary(users, tabs) : "");
+    setText($("summary"), live ? summary(users, tabs) : users > 0 ? "This is who was here when the connection was lost." : "");
     $("alone").hidden = !live || users > 1;
     document.title = `(${users}) ${this.#room.name} – Who’s here`;
   }
