@@ -42,7 +42,7 @@ func (w *world) hostile(t *testing.T) {
 	ann.shot("hostile")
 	for what, want := range map[string]string{
 		`text("room-title")`: room,
-		`document.title`:     "(9) " + room + " – Who’s here",
+		`document.title`:     "(8) " + room + " – Who’s here",
 		`all("#rooms a[aria-current]").map((el) => el.textContent).join()`: room,
 		`String(window.hacked)`: "undefined",
 		`all("img, script, iframe, object, embed, base").map((el) => el.outerHTML).join("\n")`: `<script type="module" src="app.js"></script>` + "\n" +

@@ -41,9 +41,8 @@ func (w *world) phone(t *testing.T) {
 		t.Errorf("an input of %v px makes a phone zoom in", size)
 	}
 
-	ann.touch(200, 500)
 	at := get[[]float64](ann, `inArea(200, 500)`)
-	bob.await(fmt.Sprintf(`near(tip("Ann"), %v, %v)`, at[0], at[1]))
+	bob.awaitWhile(func() { ann.touch(200, 500) }, fmt.Sprintf(`near(tip("Ann"), %v, %v)`, at[0], at[1]))
 	ann.clean(false)
 	bob.clean(false)
 }

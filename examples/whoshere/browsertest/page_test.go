@@ -209,19 +209,27 @@ func evaluate[T any](p *tab, action chromedp.Action[T]) T {
 // await waits until an expression is true.
 func (p *tab) await(condition string) {
 	p.t.Helper()
-	p.awaitWithin(patience, condition)
+	p.awaitWhile(func() {}, condition)
 }
 
-func (p *tab) awaitWithin(limit time.Duration, condition string) {
+// awaitWhile waits until an expression is true of something that does not
+// last: it is done again and again meanwhile.
+func (p *tab) awaitWhile(again func(), condition string) {
 	p.t.Helper()
-	deadline := time.Now().Add(limit)
-	for !get[bool](p, condition) {
+	const pause, rounds = 50 * time.Millisecond, 20
+	deadline := time.Now().Add(patience)
+	for i := 0; ; i++ {
+		if i%rounds == 0 {
+			again()
+		}
+		if get[bool](p, condition) {
+			return
+		}
 		if time.Now().After(deadline) {
 			p.shot("failed")
-			p.t.Fatalf("%s: not within %v: %s\npage: %s", p.name, limit, condition,
-				get[string](p, `document.body.innerText`))
+			p.t.Fatalf("%s: not within %v: %s\nthe page:\n%s", p.name, patience, condition, get[string](p, `document.body.innerText`))
 		}
-		time.Sleep(20 * time.Millisecond)
+		time.Sleep(pause)
 	}
 }
 
