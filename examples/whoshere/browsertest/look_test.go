@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/chromedp/cdproto/emulation"
+	"github.com/chromedp/chromedp"
 )
 
 // crowd fills a room with people of all lengths of name.
@@ -37,6 +38,15 @@ func (w *world) phone(t *testing.T) {
 			t.Errorf("#%s is at %v", id, box)
 		}
 	}
+	ann.run(chromedp.EmulateViewport(phone.height, phone.width, chromedp.EmulateMobile, chromedp.EmulateTouch))
+	ann.await(fmt.Sprintf("innerWidth === %d", phone.height))
+	ann.shot("phone-on-its-side")
+	if width := get[int](ann, `document.documentElement.scrollWidth`); width > int(phone.height) {
+		t.Errorf("on its side the page is %d px wide on a screen of %d", width, phone.height)
+	}
+	ann.run(chromedp.EmulateViewport(phone.width, phone.height, chromedp.EmulateMobile, chromedp.EmulateTouch))
+	ann.await(fmt.Sprintf("innerWidth === %d", phone.width))
+
 	if size := get[float64](ann, `parseFloat(getComputedStyle(document.getElementById("draft")).fontSize)`); size < 16 {
 		t.Errorf("an input of %v px makes a phone zoom in", size)
 	}

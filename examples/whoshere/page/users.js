@@ -9,7 +9,7 @@ const compare = new Intl.Collator(undefined, { numeric: true, sensitivity: "base
 // are the room's, by connection id, one for each tab.
 export class Users {
   #byKey = new Map();
-  #keys = new Map(); // connection id -> key
+  #known = new Map(); // connection id -> {key, metadata}
 
   get size() {
     return this.#byKey.size;
@@ -17,20 +17,23 @@ export class Users {
 
   clear() {
     this.#byKey.clear();
-    this.#keys.clear();
+    this.#known.clear();
   }
 
   // of returns the user that a connection belongs to.
   of(id) {
-    return this.#byKey.get(this.#keys.get(id));
+    return this.#byKey.get(this.#known.get(id)?.key);
   }
 
   // put adds a member, or takes note of its new metadata: of several tabs the
   // last to say how its user looks is right. It returns the user, and whether
   // this is its first connection.
   put(member) {
-    const { key, name, color } = person(member.metadata, member.id);
-    if (this.#keys.get(member.id) !== key) this.remove(member.id);
+    const { id, metadata } = member;
+    const known = this.#known.get(id);
+    if (known !== undefined && known.metadata === metadata) return { user: this.of(id), first: false };
+    const { key, name, color } = person(metadata, id);
+    if (known !== undefined && known.key !== key) this.remove(id);
     let user = this.#byKey.get(key);
     const first = user === undefined;
     if (first) {
@@ -38,8 +41,8 @@ export class Users {
       this.#byKey.set(key, user);
     }
     Object.assign(user, { name, color });
-    user.members.set(member.id, member);
-    this.#keys.set(member.id, key);
+    user.members.set(id, member);
+    this.#known.set(id, { key, metadata });
     return { user, first };
   }
 
@@ -47,7 +50,7 @@ export class Users {
   // the last connection.
   remove(id) {
     const user = this.of(id);
-    this.#keys.delete(id);
+    this.#known.delete(id);
     user?.members.delete(id);
     const last = user?.members.size === 0;
     if (last) this.#byKey.delete(user.key);
