@@ -39,6 +39,15 @@ export class Room extends EventTarget {
     this._down();
   }
 
+  // doubt takes note that the server cannot reach Redis, as it said of
+  // something else: the room is stale until it can.
+  doubt() {
+    if (this.status !== "live" || this.stale) return;
+    this.stale = true;
+    this.#emit("status");
+    this.#awaitFresh(++this.#snapshots);
+  }
+
   // refresh asks for a member's metadata: updates carry it only on joins.
   async refresh(id) {
     const metadata = await this.#client.getMetadata(id);
