@@ -28,6 +28,15 @@ func (w *world) bury(inc string) bool {
 	return ok
 }
 
+// instances lists the living and the dead.
+func (w *world) instances() []Instance {
+	w.Helper()
+	list, now, err := w.Instances(w.Context(), 100)
+	require.NoError(w, err)
+	assert.InDelta(w, w.judgment().Now, now, 5000)
+	return list
+}
+
 func TestLease(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
@@ -57,7 +66,7 @@ func TestLease(t *testing.T) {
 		assert.Equal(w, "K", w.renew("J", 30*time.Second).Next, "not itself")
 		assert.Equal(w, "J", w.renew("K", time.Hour).Next)
 		living := w.instances()
-		assert.Len(w, living, 3)
+		require.Len(w, living, 3)
 		assert.InDelta(w, w.judgment().Now+time.Hour.Milliseconds(), living[2].At, 5000)
 
 		quiet, err := w.Renew(w.Context(), "I", time.Minute, "", false)
