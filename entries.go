@@ -46,7 +46,8 @@ type EntryPage struct {
 	// where Redis knows nothing of the room.
 	Epoch   string
 	Seq     uint64
-	Total   int // entries of the room
+	Now     time.Time // when that was, by Redis's clock
+	Total   int       // entries of the room
 	Entries []Entry
 	Next    string // the Cursor of the next page; "": this was the last
 }
@@ -80,7 +81,7 @@ func (m *RoomManager) Entries(ctx context.Context, room string, q EntryQuery) (E
 		return EntryPage{}, m.n.storeError(err)
 	}
 	page := EntryPage{
-		Room: room, Epoch: found.Position.Epoch, Seq: found.Position.Seq,
+		Room: room, Epoch: found.Position.Epoch, Seq: found.Position.Seq, Now: time.UnixMilli(found.Now),
 		Total: found.Total, Entries: make([]Entry, len(found.Records)),
 	}
 	for i := range found.Records {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/redis/go-redis/v9"
@@ -222,6 +221,7 @@ func globEscape(s string) string {
 type EntryPage struct {
 	Position Position
 	Total    int
+	Now      int64 // Redis time, unix ms
 	Records  []Record
 	Next     Place // where the rest is
 	More     bool  // there is a rest
@@ -236,12 +236,12 @@ func (s *Store) EntriesFrom(ctx context.Context, room string, at Place, limit in
 	if at == (Place{}) {
 		small = limit
 	}
-	snap, total, err := s.head(ctx, room, small)
+	h, err := s.head(ctx, room, small)
 	if err != nil {
 		return EntryPage{}, err
 	}
-	page := EntryPage{Position: snap.Position, Total: total, Records: snap.Records}
-	if total <= small {
+	page := EntryPage{Position: h.pos, Total: h.total, Now: h.now, Records: h.records}
+	if h.total <= small {
 		slices.SortFunc(page.Records, func(a, b Record) int { return strings.Compare(a.Conn, b.Conn) })
 		return page, nil
 	}
@@ -265,36 +265,46 @@ func (s *Store) EntriesFrom(ctx context.Context, room string, at Place, limit in
 	return page, nil
 }
 
+// head is where a room stands, and who is in it if it is small.
+type head struct {
+	pos     Position
+	total   int
+	now     int64    // Redis time, unix ms
+	records []Record // nil: there are more than small
+}
+
 // head reads where a room stands and how many members it has; the members too,
 // in the same moment, if they are at most small.
-func (s *Store) head(ctx context.Context, room string, small int) (snap Snapshot, total int, err error) {
+func (s *Store) head(ctx context.Context, room string, small int) (h head, err error) {
 	reply, err := run(ctx, s, snapshotScript, []string{s.keys.Members(room), s.keys.Seq(room)}, small)
 	if err != nil {
-		return Snapshot{}, 0, err
+		return head{}, err
 	}
 	list, ok := reply.([]any)
-	if !ok || len(list) != 5 {
-		return Snapshot{}, 0, fmt.Errorf("snapshot: %w", errFormat)
+	if !ok || len(list) != 6 {
+		return head{}, fmt.Errorf("snapshot: %w", errFormat)
 	}
-	head, err := texts(list[:4])
+	f, err := texts(append(slices.Clone(list[:4]), list[5]))
 	if err != nil {
-		return Snapshot{}, 0, err
+		return head{}, err
 	}
-	if head[0] != "" {
-		if snap.Position, err = decodePosition(strings.Join(head[:3], " ")); err != nil {
-			return Snapshot{}, 0, err
+	if f[0] != "" {
+		if h.pos, err = decodePosition(strings.Join(f[:3], " ")); err != nil {
+			return head{}, err
 		}
 	}
-	if total, err = strconv.Atoi(head[3]); err != nil {
-		return Snapshot{}, 0, fmt.Errorf("snapshot: %w", errFormat)
+	var p parser
+	h.total, h.now = int(p.int(f[3])), p.int(f[4])
+	if p.err != nil {
+		return head{}, fmt.Errorf("snapshot: %w", errFormat)
 	}
-	if total <= small {
+	if h.total <= small {
 		pairs, err := texts(list[4])
 		if err != nil {
-			return Snapshot{}, 0, err
+			return head{}, err
 		}
-		snap.Records, err = decodePairs(pairs)
-		return snap, total, err
+		h.records, err = decodePairs(pairs)
+		return h, err
 	}
-	return snap, total, nil
+	return h, nil
 }

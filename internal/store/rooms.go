@@ -20,12 +20,13 @@ const (
 // Snapshot reads a whole room: in one moment where it has at most PageSize
 // members, in pages otherwise.
 func (s *Store) Snapshot(ctx context.Context, room string) (Snapshot, error) {
-	snap, total, err := s.head(ctx, room, PageSize)
-	if err != nil || total <= PageSize {
+	h, err := s.head(ctx, room, PageSize)
+	snap := Snapshot{Position: h.pos, Records: h.records}
+	if err != nil || h.total <= PageSize {
 		return snap, err
 	}
 	snap.Paged = true
-	byConn := make(map[string]Record, total)
+	byConn := make(map[string]Record, h.total)
 	err = s.scan(ctx, room, func(r Record) bool {
 		if r.Seq >= byConn[r.Conn].Seq {
 			byConn[r.Conn] = r
