@@ -17,7 +17,7 @@ const (
 	// readyLimit is how long a subscription that is being renewed is waited for.
 	readyLimit = 100 * time.Millisecond
 	// glance is how many rooms the overview shows.
-	glance = 20
+	glance = 10
 	// perPage is how many rooms or members a page shows if not asked otherwise.
 	perPage = 100
 )
@@ -101,7 +101,7 @@ type roomPart struct {
 	Epoch   string    `json:"epoch"`
 	Seq     uint64    `json:"seq"`
 	Total   int       `json:"total"`
-	Now     time.Time `json:"now"` // by Redis's clock
+	Now     time.Time `json:"now,omitzero"` // by Redis's clock
 	Hidden  bool      `json:"hidden"`
 	Entries []entry   `json:"entries"`
 	Next    string    `json:"next"`
@@ -126,7 +126,9 @@ type entry struct {
 type seconds time.Duration
 
 // MarshalJSON implements json.Marshaler.
-func (s seconds) MarshalJSON() ([]byte, error) { return json.Marshal(time.Duration(s).Seconds()) }
+func (s seconds) MarshalJSON() ([]byte, error) {
+	return json.Marshal(float64(time.Duration(s).Microseconds()) / 1e6)
+}
 
 // gather reads what the view shows, all parts at the same time, and says with
 // which status.
@@ -281,8 +283,11 @@ func (h *handler) room(ctx context.Context, q query) *roomPart {
 	}
 	found, err := h.source.Rooms().Entries(ctx, q.room, mesh.EntryQuery{Cursor: q.cursor, Limit: limit})
 	r := &roomPart{
-		part: failed(err), Name: q.room, Epoch: found.Epoch, Seq: found.Seq, Total: found.Total, Now: found.Now.UTC(),
+		part: failed(err), Name: q.room, Epoch: found.Epoch, Seq: found.Seq, Total: found.Total,
 		Hidden: h.opts.HideData, Entries: make([]entry, len(found.Entries)), Next: found.Next,
+	}
+	if err == nil {
+		r.Now = found.Now.UTC()
 	}
 	for i, e := range found.Entries {
 		one := entry{

@@ -6,13 +6,17 @@ import (
 	_ "embed"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"html/template"
 	"net/http"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/meshpresence/mesh"
 )
 
 //go:embed page.html
@@ -86,16 +90,38 @@ func (p *page) Title() string {
 // Overview reports whether parts are shown at a glance.
 func (p *page) Overview() bool { return p.View == viewOverview }
 
-// Trouble is what stands against the whole page being right, once.
-func (p *page) Trouble() (list []string) {
-	seen := make(map[string]bool)
+// trouble is what stands against the whole page being right.
+type trouble struct {
+	Title   string
+	Details []string
+}
+
+// Trouble returns what is wrong, nil if nothing is.
+func (p *page) Trouble() *trouble {
+	t := new(trouble)
 	for _, err := range p.errors() {
-		if err != nil && !seen[err.Error()] {
-			seen[err.Error()] = true
-			list = append(list, err.Error())
+		switch {
+		case err == nil:
+			continue
+		case errors.Is(err, mesh.ErrInvalidRoom):
+			t.Title = "No room has such a name"
+		case errors.Is(err, mesh.ErrInvalidOptions):
+			t.Title = "This is no place to read on from"
+		case errors.Is(err, mesh.ErrNotStarted):
+			t.Title = "This server has not been started: what follows is all that it knows"
+		case errors.Is(err, mesh.ErrClosed):
+			t.Title = "This server has been shut down: what follows is what it knew last"
+		default:
+			t.Title = "Redis does not answer: what follows is what this server knows by itself"
+		}
+		if text := err.Error(); !slices.Contains(t.Details, text) {
+			t.Details = append(t.Details, text)
 		}
 	}
-	return list
+	if t.Title == "" {
+		return nil
+	}
+	return t
 }
 
 // Link returns a relative link with these keys and values in its query. The

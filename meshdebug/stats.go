@@ -37,8 +37,8 @@ func (s stats) MarshalJSON() ([]byte, error) {
 	for _, f := range s {
 		key, value := strings.ToLower(f.field[:1])+f.field[1:], f.value
 		if d, ok := value.(time.Duration); ok {
-			key, value = key+"Seconds", seconds(max(d, -1))
-			if d < 0 {
+			key, value = key+"Seconds", seconds(d)
+			if d < 0 { // never
 				value = -1
 			}
 		}
@@ -68,10 +68,20 @@ func (s stats) Headline() (list []figure) {
 	return list
 }
 
+// Incarnation returns the server's id; empty: it does not run.
+func (s stats) Incarnation() string {
+	for _, f := range s {
+		if id, ok := f.value.(string); ok && f.field == "Incarnation" {
+			return id
+		}
+	}
+	return ""
+}
+
 // Rest returns the other figures.
 func (s stats) Rest() (list []figure) {
 	for _, f := range s {
-		if !slices.Contains(headline, f.field) {
+		if f.field != "Incarnation" && !slices.Contains(headline, f.field) {
 			list = append(list, f.figure())
 		}
 	}
@@ -172,11 +182,20 @@ func duration(d time.Duration) string {
 	case d < time.Minute:
 		text = fmt.Sprintf("%.1f s", d.Truncate(100*time.Millisecond).Seconds())
 	case d < time.Hour:
-		text = fmt.Sprintf("%d min %d s", d/time.Minute, d%time.Minute/time.Second)
+		text = pair(d, time.Minute, "min", time.Second, "s")
 	case d < 48*time.Hour:
-		text = fmt.Sprintf("%d h %d min", d/time.Hour, d%time.Hour/time.Minute)
+		text = pair(d, time.Hour, "h", time.Minute, "min")
 	default:
 		text = fmt.Sprintf("%d days", d/(24*time.Hour))
 	}
 	return sign + text
+}
+
+// pair writes a duration in two units, and in one where that is all.
+func pair(d, large time.Duration, a string, small time.Duration, b string) string {
+	text := fmt.Sprintf("%d %s", d/large, a)
+	if rest := d % large / small; rest > 0 {
+		text += fmt.Sprintf(" %d %s", rest, b)
+	}
+	return text
 }
