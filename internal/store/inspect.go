@@ -147,10 +147,11 @@ type RoomPage struct {
 	Total int64 // rooms there are, whatever their names
 }
 
+// What is looked at for a page of rooms, where few names begin with what is
+// wanted, or few rooms are in many buckets.
 const (
-	// scansPerPage and namesPerScan bound what is looked at for a page of rooms
-	// whose names begin with something.
-	scansPerPage = 20
+	scansPerPage = 100
+	namesPerPage = 20_000
 	namesPerScan = 1000
 )
 
@@ -171,16 +172,17 @@ func (s *Store) RoomsFrom(ctx context.Context, prefix string, at Place, limit in
 	for _, n := range sizes {
 		page.Total += n
 	}
-	for scans := 0; at.Bucket < len(index); {
+	for scans, looked := 0, int64(0); at.Bucket < len(index); {
 		if sizes[at.Bucket] == 0 {
 			at = Place{Bucket: at.Bucket + 1}
 			continue
 		}
-		if len(page.Rooms) >= limit || scans == scansPerPage {
+		if len(page.Rooms) >= limit || scans >= scansPerPage || looked >= namesPerPage {
 			page.Next, page.More = at, true
 			return page, nil
 		}
 		scans++
+		looked += min(sizes[at.Bucket], namesPerScan)
 		want := limit - len(page.Rooms)
 		names, next, err := s.matching(ctx, index[at.Bucket], at.Scan, prefix, want)
 		if err != nil {

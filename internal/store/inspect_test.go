@@ -143,11 +143,27 @@ func TestRoomsFromOverBuckets(t *testing.T) {
 	})
 }
 
+// A few rooms in many buckets are one page.
+func TestRoomsFromManyBuckets(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(w *world) {
+		const buckets = 64
+		s := New(w.client, testKeys{buckets: buckets})
+		for b := range buckets {
+			require.NoError(w, w.rdb.SAdd(w.Context(), w.keys.Rooms(b), fmt.Sprint("r", b)).Err())
+		}
+		page, err := s.RoomsFrom(w.Context(), "", Place{}, buckets)
+		require.NoError(w, err)
+		assert.Len(w, page.Rooms, buckets)
+		assert.False(w, page.More)
+	})
+}
+
 // Where few names match, a page looks at so many and no more.
 func TestRoomsFromLooksAtABoundedNumber(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
-		const names = scansPerPage*namesPerScan + 5000
+		const names = namesPerPage + 5000
 		for part := 0; part < names; part += 1000 {
 			var args []any
 			for i := range 1000 {
@@ -161,7 +177,7 @@ func TestRoomsFromLooksAtABoundedNumber(t *testing.T) {
 			page, err := w.RoomsFrom(w.Context(), "none", place, 10)
 			require.NoError(w, err)
 			assert.Empty(w, page.Rooms)
-			assert.LessOrEqual(w, trips.Load(), int64(scansPerPage+1))
+			assert.LessOrEqual(w, trips.Load(), int64(namesPerPage/namesPerScan+1))
 			place, more = page.Next, page.More
 		}
 		if w.real != nil { // the embedded one counts only what matches
