@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"testing"
 	"time"
 
@@ -68,9 +67,7 @@ func TestSnapshotInPagesWhileTheRoomChanges(t *testing.T) {
 		for i := range members {
 			ops = append(ops, join("r", fmt.Sprintf("c%d", i), "e1"))
 		}
-		for part := range slices.Chunk(ops, MaxOps) { // as many as a call may carry: a busy machine has to be done in time
-			w.ok("I", part...)
-		}
+		w.fill("I", ops)
 		before := w.position("r")
 		w.listen()
 		hook := &paging{f: func() {
@@ -133,7 +130,7 @@ func TestPositionsOfManyRooms(t *testing.T) {
 				ops = append(ops, join(rooms[i], "b", "b1"))
 			}
 		}
-		w.ok("I", ops...)
+		w.fill("I", ops)
 		calls, _ := w.Calls()
 		positions, err := w.Positions(w.Context(), rooms)
 		require.NoError(w, err)
@@ -180,7 +177,7 @@ func TestSomeMembers(t *testing.T) {
 		for i := range 700 {
 			ops = append(ops, join("r", fmt.Sprintf("c%d", i), "e"))
 		}
-		w.ok("I", ops...)
+		w.fill("I", ops)
 		for _, limit := range []int{-1, 0, 1, 20, 500, 501, 699, 700, 9000} {
 			records, total, err := w.Some(w.Context(), "r", limit)
 			require.NoError(w, err)

@@ -110,6 +110,15 @@ func (w *world) ok(inc string, ops ...Op) []OpResult {
 	return res
 }
 
+// fill is ok of many ops, no more at once than a call may carry: on a busy
+// machine too each has to be done in time.
+func (w *world) fill(inc string, ops []Op) {
+	w.Helper()
+	for part := range slices.Chunk(ops, MaxOps) {
+		w.ok(inc, part...)
+	}
+}
+
 // listen begins to listen to the events of all rooms and to control channels.
 func (w *world) listen() {
 	w.Helper()
