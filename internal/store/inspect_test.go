@@ -135,7 +135,9 @@ func TestRoomsFromOverBuckets(t *testing.T) {
 			require.NoError(w, err)
 			assert.EqualValues(w, want, next.Total)
 			assert.LessOrEqual(w, len(next.Rooms), 60)
-			assert.NotEmpty(w, next.Rooms)
+			if next.More { // what is left for the last page may turn out to be nothing
+				assert.NotEmpty(w, next.Rooms)
+			}
 			got, page = append(got, next.Rooms...), next
 		}
 		slices.Sort(got)
