@@ -67,7 +67,7 @@ func TestSnapshotInPagesWhileTheRoomChanges(t *testing.T) {
 		for i := range members {
 			ops = append(ops, join("r", fmt.Sprintf("c%d", i), "e1"))
 		}
-		w.fill("I", ops)
+		w.ok("I", ops...)
 		before := w.position("r")
 		w.listen()
 		hook := &paging{f: func() {
@@ -130,7 +130,7 @@ func TestPositionsOfManyRooms(t *testing.T) {
 				ops = append(ops, join(rooms[i], "b", "b1"))
 			}
 		}
-		w.fill("I", ops)
+		w.ok("I", ops...)
 		calls, _ := w.Calls()
 		positions, err := w.Positions(w.Context(), rooms)
 		require.NoError(w, err)
@@ -177,7 +177,7 @@ func TestSomeMembers(t *testing.T) {
 		for i := range 700 {
 			ops = append(ops, join("r", fmt.Sprintf("c%d", i), "e"))
 		}
-		w.fill("I", ops)
+		w.ok("I", ops...)
 		for _, limit := range []int{-1, 0, 1, 20, 500, 501, 699, 700, 9000} {
 			records, total, err := w.Some(w.Context(), "r", limit)
 			require.NoError(w, err)
