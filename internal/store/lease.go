@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"strconv"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 )
 
 // fenceLife is how long a dead incarnation stays locked out: far longer than
@@ -94,24 +92,6 @@ func (s *Store) Fence(ctx context.Context, bucket int, inc string) error {
 	key := s.keys.Fence(bucket, inc)
 	_, err := runIn(ctx, s, s.at(key).fences, fenceScript, []string{key}, millis(fenceLife))
 	return err
-}
-
-// Living returns the incarnations on the list and when their leases run out
-// (Redis time, unix ms).
-func (s *Store) Living(ctx context.Context) (map[string]int64, error) {
-	zs, err := call(ctx, s, func(ctx context.Context) ([]redis.Z, error) {
-		return s.client.ZRangeWithScores(ctx, s.keys.Instances(), 0, -1).Result()
-	})
-	if err != nil {
-		return nil, err
-	}
-	out := make(map[string]int64, len(zs))
-	for _, z := range zs {
-		if name, ok := z.Member.(string); ok {
-			out[name] = int64(z.Score)
-		}
-	}
-	return out, nil
 }
 
 // layoutVersion is written to one key; servers of one Redis must agree on it.

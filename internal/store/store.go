@@ -42,6 +42,8 @@ var (
 	forgetLua string
 	//go:embed lua/meta.lua
 	metaLua string
+	//go:embed lua/instances.lua
+	instancesLua string
 
 	commitScript    = redis.NewScript(libLua + commitLua)
 	reapScript      = redis.NewScript(libLua + reapLua)
@@ -54,6 +56,7 @@ var (
 	fenceScript     = redis.NewScript(fenceLua)
 	forgetScript    = redis.NewScript(forgetLua)
 	metaScript      = redis.NewScript(metaLua)
+	instancesScript = redis.NewScript(instancesLua)
 )
 
 const (
