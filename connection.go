@@ -1,12 +1,15 @@
 package mesh
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"fmt"
 	"net"
 	"sync"
 	"time"
+	"unicode/utf8"
 
 	"github.com/gorilla/websocket"
 
@@ -32,24 +35,28 @@ type Connection struct {
 }
 
 // ID returns the connection's id: random, new for every connection, known to
-// the client.
+// the client and to whoever sees it in a room.
 func (c *Connection) ID() string { return c.id }
 
-// Member returns the connection with its current metadata.
+// Member returns the connection with its current metadata, as guards are given
+// it: without a state. The metadata are shared and must not be changed.
 func (c *Connection) Member() Member {
 	data, _ := c.own.Metadata()
 	return Member{ID: c.id, Metadata: data}
 }
 
-// Rooms returns the rooms that the connection is in.
+// Rooms returns the names of the rooms that the connection is in, tracked or
+// not, sorted.
 func (c *Connection) Rooms() []string { return c.own.Rooms() }
 
 // RemoteAddr returns the peer's network address.
 func (c *Connection) RemoteAddr() net.Addr { return c.ws.RemoteAddr() }
 
-// Send queues a frame {command, payload} for the client and does not wait. It
-// fails where the payload does not encode, the command is the protocol's own,
-// or the connection has ended (ErrClosed).
+// Send queues a frame {command, payload} for the client and does not wait:
+// nil does not say that the frame has arrived. It fails where the payload does
+// not encode to JSON, the command is the protocol's own ([ErrInvalidCommand]),
+// or the connection has ended ([ErrClosed]). A client that does not keep up is
+// closed with code 1013 (see QueueBytes of [Limits]).
 func (c *Connection) Send(command string, payload any) error {
 	rf, err := appFrame(command, payload)
 	if err != nil {
@@ -65,8 +72,35 @@ func (c *Connection) Send(command string, payload any) error {
 	return nil
 }
 
-// Close closes the connection with a WebSocket close code and reason, after
-// what is queued. It does not wait.
+// SendMessage queues a message of the app's own protocol, as it is, and does not
+// wait: messageType is websocket.TextMessage or BinaryMessage, data is copied.
+// It takes its place behind what was queued before, Mesh's frames included, and
+// is how an app answers what [ConnOptions].Foreign hands it.
+//
+// It counts towards Limits.QueueBytes, with 64 bytes at least and half of the
+// limit at most: a client that does not read is closed with 1013. A text that
+// is a JSON object with a command looks to the client like a frame of Mesh's;
+// nobody checks for that.
+//
+// ErrInvalidMessage where messageType is another, or a text is not valid UTF-8
+// (the client would have to close the connection); ErrClosed where the
+// connection has ended, or ends because too much waits.
+func (c *Connection) SendMessage(messageType int, data []byte) error {
+	switch {
+	case messageType != websocket.TextMessage && messageType != websocket.BinaryMessage:
+		return fmt.Errorf("%w: type %d is neither text nor binary", ErrInvalidMessage, messageType)
+	case messageType == websocket.TextMessage && !utf8.Valid(data):
+		return fmt.Errorf("%w: text is not valid UTF-8", ErrInvalidMessage)
+	}
+	if c.sock.SendMessage(messageType, bytes.Clone(data)) != nil {
+		return ErrClosed
+	}
+	return nil
+}
+
+// Close closes the connection with a WebSocket close code (0: 1000) and reason
+// (cut at 123 bytes). What is queued has a second to be written before, and the
+// peer another one to answer. Close does not wait; closing again does nothing.
 func (c *Connection) Close(code int, reason string) { c.sock.Close(code, reason) }
 
 // serve runs a connection until it ends.
@@ -80,7 +114,7 @@ func (s *Server) serve(ctx context.Context, ws *websocket.Conn, metadata json.Ra
 		FrameBytes: o.Limits.FrameBytes, QueueBytes: o.Limits.QueueBytes, WriteTimeout: o.WriteTimeout,
 		PingInterval: o.PingInterval, MaxMissedPongs: o.missedPongs(), LatencyInterval: o.LatencyInterval,
 		CommandsPerSecond: o.Limits.CommandsPerSecond, HandlerConcurrency: o.HandlerConcurrency,
-		TakesForeign: foreign != nil, Stats: &s.sockets, Logger: o.Logger,
+		TakesForeign: foreign != nil, Stats: &s.sockets, Logger: o.Logger, Log: s.log,
 	})
 	own, err := s.n.connect(ctx, c.id, metadata, c.sock)
 	if err != nil {

@@ -297,7 +297,9 @@ func (l *expiryListener) expired(key string) {
 }
 
 // told logs when events fall silent and when they come back, once each. That
-// Redis is away says nothing about them, and is logged elsewhere.
+// Redis is away says nothing about them, and is logged elsewhere. None of it is
+// held back: it takes two probes of two seconds to find that they fell silent,
+// and the last line has to be the one that is true.
 func (l *expiryListener) told(state store.ExpiredState, err error) {
 	switch {
 	case state == store.ExpiredSilent && !l.silent:

@@ -72,7 +72,7 @@ type node struct {
 	trouble atomic.Bool            // something may have been missed: compare everything at the next heartbeat
 	contact contact
 	shifts  failovers
-	reaped  atomic.Uint64
+	slow    atomic.Uint64 // subscriptions that ended because too much waited
 
 	starting   chan struct{} // of capacity 1: whoever put something in is starting or stopping
 	begunParts bool          // there is something to stop; guarded by starting
@@ -116,7 +116,6 @@ func newNode(opts Options) (*node, error) {
 		Busy:    func() bool { return n.hub.Watching() },
 		OnAway:  n.away,
 		OnRenew: n.renewed, OnReborn: n.reborn, OnDeaf: n.listener.Recreate,
-		OnBuried: func(_ string, entries int) { n.reaped.Add(uint64(entries)) },
 	})
 	n.owner = owner.New(owner.Config{
 		Store: at.owner, Wheel: n.wheel, Buckets: n.keys.Buckets(), RoomBucket: n.keys.RoomBucket, ConnBucket: n.keys.ConnBucket,

@@ -19,7 +19,7 @@ import (
 
 // Options configure a Server or a PresenceManager. Only Redis is required: the
 // zero value of every other field means its default. A value out of range is
-// an error that names the field and wraps ErrInvalidOptions; nothing is
+// an error that names the field and wraps [ErrInvalidOptions]; nothing is
 // adjusted silently. Where nothing else is said, durations may be 1 ms to 24 h
 // and numbers 1 to 2^30. Options are copied when they are used; changing them
 // later has no effect.
@@ -59,9 +59,9 @@ type Options struct {
 	LatencyInterval time.Duration
 	// EnablePresenceExpirationEvents says whether an entry ends because its
 	// TTL ran out, by this server's clock or by Redis's expired events. If
-	// false, such entries stay until the app calls the clean-up method;
-	// disconnects, dead servers and the expiry of states are handled all the
-	// same. Defaults to nil: true.
+	// false, such entries stay until the app calls
+	// PresenceManager.CleanExpired; disconnects, dead servers and the expiry
+	// of states are handled all the same. Defaults to nil: true.
 	EnablePresenceExpirationEvents *bool
 
 	// GuardTimeout limits how long the guards of one room may take, together,

@@ -32,6 +32,7 @@ type Server struct {
 	upgrader websocket.Upgrader
 	arrivals arrivals
 	sockets  socket.Stats
+	log      *limit.Log // of all sockets
 	hooks    hooks
 	handlers handlers
 
@@ -47,7 +48,7 @@ type Server struct {
 
 // NewServer returns a server on opts.Redis, which stays the app's to close
 // after Shutdown. Nothing is asked of Redis before Start. Errors wrap
-// ErrInvalidOptions.
+// [ErrInvalidOptions].
 func NewServer(opts Options) (*Server, error) {
 	n, err := newNode(opts)
 	if err != nil {
@@ -62,6 +63,7 @@ func NewServer(opts Options) (*Server, error) {
 		conns: make(map[string]*Connection),
 		gone:  make(chan struct{}),
 		quit:  make(chan struct{}),
+		log:   limit.NewLog(n.opts.Logger),
 	}
 	s.arrivals.bucket = limit.NewBucket(time.Now(), n.opts.Limits.UpgradesPerSecond, 1)
 	s.upgrader = websocket.Upgrader{
@@ -80,12 +82,12 @@ func NewServer(opts Options) (*Server, error) {
 // it has succeeded further calls do nothing. Requests before that are answered
 // with 503.
 //
-// ErrIncompatible where the keys under Options.Prefix are of another format,
-// ErrUnavailable where Redis did not answer before ctx ended.
+// [ErrIncompatible] where the keys under Options.Prefix are of another format,
+// [ErrUnavailable] where Redis did not answer before ctx ended.
 func (s *Server) Start(ctx context.Context) error { return s.n.start(ctx) }
 
 // Ready returns nil while the server accepts connections: from when Start is
-// through (ErrNotStarted before) until Drain or Shutdown is called (ErrClosed
+// through ([ErrNotStarted] before) until Drain or Shutdown is called ([ErrClosed]
 // from then on). It is for readiness probes. It answers at once, from memory,
 // whatever becomes of ctx.
 //
@@ -176,6 +178,10 @@ type ConnOptions struct {
 	// closed for silence (1011, see Options.MaxMissedPongs). It has no time
 	// limit but that: when the connection ends, a call that has not returned is
 	// left behind. A panic is recovered and costs the frame. data may be kept.
+	// Frames are not held back until the OnConnection functions are through, and
+	// do not count towards Limits.CommandsPerSecond: how many are too many the
+	// app decides. Connection.SendMessage answers. Text is not checked to be
+	// valid UTF-8.
 	// Defaults to nil: such frames are ignored.
 	Foreign func(c *Connection, messageType int, data []byte)
 }
@@ -183,8 +189,11 @@ type ConnOptions struct {
 // ServeConn serves a WebSocket that the app has upgraded itself, and blocks
 // until it ends. It owns ws from then on: nothing else may read, write or
 // close it, whatever is returned. The end of ctx closes it with 1001. The
-// error says how the connection ended; ErrClosed or ErrNotStarted, ErrLimit,
-// ErrInvalidMetadata or ErrTooLarge that it was not served at all.
+// error is never nil. It wraps [ErrClosed] and says how the connection ended;
+// [ErrNotStarted], [ErrLimit], [ErrInvalidMetadata] and [ErrTooLarge] say that
+// it was not served at all, as [ErrClosed] does after Shutdown. Origins and
+// authentication are the app's to check: neither AllowedOrigins nor
+// Authenticate of [Options] is asked.
 func (s *Server) ServeConn(ctx context.Context, ws *websocket.Conn, opts ConnOptions) error {
 	err := s.reserve()
 	if err == nil {

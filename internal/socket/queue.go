@@ -7,7 +7,26 @@ type item struct {
 	prev, next *item
 	frame      *wire.Frame
 	update     *wire.Update // what frame carries; nil: no update
+	foreign    *foreign     // in place of frame: one that is not Mesh's
 	charge     int
+}
+
+// foreign is a message that is not Mesh's, of WebSocket's kind of that number.
+type foreign struct {
+	kind int
+	data []byte
+}
+
+// leastCharge is what an item counts at least, about what it takes up itself:
+// otherwise any number of messages without content could wait.
+const leastCharge = 64
+
+// size returns what the item counts.
+func (it *item) size() int {
+	if it.foreign != nil {
+		return max(len(it.foreign.data), leastCharge)
+	}
+	return max(it.frame.Size(), leastCharge)
 }
 
 // member names whose state an update carries.

@@ -35,6 +35,12 @@ func (s *Socket) SendUpdate(u *wire.Update) error {
 	return s.push(&item{frame: u.Frame(), update: u})
 }
 
+// SendMessage queues a text or binary message that is not Mesh's, as Send does
+// a frame. data is the socket's from then on.
+func (s *Socket) SendMessage(messageType int, data []byte) error {
+	return s.push(&item{foreign: &foreign{kind: messageType, data: data}})
+}
+
 // PingNow sends a ping beside the regular ones. Before Run it does nothing.
 func (s *Socket) PingNow() {
 	s.mu.Lock()
@@ -53,7 +59,7 @@ func (s *Socket) request(d due) {
 
 // push queues it, or ends the connection if that is too much.
 func (s *Socket) push(it *item) error {
-	it.charge = it.frame.Size()
+	it.charge = it.size()
 	limit := s.cfg.QueueBytes
 	if limit > 0 {
 		it.charge = min(it.charge, max(limit/2, 1))
@@ -64,16 +70,16 @@ func (s *Socket) push(it *item) error {
 		return s.ending
 	}
 	if replaced := s.queue.push(it); replaced != nil {
-		s.bytes -= replaced.charge
+		s.bytes.Add(-int64(replaced.charge))
 		s.stats.coalesced.Add(1)
 	}
-	s.bytes += it.charge
-	if limit > 0 && s.bytes > limit {
+	s.bytes.Add(int64(it.charge))
+	if limit > 0 && s.QueueBytes() > limit {
 		removed, freed := s.queue.coalesce()
-		s.bytes -= freed
-		s.stats.coalesced.Add(int64(removed))
+		s.bytes.Add(-int64(freed))
+		s.stats.coalesced.Add(uint64(removed))
 	}
-	if limit > 0 && s.bytes > limit {
+	if limit > 0 && s.QueueBytes() > limit {
 		s.endLocked(&End{Cause: CauseSlow, Code: websocket.CloseTryAgainLater, Reason: "connection is too slow"})
 		return s.ending
 	}
@@ -84,9 +90,9 @@ func (s *Socket) push(it *item) error {
 // dropQueue throws away what waits to be written. The caller holds mu.
 func (s *Socket) dropQueue() {
 	for it := s.queue.head; it != nil; it = it.next {
-		s.bytes -= it.charge
+		s.bytes.Add(-int64(it.charge))
 	}
-	s.stats.dropped.Add(int64(s.queue.clear()))
+	s.stats.dropped.Add(uint64(s.queue.clear()))
 }
 
 // giveUpWriting has the writer write no more.
@@ -162,7 +168,7 @@ func (s *Socket) next(j *job) bool {
 func (s *Socket) account(j *job) {
 	switch {
 	case j.item != nil:
-		s.bytes -= j.item.charge
+		s.bytes.Add(-int64(j.item.charge))
 		s.kickWorker()
 	case j.due == duePing:
 		s.pingAt = s.offset(time.Now())
@@ -181,6 +187,8 @@ func (s *Socket) writeJob(j *job) error {
 	}
 	_ = s.conn.SetWriteDeadline(deadline) // never fails
 	switch {
+	case j.item != nil && j.item.foreign != nil:
+		return s.conn.WriteMessage(j.item.foreign.kind, j.item.foreign.data)
 	case j.item != nil && j.item.update != nil:
 		return s.writeShared(j.item.frame)
 	case j.item != nil:
