@@ -23,7 +23,7 @@ const drainLate = time.Second
 
 // Drain takes the server out of service without haste, as for a rolling
 // deploy: from the call on Ready fails and new connections are refused (503
-// with Retry-After, ErrClosed from ServeConn), and the sockets that there are
+// with Retry-After, [ErrClosed] from ServeConn), and the sockets that there are
 // close with code 1012 one after the other, evenly over spread, so that the
 // other servers do not get all of them at once (the stock client comes back by
 // itself). With spread 0 all close at once. The order is random: what any
@@ -47,8 +47,8 @@ const drainLate = time.Second
 // first sets the pace. So a call with spread 0 hurries one that is under way.
 // There is no way back to service.
 //
-// ErrInvalidOptions for a negative spread and ErrNotStarted before Start:
-// nothing has changed then. ErrClosed where Shutdown was called, before or
+// [ErrInvalidOptions] for a negative spread and [ErrNotStarted] before Start:
+// nothing has changed then. [ErrClosed] where Shutdown was called, before or
 // meanwhile.
 func (s *Server) Drain(ctx context.Context, spread time.Duration) error {
 	if spread < 0 {
@@ -112,7 +112,7 @@ func (s *Server) drained(ctx context.Context, wait time.Duration) bool {
 // Call Drain before, where clients are many: Shutdown sends all of them to the
 // other servers at once.
 //
-// http.Server.Shutdown knows nothing of WebSockets: it neither closes nor
+// [http.Server.Shutdown] knows nothing of WebSockets: it neither closes nor
 // awaits them. Call this one first, so that they are gone, then that of the
 // http.Server, then close the Redis client.
 func (s *Server) Shutdown(ctx context.Context) error {
