@@ -95,17 +95,24 @@ func (n *node) startParts(ctx context.Context) error {
 	return nil
 }
 
-// awaitRedis waits until Redis answers, and checks that the keys under the
-// prefix are this library's.
+// awaitRedis waits until Redis answers, and checks that this user may do what
+// is needed, and that the keys under the prefix are this library's. Where
+// Redis answers that who asks is not known or lacks a right, waiting would only
+// hide why.
 func (n *node) awaitRedis(ctx context.Context) error {
 	backoff := 50 * time.Millisecond
 	for {
-		err := n.store.CheckFormat(ctx)
+		err := n.store.CheckRights(ctx)
+		if err == nil {
+			err = n.store.CheckFormat(ctx)
+		}
 		switch {
 		case err == nil:
 			return nil
 		case errors.Is(err, store.ErrForeign):
 			return fmt.Errorf("%w: %w; use another Options.Prefix or another database, or remove those keys", ErrIncompatible, err)
+		case errors.Is(err, store.ErrForbidden):
+			return fmt.Errorf("%w: %w; check the user and password of Options.Redis, and the ACL's commands, keys and channels", ErrUnavailable, err)
 		}
 		t := time.NewTimer(backoff)
 		select {
