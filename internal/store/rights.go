@@ -41,6 +41,25 @@ func forbiddenInScript(text string) bool {
 	return false
 }
 
+// Dial makes one connection and closes it, where that can be done: it tells
+// what stands against it, an unknown certificate for instance. The client tries
+// again for longer than any call waits, so that nobody would learn that from it.
+func (s *Store) Dial(ctx context.Context) error {
+	c, ok := s.client.(*redis.Client)
+	if !ok || c.Options().Dialer == nil {
+		return nil
+	}
+	o := c.Options()
+	_, err := call(ctx, s, func(ctx context.Context) (any, error) {
+		conn, err := o.Dialer(ctx, o.Network, o.Addr)
+		if err != nil {
+			return nil, err
+		}
+		return nil, conn.Close()
+	})
+	return err
+}
+
 // CheckRights tries whether this user may do everything that will be asked of
 // Redis sooner or later: a script that finds out on its way would have done
 // half of its work. The error is ErrForbidden and names what is missing, or
