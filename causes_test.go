@@ -3,6 +3,7 @@ package mesh
 import (
 	"flag"
 	"fmt"
+	"math/rand/v2"
 	"slices"
 	"strings"
 	"sync"
@@ -170,6 +171,7 @@ func (c cause) run(t *testing.T, times times, out *telling) {
 	}
 	s.settles(time.Now(), 10*time.Second)
 	s.patient()
+	s.sleep(rand.N(times.lease / 3)) // heartbeats and pings keep no step with it
 	for _, p := range s.gone {
 		p.call("mesh/noop", map[string]any{}) // nobody has been silent before
 	}
