@@ -30,9 +30,10 @@ type Options struct {
 	// stays the app's: it is never closed or reconfigured. Required.
 	Redis redis.UniversalClient
 	// Prefix begins every key and channel. All servers that share rooms use
-	// the same; others sharing the Redis use another. At most 128 bytes of
-	// valid UTF-8 without braces, whitespace and control characters. Defaults
-	// to "mesh:".
+	// the same; others sharing the Redis use another, or another database: one
+	// may begin with the other. At most 128 bytes of valid UTF-8 without braces,
+	// whitespace, control characters, and words of the layout such as
+	// "presence:members:". Defaults to "mesh:".
 	Prefix string
 	// Buckets is how many hash tags rooms are spread over on a Redis Cluster,
 	// 1 to 1024. It must be the same on all servers and is as hard to change
@@ -290,6 +291,11 @@ func checkPrefix(prefix string) error {
 		return fmt.Errorf("%w: Prefix %q holds a brace", ErrInvalidOptions, prefix)
 	case strings.ContainsFunc(prefix, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }):
 		return fmt.Errorf("%w: Prefix %q holds whitespace or a control character", ErrInvalidOptions, prefix)
+	}
+	for _, word := range layoutWords {
+		if strings.Contains(prefix, word) {
+			return fmt.Errorf("%w: Prefix %q holds %q, which keys of the prefix before it have as well", ErrInvalidOptions, prefix, word)
+		}
 	}
 	return nil
 }

@@ -83,7 +83,9 @@ func NewServer(opts Options) (*Server, error) {
 // with 503.
 //
 // [ErrIncompatible] where the keys under Options.Prefix are of another format,
-// [ErrUnavailable] where Redis did not answer before ctx ended.
+// [ErrUnavailable] where Redis did not answer before ctx ended. Where Redis
+// refuses the user (a wrong password, a command, key or channel that its ACL
+// lacks) that is an [ErrUnavailable] at once, and the message names what.
 func (s *Server) Start(ctx context.Context) error { return s.n.start(ctx) }
 
 // Ready returns nil while the server accepts connections: from when Start is

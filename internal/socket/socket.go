@@ -168,13 +168,13 @@ type Socket struct {
 	beside       int // concurrent commands running
 
 	pings      clock.Timer
-	pingAt     time.Duration // when a regular ping was last written; 0: none yet
+	pingAt     time.Duration // when the last regular ping that was written was begun; 0: none yet
 	tickAt     time.Time     // when pings last fired
 	missed     int
 	extra      clock.Timer
 	extraEvery time.Duration // 0: no extra pings
 	latencies  clock.Timer
-	latencyAt  time.Duration // when the oldest open latency request was written; 0: none
+	latencyAt  time.Duration // when the oldest open latency request was begun to be written; 0: none
 	latency    time.Duration // the round trip to be told
 	cut        clock.Timer
 }

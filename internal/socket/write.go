@@ -125,6 +125,7 @@ type job struct {
 	end  *End   // a close frame
 	pong []byte // with duePong
 	rtt  time.Duration
+	at   time.Duration // when it was begun: an answer may come before its writing returns
 }
 
 // write writes until there is nothing left to.
@@ -150,7 +151,10 @@ func (s *Socket) next(j *job) bool {
 	}
 	if j.due = s.due & -s.due; j.due != 0 {
 		s.due &^= j.due
-		j.pong, j.rtt = s.pong, s.latency
+		j.pong, j.rtt, j.at = s.pong, s.latency, s.offset(time.Now())
+		if j.due == dueLatencyRequest && s.latencyAt == 0 {
+			s.latencyAt = j.at
+		}
 		if j.due == duePing {
 			s.due &^= dueExtraPing
 		}
@@ -171,9 +175,7 @@ func (s *Socket) account(j *job) {
 		s.bytes.Add(-int64(j.item.charge))
 		s.kickWorker()
 	case j.due == duePing:
-		s.pingAt = s.offset(time.Now())
-	case j.due == dueLatencyRequest && s.latencyAt == 0:
-		s.latencyAt = s.offset(time.Now())
+		s.pingAt = j.at
 	case j.end != nil && !s.done: // the peer's turn
 		s.cfg.Wheel.Schedule(&s.cut, grace, s.onCut)
 	}

@@ -106,13 +106,18 @@ func (s *Store) CheckFormat(ctx context.Context) error {
 	want := [][2]string{
 		{s.keys.Format(), "string"}, {s.keys.Instances(), "zset"}, {s.keys.Dead(), "zset"}, {s.keys.Rooms(0), "set"},
 	}
+	for _, key := range s.keys.Foreign() {
+		want = append(want, [2]string{key, "none"})
+	}
 	for _, w := range want {
 		key, kind := w[0], w[1]
-		got, err := call(ctx, s, func(ctx context.Context) (string, error) { return s.client.Type(ctx, key).Result() })
-		if err != nil {
+		got, err := s.typeOf(ctx, key)
+		switch {
+		case err != nil:
 			return err
-		}
-		if got != "none" && got != kind {
+		case kind == "none" && got != kind:
+			return fmt.Errorf("%w: %s is a %s of other software", ErrForeign, key, got)
+		case got != "none" && got != kind:
 			return fmt.Errorf("%w: %s is a %s, expected a %s", ErrForeign, key, got, kind)
 		}
 	}

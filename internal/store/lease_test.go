@@ -163,7 +163,7 @@ func TestCheckFormat(t *testing.T) {
 			require.ErrorIs(w, err, ErrForeign, found)
 			require.ErrorContains(w, err, w.keys.Format())
 		}
-		for _, key := range []string{w.keys.Format(), w.keys.Instances(), w.keys.Dead(), w.keys.Rooms(0)} {
+		for _, key := range []string{w.keys.Format(), w.keys.Instances(), w.keys.Dead(), w.keys.Rooms(0), w.keys.Foreign()[0]} {
 			require.NoError(w, w.rdb.FlushAll(w.Context()).Err())
 			require.NoError(w, w.rdb.HSet(w.Context(), key, "a", "b").Err())
 			err := w.CheckFormat(w.Context())

@@ -276,8 +276,11 @@ func (s *Store) failed(err error) error {
 			return err
 		}
 	}
-	if redis.HasErrorPrefix(err, outOfMemory) {
+	switch {
+	case redis.HasErrorPrefix(err, outOfMemory):
 		err = fmt.Errorf("%w: %w", ErrFull, err)
+	case forbidden(err):
+		err = fmt.Errorf("%w: %w", ErrForbidden, err)
 	}
 	if !errors.Is(err, context.Canceled) {
 		reload(s.client)
