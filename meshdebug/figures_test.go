@@ -36,11 +36,11 @@ func TestFigures(t *testing.T) {
 		{"MayJudge", false, figure{Name: "May judge", Value: "no"}},
 		{"Closed", map[string]int64{}, figure{Name: "Closed", Value: "0", Zero: true}},
 		{"Closed", map[string]int64{"peer": 0, "slow": 0}, figure{Name: "Closed", Value: "0", Zero: true}},
-		{"Closed", map[string]uint64{"slow": 2000, "peer": 0}, figure{Name: "Closed", Parts: []figure{
-			{Name: "peer", Value: "0", Zero: true}, {Name: "slow", Value: "2\u202f000"},
+		{"Closed", map[string]uint64{"slow": 2000, "peer": 0, "flood": 1}, figure{Name: "Closed", Parts: []figure{
+			{Name: "flood", Value: "1"}, {Name: "slow", Value: "2\u202f000"},
 		}}},
 		{"EventLag", lags(0), figure{Name: "Event lag", Value: "none", Zero: true}},
-		{"EventLag", lags(1000), figure{Name: "Event lag", Value: "median 50 ms, 99 % 99 ms", Parts: []figure{{Name: "of", Value: "1\u202f000"}}}},
+		{"EventLag", lags(1000), figure{Name: "Event lag", Value: "median ≤ 50 ms, 99 % ≤ 99 ms", Parts: []figure{{Name: "of", Value: "1\u202f000"}}}},
 		{"Ratio", .5, figure{Name: "Ratio", Value: "0.5"}},
 	} {
 		assert.Equal(t, c.want, stat{c.field, c.value}.figure(), "%s %v", c.field, c.value)
@@ -110,4 +110,6 @@ func TestLeaseBar(t *testing.T) {
 	assert.Equal(t, 0, bar(-time.Second, 11*time.Second))
 	assert.Equal(t, 0, bar(0, 0))
 	assert.Equal(t, 0, bar(time.Second, -2*time.Second))
+	assert.Equal(t, seconds(time.Second), server{LeaseLeft: seconds(-time.Second)}.LapsedFor())
+	assert.Zero(t, server{LeaseLeft: seconds(time.Second)}.LapsedFor())
 }

@@ -199,6 +199,9 @@ func (s server) Left() int {
 	return int(100 * s.LeaseLeft / whole)
 }
 
+// LapsedFor is for how long a lease has been over.
+func (s server) LapsedFor() seconds { return max(-s.LeaseLeft, 0) }
+
 // short is enough of a random id to tell it from others.
 func short(id string) string {
 	const enough = 8

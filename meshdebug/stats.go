@@ -54,7 +54,7 @@ var headline = []string{"Connections", "Entries", "Rooms", "Watched", "Subscript
 type figure struct {
 	Name  string
 	Value string
-	Parts []figure // of a map
+	Parts []figure // of a map, those that are not 0
 	Zero  bool     // nothing to look at
 }
 
@@ -106,7 +106,7 @@ func (s stat) figure() figure {
 			f.Value = "none"
 			break
 		}
-		f.Value = fmt.Sprintf("median %s, 99 %% %s", duration(v.Quantile(.5)), duration(v.Quantile(.99)))
+		f.Value = fmt.Sprintf("median ≤ %s, 99 %% ≤ %s", duration(v.Quantile(.5)), duration(v.Quantile(.99)))
 		f.Parts = []figure{{Name: "of", Value: grouped(v.Count())}}
 	case bool:
 		f.Value = map[bool]string{true: "yes", false: "no"}[v]
@@ -120,16 +120,15 @@ func (s stat) figure() figure {
 func (f *figure) read(v reflect.Value) {
 	switch v.Kind() {
 	case reflect.Map:
-		f.Zero = true
 		for it := v.MapRange(); it.Next(); {
 			p := figure{Name: fmt.Sprint(it.Key())}
-			p.read(it.Value())
-			f.Zero = f.Zero && p.Zero
-			f.Parts = append(f.Parts, p)
+			if p.read(it.Value()); !p.Zero {
+				f.Parts = append(f.Parts, p)
+			}
 		}
 		slices.SortFunc(f.Parts, func(a, b figure) int { return strings.Compare(a.Name, b.Name) })
-		if f.Zero {
-			f.Parts, f.Value = nil, "0"
+		if f.Zero = len(f.Parts) == 0; f.Zero {
+			f.Value = "0"
 		}
 	case reflect.Int, reflect.Int8, reflect.Int16, reflect.Int32, reflect.Int64,
 		reflect.Uint, reflect.Uint8, reflect.Uint16, reflect.Uint32, reflect.Uint64:
