@@ -15,6 +15,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh/internal/limit"
 )
 
 func TestHungGuards(t *testing.T) {
@@ -226,7 +228,7 @@ func TestVerdictsShutdown(t *testing.T) {
 func TestVerdictsConcurrent(t *testing.T) {
 	t.Parallel()
 	j := newJudge(t)
-	j.calls.logger = slog.New(slog.DiscardHandler)
+	j.calls.log = limit.NewLog(nil)
 	for i := range 8 {
 		j.guard(fmt.Sprint(i), func(_ context.Context, m Member, _ string) (bool, error) {
 			switch {

@@ -8,10 +8,9 @@ import (
 	"runtime/debug"
 	"sync"
 	"time"
-)
 
-// logText bounds the bytes of an app's error text in a log line.
-const logText = 256
+	"github.com/meshpresence/mesh/internal/limit"
+)
 
 // panicError says that a callback of the app panicked, or ended its goroutine
 // with runtime.Goexit. Its text never goes to a client.
@@ -46,6 +45,7 @@ const (
 	callbackConnection    = "OnConnection"
 	callbackDisconnection = "OnDisconnection"
 	callbackCommand       = "command"
+	callbackForeign       = "Foreign"
 )
 
 // answers are the callbacks whose errors are meant for the client: they are no
@@ -69,8 +69,7 @@ type callbackStats struct {
 // A callback's name is a word for logs and counters and must be one of a fixed
 // set: never anything that a client chose.
 type callbacks struct {
-	logger *slog.Logger
-	lines  logLimiter
+	log    *limit.Log
 	base   context.Context // ends when close is called
 	cancel context.CancelFunc
 
@@ -84,7 +83,7 @@ type callbacks struct {
 // newCallbacks returns a runner whose callbacks' contexts end with ctx.
 func newCallbacks(ctx context.Context, logger *slog.Logger) *callbacks {
 	base, cancel := context.WithCancel(ctx)
-	return &callbacks{logger: logger, base: base, cancel: cancel, counts: map[string]*callbackStats{}}
+	return &callbacks{log: limit.NewLog(logger), base: base, cancel: cancel, counts: map[string]*callbackStats{}}
 }
 
 // call is one run of a callback.
@@ -223,25 +222,17 @@ func (c *callbacks) account(name string, err error) {
 	c.mu.Unlock()
 	switch {
 	case isLate:
-		c.lines.log(c.base, c.logger, slog.LevelWarn, name+" timeout", "mesh: callback timed out",
+		c.log.As(slog.LevelWarn, name+" timeout", "mesh: callback timed out",
 			slog.String("callback", name), slog.Duration("after", late.after))
 	case isPanic:
-		c.lines.log(c.base, c.logger, slog.LevelError, name+" panic", "mesh: callback panicked",
-			slog.String("callback", name), slog.String("panic", shorten(fmt.Sprint(thrown.value))),
+		c.log.As(slog.LevelError, name+" panic", "mesh: callback panicked",
+			slog.String("callback", name), slog.String("panic", limit.Shorten(fmt.Sprint(thrown.value))),
 			slog.String("stack", string(thrown.stack)))
 	case answers[name]:
 	default:
-		c.lines.log(c.base, c.logger, slog.LevelWarn, name+" error", "mesh: callback failed",
-			slog.String("callback", name), slog.String("error", shorten(err.Error())))
+		c.log.As(slog.LevelWarn, name+" error", "mesh: callback failed",
+			slog.String("callback", name), slog.String("error", limit.Shorten(err.Error())))
 	}
-}
-
-// shorten cuts an app's text down to what a log line may hold.
-func shorten(s string) string {
-	if len(s) <= logText {
-		return s
-	}
-	return s[:logText] + "…"
 }
 
 // enter counts a callback in, unless no more may start.

@@ -15,6 +15,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh/internal/limit"
 )
 
 // textLog is a logger whose lines a test can read while others write.
@@ -243,21 +245,11 @@ func TestCallbacksLogs(t *testing.T) {
 		assert.Equal(t, 1, strings.Count(out.String(), "panic=ouch"))
 		assert.Equal(t, callbackStats{Calls: 6, Errors: 5, Panics: 1, Timeouts: 1}, c.stats()["hook"])
 
-		time.Sleep(logEvery)
+		time.Sleep(limit.LogEvery)
 		fail()
 		assert.Equal(t, 2, strings.Count(out.String(), "callback failed"))
 		assert.Contains(t, out.String(), "suppressed=4")
 	})
-}
-
-func TestLogLimiterIsBounded(t *testing.T) {
-	t.Parallel()
-	var l logLimiter
-	for i := range 3 * logKinds {
-		ok, _ := l.allow(fmt.Sprint(i))
-		require.True(t, ok)
-	}
-	assert.LessOrEqual(t, len(l.lines), logKinds)
 }
 
 func TestCallbacksConcurrent(t *testing.T) {

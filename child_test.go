@@ -37,6 +37,8 @@ type childConfig struct {
 	Master string        // its name, where sentinels are to be asked for the address
 	Asked  []string      // those sentinels' addresses
 	Nodes  []string      // addresses of a cluster's nodes instead
+	URL    string        // address with a user and TLS instead
+	CA     string        // file of who has signed its certificate
 	Prefix string        // Options.Prefix
 	Lease  time.Duration // Options.LeaseTTL
 	TTL    time.Duration // of every room
@@ -80,6 +82,12 @@ func serveChild(conf string) error {
 		client = redis.NewFailoverClient(&redis.FailoverOptions{MasterName: c.Master, SentinelAddrs: c.Asked})
 	case len(c.Nodes) > 0:
 		client = redis.NewClusterClient(&redis.ClusterOptions{Addrs: c.Nodes})
+	case c.URL != "":
+		opts, err := optionsOf(c.URL, c.CA)
+		if err != nil {
+			return err
+		}
+		client = redis.NewClient(opts)
 	default:
 		client = redis.NewClient(&redis.Options{Addr: c.Redis})
 	}
@@ -184,6 +192,8 @@ func (w *world) child(c childConfig) *child {
 		c.Master, c.Asked = w.watched.MasterName(), w.watched.Addrs()
 	case w.cluster != nil:
 		c.Nodes = w.cluster.Addrs()
+	case w.url != "":
+		c.URL, c.CA = w.url, w.ca
 	case c.Redis == "":
 		c.Redis = w.real.Addr()
 	}

@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -29,30 +28,35 @@ type Connection struct {
 	own     *owner.Conn
 	foreign func(c *Connection, messageType int, data []byte)
 	settled chan struct{} // closed when the OnConnection hooks are through: commands wait for it
+	told    bool          // to close, by Drain or Shutdown; guarded by the server's mu
 
 	mu   sync.Mutex               // guards subs
 	subs map[string]*subscription // by room
 }
 
 // ID returns the connection's id: random, new for every connection, known to
-// the client.
+// the client and to whoever sees it in a room.
 func (c *Connection) ID() string { return c.id }
 
-// Member returns the connection with its current metadata.
+// Member returns the connection with its current metadata, as guards are given
+// it: without a state. The metadata are shared and must not be changed.
 func (c *Connection) Member() Member {
 	data, _ := c.own.Metadata()
 	return Member{ID: c.id, Metadata: data}
 }
 
-// Rooms returns the rooms that the connection is in.
+// Rooms returns the names of the rooms that the connection is in, tracked or
+// not, sorted.
 func (c *Connection) Rooms() []string { return c.own.Rooms() }
 
 // RemoteAddr returns the peer's network address.
 func (c *Connection) RemoteAddr() net.Addr { return c.ws.RemoteAddr() }
 
-// Send queues a frame {command, payload} for the client and does not wait. It
-// fails where the payload does not encode, the command is the protocol's own,
-// or the connection has ended (ErrClosed).
+// Send queues a frame {command, payload} for the client and does not wait:
+// nil does not say that the frame has arrived. It fails where the payload does
+// not encode to JSON, the command is the protocol's own ([ErrInvalidCommand]),
+// or the connection has ended ([ErrClosed]). A client that does not keep up is
+// closed with code 1013 (see QueueBytes of [Limits]).
 func (c *Connection) Send(command string, payload any) error {
 	rf, err := appFrame(command, payload)
 	if err != nil {
@@ -71,7 +75,7 @@ func (c *Connection) Send(command string, payload any) error {
 // SendMessage queues a message of the app's own protocol, as it is, and does not
 // wait: messageType is websocket.TextMessage or BinaryMessage, data is copied.
 // It takes its place behind what was queued before, Mesh's frames included, and
-// is how an app answers what ConnOptions.Foreign hands it.
+// is how an app answers what [ConnOptions].Foreign hands it.
 //
 // It counts towards Limits.QueueBytes, with 64 bytes at least and half of the
 // limit at most: a client that does not read is closed with 1013. A text that
@@ -94,8 +98,9 @@ func (c *Connection) SendMessage(messageType int, data []byte) error {
 	return nil
 }
 
-// Close closes the connection with a WebSocket close code and reason, after
-// what is queued. It does not wait.
+// Close closes the connection with a WebSocket close code (0: 1000) and reason
+// (cut at 123 bytes). What is queued has a second to be written before, and the
+// peer another one to answer. Close does not wait; closing again does nothing.
 func (c *Connection) Close(code int, reason string) { c.sock.Close(code, reason) }
 
 // serve runs a connection until it ends.
@@ -109,16 +114,16 @@ func (s *Server) serve(ctx context.Context, ws *websocket.Conn, metadata json.Ra
 		FrameBytes: o.Limits.FrameBytes, QueueBytes: o.Limits.QueueBytes, WriteTimeout: o.WriteTimeout,
 		PingInterval: o.PingInterval, MaxMissedPongs: o.missedPongs(), LatencyInterval: o.LatencyInterval,
 		CommandsPerSecond: o.Limits.CommandsPerSecond, HandlerConcurrency: o.HandlerConcurrency,
-		TakesForeign: foreign != nil, Stats: &s.sockets, Logger: o.Logger,
+		TakesForeign: foreign != nil, Stats: &s.sockets, Logger: o.Logger, Log: s.log,
 	})
 	own, err := s.n.connect(ctx, c.id, metadata, c.sock)
 	if err != nil {
-		return errors.Join(err, ws.Close())
+		return turnAway(ws, err)
 	}
 	c.own = own
 	if !s.add(c) {
 		s.n.disconnect(own)
-		return errors.Join(ErrClosed, ws.Close())
+		return turnAway(ws, ErrClosed)
 	}
 	// Who knows the id may tell it to others, who may ask any server for it.
 	// Where Redis is away the client is not kept waiting for long.
@@ -132,7 +137,7 @@ func (s *Server) serve(ctx context.Context, ws *websocket.Conn, metadata json.Ra
 		defer close(c.settled)
 		s.hooks.connected(s.n, c)
 	}()
-	end := c.sock.Run(ctx)
+	end := s.n.storeError(c.sock.Run(ctx))
 	s.remove(c)
 	s.n.disconnect(own)
 	<-hooksDone
@@ -146,9 +151,14 @@ type wireHandler Connection
 // Seen implements socket.Handler.
 func (h *wireHandler) Seen(time.Time) { h.own.Stamp() }
 
-// Foreign implements socket.Handler.
-func (h *wireHandler) Foreign(messageType int, data []byte) {
-	h.foreign((*Connection)(h), messageType, data)
+// Foreign implements socket.Handler. A call that goes on when the connection
+// ends is left behind: the connection must not stay present until it returns.
+func (h *wireHandler) Foreign(ctx context.Context, messageType int, data []byte) {
+	// A failure is counted and logged there, and costs the frame.
+	_ = h.s.n.calls.run(ctx, callbackForeign, 0, func(context.Context) error {
+		h.foreign((*Connection)(h), messageType, data)
+		return nil
+	})
 }
 
 // IsConcurrent implements socket.Handler.

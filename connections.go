@@ -10,9 +10,10 @@ import (
 
 // ConnectionManager reads and writes what is known about connections, on
 // whichever server they are. All methods are safe for concurrent use and wait
-// for Redis for at most about two seconds (ErrUnavailable).
+// for Redis, and for the connection's server, for at most about two seconds
+// each ([ErrUnavailable]). No guard is asked: the app itself is acting.
 //
-// The seed's server.connectionManager.
+// The TypeScript server's connectionManager.
 type ConnectionManager struct {
 	n *node
 }
@@ -28,11 +29,11 @@ type MetadataOptions struct {
 // with the new metadata, on the connection's own server, and members lists
 // show it. Two merges at once lose nothing.
 //
-// ErrUnknownConnection where no server has that connection, ErrInvalidMetadata
-// where the value does not encode or the strategy is unknown, ErrTooLarge past
-// Limits.MetadataBytes.
+// [ErrUnknownConnection] where no server has that connection,
+// [ErrInvalidMetadata] where the value does not encode or the strategy is
+// unknown, [ErrTooLarge] past Limits.MetadataBytes.
 //
-// The seed's connectionManager.setMetadata.
+// The TypeScript server's connectionManager.setMetadata.
 func (m *ConnectionManager) SetMetadata(ctx context.Context, connID string, metadata any, opts MetadataOptions) error {
 	if err := m.check(connID); err != nil {
 		return err
@@ -45,10 +46,10 @@ func (m *ConnectionManager) SetMetadata(ctx context.Context, connID string, meta
 }
 
 // Metadata returns a connection's metadata, nil where it has none. For a
-// connection of this server it comes from memory. ErrUnknownConnection where
+// connection of this server it comes from memory. [ErrUnknownConnection] where
 // no server has that connection.
 //
-// The seed's connectionManager.getMetadata.
+// The TypeScript server's connectionManager.getMetadata.
 func (m *ConnectionManager) Metadata(ctx context.Context, connID string) (json.RawMessage, error) {
 	if err := m.check(connID); err != nil {
 		return nil, err
@@ -67,8 +68,10 @@ func (m *ConnectionManager) Metadata(ctx context.Context, connID string) (json.R
 	return value.Data, nil
 }
 
-// RoomMetadata returns the metadata of every connection in a room, by
-// connection id; nil for those that have none.
+// RoomMetadata returns the metadata of every connection in a room, tracked or
+// not, by connection id; nil for those that have none. However many they are,
+// it reads them all. (What is stored for the room itself:
+// [RoomManager.Metadata].)
 func (m *ConnectionManager) RoomMetadata(ctx context.Context, room string) (map[string]json.RawMessage, error) {
 	if err := m.n.use(room); err != nil {
 		return nil, err
@@ -85,14 +88,18 @@ func (m *ConnectionManager) RoomMetadata(ctx context.Context, room string) (map[
 }
 
 // Recheck has the guards asked again about everything that a connection sees,
-// on whichever server it is.
+// on whichever server it is: for guards that go by more than metadata and
+// rules, whose changes are noticed anyway. It does not wait for their verdicts.
+// [ErrUnknownConnection] where no server has it.
 func (m *ConnectionManager) Recheck(ctx context.Context, connID string) error {
 	_, err := m.n.callOwner(ctx, remoteCall{Op: opRecheck, Conn: connID})
 	return err
 }
 
 // Close closes a connection, on whichever server it is: a socket with code
-// 1000. Its entries leave.
+// 1000; one of an app's own transport as [PresenceManager.Disconnect] does. It
+// leaves its rooms. Close does not wait for that. [ErrUnknownConnection] where
+// no server has it.
 func (m *ConnectionManager) Close(ctx context.Context, connID string) error {
 	_, err := m.n.callOwner(ctx, remoteCall{Op: opClose, Conn: connID})
 	return err
@@ -100,8 +107,10 @@ func (m *ConnectionManager) Close(ctx context.Context, connID string) error {
 
 // Send pushes a frame {command, payload} to one connection's socket, on
 // whichever server it is. It returns when the frame is queued there or, for
-// another server, on its way: at most once. Commands that begin with "mesh/"
-// are the protocol's own and refused.
+// another server, on its way: it arrives at most once, and nothing tells
+// whether it did. [ErrUnknownConnection] where no server has the connection;
+// [ErrInvalidCommand] where the command is the protocol's own, as all are that
+// begin with "mesh/". For a connection without a socket it does nothing.
 func (m *ConnectionManager) Send(ctx context.Context, connID, command string, payload any) error {
 	f, err := appFrame(command, payload)
 	if err != nil {

@@ -4,10 +4,16 @@
 // An app makes a [Server], says with [Server.TrackPresence] which rooms have
 // presence, starts it and mounts it as an http.Handler. Clients speak the Mesh
 // wire protocol, so the JavaScript client of the TypeScript server works
-// unmodified. Apps with a transport of their own use a [PresenceManager]
-// alone. Connections can publish ephemeral state (typing, away, a cursor) and
-// carry metadata (user id, name, avatar). Presence is per connection: a user
-// with two tabs is present twice.
+// unmodified. Apps that upgrade WebSockets themselves hand them to
+// [Server.ServeConn]; those with a transport of their own use a
+// [PresenceManager] alone. Connections can publish ephemeral state (typing,
+// away, a cursor) and carry metadata (user id, name, avatar). Presence is per
+// connection: a user with two tabs is present twice.
+//
+// A room is a name. One that a rule of [Server.TrackPresence] matches is
+// tracked: it has presence events and states. Others can be joined too, and
+// only have members. Joining a room does not subscribe to it, and subscribing
+// does not join it.
 //
 // # Promises
 //
@@ -48,6 +54,9 @@
 //
 // # Stopping
 //
-// http.Server.Shutdown knows nothing of WebSockets. Call [Server.Shutdown]
-// first, then that of the http.Server, then close the Redis client.
+// [http.Server.Shutdown] knows nothing of WebSockets. Call [Server.Shutdown]
+// first, then that of the http.Server, then close the Redis client. Before all
+// of them, [Server.Drain] sends clients to the other servers one after the
+// other; [Server.Ready] fails from then on, which takes the server out of a
+// load balancer's rotation.
 package mesh

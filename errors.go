@@ -13,8 +13,11 @@ import (
 )
 
 // The errors of this package. Every error that it returns wraps one of them,
-// unless it is the context's or comes from one of the app's own callbacks;
-// test with errors.Is.
+// unless it is the context's, comes from one of the app's own callbacks, or
+// says why a payload does not encode to JSON or what Shutdown could not end in
+// time; test with [errors.Is]. Where a method takes a room or a connection id,
+// a bad one is [ErrInvalidRoom] or [ErrInvalidConnectionID]; what needs Redis is
+// [ErrNotStarted] before Start and [ErrClosed] after Shutdown.
 var (
 	// ErrInvalidRoom says that a room name is empty, longer than
 	// Limits.RoomNameBytes, not valid UTF-8, or holds control characters.
@@ -70,7 +73,7 @@ var (
 	// prefix, or remove those keys.
 	ErrIncompatible = errors.New("mesh: incompatible data in redis")
 	// ErrConflict says that others changed the same value meanwhile, again and
-	// again.
+	// again, or that a connection of the same id has joined on another server.
 	ErrConflict = errors.New("mesh: conflicting changes")
 	// ErrSlowConsumer says that a subscriber did not keep up and its queue
 	// overflowed, so that it was ended.
@@ -142,7 +145,7 @@ func (e *CommandError) wire() (message, code, name string) {
 
 // Refusal is the error with which the authentication hook chooses what the
 // client is told. Whatever other error the hook returns, the client gets a
-// bare 401 and none of its text. A Refusal is an ErrRefused.
+// bare 401 and none of its text. A Refusal is an [ErrRefused].
 type Refusal struct {
 	// Status is the HTTP status, 400 to 599. Defaults to 401; a value out of
 	// range refuses with 401 all the same.
@@ -163,7 +166,7 @@ func (r *Refusal) Error() string {
 	return "mesh: refused: " + message
 }
 
-// Unwrap returns ErrRefused.
+// Unwrap returns [ErrRefused].
 func (r *Refusal) Unwrap() error { return ErrRefused }
 
 // response is what the client is told, with the defaults filled in.

@@ -2,32 +2,80 @@ package mesh_test
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"log"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
+	"strings"
 	"time"
+
+	"github.com/gorilla/websocket"
+	"github.com/redis/go-redis/v9"
 
 	"github.com/meshpresence/mesh"
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-// A server with one tracked room, on an in-process Redis.
+// user is what this app keeps as a connection's metadata: guards go by it, and
+// pages show it.
+type user struct {
+	ID    string `json:"userId"`
+	Admin bool   `json:"admin,omitempty"`
+}
+
+// signIn runs before a request is upgraded. A program would look the session
+// up; what it returns becomes the connection's metadata.
+func signIn(_ context.Context, r *http.Request) (any, error) {
+	id, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if !ok {
+		return nil, mesh.Refuse(http.StatusUnauthorized, "sign in first")
+	}
+	return user{ID: id, Admin: id == "root"}, nil
+}
+
+// adminsOnly decides who may see a room.
+func adminsOnly(_ context.Context, m mesh.Member, _ string) (bool, error) {
+	u, err := mesh.MetadataOf[user](m)
+	return u.Admin, err
+}
+
+// newPresence returns a server with this app's rooms and commands.
+func newPresence(client redis.UniversalClient) (*mesh.Server, error) {
+	srv, err := mesh.NewServer(mesh.Options{Redis: client, Authenticate: signIn})
+	if err != nil {
+		return nil, err
+	}
+	say := func(ctx context.Context, c *mesh.Connection, text json.RawMessage) (any, error) {
+		return true, srv.Rooms().Send(ctx, "lobby", "chat/said", text)
+	}
+	return srv, errors.Join(
+		srv.TrackPresence(mesh.Exact("lobby"), mesh.PresenceOptions{}),
+		srv.TrackPresence(mesh.Regexp(regexp.MustCompile(`^doc:`)), mesh.PresenceOptions{TTL: time.Minute}),
+		srv.TrackPresence(mesh.Exact("doc:audit"), mesh.PresenceOptions{Guard: adminsOnly}),
+		srv.HandleCommand("chat/say", say),
+	)
+}
+
+// A program from start to end: who signs in, joins and goes is seen by whoever
+// watches the room, here or on another server with the same Redis.
 func Example() {
-	redis, err := meshtest.NewRedis()
+	// An in-process Redis, so that this runs anywhere. In a program:
+	// client := redis.NewClient(&redis.Options{Addr: "localhost:6379"})
+	memory, err := meshtest.NewRedis()
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer redis.Close()
-	srv, err := mesh.NewServer(mesh.Options{Redis: redis.Client()})
+	defer memory.Close()
+	client := memory.Client()
+
+	srv, err := newPresence(client)
 	if err != nil {
 		log.Fatal(err)
 	}
-	if err := srv.TrackPresence(mesh.Exact("lobby"), mesh.PresenceOptions{}); err != nil {
-		log.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	if err := srv.Start(ctx); err != nil {
 		log.Fatal(err)
@@ -35,96 +83,48 @@ func Example() {
 	mux := http.NewServeMux()
 	mux.Handle("/ws", srv)
 	web := httptest.NewServer(mux)
-	n, err := srv.Presence().Count(ctx, "lobby")
-	fmt.Println(n, err)
 
-	// http.Server.Shutdown knows nothing of WebSockets: mesh first.
-	fmt.Println(srv.Shutdown(ctx))
-	web.Close()
-	// Output:
-	// 0 <nil>
-	// <nil>
-}
-
-// An app with a transport of its own hands in connection ids and says when
-// they come, show life and go.
-func ExamplePresenceManager() {
-	redis, err := meshtest.NewRedis()
+	// Alice comes, as a browser would with the JavaScript client.
+	url := "ws" + strings.TrimPrefix(web.URL, "http") + "/ws"
+	alice, _, err := websocket.DefaultDialer.Dial(url, http.Header{"Authorization": {"Bearer alice"}})
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer redis.Close()
-	p, err := mesh.NewPresenceManager(mesh.Options{Redis: redis.Client()})
-	if err != nil {
-		log.Fatal(err)
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-	defer cancel()
-	rule := mesh.Regexp(regexp.MustCompile(`^doc:`))
-	if err := p.TrackPresence(rule, mesh.PresenceOptions{TTL: time.Minute}); err != nil {
-		log.Fatal(err)
-	}
-	if err := p.Start(ctx); err != nil {
-		log.Fatal(err)
-	}
-	defer p.Shutdown(ctx)
+	defer alice.Close()
 
-	if err := p.Connect(ctx, "conn-1", map[string]string{"userId": "alice"}); err != nil {
-		log.Fatal(err)
-	}
-	for event, err := range p.Subscribe(ctx, "doc:7", mesh.SubscribeOptions{}) {
+	for event, err := range srv.Presence().Subscribe(ctx, "lobby", mesh.SubscribeOptions{}) {
 		if err != nil {
 			log.Fatal(err)
 		}
 		switch event.Type {
 		case mesh.EventSnapshot:
-			fmt.Println("present:", len(event.Snapshot.Members))
-			err = p.Join(ctx, "doc:7", "conn-1")
+			fmt.Println("present:", event.Snapshot.Total)
+			err = alice.WriteJSON(map[string]any{"id": 1, "command": "mesh/join-room", "payload": map[string]string{"roomName": "lobby"}})
 		case mesh.EventJoin:
-			fmt.Printf("join %s %s\n", event.ConnectionID, event.Metadata)
-			err = p.PublishState(ctx, "doc:7", "conn-1", map[string]bool{"typing": true}, mesh.StateOptions{ExpireAfter: 3 * time.Second})
-		case mesh.EventState:
-			fmt.Printf("state %s %s\n", event.ConnectionID, event.State)
-			err = p.Disconnect(ctx, "conn-1")
+			fmt.Printf("joined: %s\n", event.Metadata)
+			err = alice.Close() // no good-bye: the connection just breaks
 		case mesh.EventLeave:
-			fmt.Println("leave", event.ConnectionID)
-			return
+			fmt.Println("left")
 		}
 		if err != nil {
 			log.Fatal(err)
 		}
+		if event.Type == mesh.EventLeave {
+			break
+		}
+	}
+
+	// http.Server.Shutdown knows nothing of WebSockets: mesh first, then the
+	// web server, then the Redis client.
+	if err := srv.Shutdown(ctx); err != nil {
+		log.Fatal(err)
+	}
+	web.Close()
+	if err := client.Close(); err != nil {
+		log.Fatal(err)
 	}
 	// Output:
 	// present: 0
-	// join conn-1 {"userId":"alice"}
-	// state conn-1 {"typing":true}
-	// leave conn-1
-}
-
-// A guard reads the metadata that the server, not the client, has set.
-func ExampleServer_TrackPresence() {
-	redis, err := meshtest.NewRedis()
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer redis.Close()
-	srv, err := mesh.NewServer(mesh.Options{Redis: redis.Client()})
-	if err != nil {
-		log.Fatal(err)
-	}
-	type user struct{ IsAdmin bool }
-	err = srv.TrackPresence(mesh.Exact("admin-room"), mesh.PresenceOptions{
-		TTL: time.Minute,
-		Guard: func(_ context.Context, m mesh.Member, _ string) (bool, error) {
-			u, err := mesh.MetadataOf[user](m)
-			return u.IsAdmin, err
-		},
-	})
-	fmt.Println(err)
-	fmt.Println(srv.TrackPresence(mesh.Exact(""), mesh.PresenceOptions{}))
-	fmt.Println(srv.TrackPresence(mesh.Exact("lobby"), mesh.PresenceOptions{TTL: time.Millisecond}))
-	// Output:
-	// <nil>
-	// mesh: invalid pattern: Exact of an empty name
-	// mesh: invalid options: PresenceOptions.TTL is 1ms, want 0 or 1s to 8760h0m0s (pattern "lobby")
+	// joined: {"userId":"alice"}
+	// left
 }

@@ -90,7 +90,8 @@ func (p Pattern) validate() error {
 // must be safe for concurrent use; and it should end when ctx does.
 type Guard func(ctx context.Context, m Member, room string) (bool, error)
 
-// PresenceOptions are the options of one rule, given to TrackPresence.
+// PresenceOptions are the options of one rule, given to [Server.TrackPresence].
+// The zero value: everyone may see and join, and silence ends nothing.
 type PresenceOptions struct {
 	// TTL is how long a connection stays present without a frame from it (or,
 	// with a transport of your own, without a Touch). It ends within a second

@@ -30,6 +30,10 @@ type world struct {
 	watched *redistest.Sentinel // where a master is followed, not one server
 	cluster *redistest.Cluster  // in place of real
 	prefix  string              // Options.Prefix; empty: the default
+
+	as  func() redis.UniversalClient // the client of servers, where it is not everybody's
+	url string                       // and, for those in other processes, its address, with
+	ca  string                       // the file of who has signed the certificate
 }
 
 // everywhere runs a test three times: in virtual time on the embedded Redis
@@ -94,6 +98,9 @@ func (w *world) client() redis.UniversalClient {
 // options are those of a server of this world, to begin with.
 func (w *world) options() Options {
 	w.t.Helper()
+	if w.as != nil {
+		return Options{Redis: w.as(), Prefix: w.keys().prefix}
+	}
 	return Options{Redis: w.client(), Prefix: w.keys().prefix}
 }
 

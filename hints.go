@@ -207,12 +207,9 @@ func (h *hints) act(ctx context.Context, due []hint) {
 		h.n.opts.Logger.Debug("mesh: expired entries not ended", "error", err)
 		return
 	}
-	for i, s := range statuses {
+	for _, s := range statuses {
 		if s == store.Ended {
 			h.acted.Add(1)
-			if items[i].Mode == store.ReapExpired {
-				h.n.reaped.Add(1)
-			}
 		}
 	}
 }

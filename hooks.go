@@ -21,7 +21,7 @@ type hooks struct {
 // here is there when it joins. Each is recovered and limited by
 // Options.HookTimeout; ctx ends then, and with the server.
 //
-// The seed's server.onConnection.
+// The TypeScript server's onConnection.
 func (s *Server) OnConnection(f func(ctx context.Context, c *Connection)) {
 	s.hooks.mu.Lock()
 	defer s.hooks.mu.Unlock()
@@ -29,9 +29,9 @@ func (s *Server) OnConnection(f func(ctx context.Context, c *Connection)) {
 }
 
 // OnDisconnection adds a function that is called for every socket of this
-// server that has ended, after it has left its rooms (or could not within two
-// seconds, because Redis is away). reason says how it ended. Recovered and
-// limited as in OnConnection.
+// server that has ended, in the order added, after it has left its rooms (or
+// could not within two seconds, because Redis is away). reason says how it
+// ended, for a log. Recovered and limited as in [Server.OnConnection].
 func (s *Server) OnDisconnection(f func(ctx context.Context, c *Connection, reason error)) {
 	s.hooks.mu.Lock()
 	defer s.hooks.mu.Unlock()
@@ -71,7 +71,9 @@ func (h *hooks) disconnected(n *node, c *Connection, reason error) {
 // CommandHandler carries out a command of the app's own. payload is what the
 // client sent, nil where it sent none. The result is encoded to JSON and
 // answered; of an error the client gets the text, with code ESERVER and name
-// Error, or what a *CommandError says. ctx ends with the connection.
+// Error, or what a [*CommandError] says. ctx ends with the connection. It is
+// called for many connections at once, and for several commands of one, so it
+// must be safe for concurrent use.
 type CommandHandler func(ctx context.Context, c *Connection, payload json.RawMessage) (any, error)
 
 // handlers are the app's own commands.
@@ -84,8 +86,11 @@ type handlers struct {
 // socket. Its calls run beside presence and each other, up to
 // Options.HandlerConcurrency at once per connection (more are answered with
 // EBUSY), so a slow one holds up nobody. A panic is recovered and answered
-// with ESERVER. Names that begin with "mesh/" are the protocol's own;
-// ErrCommandExists where the name is taken.
+// with ESERVER.
+//
+// [ErrInvalidCommand] where the name is empty or the protocol's own, as all are
+// that begin with "mesh/"; [ErrCommandExists] where it is taken;
+// [ErrInvalidOptions] where h is nil.
 func (s *Server) HandleCommand(name string, h CommandHandler) error {
 	if err := checkCommand(name); err != nil {
 		return err

@@ -130,14 +130,32 @@ func (k keyspace) Canary() string {
 	return fmt.Sprintf("%scanary:%016x", k.prefix, rand.Uint64())
 }
 
-// EventsPrefix implements store.Keys.
-func (k keyspace) EventsPrefix() string {
-	return k.prefix + strconv.Itoa(k.db) + ":presence:events:"
+// Foreign implements store.Keys: names of the TypeScript server, which stand
+// for as long as it runs, and mostly for longer.
+func (k keyspace) Foreign() []string {
+	names := []string{k.prefix + "connections", k.prefix + "connection-meta"}
+	if k.cluster { // elsewhere that is the name of one of ours
+		names = append(names, k.prefix+"instances")
+	}
+	return names
 }
 
+// EventsPrefix implements store.Keys.
+func (k keyspace) EventsPrefix() string { return k.channels() + "presence:events:" }
+
 // Control implements store.Keys.
-func (k keyspace) Control(incarnation string) string {
-	return k.prefix + strconv.Itoa(k.db) + ":server:" + incarnation
+func (k keyspace) Control(incarnation string) string { return k.channels() + "server:" + incarnation }
+
+// channels returns the prefix of channels. The sign before the number keeps a
+// prefix that ends in a digit apart from a shorter one with a longer number:
+// "app1" in database 0 from "app" in database 10.
+func (k keyspace) channels() string { return k.prefix + "@" + strconv.Itoa(k.db) + ":" }
+
+// layoutWords stand before what users choose, in the names of keys and
+// channels. A prefix may hold none of them: what has the prefix "a:room-meta:"
+// would share names with what has the prefix "a:".
+var layoutWords = []string{
+	"presence:members:", "presence:conn:", "presence:state:", "presence:seq:", "presence:events:", "room-meta:", "connection-meta:",
 }
 
 // expiryKind says what the key was that expired.
@@ -297,7 +315,9 @@ func (l *expiryListener) expired(key string) {
 }
 
 // told logs when events fall silent and when they come back, once each. That
-// Redis is away says nothing about them, and is logged elsewhere.
+// Redis is away says nothing about them, and is logged elsewhere. None of it is
+// held back: it takes two probes of two seconds to find that they fell silent,
+// and the last line has to be the one that is true.
 func (l *expiryListener) told(state store.ExpiredState, err error) {
 	switch {
 	case state == store.ExpiredSilent && !l.silent:

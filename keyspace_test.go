@@ -61,8 +61,8 @@ func TestKeyNames(t *testing.T) {
 		"mesh:format":                  k.Format(),
 		"mesh:connection-meta:c1":      k.ConnMeta("c1"),
 		"mesh:room-meta:lobby":         k.RoomMeta("lobby"),
-		"mesh:3:presence:events:":      k.EventsPrefix(),
-		"mesh:3:server:i1":             k.Control("i1"),
+		"mesh:@3:presence:events:":     k.EventsPrefix(),
+		"mesh:@3:server:i1":            k.Control("i1"),
 	} {
 		assert.Equal(t, want, got)
 	}
@@ -87,7 +87,7 @@ func TestKeyNamesCluster(t *testing.T) {
 	assert.Equal(t, "mesh:{5}:presence:rooms", k.Rooms(5))
 	assert.Equal(t, []string{"mesh:{0}:instances", "mesh:{0}:dead", "mesh:{0}:format"},
 		[]string{k.Instances(), k.Dead(), k.Format()})
-	assert.Equal(t, "mesh:0:presence:events:", k.EventsPrefix())
+	assert.Equal(t, "mesh:@0:presence:events:", k.EventsPrefix())
 }
 
 // Buckets must spread over the masters of a cluster, and rooms over buckets.

@@ -95,17 +95,28 @@ func (n *node) startParts(ctx context.Context) error {
 	return nil
 }
 
-// awaitRedis waits until Redis answers, and checks that the keys under the
-// prefix are this library's.
+// awaitRedis waits until Redis answers, and checks that this user may do what
+// is needed, and that the keys under the prefix are this library's. Where
+// Redis answers that who asks is not known or lacks a right, waiting would only
+// hide why.
 func (n *node) awaitRedis(ctx context.Context) error {
 	backoff := 50 * time.Millisecond
+	var why error // of the last attempt that ctx has let come to an end
 	for {
-		err := n.store.CheckFormat(ctx)
+		err := n.tryRedis(ctx)
 		switch {
 		case err == nil:
 			return nil
 		case errors.Is(err, store.ErrForeign):
 			return fmt.Errorf("%w: %w; use another Options.Prefix or another database, or remove those keys", ErrIncompatible, err)
+		case errors.Is(err, store.ErrForbidden):
+			return fmt.Errorf("%w: %w; check the user and password of Options.Redis, and the ACL's commands, keys and channels", ErrUnavailable, err)
+		}
+		switch {
+		case ctx.Err() == nil:
+			why = err
+		case why != nil:
+			return n.storeError(fmt.Errorf("%w; before that: %w", err, why))
 		}
 		t := time.NewTimer(backoff)
 		select {
@@ -118,16 +129,27 @@ func (n *node) awaitRedis(ctx context.Context) error {
 	}
 }
 
-// ready returns nil where start has been through and stop has not begun.
-func (n *node) ready(ctx context.Context) error {
-	switch n.running() {
-	case stateNew:
-		return ErrNotStarted
-	case stateStopped:
+// tryRedis is one attempt of awaitRedis.
+func (n *node) tryRedis(ctx context.Context) error {
+	for _, try := range []func(context.Context) error{n.store.Dial, n.store.CheckRights, n.store.CheckFormat} {
+		if err := try(ctx); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ready returns nil where start has been through, and neither a drain nor stop
+// has begun. It asks no part: while Redis is away a server still serves.
+func (n *node) ready(context.Context) error {
+	if n.retired.Load() {
 		return ErrClosed
 	}
-	return n.subscribed(ctx)
+	return n.usable()
 }
+
+// retire has the node not be ready any more.
+func (n *node) retire() { n.retired.Store(true) }
 
 func (n *node) running() nodeState { return nodeState(n.state.Load()) }
 
@@ -138,6 +160,7 @@ func (n *node) running() nodeState { return nodeState(n.state.Load()) }
 // waits for the first one's end.
 func (n *node) stop(ctx context.Context) error {
 	n.stopOnce.Do(func() {
+		n.retire()
 		n.watchers.quit()
 		n.calls.cancel()
 		go func() { // ends with the node; whoever stops waits for it

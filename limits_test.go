@@ -41,7 +41,7 @@ func TestLimitOfFrames(t *testing.T) {
 		watcher.expect(2*time.Second, "leave", p.id)
 		r.send(fits)
 		r.next()
-		assert.EqualValues(t, 1, s.Stats().Closed["too large"])
+		assert.EqualValues(t, 1, s.Stats().Closed["too_large"])
 	})
 }
 

@@ -14,13 +14,13 @@ import (
 // its own (Server-Sent Events, long polling, …) take part: it hands in
 // connection ids of its own and says when they join, show life and leave.
 //
-// A Server has one (Server.Presence); NewPresenceManager makes one without
+// A Server has one ([Server.Presence]); NewPresenceManager makes one without
 // WebSockets, which has to be started and shut down by itself. All methods are
 // safe for concurrent use. Each call waits for Redis for at most two seconds
-// and then returns an error that wraps ErrUnavailable; a join or leave that
+// and then returns an error that wraps [ErrUnavailable]; a join or leave that
 // ended so is still carried out when Redis is back.
 //
-// The seed's server.presenceManager.
+// The TypeScript server's presenceManager.
 type PresenceManager struct {
 	n        *node
 	ofServer bool // which starts and stops the node
@@ -31,8 +31,10 @@ var errOfServer = fmt.Errorf("%w: this manager is a Server's: start and shut dow
 
 // NewPresenceManager returns a manager that takes part in the presence of all
 // servers that share opts.Redis and opts.Prefix, without serving WebSockets
-// itself. Call Start before anything else but TrackPresence, and Shutdown at
-// the end. Errors wrap ErrInvalidOptions.
+// itself. Call [PresenceManager.Start] before anything else but
+// [PresenceManager.TrackPresence], and [PresenceManager.Shutdown] at the end.
+// What Options say about sockets and requests is of no effect. Errors wrap
+// [ErrInvalidOptions].
 func NewPresenceManager(opts Options) (*PresenceManager, error) {
 	n, err := newNode(opts)
 	if err != nil {
@@ -43,8 +45,9 @@ func NewPresenceManager(opts Options) (*PresenceManager, error) {
 
 // Start joins the group of servers. It returns when Redis has answered and
 // subscriptions are confirmed. Until then, while ctx lasts, it keeps trying;
-// after an error it may be called again. A second call does nothing. For the
-// manager of a Server it is an error.
+// after an error it may be called again. Once it has succeeded further calls
+// do nothing. For the manager of a Server it is an error. Errors as
+// [Server.Start].
 func (p *PresenceManager) Start(ctx context.Context) error {
 	if p.ofServer {
 		return errOfServer
@@ -52,7 +55,10 @@ func (p *PresenceManager) Start(ctx context.Context) error {
 	return p.n.start(ctx)
 }
 
-// Ready returns nil once Start is through and until Shutdown begins.
+// Ready returns nil once Start is through ([ErrNotStarted] before) and until
+// Shutdown begins ([ErrClosed] from then on; of a Server's manager also from its
+// Drain on). It answers at once, from memory, and stays nil while Redis is
+// away, as [Server.Ready] does.
 func (p *PresenceManager) Ready(ctx context.Context) error { return p.n.ready(ctx) }
 
 // Shutdown makes everything that was joined here leave, in batches, and stops
@@ -66,7 +72,7 @@ func (p *PresenceManager) Shutdown(ctx context.Context) error {
 	return p.n.stop(ctx)
 }
 
-// TrackPresence puts a rule in force, as Server.TrackPresence does.
+// TrackPresence puts a rule in force, as [Server.TrackPresence] does.
 func (p *PresenceManager) TrackPresence(pattern Pattern, opts PresenceOptions) error {
 	return p.n.trackPresence(pattern, opts)
 }
@@ -81,7 +87,7 @@ func (p *PresenceManager) Rooms() *RoomManager { return &RoomManager{n: p.n} }
 // in no particular order, as Redis holds them. No guard is asked: the app
 // itself is asking. The room may have no rule.
 //
-// The seed's presenceManager.getPresentConnections.
+// The TypeScript server's presenceManager.getPresentConnections.
 func (p *PresenceManager) PresentConnections(ctx context.Context, room string) ([]string, error) {
 	members, err := p.Members(ctx, room)
 	if err != nil {
@@ -95,8 +101,9 @@ func (p *PresenceManager) PresentConnections(ctx context.Context, room string) (
 }
 
 // Members returns all members of the room with their metadata and states, in
-// no particular order, as Redis holds them. Rooms of more than 500 are read in
-// pages, so that who comes or goes meanwhile may be in or not.
+// no particular order, as Redis holds them, tracked or not. It is not limited:
+// rooms of more than 500 are read in pages, so that who comes or goes meanwhile
+// may be in or not. No guard is asked.
 func (p *PresenceManager) Members(ctx context.Context, room string) ([]Member, error) {
 	if err := p.n.use(room); err != nil {
 		return nil, err
@@ -108,7 +115,8 @@ func (p *PresenceManager) Members(ctx context.Context, room string) ([]Member, e
 	return membersOf(records), nil
 }
 
-// Count returns how many connections are in the room, without listing them.
+// Count returns how many connections are in the room, tracked or not, without
+// listing them.
 func (p *PresenceManager) Count(ctx context.Context, room string) (int, error) {
 	if err := p.n.use(room); err != nil {
 		return 0, err
@@ -121,10 +129,11 @@ func (p *PresenceManager) Count(ctx context.Context, room string) (int, error) {
 // metadata (any value that encodes to JSON; nil: none). The id is the app's to
 // choose: unique among all servers, at most 128 bytes of UTF-8 without colon,
 // whitespace and control characters. A connection that is closing under that
-// id is waited for. ErrConnectionExists where it is open.
+// id is waited for. [ErrConnectionExists] where it is open on this server,
+// [ErrInvalidMetadata] or [ErrTooLarge] where the metadata cannot be stored.
 //
-// It counts as alive from then on; call Touch for every sign of life, and
-// Disconnect when it is over.
+// It counts as alive from then on; call [PresenceManager.Touch] for every sign
+// of life, and [PresenceManager.Disconnect] when it is over.
 func (p *PresenceManager) Connect(ctx context.Context, connID string, metadata any) error {
 	data, err := p.n.encodeMetadata(metadata)
 	if err != nil {
@@ -135,7 +144,9 @@ func (p *PresenceManager) Connect(ctx context.Context, connID string, metadata a
 }
 
 // Disconnect ends a connection of the app's own transport: it leaves all its
-// rooms, and its metadata is forgotten. It waits until Redis has it.
+// rooms, and its metadata is forgotten. It waits until Redis has it; where that
+// does not answer in time it is done later. [ErrUnknownConnection] where this
+// server has no such connection.
 func (p *PresenceManager) Disconnect(ctx context.Context, connID string) error {
 	c, err := p.n.conn(connID)
 	if err != nil {
@@ -149,8 +160,10 @@ func (p *PresenceManager) Disconnect(ctx context.Context, connID string) error {
 // or one of this server's sockets. It is a sign of life. A connection that is
 // in already stays in, and nobody is told.
 //
-// ErrRefused where the rule's JoinGuard said no, ErrLimit past
-// Limits.RoomsPerConnection.
+// [ErrUnknownConnection] where this server has no such connection (for those of
+// others: [RoomManager.Add]), [ErrRefused] where a rule's JoinGuard said no,
+// [ErrLimit] past Limits.RoomsPerConnection, [ErrConflict] where a connection of
+// the same id is in the room on another server.
 func (p *PresenceManager) Join(ctx context.Context, room, connID string) error {
 	c, err := p.n.in(room, connID)
 	if err != nil {
@@ -163,7 +176,8 @@ func (p *PresenceManager) Join(ctx context.Context, room, connID string) error {
 
 // Touch is a sign of life of a connection: it postpones the expiry of all its
 // entries, and joins those again that had expired. It costs no call of Redis
-// by itself and does not wait.
+// by itself and does not wait. [ErrUnknownConnection] where this server has no
+// such connection.
 func (p *PresenceManager) Touch(connID string) error {
 	c, err := p.n.conn(connID)
 	if err != nil {
@@ -174,16 +188,17 @@ func (p *PresenceManager) Touch(connID string) error {
 }
 
 // Leave takes a connection out of a room; false: it was not in. It is a sign
-// of life for the connection's other rooms.
+// of life for the connection's other rooms. [ErrUnknownConnection] where this
+// server has no such connection.
 func (p *PresenceManager) Leave(ctx context.Context, room, connID string) (bool, error) {
 	c, err := p.n.in(room, connID)
 	if err != nil {
 		return false, err
 	}
-	was, err := c.Leave(ctx, room, store.CauseLeft)
-	// A sign of life too, but not before: where silence had ended the entry it
+	// A sign of life too, but not Seen: where silence had ended the entry that
 	// would join it again, and subscribers would be told of a join and a leave.
-	c.Seen()
+	c.Stamp()
+	was, err := c.Leave(ctx, room, store.CauseLeft)
 	return was, p.n.storeError(err)
 }
 
@@ -229,7 +244,8 @@ func (p *PresenceManager) CleanExpired(ctx context.Context, room string) (int, e
 
 // Recheck has the guards asked again about everything that a connection of
 // this server sees, though neither its metadata nor the rules have changed.
-// It does not wait for their verdicts.
+// It does not wait for their verdicts. [ConnectionManager.Recheck] does so on
+// whichever server the connection is.
 func (p *PresenceManager) Recheck(connID string) error {
 	if _, err := p.n.conn(connID); err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 	"github.com/meshpresence/mesh/internal/hub"
 	"github.com/meshpresence/mesh/internal/lease"
 	"github.com/meshpresence/mesh/internal/owner"
+	"github.com/meshpresence/mesh/internal/socket"
 	"github.com/meshpresence/mesh/internal/store"
 )
 
@@ -71,11 +72,12 @@ type node struct {
 	trouble atomic.Bool            // something may have been missed: compare everything at the next heartbeat
 	contact contact
 	shifts  failovers
-	reaped  atomic.Uint64
+	slow    atomic.Uint64 // subscriptions that ended because too much waited
 
 	starting   chan struct{} // of capacity 1: whoever put something in is starting or stopping
 	begunParts bool          // there is something to stop; guarded by starting
 	state      atomic.Int32  // a nodeState; written by who is starting, and by stop
+	retired    atomic.Bool   // it takes no more sockets, or has begun to stop
 	stopOnce   sync.Once
 	stopped    chan struct{} // closed when stop is through
 	stopErr    error         // read only after that
@@ -114,7 +116,6 @@ func newNode(opts Options) (*node, error) {
 		Busy:    func() bool { return n.hub.Watching() },
 		OnAway:  n.away,
 		OnRenew: n.renewed, OnReborn: n.reborn, OnDeaf: n.listener.Recreate,
-		OnBuried: func(_ string, entries int) { n.reaped.Add(uint64(entries)) },
 	})
 	n.owner = owner.New(owner.Config{
 		Store: at.owner, Wheel: n.wheel, Buckets: n.keys.Buckets(), RoomBucket: n.keys.RoomBucket, ConnBucket: n.keys.ConnBucket,
@@ -308,4 +309,5 @@ var innerErrors = map[error]error{
 	owner.ErrTooMany:     ErrLimit,
 	owner.ErrTaken:       ErrConflict,
 	hub.ErrStopped:       ErrClosed,
+	socket.ErrClosed:     ErrClosed,
 }

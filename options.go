@@ -19,7 +19,7 @@ import (
 
 // Options configure a Server or a PresenceManager. Only Redis is required: the
 // zero value of every other field means its default. A value out of range is
-// an error that names the field and wraps ErrInvalidOptions; nothing is
+// an error that names the field and wraps [ErrInvalidOptions]; nothing is
 // adjusted silently. Where nothing else is said, durations may be 1 ms to 24 h
 // and numbers 1 to 2^30. Options are copied when they are used; changing them
 // later has no effect.
@@ -30,9 +30,10 @@ type Options struct {
 	// stays the app's: it is never closed or reconfigured. Required.
 	Redis redis.UniversalClient
 	// Prefix begins every key and channel. All servers that share rooms use
-	// the same; others sharing the Redis use another. At most 128 bytes of
-	// valid UTF-8 without braces, whitespace and control characters. Defaults
-	// to "mesh:".
+	// the same; others sharing the Redis use another, or another database: one
+	// may begin with the other. At most 128 bytes of valid UTF-8 without braces,
+	// whitespace, control characters, and words of the layout such as
+	// "presence:members:". Defaults to "mesh:".
 	Prefix string
 	// Buckets is how many hash tags rooms are spread over on a Redis Cluster,
 	// 1 to 1024. It must be the same on all servers and is as hard to change
@@ -59,9 +60,9 @@ type Options struct {
 	LatencyInterval time.Duration
 	// EnablePresenceExpirationEvents says whether an entry ends because its
 	// TTL ran out, by this server's clock or by Redis's expired events. If
-	// false, such entries stay until the app calls the clean-up method;
-	// disconnects, dead servers and the expiry of states are handled all the
-	// same. Defaults to nil: true.
+	// false, such entries stay until the app calls
+	// PresenceManager.CleanExpired; disconnects, dead servers and the expiry
+	// of states are handled all the same. Defaults to nil: true.
 	EnablePresenceExpirationEvents *bool
 
 	// GuardTimeout limits how long the guards of one room may take, together,
@@ -69,7 +70,8 @@ type Options struct {
 	GuardTimeout time.Duration
 	// HookTimeout limits each call of Authenticate, ClientMetadata, a rule's
 	// JoinGuard, and the functions given to OnConnection and OnDisconnection.
-	// Defaults to 5 s.
+	// Command handlers and ConnOptions.Foreign have no limit but the end of
+	// their connection. Defaults to 5 s.
 	HookTimeout time.Duration
 	// HandlerConcurrency is how many of the app's own command handlers run at
 	// once for one connection. Defaults to 8.
@@ -289,6 +291,11 @@ func checkPrefix(prefix string) error {
 		return fmt.Errorf("%w: Prefix %q holds a brace", ErrInvalidOptions, prefix)
 	case strings.ContainsFunc(prefix, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }):
 		return fmt.Errorf("%w: Prefix %q holds whitespace or a control character", ErrInvalidOptions, prefix)
+	}
+	for _, word := range layoutWords {
+		if strings.Contains(prefix, word) {
+			return fmt.Errorf("%w: Prefix %q holds %q, which keys of the prefix before it have as well", ErrInvalidOptions, prefix, word)
+		}
 	}
 	return nil
 }

@@ -24,7 +24,8 @@ type Member struct {
 	State json.RawMessage `json:"state,omitempty"`
 }
 
-// MetadataOf decodes a member's metadata into a T; the zero T where there are none.
+// MetadataOf decodes a member's metadata into a T, as [json.Unmarshal] does; the
+// zero T where there are none. Errors wrap [ErrInvalidMetadata].
 func MetadataOf[T any](m Member) (T, error) {
 	var v T
 	if len(m.Metadata) == 0 {
@@ -48,7 +49,8 @@ const (
 	EventState    EventType = wire.UpdateState
 )
 
-// Event is one thing that a subscriber of a room is told.
+// Event is one thing that a subscriber of a room is told. What it points to is
+// shared with other subscribers and must not be changed.
 type Event struct {
 	Type         EventType
 	Room         string
@@ -67,7 +69,8 @@ type Event struct {
 	Snapshot *Snapshot
 }
 
-// Snapshot is who is in a room at one moment.
+// Snapshot is who is in a room at one moment. Its members are in no particular
+// order.
 type Snapshot struct {
 	Room string
 	// Members are at most Options.Limits.SnapshotMembers where a client or a
@@ -88,10 +91,11 @@ type Snapshot struct {
 // with the exact name, otherwise of the pattern that was given first. The same
 // name, or the same expression, given again replaces what was given before.
 //
-// A bad rule is an error that wraps ErrInvalidPattern or ErrInvalidOptions and
-// changes nothing. Safe for concurrent use.
+// A bad rule is an error that wraps [ErrInvalidPattern] or [ErrInvalidOptions]
+// and changes nothing. Safe for concurrent use. Rules hold on this server alone:
+// give all servers the same.
 //
-// The seed's server.trackPresence.
+// The TypeScript server's trackPresence.
 func (s *Server) TrackPresence(pattern Pattern, opts PresenceOptions) error {
 	return s.n.trackPresence(pattern, opts)
 }

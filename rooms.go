@@ -13,14 +13,14 @@ import (
 
 // RoomManager works on rooms and who is in them, on whichever server the
 // connections are. All methods are safe for concurrent use and wait for Redis
-// and the other servers for at most about two seconds each (ErrUnavailable).
+// and the other servers for at most about two seconds each ([ErrUnavailable]).
 // No guard is asked: the app itself is acting.
 type RoomManager struct {
 	n *node
 }
 
 // Add brings a connection into a room, on whichever server it is.
-// ErrUnknownConnection where no server has it, ErrLimit past
+// [ErrUnknownConnection] where no server has it, [ErrLimit] past
 // Limits.RoomsPerConnection. It is safe to repeat.
 func (m *RoomManager) Add(ctx context.Context, room, connID string) error {
 	if err := m.n.use(room); err != nil {
@@ -31,7 +31,8 @@ func (m *RoomManager) Add(ctx context.Context, room, connID string) error {
 }
 
 // Remove takes a connection out of a room, on whichever server it is; false:
-// it was not in. It is safe to repeat.
+// it was not in. [ErrUnknownConnection] where no server has it. It is safe to
+// repeat.
 func (m *RoomManager) Remove(ctx context.Context, room, connID string) (bool, error) {
 	if err := m.n.use(room); err != nil {
 		return false, err
@@ -40,7 +41,8 @@ func (m *RoomManager) Remove(ctx context.Context, room, connID string) (bool, er
 	return done.OK, err
 }
 
-// Contains reports whether a connection is in a room.
+// Contains reports whether a connection is in a room, as Redis holds it. An
+// unknown connection is in none.
 func (m *RoomManager) Contains(ctx context.Context, room, connID string) (bool, error) {
 	if err := m.n.use(room); err != nil {
 		return false, err
@@ -52,7 +54,8 @@ func (m *RoomManager) Contains(ctx context.Context, room, connID string) (bool, 
 	return ok, m.n.storeError(err)
 }
 
-// Members returns the ids of the connections in a room, tracked or not.
+// Members returns the ids of the connections in a room, tracked or not, in no
+// particular order. With metadata and states: [PresenceManager.Members].
 func (m *RoomManager) Members(ctx context.Context, room string) ([]string, error) {
 	return (&PresenceManager{n: m.n}).PresentConnections(ctx, room)
 }
@@ -80,7 +83,7 @@ func (m *RoomManager) All(ctx context.Context) ([]string, error) {
 }
 
 // Of returns the rooms that a connection is in, sorted, on whichever server it
-// is. ErrUnknownConnection where no server has it.
+// is. [ErrUnknownConnection] where no server has it.
 func (m *RoomManager) Of(ctx context.Context, connID string) ([]string, error) {
 	done, err := m.n.callOwner(ctx, remoteCall{Op: opRooms, Conn: connID})
 	return done.Rooms, err
@@ -107,7 +110,8 @@ func (m *RoomManager) Clear(ctx context.Context, room string) error {
 	return errors.Join(errs...)
 }
 
-// Delete clears a room and forgets its metadata.
+// Delete clears a room, as [RoomManager.Clear] does, and forgets its metadata.
+// It is no lock: who joins afterwards is in again.
 func (m *RoomManager) Delete(ctx context.Context, room string) error {
 	if err := m.Clear(ctx, room); err != nil {
 		return err
@@ -118,7 +122,8 @@ func (m *RoomManager) Delete(ctx context.Context, room string) error {
 // SetMetadata stores metadata for a room: any value that encodes to JSON; nil
 // removes it. It stays until it is set anew or the room is deleted, whether or
 // not somebody is in. Two merges at once lose nothing. Clients that may see
-// the room can read it.
+// the room can read it. [ErrInvalidMetadata] where the value does not encode or
+// the strategy is unknown, [ErrTooLarge] past Limits.MetadataBytes.
 func (m *RoomManager) SetMetadata(ctx context.Context, room string, metadata any, opts MetadataOptions) error {
 	if err := m.n.use(room); err != nil {
 		return err
@@ -145,8 +150,9 @@ func (m *RoomManager) Metadata(ctx context.Context, room string) (json.RawMessag
 
 // Send pushes a frame {command, payload} to the sockets of everybody in a
 // room, on all servers, at most once each. It returns when the frame is queued
-// here and on its way to the other servers. Commands that begin with "mesh/"
-// are the protocol's own and refused.
+// here and on its way to the other servers. On an error some may have it.
+// [ErrInvalidCommand] where the command is the protocol's own, as all are that
+// begin with "mesh/".
 func (m *RoomManager) Send(ctx context.Context, room, command string, payload any) error {
 	if err := m.n.use(room); err != nil {
 		return err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"sync"
 	"time"
@@ -31,19 +32,23 @@ type Server struct {
 	upgrader websocket.Upgrader
 	arrivals arrivals
 	sockets  socket.Stats
+	log      *limit.Log // of all sockets
 	hooks    hooks
 	handlers handlers
 
 	mu      sync.RWMutex // guards the fields below
-	closing bool
 	conns   map[string]*Connection
-	open    int            // connections, those included that are being upgraded
-	work    sync.WaitGroup // connections; Add with mu held and closing false
+	open    int // connections, those included that are being upgraded
+	leaving leaving
+
+	gone     chan struct{} // closed when no more are taken and the last connection has ended
+	quit     chan struct{} // closed when Shutdown begins
+	quitOnce sync.Once
 }
 
 // NewServer returns a server on opts.Redis, which stays the app's to close
 // after Shutdown. Nothing is asked of Redis before Start. Errors wrap
-// ErrInvalidOptions.
+// [ErrInvalidOptions].
 func NewServer(opts Options) (*Server, error) {
 	n, err := newNode(opts)
 	if err != nil {
@@ -56,6 +61,9 @@ func NewServer(opts Options) (*Server, error) {
 	s := &Server{
 		n:     n,
 		conns: make(map[string]*Connection),
+		log:   limit.NewLog(n.opts.Logger),
+		gone:  make(chan struct{}),
+		quit:  make(chan struct{}),
 	}
 	s.arrivals.bucket = limit.NewBucket(time.Now(), n.opts.Limits.UpgradesPerSecond, 1)
 	s.upgrader = websocket.Upgrader{
@@ -75,78 +83,33 @@ func NewServer(opts Options) (*Server, error) {
 // it has succeeded further calls do nothing. Requests before that are answered
 // with 503.
 //
-// ErrIncompatible where the keys under Options.Prefix are of another format,
-// ErrUnavailable where Redis did not answer before ctx ended.
+// [ErrIncompatible] where the keys under Options.Prefix are of another format,
+// [ErrUnavailable] where Redis did not answer before ctx ended. Where Redis
+// refuses the user (a wrong password, a command, key or channel that its ACL
+// lacks) that is an [ErrUnavailable] at once, and the message names what.
 func (s *Server) Start(ctx context.Context) error { return s.n.start(ctx) }
 
-// Ready returns nil when the server accepts connections: once Start is through,
-// until Shutdown begins, and while its subscriptions stand. It waits for a
-// subscription that is being renewed as long as ctx lasts.
+// Ready returns nil while the server accepts connections: from when Start is
+// through ([ErrNotStarted] before) until Drain or Shutdown is called ([ErrClosed]
+// from then on). It is for readiness probes. It answers at once, from memory,
+// whatever becomes of ctx.
+//
+// It stays nil while Redis is away: sockets are served then too, and all
+// servers of a group would fail at once, so that none were left to connect to.
 func (s *Server) Ready(ctx context.Context) error { return s.n.ready(ctx) }
 
-// Shutdown closes every connection with code 1012 (the stock client comes
-// back by itself), lets their entries leave in batches, and stops everything
-// that Start started. It is idempotent, and bounded by ctx: what Redis does
-// not take until then, the other servers end when the lease runs out. Give it
-// a deadline: without one it waits for a Redis that is away.
-//
-// http.Server.Shutdown knows nothing of WebSockets: it neither closes nor
-// awaits them. Call this one first, so that they are gone, then that of the
-// http.Server, then close the Redis client.
-func (s *Server) Shutdown(ctx context.Context) error {
-	s.mu.Lock()
-	s.closing = true
-	conns := make([]*Connection, 0, len(s.conns))
-	for _, c := range s.conns {
-		conns = append(conns, c)
-	}
-	s.mu.Unlock()
-	for _, c := range conns {
-		c.sock.Close(websocket.CloseServiceRestart, "server is restarting")
-	}
-	gone := make(chan struct{})
-	go func() { // ends with the last connection
-		s.work.Wait()
-		close(gone)
-	}()
-	if !waitFor(ctx, gone, closingTime(ctx)) {
-		for _, c := range conns { // who does not answer the close frame
-			_ = c.ws.NetConn().Close()
+// ReadyHandler returns a handler for a readiness probe: it answers 200 while
+// Ready returns nil, and 503 with the error as text otherwise. It asks nothing
+// of Redis. Mount it apart from the socket, say at /readyz.
+func (s *Server) ReadyHandler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Cache-Control", "no-store")
+		if err := s.Ready(r.Context()); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
 		}
-	}
-	var late error
-	if !waitFor(ctx, gone, closingTime(ctx)) {
-		late = errors.New("mesh: handlers of connections are still running")
-	}
-	return errors.Join(late, s.n.stop(ctx))
-}
-
-// closingTime is how long clients are waited for when the server shuts down:
-// less than ctx leaves, so that their leaves still get to Redis.
-func closingTime(ctx context.Context) time.Duration {
-	const most = 3 * time.Second
-	if deadline, ok := ctx.Deadline(); ok {
-		return min(most, time.Until(deadline)/3)
-	}
-	return most
-}
-
-// waitFor reports whether done was closed within d, and before ctx ended.
-func waitFor(ctx context.Context, done <-chan struct{}, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-done:
-		return true
-	case <-t.C:
-	case <-ctx.Done():
-	}
-	select {
-	case <-done:
-		return true
-	default:
-		return false
-	}
+		_, _ = io.WriteString(w, "ok\n") // the probe that has gone does not care
+	})
 }
 
 // Presence returns the manager of who is where.
@@ -166,20 +129,30 @@ func (s *Server) Connection(id string) (*Connection, bool) {
 	return c, ok
 }
 
-// ServeHTTP upgrades a request to a WebSocket and serves it until it ends.
-// What stands against it is answered with a status: 503 before Start, after
-// Shutdown, or past a limit (with Retry-After); 403 for a foreign origin; what
+// ServeHTTP upgrades a request to a WebSocket, which is served from then on, and
+// returns: what net/http keeps for a request and its handler would otherwise be
+// most of what an idle connection costs. Values of the request's context are
+// there for the app's commands; its end is not.
+//
+// What stands against it is answered with a status: 503 with Retry-After before
+// Start, from Drain or Shutdown on, or past a limit; 403 for a foreign origin; what
 // Options.Authenticate chose, or 401; 400 where it is no upgrade.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err := s.reserve(); err != nil {
 		refuseUpgrade(w, http.StatusServiceUnavailable)
 		return
 	}
+	serving := false
+	defer func() {
+		if !serving {
+			s.release()
+		}
+	}()
 	ws, metadata := s.upgrade(w, r)
 	if ws == nil {
-		s.release()
 		return
 	}
+	serving = true
 	ctx := context.WithoutCancel(r.Context())
 	go func() { // ends with the connection; Shutdown waits for it
 		defer s.release()
@@ -207,6 +180,10 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) (*websocket.Con
 		http.Error(w, message, status)
 		return nil, nil
 	}
+	if s.Ready(r.Context()) != nil { // it began to drain while the hook was asked
+		refuseUpgrade(w, http.StatusServiceUnavailable)
+		return nil, nil
+	}
 	ws, err := s.upgrader.Upgrade(w, r, nil)
 	if err != nil {
 		return nil, nil // the upgrader has answered
@@ -221,11 +198,15 @@ type ConnOptions struct {
 	Metadata any
 	// Foreign gets the frames that are not Mesh's: text that is not a JSON
 	// object with a command, and binary messages. messageType is
-	// websocket.TextMessage or BinaryMessage. It is called on the connection's
-	// reader, in order, and not held back until the OnConnection functions are
-	// through; while it blocks nothing is read. These frames do not count
-	// towards Limits.CommandsPerSecond: how many are too many the app decides.
-	// Connection.SendMessage answers. Text is not checked to be valid UTF-8.
+	// websocket.TextMessage or BinaryMessage; text is not checked to be valid
+	// UTF-8. Connection.SendMessage answers. It is called with one frame after
+	// the other, in order, and not held back until the OnConnection functions are
+	// through. These frames do not count towards Limits.CommandsPerSecond: how
+	// many are too many the app decides. While it blocks nothing more is read:
+	// neither commands nor pongs, so that a connection that waits for it too long
+	// is closed for silence (1011, see Options.MaxMissedPongs). It has no time
+	// limit but that: when the connection ends, a call that has not returned is
+	// left behind. A panic is recovered and costs the frame. data may be kept.
 	// Defaults to nil: such frames are ignored.
 	Foreign func(c *Connection, messageType int, data []byte)
 }
@@ -233,8 +214,11 @@ type ConnOptions struct {
 // ServeConn serves a WebSocket that the app has upgraded itself, and blocks
 // until it ends. It owns ws from then on: nothing else may read, write or
 // close it, whatever is returned. The end of ctx closes it with 1001. The
-// error says how the connection ended; ErrClosed or ErrNotStarted, ErrLimit,
-// ErrInvalidMetadata or ErrTooLarge that it was not served at all.
+// error is never nil. It wraps [ErrClosed] and says how the connection ended;
+// [ErrNotStarted], [ErrLimit], [ErrInvalidMetadata] and [ErrTooLarge] say that
+// it was not served at all, as [ErrClosed] does after Shutdown. Origins and
+// authentication are the app's to check: neither AllowedOrigins nor
+// Authenticate of [Options] is asked.
 func (s *Server) ServeConn(ctx context.Context, ws *websocket.Conn, opts ConnOptions) error {
 	err := s.reserve()
 	if err == nil {
@@ -244,7 +228,17 @@ func (s *Server) ServeConn(ctx context.Context, ws *websocket.Conn, opts ConnOpt
 			return s.serve(ctx, ws, metadata, opts.Foreign)
 		}
 	}
-	return errors.Join(err, ws.Close())
+	return turnAway(ws, err)
+}
+
+// turnAway ends a WebSocket that is not served. Where the server takes no more,
+// the client is told so, like those that it has.
+func turnAway(ws *websocket.Conn, why error) error {
+	if errors.Is(why, ErrClosed) {
+		frame := websocket.FormatCloseMessage(websocket.CloseServiceRestart, restarting)
+		_ = ws.WriteControl(websocket.CloseMessage, frame, time.Now().Add(time.Second)) // it is closed in any case
+	}
+	return errors.Join(why, ws.Close())
 }
 
 // reserve counts a connection in, if one more may be.
@@ -254,29 +248,30 @@ func (s *Server) reserve() error {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closing {
+	if s.leaving.begun {
 		return ErrClosed
 	}
 	if limit := s.n.opts.Limits.Connections; over(s.open+1, limit) {
 		return fmt.Errorf("%w: %d connections", ErrLimit, limit)
 	}
 	s.open++
-	s.work.Add(1)
 	return nil
 }
 
 func (s *Server) release() {
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	s.open--
-	s.mu.Unlock()
-	s.work.Done()
+	if s.leaving.begun && s.open == 0 {
+		close(s.gone) // once: it does not rise again
+	}
 }
 
-// add makes a connection known; false: the server is closing.
+// add makes a connection known; false: the server takes no more.
 func (s *Server) add(c *Connection) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closing {
+	if s.leaving.begun {
 		return false
 	}
 	s.conns[c.id] = c
@@ -287,6 +282,9 @@ func (s *Server) remove(c *Connection) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.conns, c.id)
+	if c.told {
+		s.leaving.told--
+	}
 }
 
 // deliver queues a frame on a local socket.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"strings"
 	"sync"
 	"testing"
@@ -263,16 +264,25 @@ func TestForeignKeysUnderThePrefix(t *testing.T) {
 			"no format":      func() error { return c.Set(ctx, under("odd:").Format(), "x", 0).Err() },
 			"another type":   func() error { return c.SAdd(ctx, under("type:").Format(), "x").Err() },
 			"foreign lists":  func() error { return c.SAdd(ctx, under("foreign:").Instances(), "x").Err() },
+			// What the TypeScript server has while it runs, on a cluster too, and
+			// what it leaves behind.
+			"its instances":   func() error { return c.SAdd(ctx, under("ts:").prefix+"instances", "x").Err() },
+			"its connections": func() error { return c.HSet(ctx, under("ts2:").prefix+"connections", "c", "x").Err() },
+			"its metadata":    func() error { return c.HSet(ctx, under("ts3:").prefix+"connection-meta", "c", "{}").Err() },
 		} {
 			require.NoError(t, put(), name)
 		}
-		for _, prefix := range []string{"newer:", "odd:", "type:", "foreign:"} {
+		for prefix, key := range map[string]string{
+			"newer:": "format", "odd:": "format", "type:": "format", "foreign:": "instances",
+			"ts:": "instances", "ts2:": "connections", "ts3:": "connection-meta",
+		} {
 			srv, err := NewServer(Options{Redis: c, Prefix: under(prefix).prefix})
 			require.NoError(t, err)
 			begun := time.Now()
 			err = srv.Start(ctx)
 			require.ErrorIs(t, err, ErrIncompatible, prefix)
 			assert.ErrorContains(t, err, "Prefix", "it says what to do")
+			assert.Regexp(t, regexp.QuoteMeta(under(prefix).prefix)+`\S*`+key+" ", err.Error(), "and which key it is")
 			assert.Less(t, time.Since(begun), time.Second, "there is no use in trying again")
 			require.NoError(t, srv.Shutdown(ctx))
 		}

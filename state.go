@@ -25,8 +25,8 @@ type StateOptions struct {
 // one before, and ends with the entry, by ClearState, or after ExpireAfter; an
 // older state's expiry never ends a newer one. It is a sign of life.
 //
-// ErrNotTracked where no rule matches, ErrNotPresent where the connection is
-// not in, ErrInvalidState where state is not an object, ErrTooLarge past
+// [ErrNotTracked] where no rule matches, [ErrNotPresent] where the connection is
+// not in, [ErrInvalidState] where state is not an object, [ErrTooLarge] past
 // Limits.StateBytes. The app itself publishes: no guard is asked.
 func (p *PresenceManager) PublishState(ctx context.Context, room, connID string, state any, opts StateOptions) error {
 	c, err := p.n.in(room, connID)
@@ -45,7 +45,8 @@ func (p *PresenceManager) PublishState(ctx context.Context, room, connID string,
 }
 
 // ClearState ends the presence state of a connection in a room; subscribers
-// are told state null. Without a state it does nothing. Errors as PublishState.
+// are told state null. Without a state it does nothing. It is a sign of life.
+// [ErrNotTracked] and [ErrNotPresent] as in [PresenceManager.PublishState].
 func (p *PresenceManager) ClearState(ctx context.Context, room, connID string) error {
 	c, err := p.n.in(room, connID)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"iter"
 	"sync"
+	"sync/atomic"
 
 	"github.com/gorilla/websocket"
 
@@ -117,6 +118,7 @@ func (o *socketOutlet) update(u *wire.Update) {
 func (o *socketOutlet) ended(err error) {
 	switch {
 	case errors.Is(err, errHeldTooMuch):
+		o.c.s.n.slow.Add(1)
 		o.c.sock.Close(websocket.CloseTryAgainLater, "too much happened while a guard was asked")
 		return
 	case errors.Is(err, ErrClosed):
@@ -160,17 +162,21 @@ const (
 
 // Subscribe watches a room: the iterator yields a snapshot first, then every
 // later event in order. It ends when the loop is left, and otherwise with an
-// error as its last pair that says why: that of ctx, ErrNotTracked, ErrRefused
-// (also later, when a guard changed its mind), ErrUnknownConnection,
-// ErrUnavailable where Redis did not answer at the start (later it is waited
-// for, and what was missed comes as events with Repair), ErrSlowConsumer after
-// lagging behind by 16,384 events or 16 MiB, ErrClosed at Shutdown or when the Viewer's
-// connection ends.
+// error as its last pair that says why: that of ctx, [ErrNotTracked],
+// [ErrRefused] (also later, when a guard changed its mind), [ErrUnknownConnection],
+// [ErrUnavailable] where Redis did not answer at the start (later it is waited
+// for, and what was missed comes as events with Repair), [ErrSlowConsumer] after
+// lagging behind by 16,384 events or 16 MiB, [ErrClosed] at Shutdown or when the
+// Viewer's connection ends.
 //
-// Each range over the result is a subscription of its own.
+// Each range over the result is a subscription of its own. It may call the
+// manager's methods. A snapshot lists at most Limits.SnapshotMembers; Total says
+// how many there are.
 func (p *PresenceManager) Subscribe(ctx context.Context, room string, opts SubscribeOptions) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
-		out := &queueOutlet{room: room, limit: p.n.opts.Limits.SnapshotMembers, more: make(chan struct{}, 1)}
+		out := &queueOutlet{
+			room: room, limit: p.n.opts.Limits.SnapshotMembers, more: make(chan struct{}, 1), slow: &p.n.slow,
+		}
 		s := &subscription{room: room, viewer: opts.Viewer, out: out, most: p.n.opts.Limits.QueueBytes}
 		if err := p.subscribe(ctx, s); err != nil {
 			yield(Event{}, err)
@@ -219,6 +225,7 @@ type queueOutlet struct {
 	room  string
 	limit int
 	more  chan struct{} // of capacity 1: there is something to take
+	slow  *atomic.Uint64
 
 	mu     sync.Mutex // guards the fields below
 	events []Event
@@ -234,6 +241,7 @@ func (o *queueOutlet) put(e Event, err error) {
 		o.err = err
 	case len(o.events) >= eventsHeld || o.bytes > bytesHeld:
 		o.events, o.err = nil, ErrSlowConsumer
+		o.slow.Add(1)
 	default:
 		o.events = append(o.events, e)
 		o.bytes += len(e.Metadata) + len(e.State)
@@ -263,6 +271,7 @@ func (o *queueOutlet) update(u *wire.Update) { o.put(eventOf(u), nil) }
 func (o *queueOutlet) ended(err error) {
 	if errors.Is(err, errHeldTooMuch) {
 		err = ErrSlowConsumer
+		o.slow.Add(1)
 	}
 	o.put(Event{}, err)
 }

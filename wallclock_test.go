@@ -21,7 +21,6 @@ var mayAskTheDate = map[string]int{
 	"node.go":                  1, // while Redis has never answered
 	"internal/hub/hub.go":      1, // default of a Config whose user gives Redis's clock
 	"internal/lease/resign.go": 1, // of its own end a server is certain, whatever the clocks say
-	"internal/socket/stats.go": 2, // how often a panic is logged
 }
 
 // TestClocksOfServersDecideNothing: deadlines run on Redis's clock and on

@@ -2,66 +2,152 @@ package meshtest_test
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"log"
-	"time"
+	"net/http"
 
+	"github.com/meshpresence/mesh"
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-// A Redis in the process, whose keys run out and say so.
+// A server and two clients. In a test use StartRedis(t), StartServer(t, srv)
+// and server.Connect(t) instead: no errors to look at, and nothing to close.
 func Example() {
-	ctx := context.Background()
-	r, err := meshtest.NewRedis(meshtest.WithKeyspaceEvents("Ex"))
+	redis, err := meshtest.NewRedis()
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer func() {
-		if err := r.Close(); err != nil {
-			log.Fatal(err)
-		}
-	}()
-
-	client := r.Client()
-	sub := client.Subscribe(ctx, "__keyevent@0__:expired")
-	defer func() { _ = sub.Close() }()
-	if _, err := sub.Receive(ctx); err != nil { // subscribed
-		log.Fatal(err)
-	}
-	if err := client.Set(ctx, "typing:ada", 1, time.Hour).Err(); err != nil {
-		log.Fatal(err)
-	}
-
-	r.Advance(time.Hour)
-	m, err := sub.ReceiveMessage(ctx)
+	defer redis.Close()
+	srv, err := mesh.NewServer(mesh.Options{Redis: redis.Client()})
 	if err != nil {
 		log.Fatal(err)
 	}
-	fmt.Println(m.Channel, m.Payload)
-	// Output: __keyevent@0__:expired typing:ada
+	if err := srv.TrackPresence(mesh.Exact("lobby"), mesh.PresenceOptions{}); err != nil {
+		log.Fatal(err)
+	}
+
+	server, err := meshtest.NewServer(srv)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer server.Close()
+	ann, err := server.Dial()
+	if err != nil {
+		log.Fatal(err)
+	}
+	bob, err := server.Dial()
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	fmt.Println("present:", len(bob.Subscribe("lobby").Present))
+	ann.Join("lobby")
+	fmt.Println(bob.NextUpdate().Type)
+	ann.Kill() // no close frame
+	u := bob.NextUpdate()
+	fmt.Println(u.Type, u.ConnectionID == ann.ID())
+	// Output:
+	// present: 0
+	// join
+	// leave true
 }
 
-// Clients notice that their connections break, and find them again.
-func ExampleRedis_Cut() {
-	ctx := context.Background()
-	r, err := meshtest.NewRedis()
+// A command of the app's own: what it answers, what it refuses and with which
+// code. In a test this goes into a synctest bubble.
+func Example_command() {
+	redis, err := meshtest.NewRedis()
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer func() {
-		if err := r.Close(); err != nil {
-			log.Fatal(err)
+	defer redis.Close()
+	srv, err := mesh.NewServer(mesh.Options{Redis: redis.Client()})
+	if err != nil {
+		log.Fatal(err)
+	}
+	err = srv.HandleCommand("chat/say", func(ctx context.Context, c *mesh.Connection, payload json.RawMessage) (any, error) {
+		var text string
+		if err := json.Unmarshal(payload, &text); err != nil || text == "" {
+			return nil, &mesh.CommandError{Code: "EINVALID", Message: "say something"}
 		}
-	}()
+		return len(text), srv.Rooms().Send(ctx, "chat", "chat/said", text)
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
 
-	client := r.Client()
-	client.Set(ctx, "room", "lobby", 0)
-	r.Cut()
-	_, err = r.Dial()
-	fmt.Println("cut:", err)
-	r.Heal()
-	fmt.Println("healed:", client.Get(ctx, "room").Val())
+	server, err := meshtest.NewServer(srv)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer server.Close()
+	ann, err := server.Dial()
+	if err != nil {
+		log.Fatal(err)
+	}
+	ann.Join("chat")
+
+	_, err = ann.Call("chat/say", "")
+	fmt.Println(meshtest.CodeOf(err), "-", err)
+	answer, err := ann.Call("chat/say", "hello")
+	fmt.Printf("%s %v\n", answer, err)
+	fmt.Printf("%s\n", ann.NextPush("chat/said"))
 	// Output:
-	// cut: dial memory meshtest: connection refused
-	// healed: lobby
+	// EINVALID - meshtest: chat/say: say something (EINVALID, CommandError)
+	// 5 <nil>
+	// "hello"
+}
+
+// A guard: whom it refuses sees nothing, until the metadata say otherwise.
+func Example_guard() {
+	redis, err := meshtest.NewRedis()
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer redis.Close()
+	srv, err := mesh.NewServer(mesh.Options{
+		Redis: redis.Client(),
+		Authenticate: func(_ context.Context, r *http.Request) (any, error) {
+			if r.Header.Get("Authorization") == "" {
+				return nil, mesh.Refuse(http.StatusUnauthorized, "sign in first")
+			}
+			return map[string]bool{"staff": false}, nil
+		},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	err = srv.TrackPresence(mesh.Exact("staff"), mesh.PresenceOptions{
+		Guard: func(_ context.Context, m mesh.Member, _ string) (bool, error) {
+			user, err := mesh.MetadataOf[struct{ Staff bool }](m)
+			return user.Staff, err
+		},
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	server, err := meshtest.NewServer(srv)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer server.Close()
+	_, err = server.Dial()
+	fmt.Println(err)
+	eve, err := server.Dial(meshtest.WithHeader("Authorization", "eve"))
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	fmt.Println("in:", eve.Join("staff").Success, "sees:", eve.Subscribe("staff").Success)
+	promoted := map[string]bool{"staff": true}
+	if err := srv.Connections().SetMetadata(context.Background(), eve.ID(), promoted, mesh.MetadataOptions{}); err != nil {
+		log.Fatal(err)
+	}
+	seen := eve.Subscribe("staff")
+	fmt.Println("sees:", seen.Success, "herself:", seen.Has(eve.ID()))
+	// Output:
+	// meshtest: handshake refused: 401 sign in first
+	// in: true sees: false
+	// sees: true herself: true
 }

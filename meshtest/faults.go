@@ -3,9 +3,11 @@ package meshtest
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 
 	"github.com/alicebob/miniredis/v2/server"
+	"github.com/redis/go-redis/v9"
 )
 
 // Cut ends all connections, as a reset does, and refuses new ones until
@@ -22,7 +24,7 @@ func (r *Redis) Cut() {
 // again. What is published before they have done so is lost to them.
 func (r *Redis) CutOnce() {
 	r.mu.Lock()
-	conns := r.connections()
+	conns := r.connections(nil)
 	r.mu.Unlock()
 	for _, c := range conns {
 		c.abort()
@@ -34,6 +36,35 @@ func (r *Redis) Heal() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.cut = false
+}
+
+// CutClient is [Redis.Cut] for the connections of one client: what a server
+// sees that lost the network to its Redis, while the others have theirs. The
+// client must be one that [Redis.Client] returned; an error says that it is not.
+func (r *Redis) CutClient(c *redis.Client) error {
+	conns, err := r.setCut(c, true)
+	for _, c := range conns {
+		c.abort()
+	}
+	return err
+}
+
+// HealClient ends what [Redis.CutClient] began.
+func (r *Redis) HealClient(c *redis.Client) error {
+	_, err := r.setCut(c, false)
+	return err
+}
+
+// setCut marks a client's link and returns what is connected over it.
+func (r *Redis) setCut(c *redis.Client, cut bool) ([]*memConn, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	l, ok := r.clients[c]
+	if !ok {
+		return nil, errors.New("meshtest: not a client that Redis.Client has returned")
+	}
+	l.cut = cut
+	return r.connections(l), nil
 }
 
 // Hang makes the Redis answer nothing until [Redis.Resume], as a stopped
@@ -95,7 +126,7 @@ func (r *Redis) Restart() error {
 	r.life++
 	r.events = r.cfg.events
 	r.runID = newRunID()
-	conns := r.connections()
+	conns := r.connections(nil)
 	r.resume()
 	r.mu.Unlock()
 	for _, c := range conns {

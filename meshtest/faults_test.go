@@ -45,6 +45,27 @@ func TestCutAndHeal(t *testing.T) {
 	})
 }
 
+// go-redis goes on looking for a Redis that refused often, even after its
+// client was closed: in a bubble nothing may be left of that.
+func TestCutForGoodLeavesNothingBehind(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := meshtest.StartRedis(t)
+		opts := r.Options()
+		opts.PoolSize = 3
+		mine := redis.NewClient(opts)
+		defer func() { require.NoError(t, mine.Close()) }()
+		r.Cut()
+		for range 30 {
+			require.Error(t, r.Client().Ping(t.Context()).Err())
+			require.Error(t, mine.Ping(t.Context()).Err())
+		}
+		c := r.Client()
+		for range c.Options().PoolSize {
+			require.Error(t, c.Ping(t.Context()).Err())
+		}
+	})
+}
+
 func TestCutOnceLosesWhatIsPublishedMeanwhile(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		ctx := t.Context()

@@ -24,16 +24,24 @@ const (
 
 // memConn is one end of an in-memory connection.
 type memConn struct {
-	in, out *stream
-	once    sync.Once
-	onClose func() // called once by Close or abort; nil: nothing
+	in, out       *stream
+	local, remote net.Addr // nil: memAddr
+	once          sync.Once
+	onClose       func() // called once by Close or abort; nil: nothing
 }
 
-// memPipe returns the two ends of a new connection.
+// memPipe returns the two ends of a new connection to a Redis.
 func memPipe() (client, srv *memConn) {
 	requests := newStream(requestLimit, false)
 	replies := newStream(replyLimit, true)
 	return &memConn{in: replies, out: requests}, &memConn{in: requests, out: replies}
+}
+
+// socketPipe returns the two ends of a new connection to a Server: with room
+// for some data on the way in either direction, as between two sockets.
+func socketPipe(client, srv net.Addr) (near, far *memConn) {
+	up, down := newStream(requestLimit, false), newStream(requestLimit, false)
+	return &memConn{in: down, out: up, local: client, remote: srv}, &memConn{in: up, out: down, local: srv, remote: client}
 }
 
 // Read implements [net.Conn].
@@ -74,10 +82,17 @@ func (c *memConn) closed() {
 }
 
 // LocalAddr implements [net.Conn].
-func (c *memConn) LocalAddr() net.Addr { return memAddr{} }
+func (c *memConn) LocalAddr() net.Addr { return addrOr(c.local) }
 
 // RemoteAddr implements [net.Conn].
-func (c *memConn) RemoteAddr() net.Addr { return memAddr{} }
+func (c *memConn) RemoteAddr() net.Addr { return addrOr(c.remote) }
+
+func addrOr(a net.Addr) net.Addr {
+	if a == nil {
+		return memAddr{}
+	}
+	return a
+}
 
 // SetDeadline implements [net.Conn].
 func (c *memConn) SetDeadline(t time.Time) error {

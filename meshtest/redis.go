@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"sync"
 	"time"
 
@@ -42,15 +43,16 @@ type Redis struct {
 	runID   string
 	life    uint64 // counts restarts
 	peers   map[*server.Peer]*peer
-	conns   map[*memConn]struct{}
-	clients []*redis.Client
+	conns   map[*memConn]*link
+	clients map[*redis.Client]*link // those that Client returned
+	links   []*link                 // of all options
 
 	listener net.Listener
 	stop     chan struct{}
 	wg       sync.WaitGroup // the ticker, and all that serves TCP
 }
 
-// TB is the part of [testing.TB] that [StartRedis] uses. It keeps package
+// TB is the part of [testing.TB] that this package uses. It keeps package
 // testing out of programs that only call [NewRedis].
 type TB interface {
 	Helper()
@@ -89,7 +91,8 @@ func NewRedis(opts ...Option) (*Redis, error) {
 		events:  cfg.events,
 		runID:   newRunID(),
 		peers:   map[*server.Peer]*peer{},
-		conns:   map[*memConn]struct{}{},
+		conns:   map[*memConn]*link{},
+		clients: map[*redis.Client]*link{},
 		stop:    make(chan struct{}),
 	}
 	if cfg.addr != "" {
@@ -134,49 +137,108 @@ func (r *Redis) boot() error {
 }
 
 // Client returns a new go-redis client of this Redis, connected in memory. It
-// is closed with the Redis; the caller may close it before.
+// is closed with the Redis; the caller may close it before. Give each server
+// one of its own: [Redis.CutClient] and [Server.Kill] cut all that use it.
 func (r *Redis) Client() *redis.Client {
-	c := redis.NewClient(r.Options())
+	opts, l := r.options()
+	c := redis.NewClient(opts)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if !r.closed {
-		r.clients = append(r.clients, c)
+		r.clients[c] = l
 	}
 	return c
+}
+
+// link is the way that one client's connections take; what it holds is
+// guarded by Redis.mu.
+type link struct {
+	opts     *redis.Options // as the caller has changed them
+	cut      bool           // by CutClient
+	refusals int            // how often a connection was refused
+	refused  time.Time      // when that was last
+}
+
+// probePause is how long go-redis sleeps before it tries again to reach a
+// server that refused as many connections as the pool is large; that its
+// client has been closed it sees only then.
+const probePause = time.Second
+
+// awaitProbe waits until a closed client is through with that, so that nothing
+// of it is left: a synctest bubble would take that for a deadlock.
+func (r *Redis) awaitProbe(l *link) {
+	poolSize := l.opts.PoolSize
+	if poolSize <= 0 {
+		poolSize = 10 * runtime.GOMAXPROCS(0) // what go-redis makes of it
+	}
+	for {
+		r.mu.Lock()
+		left := probePause - time.Since(l.refused)
+		if l.refusals < poolSize {
+			left = 0
+		}
+		r.mu.Unlock()
+		if left <= 0 {
+			return
+		}
+		time.Sleep(left)
+		settle()
+	}
 }
 
 // Options returns new options for a client of this Redis that the caller makes
 // and closes: for other timeouts, pool sizes, database numbers. The address in
 // them is a literal without meaning; connections are made by [Redis.Dial].
 func (r *Redis) Options() *redis.Options {
-	return &redis.Options{
+	opts, _ := r.options()
+	return opts
+}
+
+// options returns those of a client, and the link of its connections.
+func (r *Redis) options() (*redis.Options, *link) {
+	l := &link{}
+	l.opts = &redis.Options{
 		Addr: "127.0.0.1:6379", // a name would be looked up, outside any bubble
 		Dialer: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			if err := ctx.Err(); err != nil {
 				return nil, err
 			}
-			return r.Dial()
+			return r.dial(l)
 		},
 		// Both would only ask for commands that miniredis does not know.
 		DisableIdentity:          true,
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.links = append(r.links, l)
+	return l.opts, l
 }
 
 // Dial returns a new in-memory connection, for clients other than go-redis. It
 // fails with [ErrClosed], or as a refused connection does after [Redis.Cut].
 func (r *Redis) Dial() (net.Conn, error) {
-	return r.connect()
+	return r.dial(&link{})
 }
 
-// connect makes a connection that cut and Close know of.
-func (r *Redis) connect() (*memConn, error) {
+func (r *Redis) dial(l *link) (net.Conn, error) {
+	c, err := r.connect(l)
+	if err != nil {
+		return nil, err // not a nil *memConn in a net.Conn
+	}
+	return c, nil
+}
+
+// connect makes a connection that the cuts and Close know of.
+func (r *Redis) connect(l *link) (*memConn, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if r.closed {
-		return nil, ErrClosed
-	}
-	if r.cut {
+	if r.closed || r.cut || l.cut {
+		l.refusals++
+		l.refused = time.Now()
+		if r.closed {
+			return nil, ErrClosed
+		}
 		return nil, refused()
 	}
 	client, srv := memPipe()
@@ -185,7 +247,7 @@ func (r *Redis) connect() (*memConn, error) {
 		delete(r.conns, srv)
 		r.mu.Unlock()
 	}
-	r.conns[srv] = struct{}{}
+	r.conns[srv] = l
 	// Under mu: once Close has set closed, nobody is in here any more, and
 	// miniredis may be closed.
 	r.srv.ServeConn(srv)
@@ -209,7 +271,8 @@ func (r *Redis) Addr() string {
 func (r *Redis) Mini() *miniredis.Miniredis { return r.mini }
 
 // Close closes the clients, ends every connection and waits until nothing of
-// the Redis runs any more. Commands that wait after [Redis.Hang] end
+// the Redis and its clients runs any more: up to a second after it refused
+// them. Commands that wait after [Redis.Hang] end
 // unanswered. Closing again does nothing.
 func (r *Redis) Close() error {
 	r.mu.Lock()
@@ -219,13 +282,13 @@ func (r *Redis) Close() error {
 		return nil
 	}
 	r.closed = true
-	clients, conns := r.clients, r.connections()
+	clients, conns, links := r.clients, r.connections(nil), r.links // Client adds none any more
 	r.resume()
 	close(r.stop)
 	r.mu.Unlock()
 
 	var errs []error
-	for _, c := range clients {
+	for c := range clients {
 		if err := c.Close(); err != nil && !errors.Is(err, redis.ErrClosed) {
 			errs = append(errs, fmt.Errorf("meshtest: close client: %w", err))
 		}
@@ -240,14 +303,20 @@ func (r *Redis) Close() error {
 	}
 	r.mini.Close()
 	r.wg.Wait()
+	for _, l := range links {
+		r.awaitProbe(l)
+	}
 	return errors.Join(errs...)
 }
 
-// connections lists what is connected now. r.mu is held.
-func (r *Redis) connections() []*memConn {
+// connections lists what is connected now, over one link or (nil) any. r.mu is
+// held.
+func (r *Redis) connections(over *link) []*memConn {
 	conns := make([]*memConn, 0, len(r.conns))
-	for c := range r.conns {
-		conns = append(conns, c)
+	for c, l := range r.conns {
+		if over == nil || l == over {
+			conns = append(conns, c)
+		}
 	}
 	return conns
 }

@@ -29,7 +29,7 @@ func (r *Redis) accept() {
 // bridge joins a TCP connection to a new one in memory, which gives it the
 // same buffers and the same faults. It is called by accept only.
 func (r *Redis) bridge(conn net.Conn) {
-	mem, err := r.connect()
+	mem, err := r.connect(&link{})
 	if err != nil {
 		reset(conn)
 		return

@@ -1,10 +1,14 @@
 // Command whoshere serves a page that shows who is in a room, live: names, who
-// is typing, where everybody's pointer is. Open it in several tabs; each is a
-// connection of its own.
+// is typing, where everybody's pointer is. Each tab is a connection of its own;
+// the page shows the tabs of one user as one.
 //
-//	go run ./examples/whoshere
+//	go run github.com/meshpresence/mesh/examples/whoshere@latest
 //
-// Without -redis it runs a Redis of its own, in this process.
+// Without -redis it runs a Redis of its own, in this process. With it, any
+// number of these share their rooms:
+//
+//	whoshere -redis redis://localhost:6379 -addr 127.0.0.1:8081
+//	whoshere -redis redis://localhost:6379 -addr 127.0.0.1:8082
 package main
 
 import (
@@ -140,11 +144,10 @@ func newServer(cfg config, client *redis.Client, logger *slog.Logger) (*mesh.Ser
 		Logger:       logger,
 		PingInterval: cfg.ping,
 		LeaseTTL:     cfg.lease,
+		Authenticate: authenticate,
 	}
 	if cfg.clientMetadata {
 		opts.ClientMetadata = acceptPerson
-	} else {
-		opts.Authenticate = func(context.Context, *http.Request) (any, error) { return randomPerson(), nil }
 	}
 	srv, err := mesh.NewServer(opts)
 	if err != nil {

@@ -137,7 +137,7 @@ func TestHandler(t *testing.T) {
 		{"HEAD", "/", 200, "text/html; charset=utf-8"},
 		{"GET", "/app.js", 200, "text/javascript; charset=utf-8"},
 		{"GET", "/mesh.js", 200, "text/javascript; charset=utf-8"},
-		{"GET", "/style.css", 200, "text/css; charset=utf-8"},
+		{"GET", "/theme.css", 200, "text/css; charset=utf-8"},
 		{"GET", "/icon.svg", 200, "image/svg+xml"},
 		{"GET", "/ws", 418, ""},
 		{"GET", "/index.html", 404, "text/plain; charset=utf-8"},
@@ -209,15 +209,17 @@ func TestAcceptPerson(t *testing.T) {
 		name, proposed string
 		want           person // none: refused
 	}{
-		{"taken", `{"name":"Ann","color":"#4F46e5"}`, person{"Ann", "#4F46e5"}},
-		{"trimmed", ` {"name":"  Ann ","color":"#000000"}`, person{"Ann", "#000000"}},
-		{"the rest is dropped", `{"name":"Ann","color":"#000000","isAdmin":true}`, person{"Ann", "#000000"}},
-		{"forty characters", `{"name":"` + long + `","color":"#000000"}`, person{long, "#000000"}},
+		{"taken", `{"name":"Ann","color":"#4F46e5"}`, person{"u1", "Ann", "#4F46e5"}},
+		{"trimmed", ` {"name":"  Ann ","color":"#000000"}`, person{"u1", "Ann", "#000000"}},
+		{"the rest is dropped", `{"name":"Ann","color":"#000000","isAdmin":true}`, person{"u1", "Ann", "#000000"}},
+		{"the user stays", `{"name":"Ann","userId":"u2","UserID":"u3"}`, person{"u1", "Ann", ""}},
+		{"the user stays, whatever it is said to be", `{"name":"Ann","userId":{}}`, person{"u1", "Ann", ""}},
+		{"forty characters", `{"name":"` + long + `","color":"#000000"}`, person{"u1", long, "#000000"}},
 		{"forty-one", `{"name":"` + long + `x","color":"#000000"}`, person{}},
-		{"markup is only text", `{"name":"<b>x</b>","color":"#000000"}`, person{"<b>x</b>", "#000000"}},
+		{"markup is only text", `{"name":"<b>x</b>","color":"#000000"}`, person{"u1", "<b>x</b>", "#000000"}},
+		{"no color", `{"name":"Ann"}`, person{"u1", "Ann", ""}},
 		{"no name", `{"color":"#000000"}`, person{}},
 		{"blank name", `{"name":" ","color":"#000000"}`, person{}},
-		{"no color", `{"name":"Ann"}`, person{}},
 		{"color with more", `{"name":"Ann","color":"#000000;x"}`, person{}},
 		{"newline", `{"name":"A\nn","color":"#000000"}`, person{}},
 		{"name of another type", `{"name":1,"color":"#000000"}`, person{}},
@@ -229,7 +231,8 @@ func TestAcceptPerson(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			t.Parallel()
-			got, err := acceptPerson(t.Context(), mesh.Member{ID: "c"}, json.RawMessage(tt.proposed))
+			m := mesh.Member{ID: "c", Metadata: json.RawMessage(`{"userId":"u1","name":"Guest u1"}`)}
+			got, err := acceptPerson(t.Context(), m, json.RawMessage(tt.proposed))
 			if tt.want == (person{}) {
 				ce, ok := errors.AsType[*mesh.CommandError](err)
 				require.True(t, ok, "an error that the client is told")
@@ -240,6 +243,23 @@ func TestAcceptPerson(t *testing.T) {
 			require.NoError(t, err)
 			require.Equal(t, tt.want, got)
 		})
+	}
+}
+
+func TestAuthenticate(t *testing.T) {
+	t.Parallel()
+	as := func(key string) person {
+		got, err := authenticate(t.Context(), httptest.NewRequest("GET", "/ws?key="+key, nil))
+		require.NoError(t, err)
+		return got.(person)
+	}
+	ann := as("aaaaaaaaaaaaaaaaaaaaaaaa")
+	require.Equal(t, ann, as("aaaaaaaaaaaaaaaaaaaaaaaa"), "the same user in each tab, on each server")
+	require.NotEqual(t, ann.UserID, as("aaaaaaaaaaaaaaaaaaaaaaab").UserID)
+	require.Regexp(t, "^[a-z2-7]{16}$", ann.UserID)
+	require.Equal(t, "Guest "+ann.UserID[:4], ann.Name)
+	for _, key := range []string{"", "short", strings.Repeat("x", maxKey+1)} {
+		require.NotEqual(t, as(key).UserID, as(key).UserID, "no key, or none that would do")
 	}
 }
 

@@ -13,8 +13,19 @@ import (
 	"time"
 )
 
-//go:embed index.html *.js style.css icon.svg
-var files embed.FS
+//go:embed page
+var embedded embed.FS
+
+// files are those of the page, by name.
+var files = mustSub(embedded, "page")
+
+func mustSub(fsys fs.FS, dir string) fs.FS {
+	sub, err := fs.Sub(fsys, dir)
+	if err != nil {
+		panic(err) // the name above is not a path
+	}
+	return sub
+}
 
 // contentTypes are those of the files above, by extension; what the machine
 // believes about extensions does not matter.
@@ -54,7 +65,7 @@ func newHandler(cfg config, socket http.Handler) (http.Handler, error) {
 		if e.Name() == "index.html" {
 			continue
 		}
-		body, err := files.ReadFile(e.Name())
+		body, err := fs.ReadFile(files, e.Name())
 		if err != nil {
 			return nil, fmt.Errorf("embedded files: %w", err)
 		}

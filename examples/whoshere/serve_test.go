@@ -122,7 +122,10 @@ func TestServe(t *testing.T) {
 	require.True(t, snapshot.Success)
 	require.Len(t, snapshot.Present, 1)
 	require.JSONEq(t, annID, string(snapshot.Present[0].ID))
-	require.JSONEq(t, person, string(snapshot.Present[0].Metadata))
+	var got struct{ UserID, Name, Color string }
+	require.NoError(t, json.Unmarshal(snapshot.Present[0].Metadata, &got))
+	require.Equal(t, []string{"Ann", "#4f46e5"}, []string{got.Name, got.Color})
+	require.NotEmpty(t, got.UserID)
 
 	require.NoError(t, ann.Close())
 	require.Contains(t, await(t, bob, "mesh/presence-update"), `"leave"`)

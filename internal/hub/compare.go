@@ -223,9 +223,18 @@ func (m *mirror) judge(before check, p store.Position, e era, asked time.Time) {
 	case behind:
 		m.checkpoint = checkpoint{pos: p, until: time.Now().Add(inFlight), asked: asked, era: e, serial: m.serial}
 	case differs:
-		m.fetch(CauseCompare, asked)
+		m.fetch(m.standsElsewhere(), asked)
 	}
 	m.rearm()
+}
+
+// standsElsewhere returns the cause of a snapshot that is wanted because Redis
+// stands where the mirror cannot come to.
+func (m *mirror) standsElsewhere() Cause {
+	if !m.compared {
+		return CauseResubscribed
+	}
+	return CauseCompare
 }
 
 // verdict is what a comparison came to.

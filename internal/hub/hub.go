@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/meshpresence/mesh/internal/limit"
 	"github.com/meshpresence/mesh/internal/store"
 	"github.com/meshpresence/mesh/internal/wire"
 )
@@ -112,7 +113,7 @@ type Hub struct {
 	jobs       *jobs
 	suspects   *suspects
 	counters   counters
-	failures   quiet
+	log        *limit.Log
 
 	ctx    context.Context // ends when the hub stops
 	cancel context.CancelFunc
@@ -134,9 +135,18 @@ func New(cfg Config) *Hub {
 	}
 	// A lifetime begins: the hub's work belongs to no caller.
 	h.ctx, h.cancel = context.WithCancel(context.Background())
+	h.log = limit.NewLog(h.cfg.Logger)
 	h.generation = newGeneration(h.cfg.Store)
 	h.jobs = newJobs(h.cfg.Snapshots, h.cfg.Bucket, h.takeSnapshot)
 	return h
+}
+
+// warn logs what went wrong with Redis, and nothing of what ends because the hub
+// stops.
+func (h *Hub) warn(message string, args ...any) {
+	if h.ctx.Err() == nil {
+		h.log.Warn(message, args...)
+	}
 }
 
 // Start lets the hub work. Further calls do nothing.

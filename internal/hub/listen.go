@@ -79,8 +79,9 @@ func (m *mirror) missedSome(now time.Time) {
 	case reading:
 		m.spoiled = true
 		m.pending.clear()
-		m.worsen(CauseOverflow, now)
+		m.worsen(CauseResubscribed, now)
 	case folding:
+		m.worsen(CauseResubscribed, now)
 		m.stopReading(now)
 	}
 }

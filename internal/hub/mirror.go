@@ -165,12 +165,9 @@ func (m *mirror) tell(u *wire.Update) {
 	if len(m.sinks.list) == 0 || m.hub.ctx.Err() != nil {
 		return
 	}
-	if u.Repair {
-		m.hub.counters.repairs.Add(1)
-	}
+	m.hub.counters.tell(u, len(m.sinks.list))
 	u.RoomName = m.room
 	u.Epoch, u.Seq = m.past.shown()
-	m.hub.counters.updates.Add(1)
 	for _, s := range m.sinks.list {
 		s.Deliver(u)
 	}
@@ -196,7 +193,7 @@ func (m *mirror) tick() {
 	if due(&m.checkpoint.until, now) {
 		asked := m.checkpoint.asked
 		m.checkpoint = checkpoint{}
-		m.fetch(CauseCompare, asked)
+		m.fetch(m.standsElsewhere(), asked)
 	}
 	if due(&m.askAt, now) {
 		m.ask(now)

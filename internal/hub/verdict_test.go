@@ -176,20 +176,3 @@ func TestCauses(t *testing.T) {
 		seen[c.String()] = true
 	}
 }
-
-func TestWarningsAreFew(t *testing.T) {
-	t.Parallel()
-	var q quiet
-	now := time.Now()
-	logged, skipped := 0, 0
-	for i := range 100 {
-		if n, ok := q.may("x", now.Add(time.Duration(i)*time.Second)); ok {
-			logged++
-			skipped += n
-		}
-	}
-	assert.Equal(t, 10, logged)
-	assert.Equal(t, 81, skipped)
-	_, ok := q.may("y", now)
-	assert.True(t, ok)
-}

@@ -6,6 +6,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/meshpresence/mesh/internal/histogram"
 )
 
 const (
@@ -21,6 +23,9 @@ const (
 	// maxQuiet bounds how long a listener that stays deaf is given to come
 	// back before OnDeaf is called again.
 	maxQuiet = 30 * time.Second
+	// mintedKept is of how many beats it is known when they were made. Those
+	// that never come back go when a later one does.
+	mintedKept = 64
 )
 
 // way is how a beat gets to Redis. On a cluster the two may lead to different
@@ -59,6 +64,7 @@ type beats struct {
 	sent    uint64     // number of the newest beat
 	back    uint64     // number of the newest that came back
 	waiting []sentBeat // oldest first
+	minted  []minted   // that have not come back, oldest first
 	until   time.Time  // beats sent before are not waited for
 	pause   time.Duration
 	deaf    uint64
@@ -70,15 +76,29 @@ type beats struct {
 	// counts of those mean nothing. In a cluster each PUBLISH goes to another
 	// node, which counts its own listeners only, and passes it on to the rest.
 	astray [ways]bool
+
+	trips *histogram.Histogram // how long beats took that came back, from when they were made
 }
 
-func newBeats() *beats { return &beats{pause: deafAfter} }
+// minted says when a beat was made.
+type minted struct {
+	n  uint64
+	at time.Time
+}
+
+func newBeats() *beats {
+	return &beats{pause: deafAfter, trips: histogram.New(histogram.Calls()...)}
+}
 
 // mint makes the next beat.
 func (b *beats) mint() (beat string, n uint64) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.sent++
+	if len(b.minted) == mintedKept {
+		b.minted = slices.Delete(b.minted, 0, 1)
+	}
+	b.minted = append(b.minted, minted{b.sent, time.Now()})
 	return beatPrefix + strconv.FormatUint(b.sent, 10), b.sent
 }
 
@@ -116,12 +136,25 @@ func (b *beats) heard(beat string) {
 		return
 	}
 	b.back, b.pause = n, deafAfter
+	b.timeLocked(n, time.Now())
 	for len(b.waiting) > 0 && b.waiting[0].n <= n {
 		if s := b.waiting[0]; s.n == n && s.nobody {
 			b.astray[s.by] = true
 		}
 		b.waiting = b.waiting[1:]
 	}
+}
+
+// timeLocked notes how long the beat took that came back now. Those before it
+// never will.
+func (b *beats) timeLocked(n uint64, now time.Time) {
+	over := 0
+	for ; over < len(b.minted) && b.minted[over].n <= n; over++ {
+		if m := b.minted[over]; m.n == n {
+			b.trips.Observe(now.Sub(m.at))
+		}
+	}
+	b.minted = slices.Delete(b.minted, 0, over)
 }
 
 // deafAt says when the first of the waiting beats will have taken too long;

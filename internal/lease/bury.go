@@ -23,7 +23,7 @@ const (
 // is overdue follows without jitter, so that one survivor of many gets through
 // in time.
 func (lp *loop) watch(answer store.Renewal, at time.Time) {
-	lp.foreign = answer.Next
+	lp.foreign, lp.leaseTo = answer.Next, at.Add(answer.NextIn)
 	wait := max(answer.NextIn, 0) + time.Millisecond
 	if !lp.hurry || answer.NextIn > 0 {
 		wait += rand.N(buryJitter)
@@ -55,13 +55,13 @@ func (lp *loop) bury(ctx context.Context) {
 	case err != nil: // it may be dead now, with nobody to clean up but us
 		lp.deadAt = now
 		if ctx.Err() == nil {
-			lp.cfg.Logger.Warn("mesh: bury", "incarnation", inc, "error", err)
+			lp.log.Warn("mesh: bury", "incarnation", inc, "error", err)
 		}
 	case won:
 		lp.hurry = true
 		lp.tally.add(func(t *tally) { t.buried++ })
-		lp.cfg.Logger.Info("mesh: a server's lease ran out, it was declared dead", "incarnation", inc)
-		lp.reaper.add(ctx, inc, true)
+		lp.log.Info("mesh: a server's lease ran out, it was declared dead", "incarnation", inc)
+		lp.reaper.add(ctx, inc, true, lp.leaseTo)
 	default: // somebody else was first, or it renewed after all
 		lp.deadAt = now.Add(lostRace)
 	}

@@ -21,6 +21,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/meshpresence/mesh/internal/limit"
 	"github.com/meshpresence/mesh/internal/store"
 )
 
@@ -103,6 +104,7 @@ type Renewed struct {
 // concurrent use.
 type Lease struct {
 	cfg      Config
+	log      *limit.Log
 	timeout  time.Duration // of one call
 	patience *patience
 	beats    *beats
@@ -134,6 +136,7 @@ func New(cfg Config) *Lease {
 	}
 	l := &Lease{
 		cfg:      cfg,
+		log:      limit.NewLog(cfg.Logger),
 		timeout:  min(maxCall, cfg.TTL/3),
 		patience: newPatience(cfg.TTL),
 		beats:    newBeats(),
@@ -290,7 +293,7 @@ func (l *Lease) bound(ctx context.Context) (context.Context, context.CancelFunc)
 // that is taken now will tell. Any other refusal restarts patience.
 func (l *Lease) ClockRefused(took time.Duration) {
 	if took <= l.patience.tolerance/2 && l.patience.stepped() {
-		l.cfg.Logger.Warn("mesh: redis clock is not where it was expected, judging nobody for one lease")
+		l.log.Warn("mesh: redis clock is not where it was expected, judging nobody for one lease")
 	}
 	l.lookNow()
 }

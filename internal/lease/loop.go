@@ -4,8 +4,6 @@ import (
 	"context"
 	"math/rand/v2"
 	"time"
-
-	"github.com/meshpresence/mesh/internal/limit"
 )
 
 const (
@@ -34,6 +32,7 @@ type loop struct {
 	deadAt    time.Time // when to read it out of turn; zero: not
 
 	foreign string    // who dies next, "" if there is nobody else
+	leaseTo time.Time // when its lease runs out
 	dueAt   time.Time // when to bury it
 	hurry   bool      // the last one was buried by this server: go on without jitter
 
@@ -41,9 +40,7 @@ type loop struct {
 	declared bool      // and has been put on the dead list
 	rebearAt time.Time // not before
 
-	beatAt  time.Time // of the next extra beat
-	failLog limit.Repeats
-	deafLog limit.Repeats
+	beatAt time.Time // of the next extra beat
 }
 
 // newLoop makes the loop of a lease that was registered at born.
@@ -91,7 +88,7 @@ func (lp *loop) awake() time.Time {
 		lp.renewAt = now
 		lp.patience.restart()
 		lp.beats.forgive()
-		lp.cfg.Logger.Warn("mesh: process stood still past its lease", "for", gap)
+		lp.log.Warn("mesh: process stood still past its lease", "for", gap)
 	}
 	lp.seen = now
 	return now
@@ -192,9 +189,7 @@ func (lp *loop) published(n uint64, by way, heard int64, sent, at time.Time) {
 // the new master, which lacks what they last told the old one.
 func (lp *loop) deaf(now time.Time) {
 	lp.patience.hold(now.Add(deafAfter))
-	if n, ok := lp.deafLog.Allow(now); ok {
-		lp.cfg.Logger.Warn("mesh: own beat did not come back, listener is made anew", "times", n)
-	}
+	lp.log.Warn("mesh: own beat did not come back, listener is made anew")
 	if lp.cfg.OnDeaf != nil {
 		lp.cfg.OnDeaf()
 	}

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/meshpresence/mesh/internal/histogram"
 	"github.com/meshpresence/mesh/internal/store"
 )
 
@@ -37,23 +38,33 @@ type reaper struct {
 	l  *Lease
 	wg sync.WaitGroup
 
+	late *histogram.Histogram // see Stats.Late
+
 	mu      sync.Mutex // guards the fields below
 	queue   []string
-	known   map[string]bool // queued or in work; true: buried by this server
+	known   map[string]deceased // queued or in work
 	workers int
 }
 
-func newReaper(l *Lease) *reaper { return &reaper{l: l, known: make(map[string]bool)} }
+// deceased is what is known of a dead incarnation.
+type deceased struct {
+	buried  bool      // by this server
+	leaseTo time.Time // when its lease ran out; zero: not known
+}
+
+func newReaper(l *Lease) *reaper {
+	return &reaper{l: l, late: histogram.New(histogram.Lags()...), known: make(map[string]deceased)}
+}
 
 // add hands over a dead incarnation; one that is already here is not taken
 // twice. Only the loop calls it, so that no worker starts after wait.
-func (r *reaper) add(ctx context.Context, inc string, buried bool) {
+func (r *reaper) add(ctx context.Context, inc string, buried bool, leaseTo time.Time) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, ok := r.known[inc]; ok || ctx.Err() != nil {
 		return
 	}
-	r.known[inc] = buried
+	r.known[inc] = deceased{buried, leaseTo}
 	r.queue = append(r.queue, inc)
 	if r.workers < maxReapers {
 		r.workers++
@@ -75,7 +86,7 @@ func (r *reaper) work(ctx context.Context) {
 		}
 		inc := r.queue[0]
 		r.queue = r.queue[1:]
-		buried := r.known[inc]
+		buried := r.known[inc].buried
 		r.mu.Unlock()
 
 		ended, err := r.cleanUp(ctx, inc)
@@ -93,14 +104,14 @@ func (r *reaper) report(ctx context.Context, inc string, buried bool, ended int,
 	r.l.tally.add(func(t *tally) { t.reaped += uint64(ended) })
 	if err != nil {
 		if ctx.Err() == nil { // the dead list brings it back
-			cfg.Logger.Warn("mesh: clean up after a dead server", "incarnation", inc, "entries", ended, "error", err)
+			r.l.log.Warn("mesh: clean up after a dead server", "incarnation", inc, "entries", ended, "error", err)
 		}
 		return
 	}
 	if !buried && ended == 0 {
 		return
 	}
-	cfg.Logger.Info("mesh: cleaned up after a dead server", "incarnation", inc, "entries", ended)
+	r.l.log.Info("mesh: cleaned up after a dead server", "incarnation", inc, "entries", ended)
 	if cfg.OnBuried != nil {
 		cfg.OnBuried(inc, ended)
 	}
@@ -294,10 +305,21 @@ func (r *reaper) end(ctx context.Context, items []store.ReapItem, judge judgeFun
 			ended++
 		}
 	}
+	r.ended(items[0].Incarnation, ended)
 	if errors.Is(err, store.ErrClock) {
 		r.l.ClockRefused(time.Since(sent))
 	}
 	return ended, err
+}
+
+// ended notes how late it is for entries that have been ended just now.
+func (r *reaper) ended(inc string, entries int) {
+	r.mu.Lock()
+	leaseTo := r.known[inc].leaseTo
+	r.mu.Unlock()
+	if !leaseTo.IsZero() {
+		r.late.ObserveN(time.Since(leaseTo), entries)
+	}
 }
 
 // patientJudge waits until patience allows a judgment: an outage in the middle

@@ -53,9 +53,7 @@ func (lp *loop) renewFailed(ctx context.Context, at time.Time, err error) {
 	lp.away()
 	lp.renewAt = at.Add(lp.retry())
 	lp.foreign = ""
-	if n, ok := lp.failLog.Allow(at); ok {
-		lp.cfg.Logger.Warn("mesh: renew lease", "error", err, "times", n)
-	}
+	lp.log.Warn("mesh: renew lease", "error", err)
 }
 
 // away tells that Redis did not answer.
@@ -71,7 +69,7 @@ func (lp *loop) renewed(ctx context.Context, answer store.Renewal, r reading) {
 	lp.failing, lp.stalled = 0, false
 	lp.tally.add(func(t *tally) { t.renewals++; t.last = r.got })
 	if lp.patience.note(r) {
-		lp.cfg.Logger.Warn("mesh: redis clock stepped, judging nobody for one lease")
+		lp.log.Warn("mesh: redis clock stepped, judging nobody for one lease")
 	}
 
 	lp.renewAt = r.sent.Add(lp.cfg.TTL / 3)
@@ -88,7 +86,7 @@ func (lp *loop) renewed(ctx context.Context, answer store.Renewal, r reading) {
 		return
 	}
 	for _, inc := range answer.Dead {
-		lp.reaper.add(ctx, inc, false)
+		lp.reaper.add(ctx, inc, false, time.Time{})
 	}
 	if lp.cfg.OnRenew != nil {
 		lp.cfg.OnRenew(Renewed{Now: answer.Now, Owned: answer.Owned, Recovered: recovered})
@@ -113,7 +111,7 @@ func (lp *loop) lost(why string) {
 	lp.absent, lp.declared = true, false
 	lp.foreign = ""
 	lp.patience.restart()
-	lp.cfg.Logger.Warn("mesh: this server was declared dead or forgotten",
+	lp.log.Warn("mesh: this server was declared dead or forgotten",
 		"incarnation", lp.Incarnation(), "why", why, "stalled", lp.stalled)
 }
 
@@ -183,9 +181,7 @@ func (lp *loop) rebearFailed(ctx context.Context, at time.Time, err error) {
 	if ctx.Err() != nil {
 		return
 	}
-	if n, ok := lp.failLog.Allow(at); ok {
-		lp.cfg.Logger.Warn("mesh: register anew", "error", err, "times", n)
-	}
+	lp.log.Warn("mesh: register anew", "error", err)
 }
 
 // born puts inc in the place of old and tells the owner. The first renewal
@@ -200,7 +196,7 @@ func (lp *loop) born(ctx context.Context, old, inc string, sent, got time.Time) 
 	lp.beatAt = sent.Add(beatEvery)
 	lp.beats.quiet(got)
 	lp.tally.add(func(t *tally) { t.reborn++ })
-	lp.cfg.Logger.Info("mesh: server lives under a new incarnation", "old", old, "new", inc, "stalled", stalled)
+	lp.log.Info("mesh: server lives under a new incarnation", "old", old, "new", inc, "stalled", stalled)
 	if lp.cfg.OnReborn != nil {
 		lp.cfg.OnReborn(old, inc, stalled)
 	}
@@ -210,5 +206,5 @@ func (lp *loop) born(ctx context.Context, old, inc string, sent, got time.Time) 
 	if cutOff && lp.cfg.OnDeaf != nil {
 		lp.cfg.OnDeaf()
 	}
-	lp.reaper.add(ctx, old, false)
+	lp.reaper.add(ctx, old, false, time.Time{})
 }

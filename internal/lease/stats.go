@@ -3,6 +3,8 @@ package lease
 import (
 	"sync"
 	"time"
+
+	"github.com/meshpresence/mesh/internal/histogram"
 )
 
 // Stats is what a Lease has done so far.
@@ -12,11 +14,16 @@ type Stats struct {
 	LastRenewal time.Duration // age of the last success; -1: none yet
 	Buried      uint64        // incarnations that this server declared dead
 	Reaped      uint64        // entries of the dead that this server ended
-	Reborn      uint64        // new incarnations after the first
-	Deaf        uint64        // calls of OnDeaf
-	Patient     bool          // may judge others now
-	PatientIn   time.Duration // at the earliest; 0 does not promise Patient
-	ClockSteps  uint64        // disagreements between Redis's clock and the monotonic one
+	// Late is how long after the lease of a server that this one declared dead
+	// had run out each of its entries was ended, if this server did that, too.
+	Late histogram.Counts
+	// Trips is how long beats took from here to Redis and back over the listener.
+	Trips      histogram.Counts
+	Reborn     uint64        // new incarnations after the first
+	Deaf       uint64        // calls of OnDeaf
+	Patient    bool          // may judge others now
+	PatientIn  time.Duration // at the earliest; 0 does not promise Patient
+	ClockSteps uint64        // disagreements between Redis's clock and the monotonic one
 }
 
 // tally holds the counters behind Stats.
@@ -47,6 +54,8 @@ func (l *Lease) Stats() Stats {
 		PatientIn:   l.patience.left(now),
 		ClockSteps:  l.patience.stepCount(),
 		Deaf:        l.beats.deafCount(),
+		Late:        l.reaper.late.Counts(),
+		Trips:       l.beats.trips.Counts(),
 	}
 	l.tally.add(func(t *tally) {
 		s.Renewals, s.Failures = t.renewals, t.failures

@@ -1,4 +1,4 @@
-// Package limit holds what comes per second within bounds.
+// Package limit holds what comes per second, and what is logged, within bounds.
 package limit
 
 import "time"

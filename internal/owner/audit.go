@@ -33,10 +33,16 @@ type stray struct {
 	queued bool // guarded by lane.mu
 }
 
-func (s *stray) conn() *Conn                   { return nil } // all of them have one turn
-func (s *stray) mark() *bool                   { return &s.queued }
-func (s *stray) next(string) (store.Op, bool)  { return s.op, s.pending() }
-func (s *stray) done(store.Op, store.OpResult) {}
+func (s *stray) conn() *Conn                  { return nil } // all of them have one turn
+func (s *stray) mark() *bool                  { return &s.queued }
+func (s *stray) next(string) (store.Op, bool) { return s.op, s.pending() }
+
+// done implements item.
+func (s *stray) done(op store.Op, res store.OpResult) {
+	if op.Kind == store.OpLeave && res.Err == nil && res.Status == store.Done {
+		s.o.stats.leaves[op.Cause].Add(1)
+	}
+}
 
 // Heartbeat compares what Redis holds in this server's name with what it has:
 // by size (owned is that of bucket 0, or -1) every time, entry by entry where

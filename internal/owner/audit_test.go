@@ -99,6 +99,7 @@ func TestAuditRepairs(t *testing.T) {
 		})
 		r.atRest()
 		assert.EqualValues(r, 2, r.Stats().Strays)
+		assert.EqualValues(r, 1, r.Stats().LeftClosed, "a stray's leave is counted as any other")
 		r.beat(3)
 		assert.EqualValues(r, 1, r.audits())
 		r.drain()

@@ -199,19 +199,27 @@ func (c *Conn) Join(ctx context.Context, room string) (Joined, error) {
 	return Joined{Position: e.position, Total: e.total, Again: again}, nil
 }
 
-// Leave takes the connection out of room; false: it was not in.
+// Leave takes the connection out of room; false: it was not in. Where a frame
+// is what asks for it (see Stamp), that it did not mean the other rooms is
+// known now: they are joined again without waiting for Redis to have the leave.
 func (c *Conn) Leave(ctx context.Context, room string, cause store.Cause) (bool, error) {
 	c.mu.Lock()
 	e := c.entries[room]
-	if e == nil || (!e.want && !e.asleep) {
-		c.mu.Unlock()
+	in := e != nil && (e.want || e.asleep)
+	var done chan error
+	if in {
+		e.wake() // asleep: it had left already, and now it will not come back
+		e.leave(cause)
+		done = e.wait()
+		e.lane.offer(e)
+	}
+	c.mu.Unlock()
+	if c.waking.Load() {
+		c.revive()
+	}
+	if !in {
 		return false, nil
 	}
-	e.wake() // asleep: it had left already, and now it will not come back
-	e.leave(cause)
-	done := e.wait()
-	e.lane.offer(e)
-	c.mu.Unlock()
 	return true, e.await(ctx, done)
 }
 

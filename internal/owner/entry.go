@@ -30,6 +30,7 @@ type entry struct {
 	// ending is an earlier id that has to leave first, with its cause.
 	ending string
 	cause  store.Cause
+	due    time.Duration // when silence was to end it, since Owner.born; 0: it did not
 	// before is the id that a rejoin replaced before the new one was tried:
 	// Redis may still hold it.
 	before string
@@ -285,7 +286,10 @@ func (e *entry) ended(op store.Op, res store.OpResult) {
 		e.c.o.stats.leaves[op.Cause].Add(1)
 	}
 	if e.ending == op.Entry {
-		e.ending = ""
+		if e.endedNow && e.due > 0 {
+			e.c.o.stats.late.Observe(time.Since(e.c.o.born) - e.due)
+		}
+		e.ending, e.due = "", 0
 	}
 	if res.Status == store.Other {
 		// Redis went back to an earlier entry, which an audit just now left to
@@ -334,7 +338,7 @@ func (e *entry) updated(op store.Op, res store.OpResult) {
 		}
 		// The same id has joined through another server, which is its owner
 		// now. Fighting over it would never end.
-		e.c.o.cfg.Logger.Warn("mesh: connection id in use on another server", "conn", e.c.id)
+		e.c.o.log.Warn("mesh: connection id in use on another server", "conn", e.c.id)
 		e.over()
 		e.answer(e.rev, ErrTaken)
 	}

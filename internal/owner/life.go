@@ -71,7 +71,12 @@ func (e *entry) judge() {
 		e.armSilence(afterStall)
 		return
 	}
+	due := time.Since(c.o.born) - e.idle() + e.ttl
+	pending := e.ending
 	e.leave(store.CauseSilent)
+	if e.ending != pending { // an earlier one that is still to be ended keeps its own
+		e.due = due
+	}
 	e.sleep()
 	if e.idle() < e.ttl {
 		e.join() // a frame came just now, and saw nobody asleep

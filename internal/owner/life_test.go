@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -454,5 +455,30 @@ func TestTTLIsToldWhenReviving(t *testing.T) {
 		r.sleep(time.Second)
 		told := l.told()
 		assert.Equal(r, 2*time.Second, told[len(told)-1], "%v", told)
+	})
+}
+
+// While Redis is away nobody answers the leave; that its frame was a sign of
+// life for the other rooms is known all the same.
+func TestAskingToLeaveOneRoomWakesTheOthersAtOnce(t *testing.T) {
+	virtual(t, func(r *rig) {
+		r.rule("left", time.Second)
+		r.rule("kept", time.Second)
+		c := r.connect("c")
+		r.join(c, "left")
+		r.join(c, "kept")
+		r.sleep(3 * time.Second) // silent: out of both
+		r.away()
+		began := time.Now()
+		c.Stamp()
+		go func() { _, _ = c.Leave(r.Context(), "left", store.CauseLeft) }()
+		synctest.Wait()
+		wanted, _, _ := c.standing()
+		require.Equal(t, 1, wanted)
+		require.Zero(t, time.Since(began))
+		require.False(t, c.In("left"))
+		r.heal()
+		r.sleep(5 * time.Second)
+		require.False(t, c.In("left"))
 	})
 }

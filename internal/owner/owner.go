@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/meshpresence/mesh/internal/clock"
+	"github.com/meshpresence/mesh/internal/histogram"
 	"github.com/meshpresence/mesh/internal/limit"
 	"github.com/meshpresence/mesh/internal/store"
 )
@@ -84,21 +85,23 @@ type Owner struct {
 	conns  map[string]*Conn
 	closed bool
 
-	roomsMu sync.RWMutex // guards rooms; taken with Conn.mu held, never the other way round
+	roomsMu sync.RWMutex // guards rooms and entries; taken with Conn.mu held, never the other way round
 	rooms   map[string]map[*entry]struct{}
+	entries int // in all of rooms
 
 	past      sync.Map    // incarnations that this server has written under
 	auditing  atomic.Bool // one audit at a time
 	trouble   atomic.Bool // the next one compares everything
 	lastAudit time.Time   // of everything; guarded by auditing
 
-	stats    counters
-	refusals limit.Repeats
+	stats counters
+	log   *limit.Log
 }
 
 type counters struct {
 	batches, ops, retries, rejoined, audits, strays atomic.Uint64
 	leaves                                          [256]atomic.Uint64 // by store.Cause
+	late                                            *histogram.Histogram
 }
 
 // Stats are counts since the start, and what is held now.
@@ -109,6 +112,9 @@ type Stats struct {
 	Rejoined, Audits, Strays    uint64
 	LeftAsked, LeftClosed       uint64
 	LeftSilent                  uint64
+	// Late is how long after a connection had been silent for its TTL Redis had
+	// taken the leave that the owner's clock made of it, of each such entry.
+	Late histogram.Counts
 }
 
 // New returns an Owner; it has nothing to start.
@@ -126,11 +132,13 @@ func New(cfg Config) *Owner {
 		cfg.MetaChanged = func(*Conn) {}
 	}
 	o := &Owner{
+		log:       limit.NewLog(cfg.Logger),
 		cfg:       cfg,
 		born:      time.Now(),
 		lastAudit: time.Now(),
 		conns:     make(map[string]*Conn),
 		rooms:     make(map[string]map[*entry]struct{}),
+		stats:     counters{late: histogram.New(histogram.Lags()...)},
 	}
 	// A lifetime begins: lanes write until Stop gives up on them.
 	o.stop, o.giveUp = context.WithCancel(context.Background())
@@ -247,14 +255,19 @@ func (o *Owner) enter(e *entry) {
 		set = make(map[*entry]struct{})
 		o.rooms[e.room] = set
 	}
+	o.entries -= len(set)
 	set[e] = struct{}{}
+	o.entries += len(set)
 }
 
 func (o *Owner) exit(e *entry) {
 	o.roomsMu.Lock()
 	defer o.roomsMu.Unlock()
-	delete(o.rooms[e.room], e)
-	if len(o.rooms[e.room]) == 0 {
+	set := o.rooms[e.room]
+	o.entries -= len(set)
+	delete(set, e)
+	o.entries += len(set)
+	if len(set) == 0 {
 		delete(o.rooms, e.room)
 	}
 }
@@ -321,12 +334,11 @@ func (o *Owner) Stop() {
 // connection.
 func (o *Owner) refused(conn string, err error) {
 	o.cfg.Logger.Debug("mesh: change refused by redis", "conn", conn, "error", err)
-	if n, ok := o.refusals.Allow(time.Now()); ok {
-		o.cfg.Logger.Warn("mesh: redis refuses changes", "error", err, "times", n)
-	}
+	o.log.Warn("mesh: redis refuses changes", "error", err)
 }
 
-// Stats returns the current counts.
+// Stats returns the current counts. It takes the locks for a moment each,
+// however much is held.
 func (o *Owner) Stats() Stats {
 	s := Stats{
 		Batches: o.stats.batches.Load(), Ops: o.stats.ops.Load(), Retries: o.stats.retries.Load(),
@@ -334,15 +346,13 @@ func (o *Owner) Stats() Stats {
 		LeftAsked:  o.stats.leaves[store.CauseLeft].Load(),
 		LeftClosed: o.stats.leaves[store.CauseClosed].Load(),
 		LeftSilent: o.stats.leaves[store.CauseSilent].Load(),
+		Late:       o.stats.late.Counts(),
 	}
 	o.mu.RLock()
 	s.Connections = len(o.conns)
 	o.mu.RUnlock()
 	o.roomsMu.RLock()
-	s.Rooms = len(o.rooms)
-	for _, set := range o.rooms {
-		s.Entries += len(set)
-	}
+	s.Rooms, s.Entries = len(o.rooms), o.entries
 	o.roomsMu.RUnlock()
 	for _, l := range o.lanes {
 		s.Unwritten += l.waiting()

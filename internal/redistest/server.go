@@ -34,6 +34,8 @@ type Server struct {
 	conf config
 	port int
 	bus  int // of the cluster bus; 0: not a node of a cluster
+	tls  int // port for TLS; 0: none
+	ca   *authority
 
 	mu   sync.Mutex // guards proc, and is held while it changes
 	proc *process   // nil: not running
@@ -43,6 +45,7 @@ type Server struct {
 type config struct {
 	rdb, aof bool
 	node     bool // of a cluster
+	tls      bool
 	args     []string
 	file     string // what is in its configuration file, which it may rewrite; "": it has none
 }
@@ -62,6 +65,18 @@ func WithRDB() Option { return func(c *config) { c.rdb = true } }
 
 // WithAOF makes the server keep every acknowledged write (appendfsync always).
 func WithAOF() Option { return func(c *config) { c.aof = true } }
+
+// WithTLS makes the server listen to TLS, too, on a port of its own: see
+// Server.TLSAddr and Server.TLS.
+func WithTLS() Option { return func(c *config) { c.tls = true } }
+
+// WithUser gives the server one more user, who is known after a restart as
+// well. rules are those of ACL SETUSER with the name before them:
+// WithUser("poor on >secret ~mesh:* +get"). Who gives no name goes on being
+// allowed everything.
+func WithUser(rules string) Option {
+	return func(c *config) { c.file += "user " + rules + "\n" }
+}
 
 // binary finds the server's executable.
 func binary() (string, error) {
@@ -104,12 +119,20 @@ func Start(t testing.TB, opts ...Option) *Server {
 			t.Fatalf("redistest: configuration: %v", err)
 		}
 	}
+	if s.conf.tls {
+		if s.ca, err = newAuthority(s.dir); err != nil {
+			t.Fatalf("redistest: certificates: %v", err)
+		}
+	}
 	t.Cleanup(s.Kill)
 	var errs []error
 	for range startAttempts {
 		s.port, err = freePort()
 		if err == nil && s.conf.node {
 			s.bus, err = freePort()
+		}
+		if err == nil && s.conf.tls {
+			s.tls, err = freePort()
 		}
 		if err == nil {
 			err = s.launch()
@@ -156,6 +179,9 @@ func (s *Server) launch(more ...string) error {
 	}
 	if s.conf.node {
 		args = append(args, clusterArgs(s.bus)...)
+	}
+	if s.conf.tls {
+		args = append(args, tlsArgs(s.tls)...)
 	}
 	proc, err := startProcess(s.path, slices.Concat(args, s.conf.args, more), s.dir)
 	if err != nil {

@@ -2,6 +2,7 @@ package redistest
 
 import (
 	"context"
+	"crypto/tls"
 	"fmt"
 	"net"
 	"os"
@@ -193,4 +194,25 @@ func TestRestartWaitsForLoading(t *testing.T) {
 	s.Stop()
 	s.Restart(false)
 	require.EqualValues(t, 300, once(t, s.Addr()).DBSize(t.Context()).Val(), "answered at once")
+}
+
+func TestTLSAndUsers(t *testing.T) {
+	t.Parallel()
+	s := Start(t, WithTLS(), WithUser("poor on >secret ~mine:* +get +ping"))
+	dial := func(url string) *redis.Client {
+		opts, err := redis.ParseURL(url)
+		require.NoError(t, err)
+		opts.TLSConfig, opts.MaxRetries, opts.DialerRetries = s.TLS(), -1, 1
+		return closed(t, redis.NewClient(opts))
+	}
+	for range 2 {
+		poor := dial(s.URL("poor", "secret"))
+		require.NoError(t, poor.Ping(t.Context()).Err())
+		require.ErrorIs(t, poor.Get(t.Context(), "mine:k").Err(), redis.Nil)
+		require.True(t, redis.IsPermissionError(poor.Get(t.Context(), "k").Err()))
+		require.True(t, redis.IsAuthError(dial(s.URL("poor", "guess")).Ping(t.Context()).Err()))
+		stranger := closed(t, redis.NewClient(&redis.Options{Addr: s.TLSAddr(), TLSConfig: &tls.Config{}, MaxRetries: -1, DialerRetries: 1}))
+		require.ErrorContains(t, stranger.Ping(t.Context()).Err(), "certificate", "nobody trusts it by chance")
+		s.Restart(true)
+	}
 }

@@ -109,7 +109,7 @@ func (s *Socket) onLatency() {
 }
 
 // latencyResponse tells the client how long its answer took, counted from when
-// the oldest request that is not answered had been written. Responses that
+// the oldest request that is not answered was begun to be written. Responses that
 // were not asked for are ignored.
 func (s *Socket) latencyResponse(now time.Time) {
 	s.mu.Lock()

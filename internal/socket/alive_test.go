@@ -2,6 +2,7 @@ package socket
 
 import (
 	"fmt"
+	"net"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -184,5 +185,55 @@ func TestLatency(t *testing.T) {
 		if len(got) != 3 || string(got[2].Payload) != "5123" {
 			t.Fatalf("got %v, want two requests and a latency of 5123", got)
 		}
+	})
+}
+
+// quickPeer is a connection whose peer has answered, and has been heard, before
+// the write of what it answers returns: as on a busy machine, where the writer
+// has to wait for a processor after its system call.
+type quickPeer struct {
+	net.Conn
+	answer func()
+}
+
+func (q *quickPeer) Write(p []byte) (int, error) {
+	n, err := q.Conn.Write(p)
+	if q.answer != nil && err == nil {
+		q.answer()
+		time.Sleep(20 * time.Millisecond)
+	}
+	return n, err
+}
+
+func TestAnswersComeBeforeTheWriterReturns(t *testing.T) {
+	t.Parallel()
+	quick := func(t *testing.T, answer string, change func(*Config)) *rig {
+		serverEnd, clientEnd := net.Pipe()
+		peer := &quickPeer{Conn: serverEnd}
+		server, client := upgrade(t, peer, clientEnd, false)
+		r := prepareOn(t, new(handler), server, client, change)
+		peer.answer = func() { r.say(answer) }
+		return r.start(true)
+	}
+	t.Run("pong", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			r := quick(t, `{"id":1,"command":"pong"}`, func(c *Config) { c.PingInterval, c.MaxMissedPongs = time.Second, 0 })
+			time.Sleep(10*time.Second + time.Second/2)
+			if n := len(r.got()); n != 10 {
+				t.Errorf("%d pings, want 10: who answers each is not silent", n)
+			}
+		})
+	})
+	t.Run("latency", func(t *testing.T) {
+		t.Parallel()
+		synctest.Test(t, func(t *testing.T) {
+			r := quick(t, `{"id":1,"command":"latency:response"}`, func(c *Config) { c.LatencyInterval = time.Second })
+			time.Sleep(2*time.Second + time.Second/2)
+			got := r.got()
+			if len(got) != 4 || string(got[1].Payload) != "0" || string(got[3].Payload) != "0" {
+				t.Errorf("got %v, want two requests, and a latency of 0 after each", got)
+			}
+		})
 	})
 }

@@ -117,3 +117,18 @@ func BenchmarkSlowQueue(b *testing.B) {
 		i++
 	}
 }
+
+// BenchmarkCounts goes through the queues of 100,000 sockets.
+func BenchmarkCounts(b *testing.B) {
+	var stats Stats
+	for i := range 100_000 {
+		s := &Socket{stats: &stats}
+		s.bytes.Store(int64(i))
+		stats.enter(s)
+	}
+	for b.Loop() {
+		if c := stats.Counts(); c.Longest != 99_999 {
+			b.Fatal(c.Longest)
+		}
+	}
+}

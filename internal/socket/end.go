@@ -41,10 +41,10 @@ const (
 )
 
 var causeNames = [causes]string{
-	"peer", "broken", "closed", "shutdown", "silent", "slow", "stuck", "flood", "too large", "protocol",
+	"peer", "broken", "closed", "shutdown", "silent", "slow", "stuck", "flood", "too_large", "protocol",
 }
 
-// String returns the cause in a word or two.
+// String returns the cause in one word.
 func (c Cause) String() string {
 	if int(c) < len(causeNames) {
 		return causeNames[c]
@@ -182,6 +182,7 @@ func (s *Socket) finish(err error) {
 	s.done = true
 	s.cfg.Wheel.Cancel(&s.cut)
 	s.mu.Unlock()
+	s.stats.exit(s)
 	s.cutter.Wait()
 }
 

@@ -36,7 +36,7 @@ func TestFirstCloseWinsAndFlushes(t *testing.T) {
 			t.Errorf("ended with %v", e)
 		}
 		r.Close(4003, "third")
-		if n := r.stats.Counts().Closes[CauseClosed]; n != 1 {
+		if n := r.stats.Counts().Closes["closed"]; n != 1 {
 			t.Errorf("counted %d closes", n)
 		}
 	})

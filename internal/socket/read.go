@@ -106,7 +106,7 @@ func (s *Socket) frame(messageType int, data []byte) {
 	}
 	req, ours := decode(messageType, data)
 	if !ours && s.cfg.TakesForeign {
-		s.cfg.Handler.Foreign(messageType, data)
+		s.cfg.Handler.Foreign(s.ctx, messageType, data)
 		return
 	}
 	if !s.tolerated(now) || !ours {

@@ -88,7 +88,7 @@ func (h *handler) IsConcurrent(string) bool { return h.concurrent != nil }
 func (h *handler) Concurrent(ctx context.Context, req wire.Request) {
 	h.concurrent(ctx, req)
 }
-func (h *handler) Foreign(messageType int, data []byte) {
+func (h *handler) Foreign(_ context.Context, messageType int, data []byte) {
 	if h.foreign != nil {
 		h.foreign(messageType, data)
 	}

@@ -61,8 +61,9 @@ type Handler interface {
 	Concurrent(ctx context.Context, req wire.Request)
 	// Foreign is handed frames that are not Mesh's if Config.TakesForeign. It
 	// is called on the reader's goroutine, in order: while it blocks, nothing
-	// is read. data may be kept.
-	Foreign(messageType int, data []byte)
+	// is read, and Run does not return. The context ends with the connection,
+	// and then it must return. data may be kept.
+	Foreign(ctx context.Context, messageType int, data []byte)
 }
 
 // Config says how a [Socket] behaves. Conn, Wheel and Handler are required.
@@ -114,8 +115,11 @@ type Config struct {
 
 	// Stats counts for all sockets that share it. Defaults to one of its own.
 	Stats *Stats
-	// Logger defaults to silence.
+	// Logger is told of each connection, at Debug. Defaults to silence.
 	Logger *slog.Logger
+	// Log is told of what should not happen, by all sockets that share it.
+	// Defaults to one of its own on Logger.
+	Log *limit.Log
 }
 
 // Socket is one WebSocket connection. Its methods are safe for concurrent use
@@ -132,6 +136,11 @@ type Socket struct {
 
 	seen   atomic.Int64 // when a frame last came, as an offset from begun
 	closed atomic.Bool  // ending is set
+	// bytes are charged for what is queued and what is being written. They
+	// change with mu held; who only looks needs no lock.
+	bytes atomic.Int64
+	shelf int // where stats keeps it: set once
+	place int // guarded by the shelf
 
 	writer  sync.WaitGroup // the writer, if there is one
 	workers sync.WaitGroup // the worker and concurrent commands
@@ -147,7 +156,6 @@ type Socket struct {
 	ending  *End // why the connection ends; nil: it does not
 
 	queue     queue
-	bytes     int // charged for what is queued and what is being written
 	due       due // what the writer is to send before the queue
 	writing   bool
 	broken    bool // no more can be written
@@ -160,13 +168,13 @@ type Socket struct {
 	beside       int // concurrent commands running
 
 	pings      clock.Timer
-	pingAt     time.Duration // when a regular ping was last written; 0: none yet
+	pingAt     time.Duration // when the last regular ping that was written was begun; 0: none yet
 	tickAt     time.Time     // when pings last fired
 	missed     int
 	extra      clock.Timer
 	extraEvery time.Duration // 0: no extra pings
 	latencies  clock.Timer
-	latencyAt  time.Duration // when the oldest open latency request was written; 0: none
+	latencyAt  time.Duration // when the oldest open latency request was begun to be written; 0: none
 	latency    time.Duration // the round trip to be told
 	cut        clock.Timer
 }
@@ -185,6 +193,9 @@ func New(cfg Config) *Socket {
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Log == nil {
+		cfg.Log = limit.NewLog(cfg.Logger)
 	}
 	now := time.Now()
 	return &Socket{
@@ -242,6 +253,7 @@ func (s *Socket) start(ctx context.Context) bool {
 		s.armTimers()
 	}
 	s.kickWriter()
+	s.stats.enter(s)
 	return true
 }
 
@@ -254,11 +266,7 @@ func (s *Socket) ended() *End {
 
 // QueueBytes returns how many bytes wait to be written or are being written.
 // Of a large frame only half of Config.QueueBytes counts.
-func (s *Socket) QueueBytes() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.bytes
-}
+func (s *Socket) QueueBytes() int { return int(s.bytes.Load()) }
 
 // offset returns now as an offset from begun, never 0: that means never.
 func (s *Socket) offset(now time.Time) time.Duration {

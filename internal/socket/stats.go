@@ -1,41 +1,52 @@
 package socket
 
 import (
+	"sync"
 	"sync/atomic"
-	"time"
 )
-
-// panicLog is how much time lies at least between two logged panics.
-const panicLog = 10 * time.Second
 
 // Stats counts what happened to all sockets that share it. The zero Stats is
 // ready; its methods are safe for concurrent use.
 type Stats struct {
-	closes    [causes]atomic.Int64
-	coalesced atomic.Int64
-	dropped   atomic.Int64
-	busy      atomic.Int64
-	limited   atomic.Int64
+	closes    [causes]atomic.Uint64
+	coalesced atomic.Uint64
+	dropped   atomic.Uint64
+	busy      atomic.Uint64
+	limited   atomic.Uint64
 	panics    atomic.Int64
 
-	panicsLogged atomic.Int64 // how many panics there were when one was last logged
-	panicLogged  atomic.Int64 // when that was, unix ns
+	shelves [shelves]shelf
+	next    atomic.Uint64 // shelf for the next socket
+}
+
+// shelves is how many parts the sockets are kept in. Whoever looks at all of
+// them holds one part at a time, which keeps nothing waiting but sockets that
+// come or go, one in so many.
+const shelves = 64
+
+// shelf is some of the sockets that run.
+type shelf struct {
+	mu   sync.Mutex // guards list, and place of the sockets in it
+	list []*Socket
 }
 
 // Counts is what a [Stats] has counted.
 type Counts struct {
-	Closes    map[Cause]int64 // connections that ended, by cause
-	Coalesced int64           // states left out because a later one waited too
-	Dropped   int64           // frames thrown away with the connection they waited for
-	Busy      int64           // commands answered with EBUSY
-	Limited   int64           // commands answered with ELIMIT
-	Panics    int64           // panics recovered
+	Closes    map[string]uint64 // connections that ended, by the name of the cause; each is there
+	Coalesced uint64            // states left out because a later one waited too
+	Dropped   uint64            // frames thrown away with the connection they waited for
+	Busy      uint64            // commands answered with EBUSY
+	Limited   uint64            // commands answered with ELIMIT
+	Panics    int64             // panics recovered
+	Queued    int64             // bytes that wait in the queues of all sockets now, as Socket.QueueBytes has them
+	Longest   int64             // of them in the queue that holds most
 }
 
-// Counts returns the counters as they are now.
+// Counts returns the counters as they are now. It looks at every socket, and
+// takes no lock that a frame needs.
 func (s *Stats) Counts() Counts {
 	c := Counts{
-		Closes:    make(map[Cause]int64, causes),
+		Closes:    make(map[string]uint64, causes),
 		Coalesced: s.coalesced.Load(),
 		Dropped:   s.dropped.Load(),
 		Busy:      s.busy.Load(),
@@ -43,20 +54,43 @@ func (s *Stats) Counts() Counts {
 		Panics:    s.panics.Load(),
 	}
 	for i := range s.closes {
-		if n := s.closes[i].Load(); n > 0 {
-			c.Closes[Cause(i)] = n
-		}
+		c.Closes[Cause(i).String()] = s.closes[i].Load()
+	}
+	for i := range s.shelves {
+		s.shelves[i].measure(&c)
 	}
 	return c
 }
 
-// panicsToLog returns how many panics a log record made now would stand for;
-// 0: none is to be made.
-func (s *Stats) panicsToLog(now time.Time) int64 {
-	last := s.panicLogged.Load()
-	if now.UnixNano()-last < int64(panicLog) || !s.panicLogged.CompareAndSwap(last, now.UnixNano()) {
-		return 0
+// measure adds what waits on the sockets of a shelf.
+func (sh *shelf) measure(c *Counts) {
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	for _, s := range sh.list {
+		n := s.bytes.Load()
+		c.Queued += n
+		c.Longest = max(c.Longest, n)
 	}
-	n := s.panics.Load()
-	return n - s.panicsLogged.Swap(n)
+}
+
+// enter takes a socket that begins to run.
+func (s *Stats) enter(it *Socket) {
+	it.shelf = int(s.next.Add(1) % shelves)
+	sh := &s.shelves[it.shelf]
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	it.place = len(sh.list)
+	sh.list = append(sh.list, it)
+}
+
+// exit lets go of a socket that has ended.
+func (s *Stats) exit(it *Socket) {
+	sh := &s.shelves[it.shelf]
+	sh.mu.Lock()
+	defer sh.mu.Unlock()
+	last := len(sh.list) - 1
+	sh.list[it.place] = sh.list[last]
+	sh.list[it.place].place = it.place
+	sh.list[last] = nil
+	sh.list = sh.list[:last]
 }

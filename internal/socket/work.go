@@ -2,9 +2,10 @@ package socket
 
 import (
 	"context"
+	"fmt"
 	"runtime/debug"
-	"time"
 
+	"github.com/meshpresence/mesh/internal/limit"
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
@@ -38,7 +39,7 @@ func (s *Socket) kickWorker() {
 // none is: whoever does not read its answers gets EBUSY for new commands, and
 // is not closed for the size of the answers it asked for. The caller holds mu.
 func (s *Socket) toDo() bool {
-	held := s.cfg.QueueBytes > 0 && s.bytes >= max(s.cfg.QueueBytes/2, 1)
+	held := s.cfg.QueueBytes > 0 && s.QueueBytes() >= max(s.cfg.QueueBytes/2, 1)
 	return len(s.commands) > 0 && s.ending == nil && !held
 }
 
@@ -117,14 +118,12 @@ func (s *Socket) call(handle func(context.Context, wire.Request), req wire.Reque
 }
 
 // recovered is deferred around what is not the socket's own: it recovers a
-// panic, counts it, and logs one per panicLog of all sockets.
+// panic, counts and logs it.
 func (s *Socket) recovered(where string) {
 	value := recover()
 	if value == nil {
 		return
 	}
 	s.stats.panics.Add(1)
-	if n := s.stats.panicsToLog(time.Now()); n > 0 {
-		s.cfg.Logger.Error("mesh: handler panicked", "in", where, "panic", value, "count", n, "stack", string(debug.Stack()))
-	}
+	s.cfg.Log.Error("mesh: handler panicked", "in", where, "panic", limit.Shorten(fmt.Sprint(value)), "stack", string(debug.Stack()))
 }

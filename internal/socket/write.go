@@ -71,16 +71,16 @@ func (s *Socket) push(it *item) error {
 		return s.ending
 	}
 	if replaced := s.queue.push(it); replaced != nil {
-		s.bytes -= replaced.charge
+		s.bytes.Add(-int64(replaced.charge))
 		s.stats.coalesced.Add(1)
 	}
-	s.bytes += it.charge
-	if limit > 0 && s.bytes > limit {
+	s.bytes.Add(int64(it.charge))
+	if limit > 0 && s.QueueBytes() > limit {
 		removed, freed := s.queue.coalesce()
-		s.bytes -= freed
-		s.stats.coalesced.Add(int64(removed))
+		s.bytes.Add(-int64(freed))
+		s.stats.coalesced.Add(uint64(removed))
 	}
-	if limit > 0 && s.bytes > limit {
+	if limit > 0 && s.QueueBytes() > limit {
 		s.endLocked(&End{Cause: CauseSlow, Code: websocket.CloseTryAgainLater, Reason: "connection is too slow"})
 		return s.ending
 	}
@@ -91,9 +91,9 @@ func (s *Socket) push(it *item) error {
 // dropQueue throws away what waits to be written. The caller holds mu.
 func (s *Socket) dropQueue() {
 	for it := s.queue.head; it != nil; it = it.next {
-		s.bytes -= it.charge
+		s.bytes.Add(-int64(it.charge))
 	}
-	s.stats.dropped.Add(int64(s.queue.clear()))
+	s.stats.dropped.Add(uint64(s.queue.clear()))
 }
 
 // giveUpWriting has the writer write no more.
@@ -126,6 +126,7 @@ type job struct {
 	end   *End    // a close frame
 	pong  []byte  // with duePong
 	rtt   time.Duration
+	at    time.Duration // when it was begun: an answer may come before its writing returns
 }
 
 // write writes until there is nothing left to.
@@ -152,7 +153,10 @@ func (s *Socket) next(j *job) bool {
 	}
 	if j.due = s.due & -s.due; j.due != 0 {
 		s.due &^= j.due
-		j.pong, j.rtt = s.pong, s.latency
+		j.pong, j.rtt, j.at = s.pong, s.latency, s.offset(time.Now())
+		if j.due == dueLatencyRequest && s.latencyAt == 0 {
+			s.latencyAt = j.at
+		}
 		if j.due == duePing {
 			s.due &^= dueExtraPing
 		}
@@ -170,14 +174,14 @@ func (s *Socket) next(j *job) bool {
 func (s *Socket) account(j *job) {
 	switch {
 	case len(j.items) > 0:
+		charged := 0
 		for _, it := range j.items {
-			s.bytes -= it.charge
+			charged += it.charge
 		}
+		s.bytes.Add(-int64(charged))
 		s.kickWorker()
 	case j.due == duePing:
-		s.pingAt = s.offset(time.Now())
-	case j.due == dueLatencyRequest && s.latencyAt == 0:
-		s.latencyAt = s.offset(time.Now())
+		s.pingAt = j.at
 	case j.end != nil && !s.done: // the peer's turn
 		s.cfg.Wheel.Schedule(&s.cut, grace, s.onCut)
 	}

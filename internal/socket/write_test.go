@@ -81,7 +81,7 @@ func TestSlowReaderIsClosedAndOthersAreNot(t *testing.T) {
 		if n := len(quick.got()); n != sent {
 			t.Errorf("quick got %d of %d", n, sent)
 		}
-		if c := stats.Counts(); c.Closes[CauseSlow] != 1 || c.Dropped == 0 || c.Coalesced != 0 {
+		if c := stats.Counts(); c.Closes["slow"] != 1 || c.Dropped == 0 || c.Coalesced != 0 {
 			t.Errorf("counted %+v", c)
 		}
 	})

@@ -36,7 +36,11 @@ func every(ctx context.Context, s *Store) map[string]error {
 		"DeclareDead":       func() error { return s.DeclareDead(ctx, "I") },
 		"Cleaned":           func() error { return s.Cleaned(ctx, "I") },
 		"Fence":             func() error { return s.Fence(ctx, 0, "I") },
-		"Living":            func() error { _, err := s.Living(ctx); return err },
+		"Instances":         func() error { _, _, err := s.Instances(ctx, 9); return err },
+		"OwnedSizes":        func() error { _, err := s.OwnedSizes(ctx, []string{"I", "J"}); return err },
+		"Counts":            func() error { _, err := s.Counts(ctx, []string{"r", "s"}); return err },
+		"RoomsFrom":         func() error { _, err := s.RoomsFrom(ctx, "", Place{}, 9); return err },
+		"EntriesFrom":       func() error { _, err := s.EntriesFrom(ctx, "r", Place{}, 9); return err },
 		"CheckFormat":       func() error { return s.CheckFormat(ctx) },
 		"ConnMeta":          func() error { _, err := s.ConnMeta(ctx, "a"); return err },
 		"ConnMetas":         func() error { _, err := s.ConnMetas(ctx, []string{"a", "b"}); return err },
@@ -87,8 +91,7 @@ func TestCallsReturnWhileRedisHangs(t *testing.T) {
 				require.ErrorIs(t, err, ErrUnavailable, name)
 			}
 			assert.Less(t, time.Since(began), 2*time.Second)
-			_, failed := s.Calls()
-			assert.NotZero(t, failed)
+			assert.NotZero(t, s.Stats().Failures)
 
 			began = time.Now()
 			ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
@@ -134,12 +137,11 @@ func TestCallsAreBounded(t *testing.T) {
 	for range maxCalls {
 		wg.Go(block)
 	}
-	require.Eventually(t, func() bool { n, _ := s.Calls(); return n == maxCalls }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return s.Stats().Calls == maxCalls }, 5*time.Second, time.Millisecond)
 	cancel()
 	wg.Wait()
 	block() // no room
-	n, _ := s.Calls()
-	assert.EqualValues(t, maxCalls, n)
+	assert.EqualValues(t, maxCalls, s.Stats().Calls)
 	close(hang)
 	require.NoError(t, s.Wait(t.Context()))
 	_, err := call(t.Context(), s, func(context.Context) (int, error) { return 0, nil })
@@ -177,7 +179,7 @@ func TestABucketDoesNotTakeTheOthersPlaces(t *testing.T) {
 			assert.ErrorIs(t, err, ErrUnavailable)
 		})
 	}
-	require.Eventually(t, func() bool { n, _ := s.Calls(); return n == bucketCalls }, 5*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return s.Stats().Calls == bucketCalls }, 5*time.Second, time.Millisecond)
 	for _, key := range []string{"t:{0}:k", "t:{2}:{1}", "t:{3}:k", "t:{9}:k", "t:k"} {
 		_, err := read(ctx, s, key, func(context.Context) (int, error) { return 0, nil })
 		require.NoError(t, err, key)

@@ -99,7 +99,7 @@ func DecodeEvent(payload string) (Event, error) {
 	switch EventType(f[0][0]) {
 	case Joined, Replaced, Left, State, Meta:
 	default:
-		return Event{}, fmt.Errorf("event type %q: %w", f[0], errFormat)
+		return Event{}, fmt.Errorf("event type %.20q: %w", f[0], errFormat)
 	}
 	var p parser
 	at := p.int(f[4])
@@ -122,11 +122,11 @@ func decodePosition(s string) (Position, error) {
 	}
 	f := strings.Split(s, " ")
 	if len(f) != 3 {
-		return Position{}, fmt.Errorf("position %q: %w", s, errFormat)
+		return Position{}, fmt.Errorf("position %.40q: %w", s, errFormat)
 	}
 	seq, err := strconv.ParseUint(f[1], 10, 64)
 	if err != nil {
-		return Position{}, fmt.Errorf("position %q: %w", s, errFormat)
+		return Position{}, fmt.Errorf("position %.40q: %w", s, errFormat)
 	}
 	return Position{Epoch: f[0], Seq: seq, Tag: f[2]}, nil
 }
@@ -138,7 +138,7 @@ func decodeOwned(s string) (OwnedRef, error) {
 	}
 	f := strings.SplitN(s, " ", 4)
 	if len(f) != 4 || f[0] != "e" {
-		return OwnedRef{}, fmt.Errorf("owned %q: %w", s, errFormat)
+		return OwnedRef{}, fmt.Errorf("owned %.40q: %w", s, errFormat)
 	}
 	return OwnedRef{Conn: f[1], Entry: f[2], Room: f[3]}, nil
 }

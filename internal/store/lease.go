@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"strconv"
 	"time"
-
-	"github.com/redis/go-redis/v9"
 )
 
 // fenceLife is how long a dead incarnation stays locked out: far longer than
@@ -96,24 +94,6 @@ func (s *Store) Fence(ctx context.Context, bucket int, inc string) error {
 	return err
 }
 
-// Living returns the incarnations on the list and when their leases run out
-// (Redis time, unix ms).
-func (s *Store) Living(ctx context.Context) (map[string]int64, error) {
-	zs, err := call(ctx, s, func(ctx context.Context) ([]redis.Z, error) {
-		return s.client.ZRangeWithScores(ctx, s.keys.Instances(), 0, -1).Result()
-	})
-	if err != nil {
-		return nil, err
-	}
-	out := make(map[string]int64, len(zs))
-	for _, z := range zs {
-		if name, ok := z.Member.(string); ok {
-			out[name] = int64(z.Score)
-		}
-	}
-	return out, nil
-}
-
 // layoutVersion is written to one key; servers of one Redis must agree on it.
 const layoutVersion = 1
 
@@ -126,13 +106,18 @@ func (s *Store) CheckFormat(ctx context.Context) error {
 	want := [][2]string{
 		{s.keys.Format(), "string"}, {s.keys.Instances(), "zset"}, {s.keys.Dead(), "zset"}, {s.keys.Rooms(0), "set"},
 	}
+	for _, key := range s.keys.Foreign() {
+		want = append(want, [2]string{key, "none"})
+	}
 	for _, w := range want {
 		key, kind := w[0], w[1]
-		got, err := call(ctx, s, func(ctx context.Context) (string, error) { return s.client.Type(ctx, key).Result() })
-		if err != nil {
+		got, err := s.typeOf(ctx, key)
+		switch {
+		case err != nil:
 			return err
-		}
-		if got != "none" && got != kind {
+		case kind == "none" && got != kind:
+			return fmt.Errorf("%w: %s is a %s of other software", ErrForeign, key, got)
+		case got != "none" && got != kind:
 			return fmt.Errorf("%w: %s is a %s, expected a %s", ErrForeign, key, got, kind)
 		}
 	}

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/meshpresence/mesh/internal/limit"
 )
 
 const (
@@ -24,8 +26,6 @@ const (
 	// firstPause and longestPause bound the pause before a reconnect.
 	firstPause   = 20 * time.Millisecond
 	longestPause = time.Second
-	// quietFor is how long repeated warnings are held back.
-	quietFor = 10 * time.Second
 )
 
 // Errors of a Listener.
@@ -93,11 +93,10 @@ type Listener struct {
 	renew  chan struct{} // 1: Recreate was called
 	start  sync.Once
 	wg     sync.WaitGroup
+	log    *limit.Log
 
 	// Only the goroutine of run touches these.
-	warnedAt time.Time // zero: never
-	held     int       // warnings held back since then
-	broken   bool      // a loss was logged, and no recovery since
+	broken bool // a loss was logged, and no recovery since
 }
 
 // NewListener returns a listener that is not started yet. Channels may be
@@ -106,7 +105,7 @@ func NewListener(cfg ListenerConfig) *Listener {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	l := &Listener{cfg: cfg, wake: make(chan struct{}, 1), renew: make(chan struct{}, 1)}
+	l := &Listener{cfg: cfg, log: limit.NewLog(cfg.Logger), wake: make(chan struct{}, 1), renew: make(chan struct{}, 1)}
 	l.life, l.cancel = context.WithCancel(context.Background())
 	l.subs.init(cfg.Patterns)
 	return l
@@ -208,22 +207,20 @@ func (l *Listener) awaitWanted() bool {
 	return l.life.Err() == nil
 }
 
-// complain logs the end of a connection, at most one warning per quietFor.
+// complain logs the end of a connection: what follows a loss that was logged at
+// Debug only.
 func (l *Listener) complain(up bool, err error) {
-	log := l.cfg.Logger.With("listener", l.cfg.Name, "error", err)
-	switch {
-	case l.cfg.Quiet, l.broken && !up:
-		log.Debug("mesh: subscriptions still without connection")
-	case !l.warnedAt.IsZero() && time.Since(l.warnedAt) < quietFor:
-		l.held++
-		log.Debug("mesh: subscription connection lost again")
-	default:
-		log.Warn("mesh: subscription connection lost, reconnecting", "repeats", l.held)
-		l.warnedAt, l.held, l.broken = time.Now(), 0, true
+	if l.cfg.Quiet || l.broken && !up {
+		l.cfg.Logger.Debug("mesh: subscriptions still without connection", "listener", l.cfg.Name, "error", err)
+		return
+	}
+	if l.log.Warn("mesh: subscription connection lost, reconnecting", "listener", l.cfg.Name, "error", err) {
+		l.broken = true
 	}
 }
 
-// recovered logs the first confirmation after a loss that was logged.
+// recovered logs the first confirmation after a loss that was logged: it comes
+// no more often than that.
 func (l *Listener) recovered() {
 	if l.broken {
 		l.broken = false

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/meshpresence/mesh/internal/limit"
 )
 
 const (
@@ -54,7 +56,9 @@ type expiredWatch struct {
 	expired  func(key string)
 	changed  func() // the verdict may be another
 	failover func()
+	node     string // address
 	logger   *slog.Logger
+	log      *limit.Log // of all nodes
 	listener *Listener
 	stop     context.CancelFunc
 	wg       sync.WaitGroup
@@ -81,7 +85,7 @@ func newExpiredWatch(n node, cfg ExpiredConfig, changed func()) *expiredWatch {
 	w := &expiredWatch{
 		client: n.client, channel: ExpiredChannel(cfg.DB), canary: cfg.Canary, expired: cfg.Expired, changed: changed,
 		failover: cfg.Failover,
-		logger:   cfg.Logger.With("node", n.addr), recheck: make(chan struct{}, 1), setFlag: true,
+		node:     n.addr, logger: cfg.Logger.With("node", n.addr), log: cfg.log, recheck: make(chan struct{}, 1), setFlag: true,
 	}
 	w.replica.Store(n.replica)
 	w.listener = NewListener(ListenerConfig{
@@ -259,7 +263,7 @@ func (w *expiredWatch) flag(ctx context.Context) {
 	w.flagErr = err
 	w.setFlag = err != nil && !redisSaid(err)
 	if err == nil && before != after {
-		w.logger.Info("mesh: redis was set to send expired events", "setting", notifySetting, "before", before, "after", after)
+		w.log.Info("mesh: redis was set to send expired events", "node", w.node, "setting", notifySetting, "before", before, "after", after)
 	}
 }
 

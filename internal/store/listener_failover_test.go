@@ -13,6 +13,8 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh/internal/limit"
 )
 
 // The first expired event of a node that was a replica says that it has been
@@ -23,7 +25,7 @@ func TestPromotionIsToldOnce(t *testing.T) {
 	c := redis.NewClient(&redis.Options{Addr: "127.0.0.1:0"}) // never used
 	defer c.Close()
 	w := newExpiredWatch(node{addr: "a", client: c, replica: true}, ExpiredConfig{
-		Expired: func(string) { keys++ }, Failover: func() { failovers++ }, Logger: slog.New(slog.DiscardHandler),
+		Expired: func(string) { keys++ }, Failover: func() { failovers++ }, Logger: slog.New(slog.DiscardHandler), log: limit.NewLog(nil),
 	}, func() {})
 	for range 5 {
 		w.Message("", "k")

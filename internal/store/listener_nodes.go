@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/meshpresence/mesh/internal/limit"
 )
 
 const (
@@ -48,6 +50,8 @@ type ExpiredConfig struct {
 	Failover func()
 	// Logger hears what is not said through Changed. Nil: nobody does.
 	Logger *slog.Logger
+
+	log *limit.Log // on Logger, for all nodes
 }
 
 // ExpiredEvents listens to the expired events of every node behind a client,
@@ -79,6 +83,7 @@ func NewExpiredEvents(cfg ExpiredConfig) *ExpiredEvents {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	cfg.log = limit.NewLog(cfg.Logger)
 	_, cluster := cfg.Client.(clusterNodes)
 	if cfg.Failover == nil || !cluster {
 		cfg.Failover = func() {}

@@ -56,6 +56,9 @@ func (s *Store) reapPart(ctx context.Context, j Judgment, bucket int, items []Re
 			continue
 		}
 		out[at] = ReapStatus(lines[i][0])
+		if out[at] == Ended {
+			s.reaped.count(items[at].Mode)
+		}
 	}
 	return refused
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/redis/go-redis/v9"
@@ -21,38 +20,13 @@ const (
 // Snapshot reads a whole room: in one moment where it has at most PageSize
 // members, in pages otherwise.
 func (s *Store) Snapshot(ctx context.Context, room string) (Snapshot, error) {
-	reply, err := run(ctx, s, snapshotScript, []string{s.keys.Members(room), s.keys.Seq(room)}, PageSize)
-	if err != nil {
-		return Snapshot{}, err
-	}
-	list, ok := reply.([]any)
-	if !ok || len(list) != 5 {
-		return Snapshot{}, fmt.Errorf("snapshot: %w", errFormat)
-	}
-	head, err := texts(list[:4])
-	if err != nil {
-		return Snapshot{}, err
-	}
-	var snap Snapshot
-	if head[0] != "" {
-		if snap.Position, err = decodePosition(strings.Join(head[:3], " ")); err != nil {
-			return Snapshot{}, err
-		}
-	}
-	total, err := strconv.Atoi(head[3])
-	if err != nil {
-		return Snapshot{}, fmt.Errorf("snapshot: %w", errFormat)
-	}
-	if total <= PageSize {
-		pairs, err := texts(list[4])
-		if err != nil {
-			return Snapshot{}, err
-		}
-		snap.Records, err = decodePairs(pairs)
+	h, err := s.head(ctx, room, PageSize)
+	snap := Snapshot{Position: h.pos, Records: h.records}
+	if err != nil || h.total <= PageSize {
 		return snap, err
 	}
 	snap.Paged = true
-	byConn := make(map[string]Record, total)
+	byConn := make(map[string]Record, h.total)
 	err = s.scan(ctx, room, func(r Record) bool {
 		if r.Seq >= byConn[r.Conn].Seq {
 			byConn[r.Conn] = r

@@ -131,10 +131,10 @@ func TestPositionsOfManyRooms(t *testing.T) {
 			}
 		}
 		w.ok("I", ops...)
-		calls, _ := w.Calls()
+		calls := w.Stats().Calls
 		positions, err := w.Positions(w.Context(), rooms)
 		require.NoError(w, err)
-		after, _ := w.Calls()
+		after := w.Stats().Calls
 		assert.LessOrEqual(w, after-calls, uint64(3))
 		require.Len(w, positions, len(rooms))
 		for i, p := range positions {

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/meshpresence/mesh/internal/histogram"
 )
 
 var (
@@ -40,6 +42,8 @@ var (
 	forgetLua string
 	//go:embed lua/meta.lua
 	metaLua string
+	//go:embed lua/instances.lua
+	instancesLua string
 
 	commitScript    = redis.NewScript(libLua + commitLua)
 	reapScript      = redis.NewScript(libLua + reapLua)
@@ -52,6 +56,7 @@ var (
 	fenceScript     = redis.NewScript(fenceLua)
 	forgetScript    = redis.NewScript(forgetLua)
 	metaScript      = redis.NewScript(metaLua)
+	instancesScript = redis.NewScript(instancesLua)
 )
 
 const (
@@ -88,6 +93,8 @@ type Store struct {
 
 	nCalls    atomic.Uint64
 	nFailures atomic.Uint64
+	took      *histogram.Histogram
+	reaped    reaped
 }
 
 // places bound the calls under way to one bucket.
@@ -102,6 +109,7 @@ func New(client redis.UniversalClient, keys Keys) *Store {
 	s := &Store{
 		client: client, keys: keys, reads: make(chan struct{}, maxCalls), leases: make(chan struct{}, leaseCalls),
 		places: make([]places, keys.Buckets()),
+		took:   histogram.New(histogram.Calls()...),
 	}
 	each := maxCalls
 	if len(s.places) > 1 {
@@ -137,9 +145,6 @@ func (s *Store) RequireLease() { s.listed = true }
 
 // Keys returns the names in use.
 func (s *Store) Keys() Keys { return s.keys }
-
-// Calls returns how many calls were made, and how many of them failed.
-func (s *Store) Calls() (total, failed uint64) { return s.nCalls.Load(), s.nFailures.Load() }
 
 // Wait blocks until no call is under way any more, or ctx ends. Calls that
 // were given up end when the client library's own timeouts run out.
@@ -249,11 +254,13 @@ func within[T any](ctx context.Context, s *Store, slots chan struct{}, f func(co
 	})
 	select {
 	case r := <-done:
+		s.took.Observe(time.Since(began))
 		if r.err != nil {
 			return none, s.failed(r.err)
 		}
 		return r.value, nil
 	case <-ctx.Done():
+		s.took.Observe(time.Since(began))
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) && time.Since(began) >= suspicious {
 			s.suspect(ctx)
 		}
@@ -269,8 +276,11 @@ func (s *Store) failed(err error) error {
 			return err
 		}
 	}
-	if redis.HasErrorPrefix(err, outOfMemory) {
+	switch {
+	case redis.HasErrorPrefix(err, outOfMemory):
 		err = fmt.Errorf("%w: %w", ErrFull, err)
+	case forbidden(err):
+		err = fmt.Errorf("%w: %w", ErrForbidden, err)
 	}
 	if !errors.Is(err, context.Canceled) {
 		reload(s.client)

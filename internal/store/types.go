@@ -54,6 +54,7 @@ type Keys interface {
 	Dead() string            // sorted set: incarnation -> time of death
 	Format() string          // string: layout version
 	Canary() string          // string with PX: probe for expired events
+	Foreign() []string       // keys that other software with the same prefix has, and this never
 
 	EventsPrefix() string              // channel of a room's events is this + room
 	Control(incarnation string) string // channel of one server

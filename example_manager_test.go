@@ -1,0 +1,248 @@
+package mesh_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log"
+	"regexp"
+	"time"
+
+	"github.com/meshpresence/mesh"
+	"github.com/meshpresence/mesh/meshtest"
+)
+
+// An app with a transport of its own hands in connection ids and says when
+// they come, show life and go.
+func ExamplePresenceManager() {
+	redis, err := meshtest.NewRedis()
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer redis.Close()
+	p, err := mesh.NewPresenceManager(mesh.Options{Redis: redis.Client()})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	rule := mesh.Regexp(regexp.MustCompile(`^doc:`))
+	if err := p.TrackPresence(rule, mesh.PresenceOptions{TTL: time.Minute}); err != nil {
+		log.Fatal(err)
+	}
+	if err := p.Start(ctx); err != nil {
+		log.Fatal(err)
+	}
+	defer p.Shutdown(ctx)
+
+	if err := p.Connect(ctx, "conn-1", map[string]string{"userId": "alice"}); err != nil {
+		log.Fatal(err)
+	}
+	for event, err := range p.Subscribe(ctx, "doc:7", mesh.SubscribeOptions{}) {
+		if err != nil {
+			log.Fatal(err)
+		}
+		switch event.Type {
+		case mesh.EventSnapshot:
+			fmt.Println("present:", len(event.Snapshot.Members))
+			err = p.Join(ctx, "doc:7", "conn-1")
+		case mesh.EventJoin:
+			fmt.Printf("join %s %s\n", event.ConnectionID, event.Metadata)
+			err = p.PublishState(ctx, "doc:7", "conn-1", map[string]bool{"typing": true}, mesh.StateOptions{ExpireAfter: 3 * time.Second})
+		case mesh.EventState:
+			fmt.Printf("state %s %s\n", event.ConnectionID, event.State)
+			err = p.Disconnect(ctx, "conn-1")
+		case mesh.EventLeave:
+			fmt.Println("leave", event.ConnectionID)
+			return
+		}
+		if err != nil {
+			log.Fatal(err)
+		}
+	}
+	// Output:
+	// present: 0
+	// join conn-1 {"userId":"alice"}
+	// state conn-1 {"typing":true}
+	// leave conn-1
+}
+
+// A mistake in the options is an error that names the field.
+func ExampleNewPresenceManager() {
+	redis, err := meshtest.NewRedis() // redis.NewClient(…) in a program
+	must(err)
+	defer redis.Close()
+
+	_, err = mesh.NewPresenceManager(mesh.Options{Redis: redis.Client(), LeaseTTL: time.Millisecond})
+	fmt.Println(err)
+	_, err = mesh.NewPresenceManager(mesh.Options{Redis: redis.Client(), Prefix: "chat:"})
+	fmt.Println(err)
+	// Output:
+	// mesh: invalid options: LeaseTTL is 1ms, must be at least 1s
+	// <nil>
+}
+
+// Start waits for a Redis that does not answer, as long as its context lasts,
+// and may be called again.
+func ExamplePresenceManager_Start() {
+	redis, err := meshtest.NewRedis()
+	must(err)
+	defer redis.Close()
+	p, err := mesh.NewPresenceManager(mesh.Options{Redis: redis.Client()})
+	must(err)
+
+	redis.Cut()
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Millisecond)
+	defer cancel()
+	err = p.Start(ctx)
+	fmt.Println("unavailable:", errors.Is(err, mesh.ErrUnavailable))
+
+	redis.Heal()
+	fmt.Println(p.Start(context.Background()))
+	fmt.Println(p.Shutdown(context.Background()))
+	// Output:
+	// unavailable: true
+	// <nil>
+	// <nil>
+}
+
+// For a readiness probe.
+func ExamplePresenceManager_Ready() {
+	redis, err := meshtest.NewRedis()
+	must(err)
+	defer redis.Close()
+	p, err := mesh.NewPresenceManager(mesh.Options{Redis: redis.Client()})
+	must(err)
+
+	ctx := context.Background()
+	fmt.Println(p.Ready(ctx))
+	must(p.Start(ctx))
+	fmt.Println(p.Ready(ctx))
+	must(p.Shutdown(ctx))
+	fmt.Println(p.Ready(ctx))
+	// Output:
+	// mesh: not started
+	// <nil>
+	// mesh: closed
+}
+
+// Whoever joined here has left when Shutdown returns. It is bounded by its
+// context.
+func ExamplePresenceManager_Shutdown() {
+	redis, err := meshtest.NewRedis()
+	must(err)
+	defer redis.Close()
+	p, err := mesh.NewPresenceManager(mesh.Options{Redis: redis.Client()})
+	must(err)
+	must(p.Start(context.Background()))
+
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	fmt.Println(p.Shutdown(ctx))
+	fmt.Println(p.Connect(ctx, "conn-1", nil))
+	// Output:
+	// <nil>
+	// mesh: closed
+}
+
+// Rules may be added at any time. An exact name's TTL wins over patterns'.
+func ExamplePresenceManager_TrackPresence() {
+	p, stop := startPresence()
+	defer stop()
+
+	docs := mesh.Regexp(regexp.MustCompile(`^doc:[0-9]+$`))
+	fmt.Println(p.TrackPresence(docs, mesh.PresenceOptions{TTL: time.Minute}))
+	fmt.Println(p.TrackPresence(mesh.Exact("doc:1"), mesh.PresenceOptions{TTL: 10 * time.Second}))
+	fmt.Println(p.TrackPresence(docs, mesh.PresenceOptions{TTL: time.Millisecond}))
+	// Output:
+	// <nil>
+	// <nil>
+	// mesh: invalid options: PresenceOptions.TTL is 1ms, want 0 or 1s to 8760h0m0s (pattern /^doc:[0-9]+$/)
+}
+
+// The id is the app's own: that of a stream of Server-Sent Events, say.
+func ExamplePresenceManager_Connect() {
+	p, stop := startPresence()
+	defer stop()
+	ctx := context.Background()
+
+	must(p.Connect(ctx, "sse-17", map[string]string{"userId": "alice"}))
+	defer p.Disconnect(ctx, "sse-17")
+
+	err := p.Connect(ctx, "sse-17", nil)
+	fmt.Println(errors.Is(err, mesh.ErrConnectionExists))
+	err = p.Connect(ctx, "a:b", nil)
+	fmt.Println(errors.Is(err, mesh.ErrInvalidConnectionID))
+	// Output:
+	// true
+	// true
+}
+
+// Disconnect has the connection leave every room.
+func ExamplePresenceManager_Disconnect() {
+	p, stop := startPresence()
+	defer stop()
+	ctx := context.Background()
+
+	must(p.Connect(ctx, "conn-1", nil))
+	must(p.Join(ctx, "lobby", "conn-1"))
+	must(p.Join(ctx, "kitchen", "conn-1"))
+	must(p.Disconnect(ctx, "conn-1"))
+
+	for _, room := range []string{"lobby", "kitchen"} {
+		n, err := p.Count(ctx, room)
+		fmt.Println(room, n, err)
+	}
+	// Output:
+	// lobby 0 <nil>
+	// kitchen 0 <nil>
+}
+
+// Every frame of the app's transport is a sign of life: without one for TTL
+// the connection leaves.
+func ExamplePresenceManager_Touch() {
+	p, stop := startPresence()
+	defer stop()
+	ctx := context.Background()
+	must(p.TrackPresence(mesh.Exact("office"), mesh.PresenceOptions{TTL: time.Minute}))
+	must(p.Connect(ctx, "conn-1", nil))
+	must(p.Join(ctx, "office", "conn-1"))
+
+	fmt.Println(p.Touch("conn-1")) // for each frame that comes in
+	must(p.Disconnect(ctx, "conn-1"))
+	fmt.Println(p.Touch("conn-1"))
+	// Output:
+	// <nil>
+	// mesh: unknown connection: conn-1
+}
+
+// Where EnablePresenceExpirationEvents is off, entries whose TTL has run out
+// stay until somebody cleans up: call it from time to time, on one server or
+// on all. Here nobody has been silent for a minute.
+func ExamplePresenceManager_CleanExpired() {
+	p, stop := startPresence()
+	defer stop()
+	ctx := context.Background()
+	must(p.TrackPresence(mesh.Exact("office"), mesh.PresenceOptions{TTL: time.Minute}))
+	must(p.Connect(ctx, "conn-1", nil))
+	must(p.Join(ctx, "office", "conn-1"))
+
+	ended, err := p.CleanExpired(ctx, "office")
+	fmt.Println(ended, err)
+	// Output:
+	// 0 <nil>
+}
+
+func ExamplePresenceManager_Stats() {
+	p, stop := startPresence()
+	defer stop()
+	ctx := context.Background()
+	must(p.Connect(ctx, "conn-1", nil))
+	must(p.Join(ctx, "lobby", "conn-1"))
+	must(p.Join(ctx, "kitchen", "conn-1"))
+
+	st := p.Stats()
+	fmt.Println("connections:", st.Connections, "entries:", st.Entries, "rooms:", st.Rooms)
+	// Output:
+	// connections: 1 entries: 2 rooms: 2
+}

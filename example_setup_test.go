@@ -1,0 +1,67 @@
+package mesh_test
+
+import (
+	"context"
+	"log"
+	"net/http"
+
+	"github.com/meshpresence/mesh"
+	"github.com/meshpresence/mesh/meshtest"
+)
+
+// What the examples of single methods leave out. The example of the package
+// shows all of it, as a program has it.
+
+// must ends the program on an error.
+func must(err error) {
+	if err != nil {
+		log.Fatal(err)
+	}
+}
+
+// startPresence returns a manager that has been started, on a Redis of its
+// own, with the room "lobby" tracked. stop shuts it down.
+func startPresence() (p *mesh.PresenceManager, stop func()) {
+	redis, err := meshtest.NewRedis()
+	must(err)
+	p, err = mesh.NewPresenceManager(mesh.Options{Redis: redis.Client()})
+	must(err)
+	must(p.TrackPresence(mesh.Exact("lobby"), mesh.PresenceOptions{}))
+	must(p.Start(context.Background()))
+	return p, func() {
+		must(p.Shutdown(context.Background()))
+		must(redis.Close())
+	}
+}
+
+// startServer does the same with a server, in which room "lobby" is tracked
+// too. connect opens a WebSocket to it, for a user whose name becomes the
+// metadata {"userId": name}.
+func startServer(opts mesh.Options) (srv *mesh.Server, connect func(name string) *meshtest.Client, stop func()) {
+	opts.Authenticate = func(_ context.Context, r *http.Request) (any, error) {
+		return map[string]string{"userId": r.Header.Get("User")}, nil
+	}
+	srv, web, stop := serve(opts)
+	connect = func(name string) *meshtest.Client {
+		c, err := web.Dial(meshtest.WithHeader("User", name))
+		must(err)
+		return c
+	}
+	return srv, connect, stop
+}
+
+// serve is startServer for examples that connect in their own way.
+func serve(opts mesh.Options) (srv *mesh.Server, web *meshtest.Server, stop func()) {
+	redis, err := meshtest.NewRedis()
+	must(err)
+	opts.Redis = redis.Client()
+	srv, err = mesh.NewServer(opts)
+	must(err)
+	must(srv.TrackPresence(mesh.Exact("lobby"), mesh.PresenceOptions{}))
+	web, err = meshtest.NewServer(srv)
+	must(err)
+	return srv, web, func() {
+		must(web.Close())
+		must(redis.Close())
+	}
+}

@@ -1,0 +1,138 @@
+// Command own-upgrade puts presence beside a protocol of the app's own, on one
+// WebSocket. The app decides who gets in, upgrades the connection itself and
+// hands it to mesh.Server.ServeConn; frames that are not Mesh's come back to it.
+//
+//	go run ./examples/own-upgrade        # needs a Redis on localhost:6379
+//
+//	curl -i -d name=Ann http://127.0.0.1:8080/login          # sets a cookie
+//	websocat -H 'Cookie: desk=…' ws://127.0.0.1:8080/ws      # or any other client
+//	ECHO hello                                               # the app's protocol
+//	{"id":1,"command":"mesh/join-room","payload":{"roomName":"lobby"}}
+//
+// What to look at:
+//
+//   - app.connect in app.go: authentication, then the app's own Upgrader with its
+//     check of the origin, then ServeConn, which owns the socket from there on
+//     and blocks until it has ended.
+//   - talk.hear in talk.go: the app's protocol. It answers by
+//     Connection.SendMessage and must not block: while it does, nothing is read
+//     from that socket. It counts for itself, since Limits.CommandsPerSecond
+//     counts Mesh's commands only.
+//   - passes in pass.go: who is there. What it says becomes the connection's
+//     metadata, which everybody in the room sees and which clients cannot set.
+//   - shutdown below: presence first, then HTTP, then Redis.
+//
+// Options.AllowedOrigins, Options.Authenticate and Limits.UpgradesPerSecond are
+// about upgrades that mesh makes; here they would have no effect.
+package main
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"flag"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/meshpresence/mesh"
+	"github.com/redis/go-redis/v9"
+)
+
+// patience is how long Redis may take to answer at the start, and then how long
+// the end may take.
+const patience = 10 * time.Second
+
+// config is what an instance needs.
+type config struct {
+	redis   *redis.Client
+	key     []byte   // signs passes; the same on all instances
+	origins []string // of pages that may connect; none: the page's host must be the server's
+	log     *slog.Logger
+}
+
+func main() {
+	addr := flag.String("addr", "127.0.0.1:8080", "`host:port` to listen on")
+	redisAddr := flag.String("redis", "localhost:6379", "`host:port` of Redis")
+	origins := flag.String("origins", "", "`list` of pages' origins, with commas between, as https://app.example.com")
+	flag.Parse()
+	cfg := config{
+		redis: redis.NewClient(&redis.Options{Addr: *redisAddr}),
+		key:   []byte(os.Getenv("DESK_KEY")),
+		log:   slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	}
+	if *origins != "" {
+		cfg.origins = strings.Split(*origins, ",")
+	}
+	if len(cfg.key) == 0 {
+		cfg.log.Info("DESK_KEY is not set: passes hold until this process ends, on this instance only")
+		cfg.key = []byte(rand.Text())
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	ln, err := net.Listen("tcp", *addr)
+	if err == nil {
+		err = serve(ctx, cfg, ln)
+	}
+	if err = errors.Join(err, cfg.redis.Close()); err != nil {
+		cfg.log.Error("ended", "error", err)
+		os.Exit(1)
+	}
+}
+
+// serve runs an instance on ln until ctx ends. It leaves the Redis client open.
+func serve(ctx context.Context, cfg config, ln net.Listener) error {
+	srv, err := mesh.NewServer(mesh.Options{Redis: cfg.redis, Logger: cfg.log})
+	if err != nil {
+		return errors.Join(err, ln.Close())
+	}
+	if err := errors.Join(srv.TrackPresence(mesh.Exact("lobby"), mesh.PresenceOptions{}), start(ctx, srv)); err != nil {
+		return errors.Join(err, ln.Close())
+	}
+	hs := &http.Server{
+		Handler:           newApp(cfg, srv),
+		ReadHeaderTimeout: 10 * time.Second,
+		MaxHeaderBytes:    16 << 10, // kept for as long as a socket lives
+		ErrorLog:          slog.NewLogLogger(cfg.log.Handler(), slog.LevelWarn),
+	}
+	served := make(chan error, 1)
+	go func() { served <- hs.Serve(ln) }()
+	cfg.log.Info("ready", "addr", ln.Addr())
+	select {
+	case <-ctx.Done():
+		err = shutdown(ctx, srv, hs)
+		<-served // http.ErrServerClosed
+	case err = <-served:
+		err = errors.Join(err, shutdown(ctx, srv, hs))
+	}
+	return err
+}
+
+// start waits for Redis, for a while.
+func start(ctx context.Context, srv *mesh.Server) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	err := srv.Start(ctx)
+	if err != nil {
+		err = errors.Join(err, srv.Shutdown(ctx))
+	}
+	return err
+}
+
+// shutdown ends the sockets, with code 1012, and then HTTP. The other way round
+// http.Server.Shutdown would return with every socket still open: it knows
+// nothing of those that were upgraded, by whomever. ctx has ended.
+func shutdown(ctx context.Context, srv *mesh.Server, hs *http.Server) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	defer cancel()
+	err := srv.Shutdown(ctx)
+	if httpErr := hs.Shutdown(ctx); httpErr != nil {
+		err = errors.Join(err, httpErr, hs.Close())
+	}
+	return err
+}

@@ -1,0 +1,326 @@
+package main
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"hash/crc32"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gorilla/websocket"
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+	"go.uber.org/goleak"
+
+	"github.com/meshpresence/mesh/meshtest"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+const key = "for tests"
+
+// instance is one that serves on a free port of the loopback.
+type instance struct {
+	t    *testing.T
+	addr string
+	http *http.Client
+	stop func() error // ends it and returns what serve returned
+}
+
+func startInstance(t *testing.T, client *redis.Client, origins ...string) *instance {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	var result error
+	cfg := config{redis: client, key: []byte(key), origins: origins, log: slog.New(slog.DiscardHandler)}
+	go func() {
+		defer close(done)
+		result = serve(ctx, cfg, ln)
+	}()
+	in := &instance{t: t, addr: ln.Addr().String(), http: &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}}
+	in.stop = func() error {
+		cancel()
+		<-done
+		return result
+	}
+	t.Cleanup(func() { _ = in.stop() })
+	return in
+}
+
+// post logs in and returns the answer.
+func (in *instance) post(name string, header ...string) *http.Response {
+	in.t.Helper()
+	body := strings.NewReader(url.Values{"name": {name}}.Encode())
+	req, err := http.NewRequestWithContext(in.t.Context(), http.MethodPost, "http://"+in.addr+"/login", body)
+	require.NoError(in.t, err)
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	res, err := in.http.Do(req)
+	require.NoError(in.t, err)
+	require.NoError(in.t, res.Body.Close())
+	return res
+}
+
+// pass returns the cookie that a login gives.
+func (in *instance) pass(name string) string {
+	in.t.Helper()
+	res := in.post(name)
+	require.Equal(in.t, http.StatusOK, res.StatusCode)
+	require.Len(in.t, res.Cookies(), 1)
+	c := res.Cookies()[0]
+	require.True(in.t, c.HttpOnly)
+	require.Equal(in.t, http.SameSiteLaxMode, c.SameSite)
+	return c.Name + "=" + c.Value
+}
+
+// client is one socket.
+type client struct {
+	t  *testing.T
+	ws *websocket.Conn
+	id string
+}
+
+func (in *instance) dial(cookie, origin string) (*websocket.Conn, int) {
+	in.t.Helper()
+	h := http.Header{}
+	if cookie != "" {
+		h.Set("Cookie", cookie)
+	}
+	if origin != "" {
+		h.Set("Origin", origin)
+	}
+	ws, res, err := websocket.DefaultDialer.DialContext(in.t.Context(), "ws://"+in.addr+"/ws", h)
+	require.NotNil(in.t, res, "%v", err)
+	if err != nil {
+		return nil, res.StatusCode
+	}
+	in.t.Cleanup(func() { _ = ws.Close() })
+	require.NoError(in.t, ws.SetReadDeadline(time.Now().Add(30*time.Second)))
+	return ws, res.StatusCode
+}
+
+func (in *instance) client(cookie string) *client {
+	in.t.Helper()
+	ws, status := in.dial(cookie, "http://"+in.addr)
+	require.Equal(in.t, http.StatusSwitchingProtocols, status)
+	c := &client{t: in.t, ws: ws}
+	require.NoError(in.t, json.Unmarshal([]byte(c.await("mesh/assign-id")), &c.id))
+	return c
+}
+
+// await reads frames of Mesh's until one of that command, and returns its
+// payload.
+func (c *client) await(command string) string {
+	c.t.Helper()
+	for {
+		var f struct {
+			Command string
+			Payload json.RawMessage
+		}
+		kind, data := c.next()
+		require.Equal(c.t, websocket.TextMessage, kind)
+		if json.Unmarshal(data, &f) == nil && f.Command == command {
+			return string(f.Payload)
+		}
+	}
+}
+
+// answer reads until a message that is not Mesh's.
+func (c *client) answer() (kind int, data string) {
+	c.t.Helper()
+	for {
+		kind, data := c.next()
+		if kind == websocket.BinaryMessage || !strings.HasPrefix(string(data), "{") {
+			return kind, string(data)
+		}
+	}
+}
+
+func (c *client) next() (int, []byte) {
+	c.t.Helper()
+	kind, data, err := c.ws.ReadMessage()
+	require.NoError(c.t, err)
+	return kind, data
+}
+
+func (c *client) say(kind int, data string) {
+	c.t.Helper()
+	require.NoError(c.t, c.ws.WriteMessage(kind, []byte(data)))
+}
+
+// ask sends a command of Mesh's and returns the payload of its answer.
+func (c *client) ask(command, payload string) string {
+	c.t.Helper()
+	c.say(websocket.TextMessage, `{"id":1,"command":"`+command+`","payload":`+payload+`}`)
+	return c.await(command)
+}
+
+// closed reads until the connection ends and returns the close code.
+func (c *client) closed() int {
+	c.t.Helper()
+	for {
+		_, _, err := c.ws.ReadMessage()
+		if err == nil {
+			continue
+		}
+		closed, ok := err.(*websocket.CloseError)
+		require.True(c.t, ok, "%v", err)
+		return closed.Code
+	}
+}
+
+const lobby = `{"roomName":"lobby"}`
+
+func TestBothProtocolsOnOneSocket(t *testing.T) {
+	t.Parallel()
+	in := startInstance(t, meshtest.StartRedis(t).Client())
+	ann := in.client(in.pass("Ann"))
+
+	require.Contains(t, ann.ask("mesh/join-room", lobby), `"metadata":{"name":"Ann"}`)
+	ann.say(websocket.TextMessage, "ECHO hello  there\r\n")
+	_, answer := ann.answer()
+	require.Equal(t, "ECHO hello  there", answer)
+	ann.say(websocket.TextMessage, "ME")
+	_, answer = ann.answer()
+	require.Equal(t, "ME Ann", answer)
+	ann.say(websocket.TextMessage, "TIME")
+	_, answer = ann.answer()
+	at, err := time.Parse(time.RFC3339, answer)
+	require.NoError(t, err)
+	require.WithinDuration(t, time.Now(), at, time.Minute)
+
+	for i, total := range []uint64{4, 8} {
+		part := []byte{'p', 'a', 'r', byte(i)}
+		ann.say(websocket.BinaryMessage, "\x01"+string(part))
+		kind, ack := ann.answer()
+		require.Equal(t, websocket.BinaryMessage, kind)
+		want := binary.BigEndian.AppendUint32([]byte{kindPart}, crc32.ChecksumIEEE(part))
+		require.Equal(t, binary.BigEndian.AppendUint64(want, total), []byte(ack))
+	}
+	require.Equal(t, "true", ann.ask("mesh/noop", `{}`), "presence goes on")
+	require.NoError(t, in.stop())
+}
+
+func TestWhoGetsNoSocket(t *testing.T) {
+	t.Parallel()
+	in := startInstance(t, meshtest.StartRedis(t).Client(), "https://app.example.com", "https://other.example.com")
+	good := in.pass("Ann")
+	others := passCookie + "=" + passes{key: []byte("another")}.issue("Ann", time.Now())
+	old := passCookie + "=" + passes{key: []byte(key)}.issue("Ann", time.Now().Add(-passLife))
+	_, signature, _ := strings.Cut(strings.TrimPrefix(good, passCookie+"="), ".")
+	for name, tt := range map[string]struct {
+		cookie, origin string
+		status         int
+	}{
+		"no pass":           {"", "", http.StatusUnauthorized},
+		"empty pass":        {passCookie + "=", "", http.StatusUnauthorized},
+		"dots":              {passCookie + "=..", "", http.StatusUnauthorized},
+		"not signed":        {passCookie + "=QW5u.99999999999.", "", http.StatusUnauthorized},
+		"another's name":    {passCookie + "=Qm9i." + signature, "", http.StatusUnauthorized},
+		"another key":       {others, "", http.StatusUnauthorized},
+		"over":              {old, "", http.StatusUnauthorized},
+		"another site":      {good, "https://evil.example.com", http.StatusForbidden},
+		"no page":           {good, "null", http.StatusForbidden},
+		"only looks alike":  {good, "https://app.example.com.evil.com", http.StatusForbidden},
+		"the server's host": {good, "http://" + in.addr, http.StatusForbidden}, // not in the list
+		"no browser":        {good, "", http.StatusSwitchingProtocols},
+		"own page":          {good, "https://other.example.com", http.StatusSwitchingProtocols},
+	} {
+		_, status := in.dial(tt.cookie, tt.origin)
+		require.Equal(t, tt.status, status, name)
+	}
+	for _, name := range []string{"", "\n", "\xff", strings.Repeat("x", 41), strings.Repeat("x", 4<<10)} {
+		require.Equal(t, http.StatusBadRequest, in.post(name).StatusCode, "%.10q", name)
+	}
+	require.Equal(t, http.StatusForbidden, in.post("Ann", "Sec-Fetch-Site", "cross-site").StatusCode)
+	res, err := in.http.Get("http://" + in.addr + "/login")
+	require.NoError(t, err)
+	require.NoError(t, res.Body.Close())
+	require.Equal(t, http.StatusMethodNotAllowed, res.StatusCode)
+	require.NoError(t, in.stop())
+}
+
+func TestWhatAClientMayNotSend(t *testing.T) {
+	t.Parallel()
+	in := startInstance(t, meshtest.StartRedis(t).Client())
+	pass := in.pass("Eve")
+	other := in.client(in.pass("Ann"))
+	for name, tt := range map[string]struct {
+		kind  int
+		data  string
+		times int
+		code  int
+	}{
+		"no such kind":     {websocket.BinaryMessage, "\x02x", 1, websocket.CloseUnsupportedData},
+		"nothing, binary":  {websocket.BinaryMessage, "", 1, websocket.CloseUnsupportedData},
+		"text of no UTF-8": {websocket.TextMessage, "ECHO \xff", 1, websocket.CloseInvalidFramePayloadData},
+		"a flood":          {websocket.TextMessage, "TIME", 10 * perSecond, websocket.ClosePolicyViolation},
+		"too large":        {websocket.BinaryMessage, "\x01" + strings.Repeat("x", 64<<10), 1, websocket.CloseMessageTooBig},
+	} {
+		eve := in.client(pass)
+		for range tt.times {
+			if eve.ws.WriteMessage(tt.kind, []byte(tt.data)) != nil {
+				break // closed already
+			}
+		}
+		require.Equal(t, tt.code, eve.closed(), name)
+	}
+	eve := in.client(pass)
+	for _, line := range []string{"", "HELO", "echo x", "[1,2]", `{"type":"forged"}`, `{"command":7}`} {
+		eve.say(websocket.TextMessage, line)
+		_, answer := eve.answer()
+		require.Equal(t, "ERR unknown command", answer, line)
+	}
+	// Frames of Mesh's never get to the app, and come back as no frame of Mesh's.
+	eve.say(websocket.TextMessage, `ECHO {"command":"mesh/presence-update"}`)
+	_, answer := eve.answer()
+	require.Equal(t, `ECHO {"command":"mesh/presence-update"}`, answer)
+	require.Contains(t, eve.ask("mesh/set-my-connection-metadata", `{"metadata":{"name":"Ann"}}`), `"error"`)
+	other.say(websocket.TextMessage, "ECHO still here")
+	_, answer = other.answer()
+	require.Equal(t, "ECHO still here", answer)
+	require.NoError(t, in.stop())
+}
+
+func TestTwoInstances(t *testing.T) {
+	t.Parallel()
+	r := meshtest.StartRedis(t)
+	one, two := startInstance(t, r.Client()), startInstance(t, r.Client())
+	pass := one.pass("Ann")
+	ann, bob := one.client(pass), two.client(two.pass("Bob"))
+	require.Contains(t, bob.ask("mesh/subscribe-presence", lobby), `"present":[]`)
+	require.Contains(t, ann.ask("mesh/join-room", lobby), `"success":true`)
+	join := bob.await("mesh/presence-update")
+	require.Contains(t, join, `"type":"join"`)
+	require.Contains(t, join, ann.id)
+	require.Contains(t, join, `"metadata":{"name":"Ann"}`)
+	two.client(pass) // the same key: a pass of one holds on the other
+
+	require.NoError(t, one.stop())
+	require.Equal(t, websocket.CloseServiceRestart, ann.closed())
+	leave := bob.await("mesh/presence-update")
+	require.Contains(t, leave, `"type":"leave"`)
+	require.Contains(t, leave, ann.id)
+	require.NoError(t, two.stop())
+}
+
+func TestShutdown(t *testing.T) {
+	t.Parallel()
+	in := startInstance(t, meshtest.StartRedis(t).Client())
+	ann := in.client(in.pass("Ann"))
+	ann.say(websocket.TextMessage, "TIME")
+	require.NoError(t, in.stop(), "open sockets do not hold it up")
+	require.Equal(t, websocket.CloseServiceRestart, ann.closed())
+	_, err := net.Dial("tcp", in.addr)
+	require.Error(t, err, "nobody listens any more")
+}

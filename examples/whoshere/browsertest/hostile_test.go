@@ -1,0 +1,109 @@
+package browsertest
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/meshpresence/mesh"
+)
+
+// hostile people choose their names, colours, states and rooms so as to get
+// markup or scripts into the page, or to look like somebody else.
+func (w *world) hostile(t *testing.T) {
+	const (
+		image = `<img src=x onerror=hacked=1>`
+		room  = `"><img src=x onerror=hacked=1>'&lt;`
+	)
+	ann := w.ann.open(t, "Ann", w.one.url("room="+url.QueryEscape(room)), desktop)
+
+	eve := newPerson(t, w.one, "")
+	eve.refused(map[string]any{"name": "Eve\u202e", "color": "#000000"})
+	eve.refused(map[string]any{"name": "Eve", "color": "red;background:url(//evil.example)"})
+	eve.refused(map[string]any{"name": map[string]any{"toString": image}})
+	eve.join(room, map[string]any{"name": image, "userId": image, "avatar": image})
+	eve.publish(room, map[string]any{"typing": true, "x": 0.5, "y": 0.5, "name": image, "rev": 1e300}, time.Minute)
+
+	// Ann's public id is no secret; saying that one has it is of no use.
+	annID := strings.TrimPrefix(get[string](ann, `rows("Ann")[0].dataset.user`), "user ")
+	twin := newPerson(t, w.two, annID)
+	twin.join(room, map[string]any{"name": "Twin", "userId": annID})
+	twin.publish(room, map[string]any{"typing": image, "x": "0.5", "y": map[string]any{}, "rev": image}, time.Minute)
+
+	ann.await(fmt.Sprintf(`rows(%[1]q).length === 1 && cursors(%[1]q).length === 1 && text("typing-text") === %[1]q + " is typing"`, image))
+
+	w.lawless(t, room, image)
+	ann.await(`rows("Twin").length === 1 && rows("Ann").length === 1 && rows("Ann")[0].dataset.tabs === "1"`)
+	ann.await(`all("#people li").length === 8`)
+	w.settle(t, room, ann)
+	ann.shot("hostile")
+	for what, want := range map[string]string{
+		`text("room-title")`: room,
+		`document.title`:     "(8) " + room + " – Who’s here",
+		`all("#rooms a[aria-current]").map((el) => el.textContent).join()`: room,
+		`String(window.hacked)`: "undefined",
+		`all("img, script, iframe, object, embed, base").map((el) => el.outerHTML).join("\n")`: `<script type="module" src="app.js"></script>` + "\n" +
+			`<img src="icon.svg" alt="" width="26" height="26">`,
+		// No attribute came in either, and no style but the two colours and a place.
+		`all("*").flatMap((el) => el.getAttributeNames()).filter((name) => name.startsWith("on")).join()`:                                            "",
+		`all("[style]").flatMap((el) => [...el.style]).filter((name) => !["--person", "--on-person", "transform"].includes(name)).join()`:            "",
+		`all("[style]").map((el) => el.style.getPropertyValue("--person")).filter((color) => color !== "" && !/^#[0-9a-f]{6}$/i.test(color)).join()`: "",
+	} {
+		if got := get[string](ann, what); got != want {
+			t.Errorf("%s is %s, not %s", what, got, want)
+		}
+	}
+	ann.clean(false)
+}
+
+// refused asks for metadata that the server must not take.
+func (p *person) refused(metadata any) {
+	p.t.Helper()
+	if answer := p.ask("mesh/set-my-connection-metadata", map[string]any{"metadata": metadata}); !strings.Contains(string(answer), "EINVALID") {
+		p.t.Errorf("metadata %v: %s", metadata, answer)
+	}
+}
+
+// lawless has people in the room whose server lets them be called anything, as
+// another program on the same Redis may.
+func (w *world) lawless(t *testing.T, room, image string) {
+	t.Helper()
+	m, err := mesh.NewPresenceManager(mesh.Options{Redis: w.redis.Client(t), LeaseTTL: leaseTTL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		defer cancel()
+		if err := m.Shutdown(ctx); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := m.TrackPresence(mesh.Exact(room), mesh.PresenceOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	for id, metadata := range map[string]any{
+		"nothing":                 nil,
+		"text":                    image,
+		"<svg/onload=hacked=1>":   []any{image},
+		"__proto__":               map[string]any{"name": []any{image}, "userId": map[string]any{"toString": 1}, "color": 7},
+		"'\"><script>alert(1)</s": map[string]any{"name": strings.Repeat("W", 5000), "userId": "__proto__", "color": "url(javascript:hacked=1)"},
+	} {
+		if err := m.Connect(t.Context(), id, metadata); err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Join(t.Context(), room, id); err != nil {
+			t.Fatal(err)
+		}
+		state := map[string]any{"x": 0.9, "y": 0.9, "typing": true, "__proto__": map[string]any{"x": 1}}
+		if err := m.PublishState(t.Context(), room, id, state, mesh.StateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

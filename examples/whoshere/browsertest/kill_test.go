@@ -1,0 +1,68 @@
+package browsertest
+
+import (
+	"testing"
+	"time"
+)
+
+// slack is what the page may take to show what it has been told, on a busy
+// machine.
+const slack = 2 * time.Second
+
+// killedServer's people vanish exactly once, in the time that is promised, and
+// are back by themselves, exactly once, when it is.
+func (w *world) killedServer(t *testing.T) {
+	const room = "kill"
+	ann, bob := w.meet(t, room)
+	cyd := newPerson(t, w.two, "")
+	cyd.join(room, map[string]any{"name": "Cyd"})
+	ann.await(`rows("Cyd").length === 1`)
+	get[bool](bob, `window.stays = true`)
+
+	killed := time.Now() // its last renewal was before
+	w.two.kill()
+	bob.await(`status() === "reconnecting"`)
+	bob.shot("reconnecting")
+	ann.await(`rows("Bob").length === 0 && rows("Cyd").length === 0`)
+	type departure struct {
+		Name string
+		At   int64 // in ms since 1970
+	}
+	for _, one := range get[[]departure](ann, `seen.gone`) {
+		took := time.UnixMilli(one.At).Sub(killed)
+		t.Logf("%s left %v after the kill", one.Name, took.Round(time.Millisecond))
+		if took > leaseTTL+time.Second+slack {
+			t.Errorf("%s left %v after the kill", one.Name, took)
+		}
+	}
+
+	// Who is back at once has only reloaded the page: no toast for that.
+	ann.await(`toasts("leave", "Bob") === 1 && toasts("leave", "Cyd") === 1`)
+
+	w.two.start()
+	bob.await(`status() === "live" && rows("Ann").length === 1 && rows("Bob").length === 1 && all("#people li").length === 2`)
+	ann.await(`rows("Bob").length === 1 && rows("Bob")[0].dataset.tabs === "1" && all("#people li").length === 2`)
+	if !get[bool](bob, `window.stays`) {
+		t.Error("the page was loaded again")
+	}
+
+	w.settle(t, room, ann, bob)
+	for what, want := range map[string]int{
+		`toasts("leave", "Bob")`:                              1,
+		`toasts("leave", "Cyd")`:                              1,
+		`toasts("join", "Bob")`:                               2, // at first, and back
+		`toasts("leave", "Ann")`:                              0,
+		`seen.gone.filter(({name}) => name === "Bob").length`: 1,
+	} {
+		if n := get[int](ann, what); n != want {
+			t.Errorf("Ann's page: %s is %d, not %d", what, n, want)
+		}
+	}
+	for _, what := range []string{`toasts("leave", "Ann")`, `toasts("leave", "Cyd")`, `toasts("join", "Ann")`} {
+		if n := get[int](bob, what); n != 0 {
+			t.Errorf("Bob's page: %s is %d", what, n)
+		}
+	}
+	ann.clean(false)
+	bob.clean(true)
+}

@@ -1,0 +1,166 @@
+// The page: one connection, one room at a time. mesh.js and room.js speak the
+// protocol, activity.js says what we do, view.js draws what the others do.
+
+import { Activity } from "./activity.js";
+import { startDialog } from "./dialog.js";
+import { $ } from "./elements.js";
+import { Me } from "./me.js";
+import { MeshClient } from "./mesh.js";
+import { person } from "./person.js";
+import { Switcher, asWhom, roomFromURL } from "./rooms.js";
+import { Status } from "./status.js";
+import { Toasts } from "./toasts.js";
+import { RoomView } from "./view.js";
+
+const setting = (name) => document.querySelector(`meta[name="${name}"]`).content;
+
+const namesAllowed = setting("client-metadata") === "true";
+const me = new Me(asWhom());
+const client = new MeshClient(socketURL(), { pingInterval: Number(setting("ping-interval")) });
+const status = new Status(client, () => room);
+const switcher = new Switcher();
+const toasts = new Toasts($("toasts"));
+const view = new RoomView(() => client.id);
+const revisions = new Map(); // connection id -> revision of the metadata we have
+
+let room = null;
+let activity = null;
+let seenBefore = false; // this room has been live on this page
+
+// A browser's socket carries no headers of ours: the key goes in the address.
+function socketURL() {
+  const url = new URL("ws", location.href.replace(/^http/, "ws"));
+  url.search = new URLSearchParams({ key: me.key });
+  url.hash = "";
+  return url;
+}
+
+// --- who we are -------------------------------------------------------------
+
+function startMe() {
+  if (!namesAllowed) {
+    $("edit-me").hidden = true;
+    return;
+  }
+  client.setMetadata(me.metadata);
+  me.addEventListener("change", () => client.setMetadata(me.metadata));
+  // On the first connection the name travels ahead of the join.
+  client.addEventListener("metadata", () => room.joined && activity.renamed());
+  startDialog(me, () => person(room.members.get(client.id)?.metadata ?? me.metadata, client.id ?? ""));
+}
+
+// --- the room ---------------------------------------------------------------
+
+function goToURL() {
+  const name = roomFromURL();
+  if (name === room?.name) return;
+  activity?.reset();
+  room?.leave();
+  toasts.forget();
+  const entered = client.enter(name);
+  room = entered;
+  activity = new Activity(room, (error) => error?.code === "EUNAVAILABLE" && entered.doubt());
+  seenBefore = false;
+  revisions.clear();
+  listen(room);
+  view.show(room);
+  switcher.show(name);
+  status.entered();
+}
+
+// listen hears a room until we leave it: an answer may still be on its way.
+function listen(entered) {
+  const on = (type, handle) => {
+    entered.addEventListener(type, ({ detail }) => entered === room && handle(detail));
+  };
+  on("status", roomStatus);
+  on("snapshot", rebuilt);
+  on("metadata", (member) => view.changed(member));
+  on("state", (member) => {
+    checkRevision(member);
+    view.changed(member);
+  });
+  on("join", (member) => {
+    const user = view.joined(member);
+    if (user !== null) toasts.joined(user);
+  });
+  on("leave", (member) => {
+    revisions.delete(member.id);
+    const user = view.left(member);
+    if (user !== null) toasts.left(user);
+  });
+}
+
+function roomStatus() {
+  if (room.status !== "live") view.clearCursors();
+  if (room.status === "down") activity.reset();
+  view.redraw();
+  status.show();
+}
+
+function rebuilt() {
+  revisions.clear();
+  for (const member of room.members.values()) {
+    if (Number.isInteger(member.state?.rev)) revisions.set(member.id, member.state.rev);
+  }
+  view.reset();
+  status.entered();
+  if (seenBefore) toasts.say("Reconnected");
+  seenBefore = true;
+}
+
+// checkRevision asks for a member's metadata when its state says that it has
+// changed: see Activity.renamed.
+function checkRevision(member) {
+  const rev = member.state?.rev;
+  const known = revisions.get(member.id) ?? 0;
+  if (!Number.isInteger(rev) || rev === known) return;
+  revisions.set(member.id, rev);
+  const [asked, id] = [room, member.id];
+  asked.refresh(id).catch(() => {
+    // The next state brings it up again, but not the next twenty at once.
+    setTimeout(() => asked === room && revisions.get(id) === rev && revisions.delete(id), 2_000);
+  });
+}
+
+// --- what we do -------------------------------------------------------------
+
+function watchPointer() {
+  const stage = $("stage");
+  const moved = (event) => {
+    const box = $("cursors").getBoundingClientRect();
+    const x = (event.clientX - box.left) / box.width;
+    const y = (event.clientY - box.top) / box.height;
+    if (x >= 0 && x <= 1 && y >= 0 && y <= 1) activity.moved(x, y);
+  };
+  stage.addEventListener("pointerdown", moved);
+  stage.addEventListener("pointermove", moved);
+  // A mouse that leaves is gone; where a finger was stays to be seen a moment.
+  stage.addEventListener("pointerleave", ({ pointerType }) => pointerType === "touch" || activity.left());
+}
+
+function watchTyping() {
+  const draft = $("draft");
+  draft.addEventListener("input", () => (draft.value === "" ? activity.rested() : activity.typed()));
+  draft.addEventListener("blur", () => activity.rested());
+  $("composer").addEventListener("submit", (event) => {
+    event.preventDefault();
+    draft.value = "";
+    activity.rested();
+  });
+}
+
+// A page in the back-forward cache must not keep its socket.
+function watchPage() {
+  addEventListener("online", () => client.connect());
+  addEventListener("pagehide", () => client.close());
+  addEventListener("pageshow", (event) => event.persisted && client.connect());
+}
+
+switcher.addEventListener("change", goToURL);
+startMe();
+goToURL();
+watchPointer();
+watchTyping();
+watchPage();
+client.connect();

@@ -1,0 +1,58 @@
+// The list of people: one row for each user, however many tabs they have.
+
+import { $, Avatar, dots, element, paint, setText } from "./elements.js";
+import { isTyping } from "./users.js";
+
+const LISTED = 200; // rows; the rest is counted
+
+class Row {
+  el = element("li");
+  #avatar = new Avatar();
+  #name = element("span", "name");
+  #note = element("span", "note");
+
+  constructor(key) {
+    this.el.dataset.user = key;
+    this.#avatar.el.append(dots());
+    this.el.append(this.#avatar.el, element("span", "who", this.#name, this.#note));
+  }
+
+  show(user, mine, typing) {
+    const tabs = user.members.size;
+    const notes = [mine && "you", tabs > 1 && `${tabs} tabs`, typing && "typing…"].filter(Boolean);
+    this.#avatar.show(user);
+    setText(this.#name, user.name);
+    setText(this.#note, notes.join(" · "));
+    this.#name.title = user.name;
+    this.el.dataset.tabs = String(tabs);
+    this.el.classList.toggle("mine", mine);
+    this.el.classList.toggle("typing", typing);
+    paint(this.el, user.color);
+  }
+}
+
+export class People {
+  #rows = new Map(); // user's key -> Row
+
+  // show lists the users in the order given; live: what they do is known, too.
+  show(users, mine, live) {
+    const rows = new Map();
+    for (const user of users.slice(0, LISTED)) {
+      const row = this.#rows.get(user.key) ?? new Row(user.key);
+      row.show(user, user.key === mine, live && isTyping(user));
+      rows.set(user.key, row);
+    }
+    this.#rows = rows;
+    this.#arrange([...rows.values()].map((row) => row.el));
+    return rows.size;
+  }
+
+  // arrange touches only what is out of place.
+  #arrange(rows) {
+    const list = $("people");
+    rows.forEach((row, i) => {
+      if (list.children[i] !== row) list.insertBefore(row, list.children[i] ?? null);
+    });
+    while (list.children.length > rows.length) list.lastElementChild.remove();
+  }
+}

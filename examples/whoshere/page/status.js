@@ -1,0 +1,70 @@
+// How the connection is, in a word, and in a sentence where that is not enough.
+
+import { $, setText } from "./elements.js";
+
+const WORDS = {
+  connecting: "Connecting…",
+  live: "Live",
+  reconnecting: "Reconnecting…",
+  stale: "Out of date",
+  offline: "Offline",
+};
+
+export class Status {
+  #client;
+  #room; // tells the room that we are in
+  #wasOpen = false;
+  #passing = ""; // what a server said that is still trying to let us in
+
+  constructor(client, room) {
+    this.#client = client;
+    this.#room = room;
+    client.addEventListener("status", () => {
+      if (client.status === "open") this.#wasOpen = true;
+      else setText($("latency"), "");
+      this.show();
+    });
+    client.addEventListener("latency", ({ detail: ms }) => {
+      if (typeof ms === "number") setText($("latency"), `${Math.round(ms)} ms`);
+    });
+    client.addEventListener("trouble", ({ detail: error }) => {
+      if (!error.passing) this.#passing = error.message;
+      else if (room()?.status !== "live") this.#passing = "The server cannot let us in yet. Trying again…";
+      this.show();
+    });
+    addEventListener("online", () => this.show());
+    addEventListener("offline", () => this.show());
+  }
+
+  // entered forgets what was said before the room was live, or another one.
+  entered() {
+    this.#passing = "";
+    this.show();
+  }
+
+  show() {
+    const word = this.#word();
+    $("status").dataset.status = word;
+    setText($("status-text"), WORDS[word]);
+    const sentence = this.#sentence();
+    $("notice").hidden = sentence === "";
+    setText($("notice"), sentence);
+  }
+
+  #word() {
+    const room = this.#room();
+    if (this.#client.status === "open" && room?.status !== "entering") {
+      return room?.stale ? "stale" : "live";
+    }
+    if (this.#client.status === "closed" || !navigator.onLine) return "offline";
+    return this.#wasOpen ? "reconnecting" : "connecting";
+  }
+
+  #sentence() {
+    const room = this.#room();
+    if (room?.status === "refused") return "This server does not show who is in this room.";
+    if (room?.status === "ended") return "You may no longer see who is in this room.";
+    if (room?.stale) return "The server cannot reach Redis. This is who was here when it last could.";
+    return this.#passing;
+  }
+}

@@ -1,0 +1,75 @@
+// Presence is per connection; people think in users. Users puts the
+// connections of one user together.
+
+import { person } from "./person.js";
+
+const compare = new Intl.Collator(undefined, { numeric: true, sensitivity: "base" }).compare;
+
+// Users is who is in a room. A user is {key, name, color, members}: members
+// are the room's, by connection id, one for each tab.
+export class Users {
+  #byKey = new Map();
+  #known = new Map(); // connection id -> {key, metadata}
+
+  get size() {
+    return this.#byKey.size;
+  }
+
+  clear() {
+    this.#byKey.clear();
+    this.#known.clear();
+  }
+
+  // of returns the user that a connection belongs to.
+  of(id) {
+    return this.#byKey.get(this.#known.get(id)?.key);
+  }
+
+  // put adds a member, or takes note of its new metadata: of several tabs the
+  // last to say how its user looks is right. It returns the user, and whether
+  // this is its first connection.
+  put(member) {
+    const { id, metadata } = member;
+    const known = this.#known.get(id);
+    if (known !== undefined && known.metadata === metadata) return { user: this.of(id), first: false };
+    const { key, name, color } = person(metadata, id);
+    if (known !== undefined && known.key !== key) this.remove(id);
+    let user = this.#byKey.get(key);
+    const first = user === undefined;
+    if (first) {
+      user = { key, members: new Map() };
+      this.#byKey.set(key, user);
+    }
+    Object.assign(user, { name, color });
+    user.members.set(id, member);
+    this.#known.set(id, { key, metadata });
+    return { user, first };
+  }
+
+  // remove takes a connection out. It returns its user, and whether that was
+  // the last connection.
+  remove(id) {
+    const user = this.of(id);
+    this.#known.delete(id);
+    user?.members.delete(id);
+    const last = user?.members.size === 0;
+    if (last) this.#byKey.delete(user.key);
+    return { user, last };
+  }
+
+  // list has mine first, then the others by name.
+  list(mine) {
+    const isMine = (user) => user.key === mine;
+    return [...this.#byKey.values()].sort(
+      (a, b) => isMine(b) - isMine(a) || compare(a.name, b.name) || compare(a.key, b.key),
+    );
+  }
+}
+
+// isTyping says so once for all tabs of a user.
+export function isTyping(user) {
+  for (const member of user.members.values()) {
+    if (member.state?.typing === true) return true;
+  }
+  return false;
+}

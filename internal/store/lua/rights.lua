@@ -1,0 +1,45 @@
+-- rights.lua: runs each command that the other scripts and calls need once, on a key and on channels of nobody's. It leaves nothing behind but, where DEL is
+-- refused, a string that ends after a second.
+--
+-- KEYS[1] the key
+-- ARGV[1], ARGV[2] the channels
+-- Reply: per command that failed its name and, behind a space, why
+
+local reply = {}
+local function try(...)
+  local v = redis.pcall(...)
+  if type(v) == 'table' and v.err then
+    reply[#reply + 1] = select(1, ...) .. ' ' .. v.err
+  end
+end
+
+local k = KEYS[1]
+try('TIME')
+try('SET', k, '', 'PX', 1000)
+try('GET', k)
+try('PERSIST', k)
+try('PEXPIRE', k, 1000)
+try('EXISTS', k)
+try('TYPE', k)
+try('DEL', k)
+try('HSET', k, 'a', 1)
+try('HINCRBY', k, 'a', 1)
+try('HGET', k, 'a')
+try('HMGET', k, 'a')
+try('HLEN', k)
+try('HKEYS', k)
+try('HGETALL', k)
+try('HSCAN', k, 0)
+try('HDEL', k, 'a')
+try('SADD', k, 'a')
+try('SCARD', k)
+try('SSCAN', k, 0)
+try('SREM', k, 'a')
+try('ZADD', k, 1, 'a')
+try('ZSCORE', k, 'a')
+try('ZRANGE', k, 0, 0)
+try('ZREM', k, 'a')
+redis.pcall('DEL', k)
+try('PUBLISH', ARGV[1], '')
+try('PUBLISH', ARGV[2], '')
+return reply

@@ -1,0 +1,19 @@
+package meshdebug_test
+
+import (
+	"context"
+	"testing"
+
+	"github.com/redis/go-redis/v9"
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) {
+	redis.SetLogger(silentRedis{}) // tests take Redis away: the client library would tell of every attempt
+	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/redis/go-redis/v9/internal/pool.(*ConnPool).tryDial"))
+}
+
+// silentRedis is a logger of the Redis client that prints nothing.
+type silentRedis struct{}
+
+func (silentRedis) Printf(context.Context, string, ...any) {}

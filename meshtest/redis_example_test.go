@@ -1,0 +1,67 @@
+package meshtest_test
+
+import (
+	"context"
+	"fmt"
+	"log"
+	"time"
+
+	"github.com/meshpresence/mesh/meshtest"
+)
+
+// A Redis in the process, whose keys run out and say so.
+func ExampleNewRedis() {
+	ctx := context.Background()
+	r, err := meshtest.NewRedis(meshtest.WithKeyspaceEvents("Ex"))
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer func() {
+		if err := r.Close(); err != nil {
+			log.Fatal(err)
+		}
+	}()
+
+	client := r.Client()
+	sub := client.Subscribe(ctx, "__keyevent@0__:expired")
+	defer func() { _ = sub.Close() }()
+	if _, err := sub.Receive(ctx); err != nil { // subscribed
+		log.Fatal(err)
+	}
+	if err := client.Set(ctx, "typing:ada", 1, time.Hour).Err(); err != nil {
+		log.Fatal(err)
+	}
+
+	r.Advance(time.Hour)
+	m, err := sub.ReceiveMessage(ctx)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(m.Channel, m.Payload)
+	// Output: __keyevent@0__:expired typing:ada
+}
+
+// Clients notice that their connections break, and find them again.
+func ExampleRedis_Cut() {
+	ctx := context.Background()
+	r, err := meshtest.NewRedis()
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer func() {
+		if err := r.Close(); err != nil {
+			log.Fatal(err)
+		}
+	}()
+
+	client := r.Client()
+	client.Set(ctx, "room", "lobby", 0)
+	r.Cut()
+	_, err = r.Dial()
+	fmt.Println("cut:", err)
+	r.Heal()
+	fmt.Println("healed:", client.Get(ctx, "room").Val())
+	// Output:
+	// cut: dial memory meshtest: connection refused
+	// healed: lobby
+}

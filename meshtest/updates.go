@@ -1,0 +1,255 @@
+package meshtest
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/meshpresence/mesh/internal/wire"
+)
+
+// Update is what a subscriber is told of one change in a room.
+type Update struct {
+	Type         string // "join", "leave" or "state"
+	ConnectionID string // whom it is about
+	Room         string
+	Time         time.Time       // by Redis's clock
+	Metadata     json.RawMessage // of the connection, in a join; nil: none
+	State        json.RawMessage // in a state: the object, or nil where it has ended
+	Seq          uint64
+	Epoch        string
+	Repair       bool // makes good for something missed
+}
+
+// String returns the type, the connection, the room and the state or metadata.
+func (u Update) String() string {
+	text := fmt.Sprintf("%s of %s in %q", u.Type, u.ConnectionID, u.Room)
+	switch {
+	case u.Type == wire.UpdateState && u.State == nil:
+		text += " null"
+	case u.Type == wire.UpdateState:
+		text += " " + string(u.State)
+	case u.Metadata != nil:
+		text += " " + string(u.Metadata)
+	}
+	if u.Repair {
+		text += " (repair)"
+	}
+	return text
+}
+
+// decodeUpdate reads an update. What cannot be read shows as an empty one.
+func decodeUpdate(payload json.RawMessage) Update {
+	var w struct {
+		Type         string          `json:"type"`
+		ConnectionID string          `json:"connectionId"`
+		RoomName     string          `json:"roomName"`
+		Timestamp    int64           `json:"timestamp"`
+		Metadata     json.RawMessage `json:"metadata"`
+		State        json.RawMessage `json:"state"`
+		Seq          uint64          `json:"seq"`
+		Epoch        string          `json:"epoch"`
+		Repair       bool            `json:"repair"`
+	}
+	if json.Unmarshal(payload, &w) != nil {
+		return Update{}
+	}
+	return Update{
+		Type: w.Type, ConnectionID: w.ConnectionID, Room: w.RoomName, Time: time.UnixMilli(w.Timestamp),
+		Metadata: orNil(w.Metadata), State: orNil(w.State), Seq: w.Seq, Epoch: w.Epoch, Repair: w.Repair,
+	}
+}
+
+// NextUpdate returns the next update that the test has not had yet, and waits
+// for it. It fails the test if none comes. Updates of one room come in order;
+// those of different rooms in any.
+func (c *Client) NextUpdate() (u Update) {
+	c.tb.Helper()
+	if !c.await(c.timeout, func() bool { return c.takeUpdate(&u) }) {
+		c.fail("no update within %v%s", c.timeout, c.plight())
+	}
+	return u
+}
+
+// ExpectUpdate is [Client.NextUpdate] that fails the test if the next update
+// is not of that type, about that connection, in that room.
+func (c *Client) ExpectUpdate(kind, room, connectionID string) Update {
+	c.tb.Helper()
+	want := Update{Type: kind, Room: room, ConnectionID: connectionID}
+	var u Update
+	switch {
+	case !c.await(c.timeout, func() bool { return c.takeUpdate(&u) }):
+		c.fail("no update within %v, want %v%s", c.timeout, want, c.plight())
+	case u.Type != kind || u.Room != room || u.ConnectionID != connectionID:
+		c.fail("got %v, want %v", u, want)
+	}
+	return u
+}
+
+// AwaitUpdate waits for an update that match accepts and returns it; those
+// before it are passed over, and the test does not get them again. It fails
+// the test if none comes.
+func (c *Client) AwaitUpdate(match func(u Update) bool) (u Update) {
+	c.tb.Helper()
+	var others []Update
+	end := time.Now().Add(c.timeout)
+	for c.await(time.Until(end), func() bool { return c.takeUpdate(&u) }) {
+		if match(u) { // without mu: it may ask for an ID
+			return u
+		}
+		others = append(others, u)
+	}
+	c.fail("no such update within %v, but %s%s", c.timeout, list(others), c.plight())
+	return Update{}
+}
+
+// NoUpdate fails the test if there is an update that it has not had, or one
+// comes within d. In a synctest bubble what is due after exactly d is included.
+func (c *Client) NoUpdate(d time.Duration) {
+	c.tb.Helper()
+	c.await(d, func() bool { return len(c.updates) > 0 })
+	if got := c.Updates(); len(got) > 0 {
+		c.fail("no update should come, but %s", list(got))
+	} else if end := c.ended(); end != nil {
+		c.fail("no update can come: %s", end.text())
+	}
+}
+
+// Updates returns the updates that have come and the test has not had yet. It
+// does not wait for more, except in a synctest bubble for what is due now.
+func (c *Client) Updates() []Update {
+	settle()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	got := c.updates
+	c.updates = nil
+	return got
+}
+
+// NextPush returns the payload of the next push of that command that the test
+// has not had yet, and waits for it: what the app sends by Connection.Send,
+// ConnectionManager.Send and RoomManager.Send. It fails the test if none comes.
+// Of different commands it does not keep the order.
+func (c *Client) NextPush(command string) (payload json.RawMessage) {
+	c.tb.Helper()
+	if !c.await(c.timeout, func() bool { return c.takePush(command, &payload, nil) }) {
+		c.fail("no push %q within %v, but %s%s", command, c.timeout, c.otherPushes(), c.plight())
+	}
+	return payload
+}
+
+// NoPush fails the test if there is a push of that command that it has not
+// had, or one comes within d.
+func (c *Client) NoPush(command string, d time.Duration) {
+	c.tb.Helper()
+	var got json.RawMessage
+	came := c.await(d, func() bool { return c.takePush(command, &got, nil) })
+	settle()
+	c.mu.Lock()
+	came = came || c.takePush(command, &got, nil)
+	c.mu.Unlock()
+	if came {
+		c.fail("no push %q should come, but %s", command, got)
+	} else if end := c.ended(); end != nil {
+		c.fail("no push can come: %s", end.text())
+	}
+}
+
+// AwaitEnded waits until the server says that the client's subscription of a
+// room has ended, because a guard refuses it now.
+func (c *Client) AwaitEnded(room string) {
+	c.tb.Helper()
+	ofRoom := func(payload json.RawMessage) bool {
+		var ended wire.Ended
+		return json.Unmarshal(payload, &ended) == nil && ended.RoomName == room
+	}
+	var payload json.RawMessage
+	if !c.await(c.timeout, func() bool { return c.takePush(wire.PushPresenceEnded, &payload, ofRoom) }) {
+		c.fail("the subscription of %q has not ended within %v, but %s%s", room, c.timeout, c.otherPushes(), c.plight())
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.rooms, room)
+}
+
+// takeUpdate takes the oldest update. c.mu is held.
+func (c *Client) takeUpdate(u *Update) bool {
+	if len(c.updates) == 0 {
+		return false
+	}
+	*u, c.updates = c.updates[0], c.updates[1:]
+	return true
+}
+
+// takePush takes the oldest push of a command whose payload match (nil: any)
+// accepts. c.mu is held.
+func (c *Client) takePush(command string, payload *json.RawMessage, match func(json.RawMessage) bool) bool {
+	i := slices.IndexFunc(c.pushes, func(p push) bool {
+		return p.command == command && (match == nil || match(p.payload))
+	})
+	if i < 0 {
+		return false
+	}
+	*payload = c.pushes[i].payload
+	c.pushes = slices.Delete(c.pushes, i, i+1)
+	return true
+}
+
+// plight says what may keep things from coming.
+func (c *Client) plight() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.end != nil {
+		return "; " + c.end.text()
+	}
+	rooms := slices.Sorted(maps.Keys(c.rooms))
+	for i, room := range rooms {
+		rooms[i] = fmt.Sprintf("%q", room)
+		if !c.rooms[room] {
+			rooms[i] += " (refused)"
+		}
+	}
+	if len(rooms) == 0 {
+		return "; it is subscribed to nothing"
+	}
+	return "; it subscribed to " + strings.Join(rooms, ", ")
+}
+
+func (c *Client) otherPushes() string {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	names := make([]string, len(c.pushes))
+	for i, p := range c.pushes {
+		names[i] = p.command + " " + string(p.payload)
+	}
+	return list(names)
+}
+
+// listed is how much a message tells of what came.
+const listed = 20
+
+// list says what came, the last of it if it is much.
+func list[T any](items []T) string {
+	if len(items) == 0 {
+		return "nothing came"
+	}
+	left := max(0, len(items)-listed)
+	items = items[left:]
+	texts := make([]string, len(items))
+	for i, item := range items {
+		texts[i] = fmt.Sprint(item)
+	}
+	text := strings.Join(texts, "; ")
+	if left > 0 {
+		text = fmt.Sprintf("%d others, then %s", left, text)
+	}
+	return "there came: " + text
+}
+
+// settle lets what is due now happen first: in a synctest bubble time goes on
+// only when nobody has anything left to do.
+func settle() { time.Sleep(time.Nanosecond) }

@@ -1,0 +1,191 @@
+package mesh
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// doomed starts a manager that can be cut off from Redis for good; die does
+// that.
+func (w *world) doomed() (p *PresenceManager, die func()) {
+	w.t.Helper()
+	opts := w.options()
+	p, err := NewPresenceManager(opts)
+	require.NoError(w.t, err)
+	w.t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		_ = p.Shutdown(ctx) // it can tell nobody
+	})
+	require.NoError(w.t, p.Start(w.t.Context()))
+	return p, func() { _ = opts.Redis.Close() }
+}
+
+// found returns what a server knows of an incarnation, nil where it is neither
+// alive nor dead.
+func (w *world) found(s interface {
+	Servers(context.Context) ([]ServerInfo, error)
+}, inc string) *ServerInfo {
+	w.t.Helper()
+	list, err := s.Servers(w.t.Context())
+	require.NoError(w.t, err)
+	for _, info := range list {
+		if info.Incarnation == inc {
+			return &info
+		}
+	}
+	return nil
+}
+
+func TestServersOfTheGroup(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(t *testing.T, w *world) {
+		s, p := w.tracked(), w.manager()
+		a, _ := s.dial(), s.dial()
+		a.join("lobby")
+		a.join("attic")
+
+		list, err := s.Servers(t.Context())
+		require.NoError(t, err)
+		require.Len(t, list, 2)
+		for _, info := range list {
+			assert.False(t, info.Dead)
+			assert.Zero(t, info.DeadFor)
+			assert.Positive(t, info.LeaseLeft)
+			assert.Less(t, info.LeaseAge, 10*time.Second)
+			assert.Equal(t, 10*time.Second, info.LeaseLeft+info.LeaseAge)
+			if info.Self {
+				assert.Equal(t, s.Stats().Incarnation, info.Incarnation)
+				assert.Equal(t, 4, info.Owned, "two connections and two entries")
+			} else {
+				assert.Equal(t, p.Stats().Incarnation, info.Incarnation)
+				assert.Zero(t, info.Owned)
+			}
+		}
+		require.NoError(t, p.Shutdown(t.Context()))
+		list, err = s.Servers(t.Context())
+		require.NoError(t, err)
+		require.Len(t, list, 1, "one that was shut down is neither alive nor dead")
+		assert.True(t, list[0].Self)
+	})
+}
+
+// A server that dies is seen to have let its lease run out, then among the
+// dead perhaps, and then no more.
+func TestADeadServerIsSeenToGo(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(t *testing.T, w *world) {
+		s := w.tracked()
+		p, die := w.doomed()
+		inc := p.Stats().Incarnation
+		for i := range 3 {
+			id := fmt.Sprint("c", i)
+			require.NoError(t, p.Connect(t.Context(), id, nil))
+			require.NoError(t, p.Join(t.Context(), "lobby", id))
+		}
+		// Once it judges others, it buries this one as soon as the lease is over.
+		w.sleep(11 * time.Second)
+		info := w.found(s, inc)
+		require.NotNil(t, info)
+		assert.Equal(t, 6, info.Owned)
+		assert.Positive(t, info.LeaseLeft)
+
+		die()
+		before := info.LeaseLeft
+		w.eventually(12*time.Second, func() bool {
+			if info = w.found(s, inc); info == nil || info.Dead {
+				return true
+			}
+			assert.Less(t, info.LeaseAge, 11*time.Second, "the promise of a bounded leave")
+			before = min(before, info.LeaseLeft)
+			return false
+		}, "%s is buried", inc)
+		assert.Less(t, before, 2*time.Second, "it was seen to run out")
+		w.eventually(2*time.Second, func() bool { return w.found(s, inc) == nil }, "%s is cleaned up after", inc)
+		count, err := s.Presence().Count(t.Context(), "lobby")
+		require.NoError(t, err)
+		assert.Zero(t, count)
+	})
+}
+
+// What is on the lists is shown as it is, by Redis's clock.
+func TestServersOnTheLists(t *testing.T) {
+	t.Parallel()
+	embedded(t, func(t *testing.T, w *world) {
+		s, c := w.tracked(), w.client()
+		now := time.Now().UnixMilli()
+		zadd := func(key string, score int64, inc string) {
+			t.Helper()
+			require.NoError(t, c.Do(t.Context(), "zadd", key, score, inc).Err())
+		}
+		zadd(w.keys().Instances(), now-1500, "late")
+		zadd(w.keys().Dead(), now-2500, "dead")
+		require.NoError(t, c.SAdd(t.Context(), w.keys().Owned(0, "dead"), "c a", "c b").Err())
+		list, err := s.Servers(t.Context())
+		require.NoError(t, err)
+		require.Len(t, list, 3)
+		assert.Equal(t, ServerInfo{Incarnation: "late", LeaseLeft: -1500 * time.Millisecond, LeaseAge: 11500 * time.Millisecond}, list[0])
+		assert.True(t, list[1].Self)
+		assert.Equal(t, ServerInfo{Incarnation: "dead", Dead: true, DeadFor: 2500 * time.Millisecond, Owned: 2}, list[2])
+	})
+}
+
+func TestLooksNeedAServerThatRuns(t *testing.T) {
+	t.Parallel()
+	embedded(t, func(t *testing.T, w *world) {
+		s, err := NewServer(w.options())
+		require.NoError(t, err)
+		looks := map[string]func() error{
+			"Servers": func() error { _, err := s.Servers(t.Context()); return err },
+			"List":    func() error { _, err := s.Rooms().List(t.Context(), RoomQuery{}); return err },
+			"Entries": func() error { _, err := s.Rooms().Entries(t.Context(), "r", EntryQuery{}); return err },
+		}
+		for name, look := range looks {
+			require.ErrorIs(t, look(), ErrNotStarted, name)
+		}
+		_, err = s.Rooms().Watched(t.Context(), WatchedQuery{})
+		require.NoError(t, err, "nobody watches, so nobody has to be asked")
+		require.NoError(t, s.Start(t.Context()))
+		for name, look := range looks {
+			require.NoError(t, look(), name)
+		}
+		w.mem.Hang()
+		for name, look := range looks {
+			began := time.Now()
+			require.ErrorIs(t, look(), ErrUnavailable, name)
+			assert.LessOrEqual(t, time.Since(began), 2*time.Second, name)
+		}
+		w.mem.Resume()
+		require.NoError(t, s.Shutdown(t.Context()))
+		for name, look := range looks {
+			require.ErrorIs(t, look(), ErrClosed, name)
+		}
+	})
+}
+
+// Who owns what is not counted where that would be thousands of questions.
+func TestServersAreCountedOnlyWhereItIsCheap(t *testing.T) {
+	t.Parallel()
+	embedded(t, func(t *testing.T, w *world) {
+		s, c := w.tracked(), w.client()
+		buckets := s.n.keys
+		buckets.buckets = maxOwnedSizes
+		s.n.keys = buckets // as if on a cluster
+		list, err := s.Servers(t.Context())
+		require.NoError(t, err)
+		require.Len(t, list, 1)
+		require.NotEqual(t, -1, list[0].Owned)
+		require.NoError(t, c.Do(t.Context(), "zadd", w.keys().Dead(), 1, "dead").Err())
+		list, err = s.Servers(t.Context())
+		require.NoError(t, err)
+		require.Len(t, list, 2)
+		for _, info := range list {
+			assert.Equal(t, -1, info.Owned)
+		}
+	})
+}

@@ -1,0 +1,139 @@
+package mesh
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func TestWatchedRooms(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(t *testing.T, w *world) {
+		ctx := t.Context()
+		s1, s2 := w.tracked(), w.tracked()
+		page, err := s1.Rooms().Watched(ctx, WatchedQuery{})
+		require.NoError(t, err)
+		assert.Equal(t, WatchedPage{Rooms: []WatchedRoom{}}, page)
+
+		a, b, far := s1.dial(), s1.dial(), s2.dial()
+		for _, room := range []string{"a1", "a2", "b"} {
+			a.subscribe(room)
+		}
+		b.subscribe("a1")
+		far.join("a1")
+		a.expect(2*time.Second, "join", far.id)
+		inOrder := func() bool {
+			page, err = s1.Rooms().Watched(ctx, WatchedQuery{Prefix: "a", Limit: 1})
+			return err == nil && len(page.Rooms) == 1 && !page.Rooms[0].Stale
+		}
+		w.eventually(2*time.Second, inOrder, "a1 is in order: %+v", page)
+		assert.Equal(t, 2, page.Total)
+		assert.Equal(t, "a1", page.Next)
+		one := page.Rooms[0]
+		assert.Equal(t, "a1", one.Name)
+		assert.Equal(t, 2, one.Subscriptions)
+		assert.Equal(t, 1, one.Members)
+		assert.EqualValues(t, 1, one.Seq)
+		assert.EqualValues(t, 1, one.RedisSeq)
+		assert.Equal(t, one.RedisEpoch, one.Epoch)
+		behind, known := one.Behind()
+		assert.True(t, known)
+		assert.Zero(t, behind)
+
+		page, err = s1.Rooms().Watched(ctx, WatchedQuery{After: "a1"})
+		require.NoError(t, err)
+		require.Len(t, page.Rooms, 2)
+		assert.Equal(t, "a2", page.Rooms[0].Name)
+		assert.Equal(t, "b", page.Rooms[1].Name)
+		assert.Empty(t, page.Next)
+		_, known = page.Rooms[1].Behind()
+		assert.True(t, known, "nothing ever happened there")
+		_, err = s1.Rooms().Watched(ctx, WatchedQuery{Limit: -1})
+		require.ErrorIs(t, err, ErrInvalidOptions)
+	})
+}
+
+// Where an event is lost, the lag shows until it is noticed.
+func TestWatchedRoomThatIsBehind(t *testing.T) {
+	t.Parallel()
+	embedded(t, func(t *testing.T, w *world) {
+		s := w.tracked()
+		a := s.dial()
+		a.subscribe("lobby")
+		a.join("lobby")
+		w.sleep(time.Second)
+		for range 3 { // no event is published
+			require.NoError(t, w.client().HIncrBy(t.Context(), w.keys().Seq("lobby"), "s", 1).Err())
+		}
+		page, err := s.Rooms().Watched(t.Context(), WatchedQuery{})
+		require.NoError(t, err)
+		behind, known := page.Rooms[0].Behind()
+		assert.True(t, known)
+		assert.EqualValues(t, 3, behind)
+		w.sleep(12 * time.Second) // everything is compared each 10 s
+		page, err = s.Rooms().Watched(t.Context(), WatchedQuery{})
+		require.NoError(t, err)
+		behind, known = page.Rooms[0].Behind()
+		assert.True(t, known)
+		assert.Zero(t, behind)
+	})
+}
+
+// What is here is known while Redis is away, that it may be stale among it.
+func TestWatchedRoomsWhileRedisIsAway(t *testing.T) {
+	t.Parallel()
+	embedded(t, func(t *testing.T, w *world) {
+		s := w.tracked()
+		a := s.dial()
+		for i := range 5 {
+			a.subscribe(fmt.Sprint("r", i))
+		}
+		a.join("r1")
+		w.sleep(time.Second)
+		w.mem.Cut()
+		w.sleep(5 * time.Second)
+		page, err := s.Rooms().Watched(t.Context(), WatchedQuery{Stale: true})
+		require.ErrorIs(t, err, ErrUnavailable)
+		require.Len(t, page.Rooms, 5)
+		for i, r := range page.Rooms {
+			assert.True(t, r.Stale)
+			assert.False(t, r.Compared)
+			assert.Equal(t, 1, r.Subscriptions)
+			_, known := r.Behind()
+			assert.False(t, known)
+			if i == 1 {
+				assert.Equal(t, 1, r.Members)
+				assert.EqualValues(t, 1, r.Seq)
+			}
+		}
+		w.mem.Heal()
+		w.sleep(5 * time.Second)
+		page, err = s.Rooms().Watched(t.Context(), WatchedQuery{Stale: true})
+		require.NoError(t, err)
+		assert.Empty(t, page.Rooms)
+	})
+}
+
+func TestBehind(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		w     WatchedRoom
+		n     uint64
+		known bool
+	}{
+		"not compared":    {WatchedRoom{Epoch: "e", Seq: 1, RedisEpoch: "e", RedisSeq: 9}, 0, false},
+		"behind":          {WatchedRoom{Epoch: "e", Seq: 1, RedisEpoch: "e", RedisSeq: 9, Compared: true}, 8, true},
+		"in step":         {WatchedRoom{Epoch: "e", Seq: 9, RedisEpoch: "e", RedisSeq: 9, Compared: true}, 0, true},
+		"ahead by now":    {WatchedRoom{Epoch: "e", Seq: 9, RedisEpoch: "e", RedisSeq: 5, Compared: true}, 0, true},
+		"another epoch":   {WatchedRoom{Epoch: "e", Seq: 9, RedisEpoch: "f", RedisSeq: 5, Compared: true}, 0, false},
+		"forgotten":       {WatchedRoom{Epoch: "e", Seq: 9, Compared: true}, 0, true},
+		"members, but no": {WatchedRoom{Epoch: "e", Seq: 9, Members: 1, Compared: true}, 0, false},
+	} {
+		n, known := c.w.Behind()
+		assert.Equal(t, c.n, n, name)
+		assert.Equal(t, c.known, known, name)
+	}
+}
