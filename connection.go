@@ -103,12 +103,13 @@ func (c *Connection) SendMessage(messageType int, data []byte) error {
 // peer another one to answer. Close does not wait; closing again does nothing.
 func (c *Connection) Close(code int, reason string) { c.sock.Close(code, reason) }
 
-// serve runs a connection until it ends.
-func (s *Server) serve(ctx context.Context, ws *websocket.Conn, metadata json.RawMessage,
+// accept makes a WebSocket a connection of this server, and owns it from then on.
+// Where it cannot be one it is closed.
+func (s *Server) accept(ctx context.Context, ws *websocket.Conn, metadata json.RawMessage,
 	foreign func(*Connection, int, []byte),
-) error {
+) (*Connection, error) {
 	o := &s.n.opts
-	c := &Connection{s: s, id: rand.Text(), ws: ws, foreign: foreign, settled: make(chan struct{}), subs: make(map[string]*subscription)}
+	c := &Connection{s: s, id: rand.Text(), ws: ws, foreign: foreign, settled: make(chan struct{})}
 	c.sock = socket.New(socket.Config{
 		Conn: ws, Wheel: s.n.wheel, Handler: (*wireHandler)(c),
 		FrameBytes: o.Limits.FrameBytes, QueueBytes: o.Limits.QueueBytes, WriteTimeout: o.WriteTimeout,
@@ -118,12 +119,12 @@ func (s *Server) serve(ctx context.Context, ws *websocket.Conn, metadata json.Ra
 	})
 	own, err := s.n.connect(ctx, c.id, metadata, c.sock)
 	if err != nil {
-		return turnAway(ws, err)
+		return nil, turnAway(ws, err)
 	}
 	c.own = own
 	if !s.add(c) {
 		s.n.disconnect(own)
-		return turnAway(ws, ErrClosed)
+		return nil, turnAway(ws, ErrClosed)
 	}
 	// Who knows the id may tell it to others, who may ask any server for it.
 	// Where Redis is away the client is not kept waiting for long.
@@ -131,17 +132,20 @@ func (s *Server) serve(ctx context.Context, ws *websocket.Conn, metadata json.Ra
 		o.Logger.Debug("mesh: connection not registered yet", "conn", c.id, "error", err)
 	}
 	_ = c.sock.Send(wire.AssignID(c.id)) // before anything else
-	hooksDone := make(chan struct{})
+	return c, nil
+}
+
+// run serves a connection until it ends, and says how that was.
+func (c *Connection) run(ctx context.Context) error {
 	go func() { // ends with the hooks, which are limited in time; awaited below
-		defer close(hooksDone)
 		defer close(c.settled)
-		s.hooks.connected(s.n, c)
+		c.s.hooks.connected(c.s.n, c)
 	}()
-	end := s.n.storeError(c.sock.Run(ctx))
-	s.remove(c)
-	s.n.disconnect(own)
-	<-hooksDone
-	s.hooks.disconnected(s.n, c, end)
+	end := c.s.n.storeError(c.sock.Run(ctx))
+	c.s.remove(c)
+	c.s.n.disconnect(c.own)
+	<-c.settled
+	c.s.hooks.disconnected(c.s.n, c, end)
 	return end
 }
 

@@ -152,11 +152,15 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if ws == nil {
 		return
 	}
-	serving = true
 	ctx := context.WithoutCancel(r.Context())
+	c, err := s.accept(ctx, ws, metadata, nil)
+	if err != nil {
+		return // the client has been told
+	}
+	serving = true
 	go func() { // ends with the connection; Shutdown waits for it
 		defer s.release()
-		_ = s.serve(ctx, ws, metadata, nil) // how a connection ended is logged where it did
+		_ = c.run(ctx) // how a connection ended is logged where it did
 	}()
 }
 
@@ -225,7 +229,11 @@ func (s *Server) ServeConn(ctx context.Context, ws *websocket.Conn, opts ConnOpt
 		defer s.release()
 		var metadata []byte
 		if metadata, err = s.n.encodeMetadata(opts.Metadata); err == nil {
-			return s.serve(ctx, ws, metadata, opts.Foreign)
+			c, err := s.accept(ctx, ws, metadata, opts.Foreign)
+			if err != nil {
+				return err
+			}
+			return c.run(ctx)
 		}
 	}
 	return turnAway(ws, err)

@@ -61,6 +61,9 @@ func (c *Connection) subscribe(s *subscription) (old *subscription, err error) {
 	if old == nil && over(len(c.subs)+1, limit) {
 		return nil, fmt.Errorf("%w: %d subscriptions per connection", ErrLimit, limit)
 	}
+	if c.subs == nil {
+		c.subs = make(map[string]*subscription)
+	}
 	c.subs[s.room] = s
 	return old, nil
 }

@@ -27,6 +27,9 @@ func BenchmarkMemory(b *testing.B) {
 					}})
 					after := server.do(order{Memory: true}).Memory
 					n := float64(*idle) * 1024
+					if *profiles != "" {
+						server.do(order{Heap: fmt.Sprintf("%s/%s-%d.heap", *profiles, replaced(k), rooms)})
+					}
 					rss[k] = append(rss[k], float64(after.RSS-before.RSS)/n)
 					heap[k] = append(heap[k], float64(after.Heap-before.Heap)/n)
 					b.Logf("%s: per connection: RSS %.1f KiB, heap %.1f, stacks %.1f, goroutines %.2f", k,

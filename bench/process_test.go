@@ -4,10 +4,12 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"runtime"
 	"runtime/pprof"
 	"testing"
 	"time"
@@ -24,6 +26,7 @@ const roleEnv = "MESH_BENCH_ROLE"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(roleEnv) != "" {
+		runtime.MemProfileRate = 16 << 10
 		os.Exit(obey(os.Stdin, os.Stdout))
 	}
 	os.Exit(m.Run())
@@ -36,7 +39,8 @@ type order struct {
 	Joins   *load.JoinsConfig
 	Hold    *load.HoldConfig
 	Memory  bool
-	Profile string // write a CPU profile there until the next order
+	Profile string // write a CPU profile there until the process ends
+	Heap    string // write a heap profile there
 }
 
 // report is the answer to an order.
@@ -80,6 +84,11 @@ func obey(in io.Reader, out io.Writer) int {
 			r.Memory = peer.ReadMemory(string(statm))
 			if statm, err = os.ReadFile("/proc/self/statm"); err == nil {
 				r.Memory = peer.ReadMemory(string(statm))
+			}
+		case o.Heap != "":
+			var f *os.File
+			if f, err = os.Create(o.Heap); err == nil {
+				err = errors.Join(pprof.Lookup("heap").WriteTo(f, 0), f.Close())
 			}
 		case o.Profile != "":
 			var f *os.File

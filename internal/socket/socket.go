@@ -217,6 +217,19 @@ func (s *Socket) Run(ctx context.Context) error {
 	if !s.start(ctx) {
 		return ErrAlreadyRun
 	}
+	if ctx.Done() == nil { // it never ends
+		s.finish(s.read())
+	} else {
+		s.readUntil(ctx)
+	}
+	s.workers.Wait()
+	end := s.ended()
+	s.cfg.Logger.Debug("mesh: connection ended", "cause", end.Cause.String(), "code", end.Code, "error", end.Err)
+	return end
+}
+
+// readUntil reads until the connection ends, and closes it at the end of ctx.
+func (s *Socket) readUntil(ctx context.Context) {
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		defer close(stopped)
@@ -226,10 +239,6 @@ func (s *Socket) Run(ctx context.Context) error {
 	if !stop() {
 		<-stopped
 	}
-	s.workers.Wait()
-	end := s.ended()
-	s.cfg.Logger.Debug("mesh: connection ended", "cause", end.Cause.String(), "code", end.Code, "error", end.Err)
-	return end
 }
 
 // start makes the socket run; false: it did before.
