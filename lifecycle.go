@@ -116,7 +116,7 @@ func (n *node) awaitRedis(ctx context.Context) error {
 		case ctx.Err() == nil:
 			why = err
 			// Start may wait for ever: without this nobody would know for what.
-			n.waiting.Warn("mesh: redis does not answer, start waits for it", "error", err)
+			n.waiting.Warn("mesh: start waits for redis", "error", err)
 		case why != nil:
 			return n.storeError(fmt.Errorf("%w; before that: %w", err, why))
 		}

@@ -58,7 +58,7 @@ func TestStartWaitsForRedis(t *testing.T) {
 			require.FailNow(t, "started without Redis", "%v", err)
 		default:
 		}
-		w.eventually(10*time.Second, func() bool { return log.told("start waits for it") > 0 }, "it says what it waits for")
+		w.eventually(10*time.Second, func() bool { return log.told("start waits for redis") > 0 }, "it says what it waits for")
 		w.back()
 		require.NoError(t, <-started)
 		require.NoError(t, srv.Start(t.Context()), "once more does nothing")
