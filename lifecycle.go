@@ -115,6 +115,8 @@ func (n *node) awaitRedis(ctx context.Context) error {
 		switch {
 		case ctx.Err() == nil:
 			why = err
+			// Start may wait for ever: without this nobody would know for what.
+			n.waiting.Warn("mesh: start waits for redis", "error", err)
 		case why != nil:
 			return n.storeError(fmt.Errorf("%w; before that: %w", err, why))
 		}

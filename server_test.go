@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
@@ -29,7 +30,10 @@ func TestStartWaitsForRedis(t *testing.T) {
 	t.Parallel()
 	// Not on a cluster: nodes that stood still depose each other when they go on.
 	everywhereOn(t, nil, func(t *testing.T, w *world) {
-		srv, err := NewServer(w.options())
+		var log logbook
+		opts := w.options()
+		opts.Logger = slog.New(&log)
+		srv, err := NewServer(opts)
 		require.NoError(t, err)
 		require.ErrorIs(t, srv.Ready(t.Context()), ErrNotStarted)
 		require.ErrorIs(t, srv.Connections().SetMetadata(t.Context(), "x", 1, MetadataOptions{}), ErrNotStarted)
@@ -54,6 +58,7 @@ func TestStartWaitsForRedis(t *testing.T) {
 			require.FailNow(t, "started without Redis", "%v", err)
 		default:
 		}
+		w.eventually(10*time.Second, func() bool { return log.told("start waits for redis") > 0 }, "it says what it waits for")
 		w.back()
 		require.NoError(t, <-started)
 		require.NoError(t, srv.Start(t.Context()), "once more does nothing")

@@ -119,11 +119,13 @@ func serve(ctx context.Context, cfg config, ln net.Listener) error {
 
 // start waits for Redis, for a while.
 func start(ctx context.Context, presence *mesh.PresenceManager) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	begin, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	err := presence.Start(ctx)
+	err := presence.Start(begin)
 	if err != nil {
-		err = errors.Join(err, presence.Shutdown(ctx))
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+		defer cancel()
+		err = errors.Join(err, presence.Shutdown(end))
 	}
 	return err
 }

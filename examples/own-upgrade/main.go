@@ -115,11 +115,13 @@ func serve(ctx context.Context, cfg config, ln net.Listener) error {
 
 // start waits for Redis, for a while.
 func start(ctx context.Context, srv *mesh.Server) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	begin, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	err := srv.Start(ctx)
+	err := srv.Start(begin)
 	if err != nil {
-		err = errors.Join(err, srv.Shutdown(ctx))
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+		defer cancel()
+		err = errors.Join(err, srv.Shutdown(end))
 	}
 	return err
 }
