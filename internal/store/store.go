@@ -180,7 +180,13 @@ func (s *Store) Publish(ctx context.Context, channel, payload string) (heard int
 // cluster. It changes when Redis restarts or fails over. False: it could not be
 // learned, on a cluster because any of them did not answer.
 func (s *Store) Generation(ctx context.Context) (string, bool) {
-	id, err := call(ctx, s, func(ctx context.Context) (string, error) {
+	id, err := s.process(ctx)
+	return id, err == nil && id != ""
+}
+
+// process is Generation, and why it could not be learned.
+func (s *Store) process(ctx context.Context) (string, error) {
+	return call(ctx, s, func(ctx context.Context) (string, error) {
 		cluster, ok := s.client.(*redis.ClusterClient)
 		if !ok {
 			return runID(ctx, s.client)
@@ -199,7 +205,6 @@ func (s *Store) Generation(ctx context.Context) (string, bool) {
 		slices.Sort(ids)
 		return strings.Join(ids, " "), err
 	})
-	return id, err == nil && id != ""
 }
 
 // runID asks a process for its identity.
