@@ -273,9 +273,12 @@ func within[T any](ctx context.Context, s *Store, slots chan struct{}, f func(co
 	}
 }
 
-// failed counts and marks an error of Redis or of the way to it.
+// failed counts and marks an error of Redis or of the way to it. That the caller
+// has gone, say with a client's connection, is no failure of Redis's.
 func (s *Store) failed(err error) error {
-	s.nFailures.Add(1)
+	if !errors.Is(err, context.Canceled) {
+		s.nFailures.Add(1)
+	}
 	for _, own := range []error{ErrFenced, ErrLate, ErrLost, ErrClock, errFormat} {
 		if errors.Is(err, own) {
 			return err
