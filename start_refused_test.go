@@ -2,13 +2,16 @@ package mesh
 
 import (
 	"context"
+	"net"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/meshpresence/mesh/internal/lease"
+	"github.com/meshpresence/mesh/internal/redistest"
 	"github.com/meshpresence/mesh/internal/store"
 )
 
@@ -49,6 +52,34 @@ func TestStartGoesOnWhereALeaseIsNotTaken(t *testing.T) {
 		require.NoError(t, srv.Ready(t.Context()))
 		require.NoError(t, srv.Shutdown(t.Context()))
 	})
+}
+
+// elsewhere is an app's hook that makes the client's connections in its own way.
+type elsewhere struct{ addr string }
+
+func (e elsewhere) DialHook(redis.DialHook) redis.DialHook {
+	return func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, network, e.addr)
+	}
+}
+func (elsewhere) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
+func (elsewhere) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+// What the dialer of a client says is an explanation, and no condition.
+func TestStartWithAClientThatDialsByAHook(t *testing.T) {
+	t.Parallel()
+	r := redistest.Start(t)
+	c := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1"}) // nobody is there
+	defer func() { _ = c.Close() }()
+	c.AddHook(elsewhere{r.Addr()})
+	srv, err := NewServer(Options{Redis: c})
+	require.NoError(t, err)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	require.NoError(t, srv.Start(ctx))
+	require.NoError(t, srv.Shutdown(ctx))
 }
 
 // A Redis that answers and takes no writes, as a replica does until it is
