@@ -102,7 +102,6 @@ func TestStartWaitsForARedisThatTakesNoWrites(t *testing.T) {
 			defer cancel()
 			err = srv.Start(short)
 			require.ErrorIs(t, err, ErrUnavailable)
-			require.ErrorContains(t, err, r.text, "it says what it waits for")
 			started := make(chan error, 1)
 			go func() { started <- srv.Start(t.Context()) }() // ends with the test
 			require.Never(t, func() bool { return len(started) > 0 }, 500*time.Millisecond, 50*time.Millisecond)

@@ -182,7 +182,7 @@ func TestRoomsFromGivesWhatIsAskedFor(t *testing.T) {
 		for _, c := range []struct {
 			prefix      string
 			limit, want int
-		}{{"", 10, names}, {"a", 10, names / 8}, {"b", 200, names / 8}, {"c1", 20, 0}} {
+		}{{"", 50, names}, {"a", 10, names / 8}, {"b", 200, names / 8}, {"c1", 20, 0}} {
 			seen := make(map[string]bool)
 			for page := (RoomPage{More: true}); page.More; {
 				next, err := w.RoomsFrom(w.Context(), c.prefix, page.Next, c.limit)
