@@ -185,12 +185,23 @@ func (s *Store) RoomsFrom(ctx context.Context, prefix string, at Place, limit in
 		scans++
 		looked += min(sizes[at.Bucket], namesPerScan)
 		want := limit - len(page.Rooms)
-		count := scanCount(want, scanned, found)
+		count := want
+		if prefix != "" {
+			count = scanCount(want, scanned, found)
+		}
 		names, next, err := s.matching(ctx, index[at.Bucket], at.Scan, prefix, count)
 		if err != nil {
 			return RoomPage{}, err
 		}
-		scanned, found = scanned+min(count, int(sizes[at.Bucket])), found+len(names)
+		switch size := int(sizes[at.Bucket]); {
+		case next != 0:
+			scanned += min(count, size)
+		case at.Scan == 0: // that was all of them
+			scanned += size
+		default: // the rest, however many those were
+			scanned += len(names)
+		}
+		found += len(names)
 		names, to, more := turn(at, names, next, want, func(name string) string { return name })
 		page.Rooms = append(page.Rooms, names...)
 		if at = to; !more {
