@@ -131,6 +131,9 @@ func TestShutdown(t *testing.T) {
 		}
 		joined.Wait()
 		w.eventually(5*time.Second, func() bool { return watcher.count("join", "") == sockets+others }, "all joins")
+		for _, p := range peers { // for what waits to be read then, clients have a second only
+			w.eventually(5*time.Second, func() bool { return p.count("join", "") >= others }, "its joins")
+		}
 		before := s1.Stats().Batches
 
 		begun := time.Now()

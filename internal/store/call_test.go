@@ -218,3 +218,27 @@ func TestTheLeaseHasItsOwnPlaces(t *testing.T) {
 		require.NoError(t, s.Fence(ctx, buckets-1, "I"))
 	}
 }
+
+// A client that goes while Redis is asked on its behalf is no failure of Redis's:
+// operators are woken by those.
+func TestWhoStopsWaitingIsNoFailure(t *testing.T) {
+	t.Parallel()
+	s := New(redis.NewClient(&redis.Options{Addr: "127.0.0.1:1"}), testKeys{})
+	t.Cleanup(func() { _ = s.client.Close() })
+	waits := func(ctx context.Context) (int, error) {
+		<-ctx.Done()
+		return 0, ctx.Err()
+	}
+	gone, leave := context.WithCancel(t.Context())
+	time.AfterFunc(10*time.Millisecond, leave)
+	_, err := call(gone, s, waits)
+	require.ErrorIs(t, err, ErrUnavailable)
+	require.ErrorIs(t, err, context.Canceled)
+	assert.Zero(t, s.Stats().Failures)
+	late, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+	defer cancel()
+	_, err = call(late, s, waits)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	assert.EqualValues(t, 1, s.Stats().Failures)
+	assert.EqualValues(t, 2, s.Stats().Calls)
+}
