@@ -98,6 +98,7 @@ func serve(ctx context.Context, cfg config, ln net.Listener) error {
 	hs := &http.Server{
 		Handler:           a.handler(),
 		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
 		// No ReadTimeout and no WriteTimeout: either would end every stream when
 		// it is over. app.act and stream.send have their own.
 		MaxHeaderBytes: 16 << 10,

@@ -173,10 +173,12 @@ func (s *Socket) account(j *job) {
 	switch {
 	case j.item != nil:
 		s.bytes.Add(-int64(j.item.charge))
+		s.flushed = s.ending != nil && s.ending.flushes()
 		s.kickWorker()
 	case j.due == duePing:
 		s.pingAt = j.at
-	case j.end != nil && !s.done: // the peer's turn
+	case j.end != nil && !s.done && !s.hurried: // the peer's turn
+		s.flushed = false
 		s.cfg.Wheel.Schedule(&s.cut, grace, s.onCut)
 	}
 }
