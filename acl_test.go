@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/meshpresence/mesh/internal/redistest"
+	"github.com/meshpresence/mesh/internal/store"
 )
 
 // The rights that the Redis user of a server needs: this is the one place they
@@ -381,6 +382,43 @@ func TestRestrictedUserOfACluster(t *testing.T) {
 		require.Empty(t, refusals(t, admin, user), admin)
 	}
 	require.Empty(t, log.texts())
+}
+
+// TestUserOfAClusterLacksARightOnOneNode: users are made node by node, so that
+// one is soon forgotten, or made before the right is known.
+func TestUserOfAClusterLacksARightOnOneNode(t *testing.T) {
+	t.Parallel()
+	if testing.Short() {
+		t.Skip("starts a cluster")
+	}
+	w := clusterWorld(t)
+	prefix := w.keys().prefix // the cluster is shared
+	user := strings.TrimSuffix(prefix, ":")
+	rules := strings.Fields(strings.ReplaceAll(aclOf("pw", aclCluster, aclConfig), "mesh:*", prefix+"*"))
+	set := func(shard int, rules ...string) {
+		w.cluster.EachMaster(t, func(s int, admin *redis.Client) {
+			if s == shard {
+				require.NoError(t, admin.ACLSetUser(t.Context(), user, rules...).Err())
+			}
+		})
+	}
+	for _, addr := range w.cluster.Addrs() {
+		c := redis.NewClient(&redis.Options{Addr: addr})
+		require.NoError(t, c.ACLSetUser(t.Context(), user, rules...).Err())
+		require.NoError(t, c.Close())
+	}
+	try := func() error {
+		client := w.cluster.Client(t, func(o *redis.ClusterOptions) { o.Username, o.Password = user, "pw" })
+		return tryStart(t, client, func(o *Options) { o.Prefix = prefix })
+	}
+	for shard := range w.cluster.Shards() {
+		set(shard, "-info")
+		err := try()
+		require.ErrorIs(t, err, store.ErrForbidden)
+		require.ErrorContains(t, err, "info")
+		set(shard, rules...)
+	}
+	require.NoError(t, try())
 }
 
 // TestReadmeQuotesTheRights: what the README has people type is what is tried here.

@@ -13,6 +13,8 @@ import (
 	"github.com/gorilla/websocket"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh/internal/redistest"
 )
 
 // attack is one way to make trouble. Bound is how much more memory than before
@@ -40,7 +42,8 @@ const (
 var unlimited = Limits{CommandsPerSecond: -1}
 
 // TestAttacks makes them two at a time: each needs a processor of its own for
-// what it measures to say something.
+// what it measures to say something. On the in-process Redis, which takes most
+// of the time then, it makes every third.
 func TestAttacks(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -50,7 +53,10 @@ func TestAttacks(t *testing.T) {
 	defer wg.Wait()
 	slots := make(chan struct{}, 2)
 	for _, list := range [][]attack{floods, storms, slowAttacks} {
-		for _, a := range list {
+		for i, a := range list {
+			if i%3 > 0 && !redistest.Available() {
+				continue
+			}
 			slots <- struct{}{}
 			wg.Go(func() {
 				defer func() { <-slots }()

@@ -99,8 +99,9 @@ func (c *Connection) SendMessage(messageType int, data []byte) error {
 }
 
 // Close closes the connection with a WebSocket close code (0: 1000) and reason
-// (cut at 123 bytes). What is queued has a second to be written before, and the
-// peer another one to answer. Close does not wait; closing again does nothing.
+// (cut at 123 bytes). What is queued has a second to be written before, what is
+// left then is dropped, and the peer has another second to answer. Close does
+// not wait; closing again does nothing.
 func (c *Connection) Close(code int, reason string) { c.sock.Close(code, reason) }
 
 // accept makes a WebSocket a connection of this server, and owns it from then on.

@@ -125,9 +125,13 @@ func TestExamplesAreChecked(t *testing.T) {
 // in brackets there is a link.
 func TestEverythingIsDocumented(t *testing.T) {
 	t.Parallel()
-	kit, err := documentation("meshtest", modulePath+"/meshtest")
-	require.NoError(t, err)
-	for _, p := range []*doc.Package{rootDocumentation(t), kit} {
+	packages := []*doc.Package{rootDocumentation(t)}
+	for _, dir := range []string{"meshtest", "meshdebug", "meshprom"} {
+		p, err := documentation(dir, modulePath+"/"+dir)
+		require.NoError(t, err)
+		packages = append(packages, p)
+	}
+	for _, p := range packages {
 		check := func(name, text string) {
 			assert.NotEmptyf(t, text, "%s: %s has no comment", p.Name, name)
 			for _, link := range unresolved(p.Parser().Parse(text)) {

@@ -182,7 +182,7 @@ func TestDrainMeanwhile(t *testing.T) {
 		assert.Zero(t, st.Reborn+other.Stats().Buried, "it has renewed its lease")
 		stopSeeing()
 		s.shutdown()
-		w.eventually(2*time.Second, func() bool { return watcher.count("leave", "own") == 1 && watcher.count("leave", "late") == 1 }, "Shutdown ends them")
+		w.eventually(w.unhurried(2*time.Second), func() bool { return watcher.count("leave", "own") == 1 && watcher.count("leave", "late") == 1 }, "Shutdown ends them")
 	})
 }
 
@@ -194,14 +194,14 @@ func TestDrainAtOnce(t *testing.T) {
 		watcher := other.dial()
 		watcher.subscribe("lobby")
 		peers := s.dialAll(sockets, "lobby")
-		w.eventually(5*time.Second, func() bool { return watcher.count("join", "") == sockets }, "all joins")
+		w.eventually(w.unhurried(5*time.Second), func() bool { return watcher.count("join", "") == sockets }, "all joins")
 		before := s.Stats().Batches
 		require.NoError(t, s.Drain(t.Context(), 0))
 		for _, p := range peers {
 			p.told(t)
 		}
-		w.eventually(2*time.Second, func() bool { return watcher.count("leave", "") == sockets }, "all leaves")
-		w.eventually(2*time.Second, func() bool { return s.Stats().Unwritten == 0 }, "all is written")
+		w.eventually(w.unhurried(2*time.Second), func() bool { return watcher.count("leave", "") == sockets }, "all leaves")
+		w.eventually(w.unhurried(2*time.Second), func() bool { return s.Stats().Unwritten == 0 }, "all is written")
 		// Each bucket has batches of its own.
 		together := 4*(2*sockets)/128 + 20 + 3*(w.keys().Buckets()-1)
 		assert.LessOrEqual(t, s.Stats().Batches-before, uint64(together), "they leave together")

@@ -111,9 +111,8 @@ const (
 )
 
 // CommandError is an error whose answer to the client the app's command
-// handler chose itself: {"error": Message, "code": Code, "name": Name}. Any
-// other error of a handler is sent as its text, with code ESERVER and name
-// Error.
+// handler chose itself: {"error": Message, "code": Code, "name": Name}. Of other
+// errors of a handler see [CommandHandler].
 type CommandError struct {
 	// Code is for programs. Defaults to "ESERVER".
 	Code string

@@ -103,10 +103,14 @@ type PresenceOptions struct {
 	// verdict is kept until the connection's metadata or the rules change, or
 	// until it is asked for anew; a failure only for a second. It is limited
 	// by Options.GuardTimeout, together with all others that are asked the
-	// same question. Defaults to nil: everyone.
+	// same question. Whom it refuses may still join, unless JoinGuard says
+	// otherwise: such a connection is in the room, the others see it, it sees
+	// nothing, and it gets what the app sends by RoomManager.Send. Defaults to
+	// nil: everyone.
 	Guard Guard
 	// JoinGuard decides who may join the room. It is asked at each join and
-	// limited by Options.HookTimeout. Defaults to nil: everyone.
+	// limited by Options.HookTimeout; when its verdict would be another later,
+	// whoever is in stays in (see RoomManager.Remove). Defaults to nil: everyone.
 	JoinGuard Guard
 }
 

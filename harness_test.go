@@ -124,6 +124,16 @@ func (w *world) eventually(within time.Duration, ok func() bool, format string, 
 	}
 }
 
+// unhurried is how long something may take that is no promise but only quick:
+// so long in virtual time, and in real time as long as a machine needs that has
+// no processor to spare.
+func (w *world) unhurried(d time.Duration) time.Duration {
+	if w.virtual {
+		return d
+	}
+	return d + 30*time.Second
+}
+
 // testServer is a Server with an HTTP server before it, in memory.
 type testServer struct {
 	*Server

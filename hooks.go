@@ -70,10 +70,15 @@ func (h *hooks) disconnected(n *node, c *Connection, reason error) {
 
 // CommandHandler carries out a command of the app's own. payload is what the
 // client sent, nil where it sent none. The result is encoded to JSON and
-// answered; of an error the client gets the text, with code ESERVER and name
-// Error, or what a [*CommandError] says. ctx ends with the connection. It is
-// called for many connections at once, and for several commands of one, so it
-// must be safe for concurrent use.
+// answered. ctx ends with the connection. It is called for many connections at
+// once, and for several commands of one, so it must be safe for concurrent use.
+//
+// Of an error the client gets what a [*CommandError] says. One that wraps an
+// error of this package, or of a context, is answered with that one's code
+// ([ErrNotPresent] with ENOTFOUND, [ErrUnavailable] with EUNAVAILABLE, …); one
+// of Redis or of the network, and a panic, with "Internal error". Any other is
+// sent to the client as its text, with code ESERVER and name Error: return no
+// error that says what clients must not know.
 type CommandHandler func(ctx context.Context, c *Connection, payload json.RawMessage) (any, error)
 
 // handlers are the app's own commands.

@@ -81,9 +81,6 @@ func (n *node) startParts(ctx context.Context) error {
 	if err := n.awaitRedis(ctx); err != nil {
 		return err
 	}
-	if err := n.lease.Start(ctx); err != nil {
-		return n.storeError(err)
-	}
 	n.wheel.Start()
 	n.hub.Start()
 	n.listener.Start()
@@ -95,10 +92,10 @@ func (n *node) startParts(ctx context.Context) error {
 	return nil
 }
 
-// awaitRedis waits until Redis answers, and checks that this user may do what
-// is needed, and that the keys under the prefix are this library's. Where
-// Redis answers that who asks is not known or lacks a right, waiting would only
-// hide why.
+// awaitRedis waits until Redis answers, checks that this user may do what is
+// needed, and that the keys under the prefix are this library's, and takes a
+// lease. Where Redis answers that who asks is not known or lacks a right, waiting
+// would only hide why.
 func (n *node) awaitRedis(ctx context.Context) error {
 	backoff := 50 * time.Millisecond
 	var why error // of the last attempt that ctx has let come to an end
@@ -115,6 +112,8 @@ func (n *node) awaitRedis(ctx context.Context) error {
 		switch {
 		case ctx.Err() == nil:
 			why = err
+			// Start may wait for ever: without this nobody would know for what.
+			n.waiting.Warn("mesh: start waits for redis", "error", err)
 		case why != nil:
 			return n.storeError(fmt.Errorf("%w; before that: %w", err, why))
 		}
@@ -129,9 +128,12 @@ func (n *node) awaitRedis(ctx context.Context) error {
 	}
 }
 
-// tryRedis is one attempt of awaitRedis.
+// tryRedis is one attempt of awaitRedis. The lease is part of it: Redis may go
+// away, or stop taking writes, between two steps.
 func (n *node) tryRedis(ctx context.Context) error {
-	for _, try := range []func(context.Context) error{n.store.Dial, n.store.CheckRights, n.store.CheckFormat} {
+	for _, try := range []func(context.Context) error{
+		n.store.Dial, n.store.CheckRights, n.store.CheckFormat, n.lease.Start,
+	} {
 		if err := try(ctx); err != nil {
 			return err
 		}

@@ -124,6 +124,7 @@ func trouble(w *world, s *testServer, round, size int) {
 				_, _ = p.tryCall("app/boom", map[string]any{"SECRET-PAYLOAD": k})
 			}
 			_, _ = p.tryCall("mesh/subscribe-presence", map[string]any{"roomName": fmt.Sprint("hang", round, i)})
+			time.Sleep(time.Millisecond) // who goes in the moment of the timeout makes it none
 			p.close()
 		})
 		all.Go(func() { // refused upgrades

@@ -14,6 +14,7 @@ import (
 	"github.com/meshpresence/mesh/internal/clock"
 	"github.com/meshpresence/mesh/internal/hub"
 	"github.com/meshpresence/mesh/internal/lease"
+	"github.com/meshpresence/mesh/internal/limit"
 	"github.com/meshpresence/mesh/internal/owner"
 	"github.com/meshpresence/mesh/internal/socket"
 	"github.com/meshpresence/mesh/internal/store"
@@ -76,6 +77,7 @@ type node struct {
 
 	starting   chan struct{} // of capacity 1: whoever put something in is starting or stopping
 	begunParts bool          // there is something to stop; guarded by starting
+	waiting    *limit.Log    // what start waits for
 	state      atomic.Int32  // a nodeState; written by who is starting, and by stop
 	retired    atomic.Bool   // it takes no more sockets, or has begun to stop
 	stopOnce   sync.Once
@@ -88,7 +90,7 @@ func newNode(opts Options) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &node{opts: opts, starting: make(chan struct{}, 1), stopped: make(chan struct{})}
+	n := &node{opts: opts, starting: make(chan struct{}, 1), stopped: make(chan struct{}), waiting: limit.NewLog(opts.Logger)}
 	n.keys = keyspace{prefix: opts.Prefix, db: databaseOf(opts.Redis), buckets: opts.buckets(), cluster: opts.clustered()}
 	n.store = store.New(opts.Redis, n.keys)
 	n.store.RequireLease()

@@ -111,7 +111,10 @@ func TestListOfRooms(t *testing.T) {
 func TestListOfManyRooms(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(t *testing.T, w *world) {
-		const many = 10_000
+		many := 10_000
+		if w.virtual {
+			many = 2_000 // in this process it takes long, and shows no more
+		}
 		rooms := make([]string, many)
 		for i := range rooms {
 			rooms[i] = fmt.Sprintf("room-%05d", i)
@@ -130,7 +133,7 @@ func TestListOfManyRooms(t *testing.T) {
 		assert.InDelta(t, 100, len(page.Rooms), 50)
 		assert.NotEmpty(t, page.Next)
 
-		few, _ := w.listAll(s, RoomQuery{Prefix: "room-0999"})
+		few, _ := w.listAll(s, RoomQuery{Prefix: strings.TrimSuffix(rooms[many-1], "9")})
 		assert.Len(t, few, 10)
 	})
 }

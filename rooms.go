@@ -153,6 +153,9 @@ func (m *RoomManager) Metadata(ctx context.Context, room string) (json.RawMessag
 // here and on its way to the other servers. On an error some may have it.
 // [ErrInvalidCommand] where the command is the protocol's own, as all are that
 // begin with "mesh/".
+//
+// Everybody in the room gets it, those too whom a rule's Guard does not let see
+// the room: they may be in it unless its JoinGuard refuses them.
 func (m *RoomManager) Send(ctx context.Context, room, command string, payload any) error {
 	if err := m.n.use(room); err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
@@ -29,7 +30,10 @@ func TestStartWaitsForRedis(t *testing.T) {
 	t.Parallel()
 	// Not on a cluster: nodes that stood still depose each other when they go on.
 	everywhereOn(t, nil, func(t *testing.T, w *world) {
-		srv, err := NewServer(w.options())
+		var log logbook
+		opts := w.options()
+		opts.Logger = slog.New(&log)
+		srv, err := NewServer(opts)
 		require.NoError(t, err)
 		require.ErrorIs(t, srv.Ready(t.Context()), ErrNotStarted)
 		require.ErrorIs(t, srv.Connections().SetMetadata(t.Context(), "x", 1, MetadataOptions{}), ErrNotStarted)
@@ -54,6 +58,7 @@ func TestStartWaitsForRedis(t *testing.T) {
 			require.FailNow(t, "started without Redis", "%v", err)
 		default:
 		}
+		w.eventually(10*time.Second, func() bool { return log.told("start waits for redis") > 0 }, "it says what it waits for")
 		w.back()
 		require.NoError(t, <-started)
 		require.NoError(t, srv.Start(t.Context()), "once more does nothing")
@@ -125,7 +130,18 @@ func TestShutdown(t *testing.T) {
 			})
 		}
 		joined.Wait()
-		w.eventually(5*time.Second, func() bool { return watcher.count("join", "") == sockets+others }, "all joins")
+		// Also to those who are about to be closed: how long a queue may get,
+		// others test.
+		w.eventually(w.unhurried(5*time.Second), func() bool {
+			last := watcher.got()
+			for _, p := range peers {
+				got := p.got()
+				if len(last) < sockets+others || len(got) == 0 || got[len(got)-1].Seq < last[len(last)-1].Seq {
+					return false
+				}
+			}
+			return watcher.count("join", "") == sockets+others
+		}, "all joins")
 		before := s1.Stats().Batches
 
 		begun := time.Now()
@@ -134,12 +150,15 @@ func TestShutdown(t *testing.T) {
 			ends.Go(func() { assert.NoError(t, s1.Shutdown(ctx)) })
 		}
 		ends.Wait()
-		assert.Less(t, time.Since(begun), 3*time.Second)
+		assert.Less(t, time.Since(begun), w.unhurried(3*time.Second))
 		for _, p := range peers {
 			assert.Equal(t, websocket.CloseServiceRestart, p.closed(time.Second))
 			assert.Zero(t, p.pushed("mesh/presence-ended"))
 		}
-		w.eventually(2*time.Second, func() bool { return watcher.count("leave", "") == sockets+others }, "all leaves, at once and not by a lease")
+		w.eventually(w.unhurried(2*time.Second), func() bool { return watcher.count("leave", "") == sockets+others }, "all leaves, at once and not by a lease")
+		for _, u := range watcher.got() {
+			assert.False(t, u.Repair, "%s", u)
+		}
 		// Each bucket has batches of its own.
 		together := 4*(sockets+2*others)/128 + 20 + 3*(w.keys().Buckets()-1)
 		assert.LessOrEqual(t, s1.Stats().Batches-before, uint64(together), "they leave together")

@@ -36,7 +36,8 @@ type ServerInfo struct {
 	Dead    bool
 	DeadFor time.Duration
 	// Owned is how many entries and connections it holds, or, dead, has left
-	// behind; -1: there are too many servers and buckets to count.
+	// behind; -1: there are too many servers and buckets to count, or not all
+	// of Redis answers.
 	Owned int
 }
 
@@ -79,7 +80,7 @@ func (n *node) servers(ctx context.Context) ([]ServerInfo, error) {
 	}
 	sizes, err := n.store.OwnedSizes(ctx, incs)
 	if err != nil {
-		return nil, n.storeError(err)
+		return infos, nil // one node of a cluster may be away: who lives is known all the same
 	}
 	for i, size := range sizes {
 		infos[i].Owned = int(size)

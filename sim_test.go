@@ -23,7 +23,7 @@ import (
 
 var (
 	simSeed   = flag.Int64("sim.seed", -1, "run only that seed of TestSimulation, several times until it fails")
-	simSeeds  = flag.Int64("sim.seeds", 200, "run that many seeds of TestSimulation; 0: none")
+	simSeeds  = flag.Int64("sim.seeds", simDefault, "run that many seeds of TestSimulation; 0: none")
 	simFrom   = flag.Int64("sim.from", 0, "first seed for -sim.seeds")
 	simFirst  = flag.Bool("sim.first", false, "skip what is left after the first failure")
 	simLog    = flag.Bool("sim.log", false, "say of a failed seed what the servers logged, too")

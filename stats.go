@@ -121,8 +121,11 @@ type Stats struct {
 	GuardsHanging    int64  // guards that go on after their time limit, now
 
 	// Of Redis.
-	RedisCalls    uint64 // scripts, commands and pipelines, each one round trip
-	RedisFailures uint64 // calls that were not answered in time or refused, those included that could not even be made because too many waited
+	RedisCalls uint64 // scripts, commands and pipelines, each one round trip
+	// RedisFailures are calls that were not answered in time or refused, those
+	// included that could not even be made because too many waited. Not among them
+	// are calls that nobody waited for any more, because a client had gone.
+	RedisFailures uint64
 	// RedisLatency is how long calls took, or were waited for.
 	RedisLatency Histogram
 	// EventLag is how long this server's heartbeats took to Redis and, as a

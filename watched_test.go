@@ -1,10 +1,13 @@
 package mesh
 
 import (
+	"context"
 	"fmt"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -136,4 +139,47 @@ func TestBehind(t *testing.T) {
 		assert.Equal(t, c.n, n, name)
 		assert.Equal(t, c.known, known, name)
 	}
+}
+
+// beforeCommand is a hook that does something once, before a command goes out.
+type beforeCommand struct{ what atomic.Pointer[func()] }
+
+func (b *beforeCommand) fire() {
+	if f := b.what.Swap(nil); f != nil {
+		(*f)()
+	}
+}
+
+func (b *beforeCommand) DialHook(next redis.DialHook) redis.DialHook { return next }
+
+func (b *beforeCommand) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error { b.fire(); return next(ctx, cmd) }
+}
+
+func (b *beforeCommand) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return func(ctx context.Context, cmds []redis.Cmder) error { b.fire(); return next(ctx, cmds) }
+}
+
+// What happens while Redis is being asked is no lag of the copy.
+func TestWatchedEventOnItsWayIsNoLag(t *testing.T) {
+	t.Parallel()
+	embedded(t, func(t *testing.T, w *world) {
+		hook := new(beforeCommand)
+		s := w.tracked(func(o *Options) { o.Redis.AddHook(hook) })
+		p, other := s.dial(), s.dial()
+		p.join("lobby")
+		p.subscribe("lobby")
+		meanwhile := func() {
+			other.join("lobby")
+			p.expect(time.Second, "join", other.id)
+		}
+		hook.what.Store(&meanwhile)
+		page, err := s.Rooms().Watched(t.Context(), WatchedQuery{})
+		require.NoError(t, err)
+		require.Nil(t, hook.what.Load())
+		require.Len(t, page.Rooms, 1)
+		room := page.Rooms[0]
+		assert.Equal(t, 2, room.Members)
+		assert.Equal(t, room.RedisSeq, room.Seq)
+	})
 }

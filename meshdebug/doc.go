@@ -59,5 +59,6 @@
 //
 // A behind of null is not known. A serverState of "unknown" says that the
 // server is neither alive nor being cleaned up after: it was, a moment ago, or
-// its entry is a leftover. The keys of stats are the fields of [mesh.Stats].
+// its entry is a leftover. The keys of stats are the fields of [mesh.Stats],
+// with a small first letter, and with Seconds at the end of a duration's.
 package meshdebug

@@ -3,6 +3,8 @@ package meshdebug
 import (
 	"encoding/json"
 	"math"
+	"net/http"
+	"strings"
 	"testing"
 	"time"
 
@@ -112,4 +114,18 @@ func TestLeaseBar(t *testing.T) {
 	assert.Equal(t, 0, bar(time.Second, -2*time.Second))
 	assert.Equal(t, seconds(time.Second), server{LeaseLeft: seconds(-time.Second)}.LapsedFor())
 	assert.Zero(t, server{LeaseLeft: seconds(time.Second)}.LapsedFor())
+}
+
+// Of a large room Redis may find nobody where it looks for a page.
+func TestAPageWithoutMembersLeadsOn(t *testing.T) {
+	t.Parallel()
+	for next, want := range map[string]bool{"0.64.": true, "": false} {
+		p := &page{
+			View: viewRoom, query: query{view: viewRoom, room: "lobby", cursor: "0.32."},
+			Room: &roomPart{Name: "lobby", Epoch: "e", Total: 5000, Next: next}, Watched: new(watchedPart),
+		}
+		out := render(p, http.StatusOK)
+		require.NoError(t, out.err)
+		require.Equal(t, want, strings.Contains(out.body.String(), "?cursor=0.64.&amp;room=lobby"), out.body.String())
+	}
 }

@@ -34,7 +34,8 @@ type Options struct {
 }
 
 // maxAtOnce bounds how many pages are made at a time: a page left open with a
-// refresh of a second in fifty tabs is no reason to keep Redis busy.
+// refresh of a second in fifty tabs is no reason to keep Redis busy. Sending one
+// is not making it: who reads slowly holds up nobody else who looks.
 const maxAtOnce = 8
 
 // NewHandler returns a handler that serves the page about a server. It may be
@@ -88,16 +89,24 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	select {
-	case h.places <- struct{}{}:
-		defer func() { <-h.places }()
-	default:
+	made, ok := h.make(r.Context(), q)
+	if !ok {
 		w.Header().Set("Retry-After", "1")
 		http.Error(w, "too many look at once", http.StatusServiceUnavailable)
 		return
 	}
-	p, status := h.gather(r.Context(), q)
-	write(w, p, status)
+	made.write(w)
+}
+
+// make makes a page; false: as many are being made as may be.
+func (h *handler) make(ctx context.Context, q query) (made *rendered, ok bool) {
+	select {
+	case h.places <- struct{}{}:
+		defer func() { <-h.places }()
+	default:
+		return nil, false
+	}
+	return render(h.gather(ctx, q)), true
 }
 
 // setHeaders sets what goes with every answer. The page consists of itself:

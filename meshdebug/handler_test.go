@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"fmt"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -196,6 +197,38 @@ func TestTooManyAtOnce(t *testing.T) {
 		r.mem.Resume()
 		time.Sleep(20 * time.Second)
 		assert.Equal(r.t, http.StatusOK, r.get("/").Code, "places are given back")
+	})
+}
+
+// slowClient takes nothing of what it is sent before it is let go.
+type slowClient struct {
+	*httptest.ResponseRecorder
+	read <-chan struct{}
+}
+
+func (c slowClient) Write(b []byte) (int, error) {
+	<-c.read
+	return c.ResponseRecorder.Write(b)
+}
+
+func TestSlowClientsHoldUpNobody(t *testing.T) {
+	t.Parallel()
+	inVirtualTime(t, func(r *rig) {
+		r.start()
+		read := make(chan struct{})
+		var slow sync.WaitGroup
+		for i := range 16 {
+			slow.Go(func() {
+				c := slowClient{httptest.NewRecorder(), read}
+				r.h.ServeHTTP(c, httptest.NewRequestWithContext(r.t.Context(), http.MethodGet, "/", nil))
+				assert.Equal(r.t, http.StatusOK, c.Code, i)
+				assert.Contains(r.t, c.Body.String(), "</html>")
+			})
+			synctest.Wait() // it has its page, and does not read it
+		}
+		assert.Equal(r.t, http.StatusOK, r.get("/").Code)
+		close(read)
+		slow.Wait()
 	})
 }
 

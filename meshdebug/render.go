@@ -45,27 +45,39 @@ func styleHash() string {
 	return "sha256-" + base64.StdEncoding.EncodeToString(sum[:])
 }
 
-// write answers with the page, in the form that was asked for. It is made
-// whole before anything is sent: half a page with a 200 would be a lie.
-func write(w http.ResponseWriter, p *page, status int) {
-	var body bytes.Buffer
-	var err error
+// rendered is a page in the form that was asked for. It is made whole before
+// anything is sent: half a page with a 200 would be a lie.
+type rendered struct {
+	status int
+	kind   string // Content-Type
+	body   bytes.Buffer
+	err    error // it could not be made
+}
+
+func render(p *page, status int) *rendered {
+	out := &rendered{status: status}
 	if p.query.json {
-		w.Header().Set("Content-Type", "application/json")
-		encode := json.NewEncoder(&body) // it escapes what HTML would mind
+		out.kind = "application/json"
+		encode := json.NewEncoder(&out.body) // it escapes what HTML would mind
 		encode.SetIndent("", "  ")
-		err = encode.Encode(p)
+		out.err = encode.Encode(p)
 	} else {
-		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		err = pageTemplate.Execute(&body, p)
+		out.kind = "text/html; charset=utf-8"
+		out.err = pageTemplate.Execute(&out.body, p)
 	}
-	if err != nil {
-		http.Error(w, "the page could not be made: "+err.Error(), http.StatusInternalServerError)
+	return out
+}
+
+// write answers with the page, at the pace of whoever asked.
+func (out *rendered) write(w http.ResponseWriter) {
+	if out.err != nil {
+		http.Error(w, "the page could not be made: "+out.err.Error(), http.StatusInternalServerError)
 		return
 	}
-	w.Header().Set("Content-Length", strconv.Itoa(body.Len()))
-	w.WriteHeader(status)
-	_, _ = w.Write(body.Bytes()) // whoever asked has gone
+	w.Header().Set("Content-Type", out.kind)
+	w.Header().Set("Content-Length", strconv.Itoa(out.body.Len()))
+	w.WriteHeader(out.status)
+	_, _ = w.Write(out.body.Bytes()) // whoever asked has gone
 }
 
 // Refresh is how many seconds the page stays; 0: for ever.

@@ -1,7 +1,7 @@
 // Package meshtest tests programs that use mesh: it runs a Redis, your server
 // and clients of the wire protocol inside the test's process. It opens no port
-// and needs nothing installed, and in a [testing/synctest] bubble half a minute
-// passes in a few milliseconds.
+// and needs nothing installed, and in a [testing/synctest] bubble a minute costs
+// some hundredths of a second.
 //
 //	func TestGuard(t *testing.T) {
 //		synctest.Test(t, func(t *testing.T) {
@@ -47,7 +47,8 @@
 // Inside [testing/synctest.Test] everything has to be started in the bubble; then its
 // time is that of the Redis, the servers and the clients. Let it pass with
 // time.Sleep, or by waiting for what comes: TTLs run out, pings are sent,
-// leases are renewed and lost, and a minute costs some hundredths of a second.
+// leases are renewed and lost. A client waits for [DefaultTimeout], 30 s of that
+// time: for the end of a longer TTL sleep first, or connect [WithTimeout].
 // [testing/synctest.Wait] is rarely needed, since all that fetches something waits for
 // it. Outside a bubble the same test runs in real time; there give bounds that
 // a slow machine keeps, and connect with [WithTimeout].

@@ -207,3 +207,19 @@ func TestFailuresOfStopping(t *testing.T) {
 		require.Equal(t, "meshtest: handlers are still running after their connections broke", got)
 	})
 }
+
+// What a failed test prints says what there was, not bytes.
+func TestSnapshotsAsText(t *testing.T) {
+	t.Parallel()
+	for want, s := range map[string]meshtest.Snapshot{
+		"refused":    {},
+		"present []": {Success: true},
+		`present [a {"n":1} b], state of a {"x":1}, state of b {}, 9 in all, stale`: {
+			Success: true, Total: 9, Stale: true,
+			Present: []meshtest.Member{{ID: "b"}, {ID: "a", Metadata: json.RawMessage(`{"n":1}`)}},
+			States:  map[string]json.RawMessage{"b": json.RawMessage(`{}`), "a": json.RawMessage(`{"x":1}`)},
+		},
+	} {
+		require.Equal(t, want, fmt.Sprintf("%+v", s))
+	}
+}

@@ -186,8 +186,15 @@ func (r *Redis) awaitProbe(l *link) {
 	}
 }
 
+// ample is more connections than are ever wanted at once: go-redis keeps the
+// timers of those who wait for one, for whoever waits next in this process. One
+// that was made in a synctest bubble ends the process when it is used outside.
+const ample = 1024
+
 // Options returns new options for a client of this Redis that the caller makes
-// and closes: for other timeouts, pool sizes, database numbers. The address in
+// and closes: for other timeouts, pool sizes, database numbers. Make the pool no
+// smaller where callers might wait for a connection in a synctest bubble:
+// go-redis then mixes up its timers with other tests'. The address in
 // them is a literal without meaning; connections are made by [Redis.Dial].
 func (r *Redis) Options() *redis.Options {
 	opts, _ := r.options()
@@ -198,7 +205,8 @@ func (r *Redis) Options() *redis.Options {
 func (r *Redis) options() (*redis.Options, *link) {
 	l := &link{}
 	l.opts = &redis.Options{
-		Addr: "127.0.0.1:6379", // a name would be looked up, outside any bubble
+		Addr:     "127.0.0.1:6379", // a name would be looked up, outside any bubble
+		PoolSize: ample,
 		Dialer: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			if err := ctx.Err(); err != nil {
 				return nil, err

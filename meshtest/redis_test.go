@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/meshpresence/mesh/meshtest"
@@ -343,4 +344,23 @@ func TestInRealTime(t *testing.T) {
 	}
 	require.GreaterOrEqual(t, time.Since(began), 40*time.Millisecond)
 	require.Empty(t, c.Keys(ctx, "*").Val())
+}
+
+// Who waits for a connection of the pool in a bubble leaves a timer behind that
+// ends the process when somebody outside waits.
+func TestNobodyWaitsForAConnection(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := meshtest.StartRedis(t)
+		c := r.Client()
+		r.Hang()
+		var all sync.WaitGroup
+		for range 500 {
+			all.Go(func() { assert.NoError(t, c.Ping(t.Context()).Err()) })
+		}
+		synctest.Wait()
+		r.Resume()
+		all.Wait()
+		assert.Zero(t, c.PoolStats().WaitCount)
+	})
 }

@@ -73,7 +73,7 @@ func newChat(client *redis.Client) (*mesh.Server, error) {
 	}
 	return srv, errors.Join(
 		srv.TrackPresence(mesh.Regexp(regexp.MustCompile(`^room:`)), mesh.PresenceOptions{TTL: 20 * time.Second}),
-		srv.TrackPresence(mesh.Exact("room:staff"), mesh.PresenceOptions{TTL: 20 * time.Second, Guard: isStaff}),
+		srv.TrackPresence(mesh.Exact("room:staff"), mesh.PresenceOptions{TTL: 20 * time.Second, Guard: isStaff, JoinGuard: isStaff}),
 		srv.HandleCommand("chat/say", say),
 	)
 }
@@ -140,7 +140,7 @@ func TestUsageCommand(t *testing.T) {
 	})
 }
 
-// A guard: whom it refuses sees nothing. When metadata change it is asked again.
+// Guards: whom they refuse sees nothing, and is not in. When metadata change it is asked again.
 func TestUsageGuard(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		srv, server := startChat(t, meshtest.StartRedis(t).Client())
@@ -149,6 +149,9 @@ func TestUsageGuard(t *testing.T) {
 
 		if got := eve.Subscribe("room:staff"); got.Success || len(got.Present) != 0 {
 			t.Fatalf("Eve sees %+v", got)
+		}
+		if eve.Join("room:staff").Success { // who is in gets what the app sends to the room
+			t.Fatal("Eve is in")
 		}
 		if got := eve.MetadataOf(sam.ID()); got != nil {
 			t.Fatalf("Eve sees %s", got)

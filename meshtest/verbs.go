@@ -2,6 +2,8 @@ package meshtest
 
 import (
 	"encoding/json"
+	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -12,6 +14,14 @@ import (
 type Member struct {
 	ID       string          `json:"id"`
 	Metadata json.RawMessage `json:"metadata"` // nil: none
+}
+
+// String returns the id and the metadata.
+func (m Member) String() string {
+	if m.Metadata == nil {
+		return m.ID
+	}
+	return m.ID + " " + string(m.Metadata)
 }
 
 // Snapshot is the answer to [Client.Join], [Client.Subscribe] and
@@ -48,6 +58,29 @@ func (s Snapshot) IDs() []string {
 // Has reports whether a connection is present.
 func (s Snapshot) Has(connectionID string) bool {
 	return slices.ContainsFunc(s.Present, func(m Member) bool { return m.ID == connectionID })
+}
+
+// String returns what an answer says, with metadata and states as text.
+func (s Snapshot) String() string {
+	if !s.Success {
+		return "refused"
+	}
+	present := make([]string, len(s.Present))
+	for i, m := range s.Present {
+		present[i] = m.String()
+	}
+	slices.Sort(present)
+	text := fmt.Sprintf("present %v", present)
+	for _, id := range slices.Sorted(maps.Keys(s.States)) {
+		text += fmt.Sprintf(", state of %s %s", id, s.States[id])
+	}
+	if s.Total > 0 {
+		text += fmt.Sprintf(", %d in all", s.Total)
+	}
+	if s.Stale {
+		text += ", stale"
+	}
+	return text
 }
 
 // StateOptions say how a state is published. The zero value: until it is

@@ -61,6 +61,7 @@ func run(ctx context.Context, cfg settings, logger *slog.Logger) (err error) {
 	web := &http.Server{
 		Handler:           handler(srv),
 		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    16 << 10, // kept for as long as a socket lives
 		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
 	}

@@ -37,6 +37,12 @@ type hello struct {
 
 // events is a connection, from the request to its end.
 func (a *app) events(w http.ResponseWriter, r *http.Request) {
+	// Another site's page could not read the stream, but with a session's cookie
+	// it would have whoever visits it be present.
+	if site := r.Header.Get("Sec-Fetch-Site"); site == "cross-site" || site == "same-site" {
+		http.Error(w, http.StatusText(http.StatusForbidden), http.StatusForbidden)
+		return
+	}
 	s := newStream(w, a.cfg.write)
 	defer s.last()
 	c, err := a.open(r.Context(), r.FormValue("name"), r.FormValue("room"))

@@ -98,6 +98,7 @@ func serve(ctx context.Context, cfg config, ln net.Listener) error {
 	hs := &http.Server{
 		Handler:           a.handler(),
 		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
 		// No ReadTimeout and no WriteTimeout: either would end every stream when
 		// it is over. app.act and stream.send have their own.
 		MaxHeaderBytes: 16 << 10,
@@ -119,11 +120,13 @@ func serve(ctx context.Context, cfg config, ln net.Listener) error {
 
 // start waits for Redis, for a while.
 func start(ctx context.Context, presence *mesh.PresenceManager) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	begin, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	err := presence.Start(ctx)
+	err := presence.Start(begin)
 	if err != nil {
-		err = errors.Join(err, presence.Shutdown(ctx))
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+		defer cancel()
+		err = errors.Join(err, presence.Shutdown(end))
 	}
 	return err
 }

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"sync"
@@ -255,6 +256,20 @@ func TestWhoseRequestItIs(t *testing.T) {
 	eve.await("presence", about("join", eve))
 	require.Equal(t, http.StatusNoContent, ann.post("/state", `{"here":true}`), "she has not left")
 	require.NoError(t, in.stop())
+}
+
+// A page of another site gets no stream on behalf of whoever visits it.
+func TestWhosePageItIs(t *testing.T) {
+	t.Parallel()
+	a := newApp(config{}, nil) // who is refused reaches neither presence nor the table of streams
+	defer a.endStreams()
+	for _, site := range []string{"cross-site", "same-site"} {
+		req := httptest.NewRequest(http.MethodGet, "/events?room=lobby&name=Ann", nil)
+		req.Header.Set("Sec-Fetch-Site", site)
+		res := httptest.NewRecorder()
+		a.handler().ServeHTTP(res, req)
+		require.Equal(t, http.StatusForbidden, res.Code, site)
+	}
 }
 
 func TestWhatAClientMayNotSend(t *testing.T) {

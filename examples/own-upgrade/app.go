@@ -11,6 +11,9 @@ import (
 	"github.com/meshpresence/mesh"
 )
 
+// bodyWithin is how long a client may take to say its name.
+const bodyWithin = 10 * time.Second
+
 // app is the HTTP side: a way to get a pass, and the socket.
 type app struct {
 	cfg      config
@@ -43,6 +46,9 @@ func (a *app) ownPage(r *http.Request) bool {
 
 // login gives a pass to whoever gives a name. Here a real app checks a password.
 func (a *app) login(w http.ResponseWriter, r *http.Request) {
+	// Of limited size, and in limited time: http.Server's own limit, which is for
+	// headers, is over.
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyWithin)) // net/http's can
 	r.Body = http.MaxBytesReader(w, r.Body, 1<<10)
 	name := r.PostFormValue("name")
 	if !validName(name) {

@@ -48,6 +48,9 @@ import (
 // the end may take.
 const patience = 10 * time.Second
 
+// minKey is how many bytes sign a pass at least.
+const minKey = 16
+
 // config is what an instance needs.
 type config struct {
 	redis   *redis.Client
@@ -69,7 +72,11 @@ func main() {
 	if *origins != "" {
 		cfg.origins = strings.Split(*origins, ",")
 	}
-	if len(cfg.key) == 0 {
+	switch {
+	case len(cfg.key) > 0 && len(cfg.key) < minKey: // could be guessed, from any pass and without asking us
+		cfg.log.Error("DESK_KEY is too short", "bytes", len(cfg.key), "least", minKey)
+		os.Exit(2)
+	case len(cfg.key) == 0:
 		cfg.log.Info("DESK_KEY is not set: passes hold until this process ends, on this instance only")
 		cfg.key = []byte(rand.Text())
 	}
@@ -97,6 +104,7 @@ func serve(ctx context.Context, cfg config, ln net.Listener) error {
 	hs := &http.Server{
 		Handler:           newApp(cfg, srv),
 		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    16 << 10, // kept for as long as a socket lives
 		ErrorLog:          slog.NewLogLogger(cfg.log.Handler(), slog.LevelWarn),
 	}
@@ -115,11 +123,13 @@ func serve(ctx context.Context, cfg config, ln net.Listener) error {
 
 // start waits for Redis, for a while.
 func start(ctx context.Context, srv *mesh.Server) error {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+	begin, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	err := srv.Start(ctx)
+	err := srv.Start(begin)
 	if err != nil {
-		err = errors.Join(err, srv.Shutdown(ctx))
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+		defer cancel()
+		err = errors.Join(err, srv.Shutdown(end))
 	}
 	return err
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"log"
+	"log/slog"
 	"net/http"
 	"time"
 
@@ -13,14 +14,13 @@ import (
 )
 
 func main() {
-	srv, err := mesh.NewServer(mesh.Options{Redis: redis.NewClient(&redis.Options{Addr: "localhost:6379"})})
+	srv, err := mesh.NewServer(mesh.Options{Redis: redis.NewClient(&redis.Options{Addr: "localhost:6379"}), Logger: slog.Default()})
 	if err != nil {
 		log.Fatal(err)
 	}
 	srv.OnConnection(func(ctx context.Context, c *mesh.Connection) {
-		if err := srv.Connections().SetMetadata(ctx, c.ID(), map[string]string{"userId": "user123", "username": "Alice"}, mesh.MetadataOptions{}); err != nil {
-			log.Print(err)
-		}
+		err := srv.Connections().SetMetadata(ctx, c.ID(), map[string]string{"userId": "user123", "username": "Alice"}, mesh.MetadataOptions{})
+		slog.Info("connected", "id", c.ID(), "error", err)
 	})
 	if err := errors.Join(srv.TrackPresence(mesh.Exact("lobby"), mesh.PresenceOptions{}), srv.Start(context.Background())); err != nil {
 		log.Fatal(err)

@@ -92,6 +92,7 @@ func serve(ctx context.Context, cfg config, logger *slog.Logger) (err error) {
 	hs := &http.Server{
 		Handler:           page,
 		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    16 << 10, // kept for as long as a socket lives
 		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
 	}

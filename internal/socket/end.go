@@ -90,8 +90,10 @@ func (e *End) lingers() bool { return e.Cause == CauseTooLarge || e.Cause == Cau
 
 // Close ends the connection: frames sent before have a second to be written,
 // then a close frame with code and reason is, and the peer has another second
-// to answer it. Only the first end counts, whoever asked for it. Code 0 is
-// 1000; reasons are cut at 123 bytes. Close does not wait; Run returns when the end has come.
+// to answer it. What is not written after the first second is dropped; a peer
+// that has read nothing in it is cut off. Only the first end counts, whoever
+// asked for it. Code 0 is 1000; reasons are cut at 123 bytes. Close does not
+// wait; Run returns when the end has come.
 func (s *Socket) Close(code int, reason string) {
 	if code == 0 {
 		code = websocket.CloseNormalClosure
@@ -146,11 +148,19 @@ func (s *Socket) endLocked(e *End) {
 
 // onCut closes the network connection of one that did not end in time: what is
 // stuck in a read or a write returns then. Closing may block, which the wheel
-// must not.
+// must not. Where the peer reads and the queue was too long for the time, or
+// this process too busy to write it, the close frame is still to come: without
+// it the peer would take the end for a broken network.
 func (s *Socket) onCut() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if !s.done {
+	switch {
+	case s.done:
+	case s.flushed && !s.hurried:
+		s.hurried = true
+		s.dropQueue()
+		s.cfg.Wheel.Schedule(&s.cut, grace, s.onCut)
+	default:
 		s.cutter.Go(s.sever)
 	}
 }

@@ -89,6 +89,52 @@ func TestCloseIsBounded(t *testing.T) {
 	}
 }
 
+// TestCloseTellsWhoReads: a peer that reads, but not all of a long queue within
+// the time, sees the code and no broken network, also where it does not answer.
+func TestCloseTellsWhoReads(t *testing.T) {
+	t.Parallel()
+	for name, code := range map[string]int{"answered": 4001, "not answered": 4001, "not read": 0} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				r := prepare(t, new(handler), nil).start(false)
+				if name == "not answered" {
+					r.client.SetCloseHandler(func(int, string) error { return nil })
+				}
+				for i := range 100 {
+					_ = r.Send(push(t, "n", i))
+				}
+				begun := time.Now()
+				r.Close(4001, "")
+				got, closed := 0, 0
+				for {
+					time.Sleep(grace / 8)
+					if name == "not read" && got == 3 {
+						<-r.ended
+					}
+					_, _, err := r.client.ReadMessage()
+					if err == nil {
+						got++
+						continue
+					}
+					var ce *websocket.CloseError
+					if errors.As(err, &ce) && ce.Code != websocket.CloseAbnormalClosure {
+						closed = ce.Code
+					}
+					break
+				}
+				e := r.end()
+				if took := time.Since(begun); closed != code || got < 3 || got > 20 || e.Code != 4001 || took > 2*grace+20*time.Millisecond+grace/8 {
+					t.Errorf("client got %d frames and close code %d; %v after %v", got, closed, e, took)
+				}
+				if n := r.stats.Counts().Dropped; n == 0 {
+					t.Error("what was not written was not counted as dropped")
+				}
+			})
+		})
+	}
+}
+
 func TestContextCloses(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

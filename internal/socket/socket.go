@@ -160,6 +160,8 @@ type Socket struct {
 	writing   bool
 	broken    bool // no more can be written
 	closeSent bool
+	flushed   bool   // something of the queue was written since ending is set, the close frame was not
+	hurried   bool   // the first grace was over before the close frame was written
 	pong      []byte // payload of the control pong that is due
 
 	commands     []wire.Request

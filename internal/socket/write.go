@@ -179,10 +179,12 @@ func (s *Socket) account(j *job) {
 			charged += it.charge
 		}
 		s.bytes.Add(-int64(charged))
+		s.flushed = s.ending != nil && s.ending.flushes()
 		s.kickWorker()
 	case j.due == duePing:
 		s.pingAt = j.at
-	case j.end != nil && !s.done: // the peer's turn
+	case j.end != nil && !s.done && !s.hurried: // the peer's turn
+		s.flushed = false
 		s.cfg.Wheel.Schedule(&s.cut, grace, s.onCut)
 	}
 }

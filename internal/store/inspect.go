@@ -172,6 +172,7 @@ func (s *Store) RoomsFrom(ctx context.Context, prefix string, at Place, limit in
 	for _, n := range sizes {
 		page.Total += n
 	}
+	scanned, found := 0, 0 // names looked at so far, and what came of them
 	for scans, looked := 0, int64(0); at.Bucket < len(index); {
 		if sizes[at.Bucket] == 0 {
 			at = Place{Bucket: at.Bucket + 1}
@@ -184,10 +185,23 @@ func (s *Store) RoomsFrom(ctx context.Context, prefix string, at Place, limit in
 		scans++
 		looked += min(sizes[at.Bucket], namesPerScan)
 		want := limit - len(page.Rooms)
-		names, next, err := s.matching(ctx, index[at.Bucket], at.Scan, prefix, want)
+		count := want
+		if prefix != "" {
+			count = scanCount(want, scanned, found)
+		}
+		names, next, err := s.matching(ctx, index[at.Bucket], at.Scan, prefix, count)
 		if err != nil {
 			return RoomPage{}, err
 		}
+		switch size := int(sizes[at.Bucket]); {
+		case next != 0:
+			scanned += min(count, size)
+		case at.Scan == 0: // that was all of them
+			scanned += size
+		default: // the rest, however many those were
+			scanned += len(names)
+		}
+		found += len(names)
 		names, to, more := turn(at, names, next, want, func(name string) string { return name })
 		page.Rooms = append(page.Rooms, names...)
 		if at = to; !more {
@@ -197,18 +211,32 @@ func (s *Store) RoomsFrom(ctx context.Context, prefix string, at Place, limit in
 	return page, nil
 }
 
-// matching reads part of a set of names.
-func (s *Store) matching(ctx context.Context, key string, cursor uint64, prefix string, want int) ([]string, uint64, error) {
+// scanCount returns how many names to look at next: about as many as hold those
+// that are wanted, going by the ones looked at so far. Redis hands out all that
+// match, so that more would come than anybody asked for.
+func scanCount(want, scanned, found int) int {
+	count := want
+	switch {
+	case found > 0:
+		count = want * scanned / found
+	case scanned > 0:
+		count = 10 * scanned
+	}
+	return min(max(count, want), namesPerScan)
+}
+
+// matching reads part of a set of names: what matches of about count.
+func (s *Store) matching(ctx context.Context, key string, cursor uint64, prefix string, count int) ([]string, uint64, error) {
 	pattern := ""
 	if prefix != "" {
-		pattern, want = globEscape(prefix)+"*", namesPerScan
+		pattern = globEscape(prefix) + "*"
 	}
 	type part struct {
 		names []string
 		next  uint64
 	}
 	p, err := read(ctx, s, key, func(ctx context.Context) (part, error) {
-		names, next, err := s.client.SScan(ctx, key, cursor, pattern, int64(want)).Result()
+		names, next, err := s.client.SScan(ctx, key, cursor, pattern, int64(count)).Result()
 		return part{names, next}, err
 	})
 	return p.names, p.next, err

@@ -169,6 +169,39 @@ func TestRoomsFromManyBuckets(t *testing.T) {
 	})
 }
 
+// Where many names match, a page holds about as many as were asked for.
+func TestRoomsFromGivesWhatIsAskedFor(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(w *world) {
+		const names = 4000
+		var args []any
+		for i := range names {
+			args = append(args, fmt.Sprintf("%c%d", 'a'+i%8, i))
+		}
+		require.NoError(w, w.rdb.SAdd(w.Context(), w.keys.Rooms(0), args...).Err())
+		for _, c := range []struct {
+			prefix      string
+			limit, want int
+		}{{"", 50, names}, {"a", 10, names / 8}, {"b", 200, names / 8}, {"c1", 20, 0}} {
+			seen := make(map[string]bool)
+			for page := (RoomPage{More: true}); page.More; {
+				next, err := w.RoomsFrom(w.Context(), c.prefix, page.Next, c.limit)
+				require.NoError(w, err)
+				assert.LessOrEqual(w, len(next.Rooms), 3*c.limit+20, c.prefix)
+				for _, room := range next.Rooms {
+					seen[room] = true
+				}
+				page = next
+			}
+			if c.want == 0 {
+				assert.NotEmpty(w, seen)
+				continue
+			}
+			assert.Len(w, seen, c.want, c.prefix)
+		}
+	})
+}
+
 // Where few names match, a page looks at so many and no more.
 func TestRoomsFromLooksAtABoundedNumber(t *testing.T) {
 	t.Parallel()

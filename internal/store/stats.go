@@ -8,8 +8,11 @@ import (
 
 // Stats is what a Store has done since it was made.
 type Stats struct {
-	Calls    uint64 // made
-	Failures uint64 // calls that Redis did not answer in time, or refused; those included that were never made, for want of a place
+	Calls uint64 // made
+	// Failures are calls that Redis did not answer in time, or refused; those
+	// included that were never made, for want of a place, and not those whose
+	// caller stopped waiting.
+	Failures uint64
 	// Took is how long calls waited for their answer, or until they were given up.
 	Took histogram.Counts
 	// Reaped counts what was ended for others: once for all stores that tried,

@@ -180,7 +180,13 @@ func (s *Store) Publish(ctx context.Context, channel, payload string) (heard int
 // cluster. It changes when Redis restarts or fails over. False: it could not be
 // learned, on a cluster because any of them did not answer.
 func (s *Store) Generation(ctx context.Context) (string, bool) {
-	id, err := call(ctx, s, func(ctx context.Context) (string, error) {
+	id, err := s.process(ctx)
+	return id, err == nil && id != ""
+}
+
+// process is Generation, and why it could not be learned.
+func (s *Store) process(ctx context.Context) (string, error) {
+	return call(ctx, s, func(ctx context.Context) (string, error) {
 		cluster, ok := s.client.(*redis.ClusterClient)
 		if !ok {
 			return runID(ctx, s.client)
@@ -199,7 +205,6 @@ func (s *Store) Generation(ctx context.Context) (string, bool) {
 		slices.Sort(ids)
 		return strings.Join(ids, " "), err
 	})
-	return id, err == nil && id != ""
 }
 
 // runID asks a process for its identity.
@@ -268,9 +273,12 @@ func within[T any](ctx context.Context, s *Store, slots chan struct{}, f func(co
 	}
 }
 
-// failed counts and marks an error of Redis or of the way to it.
+// failed counts and marks an error of Redis or of the way to it. That the caller
+// has gone, say with a client's connection, is no failure of Redis's.
 func (s *Store) failed(err error) error {
-	s.nFailures.Add(1)
+	if !errors.Is(err, context.Canceled) {
+		s.nFailures.Add(1)
+	}
 	for _, own := range []error{ErrFenced, ErrLate, ErrLost, ErrClock, errFormat} {
 		if errors.Is(err, own) {
 			return err

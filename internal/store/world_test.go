@@ -6,6 +6,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -58,12 +59,13 @@ type world struct {
 	sub     *redis.PubSub
 }
 
-// everywhere runs a test on the Redis of meshtest and on a real one.
+// everywhere runs a test on the Redis of meshtest, in virtual time, and on a
+// real one. In virtual time no call is late because the machine is busy.
 func everywhere(t *testing.T, f func(w *world)) {
 	t.Helper()
 	t.Run("embedded", func(t *testing.T) {
 		t.Parallel()
-		f(newWorld(t, nil))
+		synctest.Test(t, func(t *testing.T) { f(newWorld(t, nil)) })
 	})
 	t.Run("redis", func(t *testing.T) {
 		t.Parallel()

@@ -45,6 +45,7 @@ func newBrowser(t testing.TB, path string) *browser {
 		chromedp.NoSandbox, // tests run as root in containers
 		chromedp.DisableGPU,
 		chromedp.WSURLReadTimeout(patience),
+		chromedp.Env("TMPDIR=" + tempDir), // Chromium leaves files there
 	}
 	for name, value := range map[string]any{
 		"headless":                      true,

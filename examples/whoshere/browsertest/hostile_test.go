@@ -35,6 +35,7 @@ func (w *world) hostile(t *testing.T) {
 
 	ann.await(fmt.Sprintf(`rows(%[1]q).length === 1 && cursors(%[1]q).length === 1 && text("typing-text") === %[1]q + " is typing"`, image))
 
+	ever(ann, eve, room, image)
 	w.lawless(t, room, image)
 	ann.await(`rows("Twin").length === 1 && rows("Ann").length === 1 && rows("Ann")[0].dataset.tabs === "1"`)
 	ann.await(`all("#people li").length === 8`)
@@ -57,6 +58,21 @@ func (w *world) hostile(t *testing.T) {
 		}
 	}
 	ann.clean(false)
+}
+
+// ever has somebody claim with every state to have a new name: the page asks
+// now and then, and has commands left for what its own user does.
+func ever(ann *tab, eve *person, room, name string) {
+	before, begun := get[int](ann, `seen.asked`), time.Now()
+	for i := range 60 {
+		eve.publish(room, map[string]any{"x": 0.5, "y": 0.5, "rev": i + 2}, time.Minute)
+	}
+	eve.publish(room, map[string]any{"x": 0.25, "y": 0.25, "typing": true, "rev": 99}, time.Minute)
+	ann.await(fmt.Sprintf(`near(tip(%q), 0.25, 0.25)`, name))
+	asked, most := get[int](ann, `seen.asked`)-before, int(time.Since(begun)/(100*time.Millisecond))+2
+	if asked == 0 || asked > most {
+		ann.t.Errorf("the page asked %d times for a name, %d at most were expected", asked, most)
+	}
 }
 
 // refused asks for metadata that the server must not take.

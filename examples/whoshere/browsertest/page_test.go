@@ -24,7 +24,12 @@ import (
 // that were taken from the list, and what the page's policy forbade; and it
 // has words for what the tests ask.
 const watch = `
-window.seen = {toasts: [], gone: [], violations: []};
+window.seen = {toasts: [], gone: [], violations: [], asked: 0};
+const send = WebSocket.prototype.send;
+WebSocket.prototype.send = function (data) {
+  if (data.includes("mesh/get-connection-metadata")) seen.asked++;
+  return send.call(this, data);
+};
 addEventListener("securitypolicyviolation", (e) => seen.violations.push(e.violatedDirective + " " + e.blockedURI));
 addEventListener("DOMContentLoaded", () => {
   const observe = (id, note) => new MutationObserver((changes) => changes.forEach(note))

@@ -21,7 +21,10 @@ const status = new Status(client, () => room);
 const switcher = new Switcher();
 const toasts = new Toasts($("toasts"));
 const view = new RoomView(() => client.id);
+const ASK_EVERY = 100; // ms between questions about metadata
 const revisions = new Map(); // connection id -> revision of the metadata we have
+const renamed = new Map(); // connection id -> revision that is to be asked for, oldest first
+let asking = 0; // timer; 0: the next question may be asked at once
 
 let room = null;
 let activity = null;
@@ -62,6 +65,7 @@ function goToURL() {
   activity = new Activity(room, (error) => error?.code === "EUNAVAILABLE" && entered.doubt());
   seenBefore = false;
   revisions.clear();
+  renamed.clear();
   listen(room);
   view.show(room);
   switcher.show(name);
@@ -86,6 +90,7 @@ function listen(entered) {
   });
   on("leave", (member) => {
     revisions.delete(member.id);
+    renamed.delete(member.id);
     const user = view.left(member);
     if (user !== null) toasts.left(user);
   });
@@ -100,6 +105,7 @@ function roomStatus() {
 
 function rebuilt() {
   revisions.clear();
+  renamed.clear();
   for (const member of room.members.values()) {
     if (Number.isInteger(member.state?.rev)) revisions.set(member.id, member.state.rev);
   }
@@ -109,14 +115,26 @@ function rebuilt() {
   seenBefore = true;
 }
 
-// checkRevision asks for a member's metadata when its state says that it has
-// changed: see Activity.renamed.
+// checkRevision has a member's metadata asked for when its state says that it
+// has changed: see Activity.renamed.
 function checkRevision(member) {
   const rev = member.state?.rev;
-  const known = revisions.get(member.id) ?? 0;
-  if (!Number.isInteger(rev) || rev === known) return;
-  revisions.set(member.id, rev);
-  const [asked, id] = [room, member.id];
+  if (!Number.isInteger(rev) || rev === (revisions.get(member.id) ?? 0)) return;
+  renamed.set(member.id, rev);
+  if (asking === 0) askNext();
+}
+
+// askNext asks about one after the other: somebody who claims with every state
+// to be renamed must not use up what commands our own connection may send.
+function askNext() {
+  asking = 0;
+  const [next] = renamed;
+  if (next === undefined) return;
+  asking = setTimeout(askNext, ASK_EVERY);
+  const [id, rev] = next;
+  const asked = room;
+  renamed.delete(id);
+  revisions.set(id, rev);
   asked.refresh(id).catch(() => {
     // The next state brings it up again, but not the next twenty at once.
     setTimeout(() => asked === room && revisions.get(id) === rev && revisions.delete(id), 2_000);
