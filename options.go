@@ -76,8 +76,9 @@ type Options struct {
 	// HandlerConcurrency is how many of the app's own command handlers run at
 	// once for one connection. Defaults to 8.
 	HandlerConcurrency int
-	// WriteTimeout limits the writing of one frame to a socket; then the
-	// connection is closed. Defaults to 10 s.
+	// WriteTimeout limits each write to a socket, of one frame or of several
+	// small ones that go together (16 KiB at most); then the connection is
+	// closed. Defaults to 10 s.
 	WriteTimeout time.Duration
 
 	// Authenticate decides about a request before it is upgraded. What it

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -158,10 +159,22 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return // the client has been told
 	}
 	serving = true
-	go func() { // ends with the connection; Shutdown waits for it
+	go func() { // ends with the connection; Drain and Shutdown wait for it
 		defer s.release()
+		defer c.recovered()
 		_ = c.run(ctx) // how a connection ended is logged where it did
 	}()
+}
+
+// recovered is deferred where net/http does not recover: a connection that
+// panics takes nobody with it.
+func (c *Connection) recovered() {
+	if value := recover(); value != nil {
+		c.s.log.Error("mesh: connection panicked", "panic", limit.Shorten(fmt.Sprint(value)), "stack", string(debug.Stack()))
+		_ = c.ws.NetConn().Close() // it is lost in any case
+		c.s.remove(c)
+		c.s.n.disconnect(c.own)
+	}
 }
 
 // upgrade answers a request: with an upgrade, or (nil) with what stands against it.
@@ -289,6 +302,9 @@ func (s *Server) add(c *Connection) bool {
 func (s *Server) remove(c *Connection) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.conns[c.id] != c {
+		return
+	}
 	delete(s.conns, c.id)
 	if c.told {
 		s.leaving.told--

@@ -7,8 +7,8 @@ import (
 	"slices"
 	"testing"
 
-	"github.com/meshpresence/mesh/bench/load"
-	"github.com/meshpresence/mesh/bench/peer"
+	"github.com/meshpresence/mesh/bench/internal/load"
+	"github.com/meshpresence/mesh/bench/internal/peer"
 	"github.com/meshpresence/mesh/internal/redistest"
 )
 

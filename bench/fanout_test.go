@@ -4,8 +4,8 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/meshpresence/mesh/bench/load"
-	"github.com/meshpresence/mesh/bench/peer"
+	"github.com/meshpresence/mesh/bench/internal/load"
+	"github.com/meshpresence/mesh/bench/internal/peer"
 )
 
 // BenchmarkFanout is states of one publisher, 16 in flight, delivered to all

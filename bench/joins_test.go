@@ -3,8 +3,8 @@ package bench
 import (
 	"testing"
 
-	"github.com/meshpresence/mesh/bench/load"
-	"github.com/meshpresence/mesh/bench/peer"
+	"github.com/meshpresence/mesh/bench/internal/load"
+	"github.com/meshpresence/mesh/bench/internal/peer"
 )
 
 // BenchmarkSocketJoins is joins through the socket into rooms of 50, each

@@ -16,7 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/meshpresence/mesh"
-	"github.com/meshpresence/mesh/bench/peer"
+	"github.com/meshpresence/mesh/bench/internal/peer"
 	"github.com/meshpresence/mesh/internal/redistest"
 )
 

@@ -5,8 +5,8 @@ import (
 	"fmt"
 	"testing"
 
-	"github.com/meshpresence/mesh/bench/load"
-	"github.com/meshpresence/mesh/bench/peer"
+	"github.com/meshpresence/mesh/bench/internal/load"
+	"github.com/meshpresence/mesh/bench/internal/peer"
 )
 
 var idle = flag.Int("idle", 10_000, "`connections` of BenchmarkMemory")

@@ -16,8 +16,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"github.com/meshpresence/mesh/bench/load"
-	"github.com/meshpresence/mesh/bench/peer"
+	"github.com/meshpresence/mesh/bench/internal/load"
+	"github.com/meshpresence/mesh/bench/internal/peer"
 )
 
 // roleEnv makes the test binary run as one of the processes that a benchmark

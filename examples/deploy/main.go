@@ -62,7 +62,7 @@ func run(ctx context.Context, cfg settings, logger *slog.Logger) (err error) {
 		Handler:           handler(srv),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    16 << 10, // kept for as long as a socket lives
+		MaxHeaderBytes:    16 << 10, // the default is a megabyte
 		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
 	}
 	served := make(chan error, 1)

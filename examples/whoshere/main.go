@@ -93,7 +93,7 @@ func serve(ctx context.Context, cfg config, logger *slog.Logger) (err error) {
 		Handler:           page,
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    16 << 10, // kept for as long as a socket lives
+		MaxHeaderBytes:    16 << 10, // the default is a megabyte
 		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
 	}
 	served := make(chan error, 1)

@@ -67,8 +67,8 @@ local function read(key, conn)
   return r
 end
 
-local function standing(p)
-  return '+ ' .. p.e .. ' ' .. p.text .. ' ' .. p.t
+local function standing(key, p)
+  return '+ ' .. p.e .. ' ' .. int(p.s) .. ' ' .. p.t
 end
 
 local function update(k, a)
@@ -89,29 +89,29 @@ local function update(k, a)
   local metaNew = tonumber(a.mv) > tonumber(r.mv)
   local stateNew = tonumber(a.sv) > tonumber(r.sv)
   if metaNew then
-    local p, prev = advance(k.seq, epoch, a.tag, nil, 0)
+    local p, prev = advance(k.seq, epoch, a.tag)
     if not p then
       return '! ' .. prev
     end
     moved = p
-    r.seq, r.mv, r.meta = p.text, a.mv, a.meta
-    publish(channels .. a.room, 'M', p, prev, '.', a.conn, encode(r, r.meta, r.state))
+    r.seq, r.mv, r.meta = int(p.s), a.mv, a.meta
+    publish(channels .. a.room, 'M', p, prev, '.', a.conn, r, r.meta, r.state)
   end
   if stateNew then
     local had = r.state ~= ''
     r.sv = a.sv
     if had or a.state ~= '' then
-      local p, prev = advance(k.seq, epoch, a.tag .. '+', nil, 0)
+      local p, prev = advance(k.seq, epoch, a.tag .. '+')
       if not p then
         return '! ' .. prev
       end
       moved = p
-      r.seq, r.flag, r.state, r.til = p.text, a.flag, a.state, '0'
+      r.seq, r.flag, r.state, r.til = int(p.s), a.flag, a.state, '0'
       if tonumber(a.stateLeft) > 0 then
         r.til = int(now + tonumber(a.stateLeft))
       end
       setState(k.state, a.state, a.stateLeft)
-      publish(channels .. a.room, 'S', p, prev, '.', a.conn, encode(r, '', a.state))
+      publish(channels .. a.room, 'S', p, prev, '.', a.conn, r, '', a.state)
     end
   end
   local hadTTL = r.ttl ~= '0'
@@ -126,7 +126,7 @@ local function update(k, a)
   elseif a.left ~= '0' then
     redis.call('SET', k.conn, a.entry, 'PX', a.left)
   end
-  return moved and standing(moved) or '+'
+  return moved and standing(k.seq, moved) or '+'
 end
 
 local function join(k, a)
@@ -146,7 +146,7 @@ local function join(k, a)
     local at = h[1] and (h[1] .. ' ' .. h[2] .. ' ' .. h[3]) or ''
     return '+ ' .. at .. ' ' .. redis.call('HLEN', k.members)
   end
-  local p, prev = advance(k.seq, epoch, a.tag, inc, old and old.inc == inc and 0 or 1)
+  local p, prev = advance(k.seq, epoch, a.tag)
   if not p then
     return '! ' .. prev
   end
@@ -155,21 +155,16 @@ local function join(k, a)
     til = int(now + tonumber(a.stateLeft))
   end
   local r = {
-    entry = a.entry, inc = inc, seq = p.text, at = nowText, ttl = a.ttl, mv = a.mv, sv = a.sv, flag = a.flag, til = til,
+    entry = a.entry, inc = inc, seq = int(p.s), at = int(now), ttl = a.ttl, mv = a.mv, sv = a.sv, flag = a.flag, til = til,
   }
   if old then
     r.at = old.at
+    home(k.seq, old.inc, -1)
     if old.inc == inc then
-      index(ownedKey, 'e ' .. a.conn .. ' ' .. old.entry .. ' ' .. a.room, false)
-    else
-      p.homes['@' .. old.inc] = nil
-      if redis.call('HINCRBY', k.seq, '@' .. old.inc, -1) <= 0 then
-        redis.call('HDEL', k.seq, '@' .. old.inc)
-      end
+      redis.call('SREM', ownedKey, 'e ' .. a.conn .. ' ' .. old.entry .. ' ' .. a.room)
     end
   end
-  local record = encode(r, a.meta, a.state)
-  redis.call('HSET', k.members, a.conn, record)
+  redis.call('HSET', k.members, a.conn, encode(r, a.meta, a.state))
   if a.ttl ~= '0' then
     redis.call('SET', k.conn, a.entry, 'PX', a.left)
   elseif old then
@@ -178,20 +173,19 @@ local function join(k, a)
   if old or a.state ~= '' then
     setState(k.state, a.state, a.stateLeft)
   end
-  index(ownedKey, 'e ' .. a.conn .. ' ' .. a.entry .. ' ' .. a.room, true)
+  redis.call('SADD', ownedKey, 'e ' .. a.conn .. ' ' .. a.entry .. ' ' .. a.room)
+  home(k.seq, inc, 1)
   local total = redis.call('HLEN', k.members)
   if total == 1 then
-    index(roomsKey, a.room, true)
-    if not p.fresh then
-      redis.call('PERSIST', k.seq)
-    end
+    redis.call('SADD', roomsKey, a.room)
+    redis.call('PERSIST', k.seq)
   end
   local kind = 'J'
   if old then
     kind = 'R'
   end
-  publish(channels .. a.room, kind, p, prev, '.', a.conn, record)
-  return standing(p) .. ' ' .. total
+  publish(channels .. a.room, kind, p, prev, '.', a.conn, r, a.meta, a.state)
+  return standing(k.seq, p) .. ' ' .. total
 end
 
 local function leave(k, a)
@@ -200,7 +194,7 @@ local function leave(k, a)
     return '! ' .. err
   end
   if not r or r.entry ~= a.entry then
-    index(ownedKey, 'e ' .. a.conn .. ' ' .. a.entry .. ' ' .. a.room, false)
+    redis.call('SREM', ownedKey, 'e ' .. a.conn .. ' ' .. a.entry .. ' ' .. a.room)
     if r then
       return 'x'
     end
@@ -210,7 +204,7 @@ local function leave(k, a)
   if err then
     return '! ' .. err
   end
-  return standing(positions[k.seq])
+  return standing(k.seq, positions[k.seq])
 end
 
 local function connect(key, conn, version, meta, fresh)
@@ -262,56 +256,47 @@ local ki, ai = 4, 6
 if ARGV[5] == 'i' then
   ki = 5
 end
-local function run()
-  while ai <= #ARGV do
-    local kind = ARGV[ai]
-    local out
-    if kind == 'K' then
-      out = full and '! ' .. full or connect(KEYS[ki], ARGV[ai + 1], ARGV[ai + 2], ARGV[ai + 3], ARGV[ai + 4])
-      ki, ai = ki + 1, ai + 5
-    elseif kind == 'D' then
-      out = disconnect(KEYS[ki], ARGV[ai + 1])
-      ki, ai = ki + 1, ai + 2
+while ai <= #ARGV do
+  local kind = ARGV[ai]
+  local out
+  if kind == 'K' then
+    out = full and '! ' .. full or connect(KEYS[ki], ARGV[ai + 1], ARGV[ai + 2], ARGV[ai + 3], ARGV[ai + 4])
+    ki, ai = ki + 1, ai + 5
+  elseif kind == 'D' then
+    out = disconnect(KEYS[ki], ARGV[ai + 1])
+    ki, ai = ki + 1, ai + 2
+  else
+    local k = {
+      members = KEYS[ki], seq = KEYS[ki + 1], conn = KEYS[ki + 2], state = KEYS[ki + 3], owned = ownedKey, rooms = roomsKey,
+    }
+    local a = { room = ARGV[ai + 1], conn = ARGV[ai + 2], entry = ARGV[ai + 3], tag = ARGV[ai + 4] }
+    if kind == 'L' then
+      a.cause = ARGV[ai + 5]
+      out = leave(k, a)
+      ai = ai + 6
     else
-      local k = {
-        members = KEYS[ki], seq = KEYS[ki + 1], conn = KEYS[ki + 2], state = KEYS[ki + 3], owned = ownedKey, rooms = roomsKey,
-      }
-      local a = { room = ARGV[ai + 1], conn = ARGV[ai + 2], entry = ARGV[ai + 3], tag = ARGV[ai + 4] }
-      if kind == 'L' then
-        a.cause = ARGV[ai + 5]
-        out = leave(k, a)
-        ai = ai + 6
-      else
-        a.ttl, a.left, a.mv, a.meta = ARGV[ai + 5], ARGV[ai + 6], ARGV[ai + 7], ARGV[ai + 8]
-        a.sv, a.flag, a.stateLeft, a.state = ARGV[ai + 9], ARGV[ai + 10], ARGV[ai + 11], ARGV[ai + 12]
-        if full and kind == 'U' then
-          -- A sign of life takes no memory that is not taken: refused, it would
-          -- have everybody reaped who has a TTL. Only the rest of the op is.
-          local more = a.mv ~= '0' or a.sv ~= '0'
-          a.mv, a.sv = '0', '0'
-          out = update(k, a)
-          if more and out == '+' then
-            out = '! ' .. full
-          end
-        elseif full then
+      a.ttl, a.left, a.mv, a.meta = ARGV[ai + 5], ARGV[ai + 6], ARGV[ai + 7], ARGV[ai + 8]
+      a.sv, a.flag, a.stateLeft, a.state = ARGV[ai + 9], ARGV[ai + 10], ARGV[ai + 11], ARGV[ai + 12]
+      if full and kind == 'U' then
+        -- A sign of life takes no memory that is not taken: refused, it would
+        -- have everybody reaped who has a TTL. Only the rest of the op is.
+        local more = a.mv ~= '0' or a.sv ~= '0'
+        a.mv, a.sv = '0', '0'
+        out = update(k, a)
+        if more and out == '+' then
           out = '! ' .. full
-        elseif kind == 'J' then
-          out = join(k, a)
-        else
-          out = update(k, a)
         end
-        ai = ai + 13
+      elseif full then
+        out = '! ' .. full
+      elseif kind == 'J' then
+        out = join(k, a)
+      else
+        out = update(k, a)
       end
-      ki = ki + 4
+      ai = ai + 13
     end
-    reply[#reply + 1] = out
+    ki = ki + 4
   end
-end
-
--- An error on the way must not keep indexes from what has been done before it.
-local ok, err = pcall(run)
-flush()
-if not ok then
-  error(err)
+  reply[#reply + 1] = out
 end
 return reply

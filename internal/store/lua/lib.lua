@@ -9,10 +9,8 @@ local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 
 local function int(n)
-  return string.format('%d', n)
+  return string.format('%.0f', n)
 end
-
-local nowText = int(now)
 
 local function decode(s)
   local _, stop, entry, inc, seq, at, ttl, mv, sv, flag, til, ml = string.find(s,
@@ -32,94 +30,48 @@ local function encode(r, meta, state)
     ' ' .. r.flag .. ' ' .. r.til .. ' ' .. #meta .. '\n' .. meta .. state
 end
 
--- Changes of indexes are made together when the script ends (flush): per key
--- and member whether it is to be in. Nobody else sees anything before that.
-local indexes = {}
-
-local function index(key, member, present)
-  local i = indexes[key]
-  if not i then
-    i = { members = {}, present = {} }
-    indexes[key] = i
-    indexes[#indexes + 1] = key
-  end
-  if i.present[member] == nil then
-    i.members[#i.members + 1] = member
-  end
-  i.present[member] = present
-end
-
-local function flush()
-  for _, key in ipairs(indexes) do
-    local add, drop = { key }, { key }
-    for _, member in ipairs(indexes[key].members) do
-      local list = indexes[key].present[member] and add or drop
-      list[#list + 1] = member
-    end
-    if #drop > 1 then
-      redis.call('SREM', unpack(drop))
-    end
-    if #add > 1 then
-      redis.call('SADD', unpack(add))
-    end
-  end
-end
-
--- Where rooms stand, read once per call and room: epoch, seq (as a number and as
--- text), tag, and of incarnations how many entries they have in it.
+-- Where rooms stand, read once per call and room.
 local positions = {}
 
--- advance moves a room one event on, and counts in the same write that
--- incarnation inc has so many entries more or fewer in it (by 0: inc may be
--- nil): so a frame for the room finds the servers to go to. It is the first
--- write of every change: where Redis refuses writes (out of memory, wrong type)
--- it refuses this one, and nothing else has been done. Returns the position and
--- the tag before it, or nil and the error.
-local function advance(key, epoch, tag, inc, by)
+-- advance moves a room one event on. It is the first write of every change:
+-- where Redis refuses writes (out of memory, wrong type) it refuses this one,
+-- and nothing else has been done. Returns the position and the tag before it,
+-- or nil and the error.
+local function advance(key, epoch, tag)
   local p = positions[key]
-  local field = by ~= 0 and '@' .. inc
   if not p then
-    local h = redis.pcall('HMGET', key, 'e', 's', 't', field or 't')
+    local h = redis.pcall('HMGET', key, 'e', 's', 't')
     if h.err then
       return nil, h.err
     end
-    p = { e = h[1], s = tonumber(h[2] or '0'), t = h[3] or '-', homes = {} }
-    if field then
-      p.homes[field] = tonumber(h[4] or '0')
+    if h[1] then
+      p = { e = h[1], s = tonumber(h[2]), t = h[3] }
+    else
+      p = { e = epoch, s = 0, t = '-' }
     end
-  elseif field and not p.homes[field] then
-    p.homes[field] = tonumber(redis.call('HGET', key, field) or '0')
   end
-  local write = { 's', int(p.s + 1), 't', tag }
-  local count = field and p.homes[field] + by
-  if not p.e then
-    write[5], write[6] = 'e', epoch
-  end
-  if count and count > 0 then
-    write[#write + 1] = field
-    write[#write + 1] = count
-  end
-  local w = redis.pcall('HSET', key, unpack(write))
+  local w = redis.pcall('HSET', key, 'e', p.e, 's', int(p.s + 1), 't', tag)
   if type(w) == 'table' and w.err then
     return nil, w.err
   end
-  if count then
-    if count <= 0 then
-      redis.call('HDEL', key, field)
-      count = 0
-    end
-    p.homes[field] = count
-  end
   local prev = p.t
-  p.fresh = not p.e
-  p.e, p.s, p.text, p.t = p.e or epoch, p.s + 1, write[2], tag
+  p.s = p.s + 1
+  p.t = tag
   positions[key] = p
   return p, prev
 end
 
-local function publish(channel, kind, p, prev, cause, conn, record)
-  redis.call('PUBLISH', channel, kind .. ' ' .. p.e .. ' ' .. p.t .. ' ' .. prev .. ' ' .. nowText .. ' ' ..
-    cause .. ' ' .. conn .. ' ' .. record)
+local function publish(channel, kind, p, prev, cause, conn, r, meta, state)
+  redis.call('PUBLISH', channel, kind .. ' ' .. p.e .. ' ' .. p.t .. ' ' .. prev .. ' ' .. int(now) .. ' ' ..
+    cause .. ' ' .. conn .. ' ' .. encode(r, meta, state))
+end
+
+-- home counts the entries that an incarnation has in a room, so that a frame
+-- for the room finds the servers to go to.
+local function home(seqKey, inc, by)
+  if redis.call('HINCRBY', seqKey, '@' .. inc, by) <= 0 then
+    redis.call('HDEL', seqKey, '@' .. inc)
+  end
 end
 
 -- How long an empty room's position is remembered.
@@ -128,22 +80,21 @@ local KEEP = 3600000
 -- remove ends an entry that is known to be there.
 -- k: its keys {members, seq, conn, state, owned, rooms}
 local function remove(k, room, conn, r, epoch, tag, cause, channel)
-  local p, prev = advance(k.seq, epoch, tag, r.inc, -1)
+  local p, prev = advance(k.seq, epoch, tag)
   if not p then
     return prev
   end
   redis.call('HDEL', k.members, conn)
-  if r.ttl ~= '0' or r.state ~= '' then
-    redis.call('DEL', k.conn, k.state)
-  end
-  index(k.owned, 'e ' .. conn .. ' ' .. r.entry .. ' ' .. room, false)
+  redis.call('DEL', k.conn, k.state)
+  redis.call('SREM', k.owned, 'e ' .. conn .. ' ' .. r.entry .. ' ' .. room)
+  home(k.seq, r.inc, -1)
   if redis.call('EXISTS', k.members) == 0 then
-    index(k.rooms, room, false)
+    redis.call('SREM', k.rooms, room)
     redis.call('PEXPIRE', k.seq, KEEP)
   end
-  r.seq = p.text
+  r.seq = int(p.s)
   r.mv, r.sv, r.flag, r.til = '0', '0', '.', '0'
-  publish(channel, 'L', p, prev, cause, conn, encode(r, '', ''))
+  publish(channel, 'L', p, prev, cause, conn, r, '', '')
   return nil
 end
 
@@ -160,14 +111,14 @@ end
 
 -- dropState ends the state of a present entry and tells so.
 local function dropState(k, conn, r, version, epoch, tag, channel)
-  local p, prev = advance(k.seq, epoch, tag, nil, 0)
+  local p, prev = advance(k.seq, epoch, tag)
   if not p then
     return prev
   end
-  r.seq = p.text
+  r.seq = int(p.s)
   r.sv, r.flag, r.til, r.state = version, '.', '0', ''
   redis.call('HSET', k.members, conn, encode(r, r.meta, ''))
   redis.call('DEL', k.state)
-  publish(channel, 'S', p, prev, '.', conn, encode(r, '', ''))
+  publish(channel, 'S', p, prev, '.', conn, r, '', '')
   return nil
 end

@@ -25,7 +25,7 @@ local function judge(k, mode, room, conn, entry, tag, version)
   end
   local r = v and decode(v)
   if not r or r.entry ~= entry then
-    index(k.owned, 'e ' .. conn .. ' ' .. entry .. ' ' .. room, false)
+    redis.call('SREM', k.owned, 'e ' .. conn .. ' ' .. entry .. ' ' .. room)
     return '0'
   end
   local channel = channels .. room
@@ -57,21 +57,12 @@ end
 
 local reply = {}
 local ki = 2
-local function run()
-  for ai = 5, #ARGV, 6 do
-    local k = {
-      rooms = KEYS[1], members = KEYS[ki], seq = KEYS[ki + 1], conn = KEYS[ki + 2], state = KEYS[ki + 3],
-      owned = KEYS[ki + 4], fence = KEYS[ki + 5],
-    }
-    reply[#reply + 1] = judge(k, ARGV[ai], ARGV[ai + 1], ARGV[ai + 2], ARGV[ai + 3], ARGV[ai + 4], ARGV[ai + 5])
-    ki = ki + 6
-  end
-end
-
--- An error on the way must not keep indexes from what has been done before it.
-local ok, err = pcall(run)
-flush()
-if not ok then
-  error(err)
+for ai = 5, #ARGV, 6 do
+  local k = {
+    rooms = KEYS[1], members = KEYS[ki], seq = KEYS[ki + 1], conn = KEYS[ki + 2], state = KEYS[ki + 3],
+    owned = KEYS[ki + 4], fence = KEYS[ki + 5],
+  }
+  reply[#reply + 1] = judge(k, ARGV[ai], ARGV[ai + 1], ARGV[ai + 2], ARGV[ai + 3], ARGV[ai + 4], ARGV[ai + 5])
+  ki = ki + 6
 end
 return reply

@@ -1,0 +1,76 @@
+package socket
+
+import (
+	"fmt"
+	"net"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+
+	"github.com/gorilla/websocket"
+)
+
+// writes counts the writes of a network connection.
+type writes struct {
+	net.Conn
+	n, most atomic.Int64
+}
+
+func (w *writes) Write(p []byte) (int, error) {
+	w.n.Add(1)
+	w.most.Store(max(w.most.Load(), int64(len(p))))
+	return w.Conn.Write(p)
+}
+
+// TestWhatWaitsIsWrittenTogether: small frames share writes, large ones do
+// not, and the client sees no difference, compressed or not.
+func TestWhatWaitsIsWrittenTogether(t *testing.T) {
+	t.Parallel()
+	for _, compress := range []bool{false, true} {
+		t.Run(fmt.Sprint("compressed=", compress), func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				serverEnd, clientEnd := net.Pipe()
+				counted := &writes{Conn: serverEnd}
+				server, client := upgrade(t, counted, clientEnd, compress)
+				r := prepareOn(t, new(handler), server, client, nil)
+				counted.n.Store(0)
+				counted.most.Store(0)
+				large := strings.Repeat("large ", 2000)
+				var want []string
+				for i := range 300 {
+					if err := r.Send(push(t, "small", i)); err != nil {
+						t.Fatal(err)
+					}
+					want = append(want, fmt.Sprint(i))
+					if i == 100 {
+						if err := r.SendMessage(websocket.TextMessage, []byte(`{"command":"large","payload":"`+large+`"}`)); err != nil {
+							t.Fatal(err)
+						}
+						want = append(want, `"`+large+`"`)
+					}
+				}
+				r.start(true)
+				got := r.got()
+				if len(got) != len(want) {
+					t.Fatalf("%d frames, want %d", len(got), len(want))
+				}
+				for i, m := range got {
+					if string(m.Payload) != want[i] {
+						t.Fatalf("frame %d is %.40s, want %.40s", i, m.Payload, want[i])
+					}
+				}
+				if n := counted.n.Load(); n > 10 {
+					t.Errorf("%d writes for %d frames", n, len(want))
+				}
+				if most := counted.most.Load(); most > togetherBytes {
+					t.Errorf("a write of %d bytes, at most %d are to go together", most, togetherBytes)
+				}
+				if r.QueueBytes() != 0 {
+					t.Errorf("%d bytes still queued", r.QueueBytes())
+				}
+			})
+		})
+	}
+}
