@@ -66,6 +66,18 @@ func TestCutForGoodLeavesNothingBehind(t *testing.T) {
 	})
 }
 
+// A client dials on for whoever has given up waiting: it is waited for, too.
+func TestCutDuringADialLeavesNothingBehind(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := meshtest.StartRedis(t)
+		c := r.Client()
+		r.Cut()
+		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+		defer cancel()
+		require.Error(t, c.Ping(ctx).Err())
+	})
+}
+
 func TestCutOnceLosesWhatIsPublishedMeanwhile(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		ctx := t.Context()

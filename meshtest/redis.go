@@ -164,6 +164,16 @@ type link struct {
 // client has been closed it sees only then.
 const probePause = time.Second
 
+// retryPause is how long after a refusal a client has dialled again, if it does:
+// one that has been closed meanwhile does not notice before.
+func retryPause(opts *redis.Options) time.Duration {
+	pause := 100 * time.Millisecond // what go-redis makes of 0
+	if opts.DialerRetryTimeout > 0 {
+		pause = opts.DialerRetryTimeout
+	}
+	return pause + 50*time.Millisecond
+}
+
 // awaitProbe waits until a closed client is through with that, so that nothing
 // of it is left: a synctest bubble would take that for a deadlock.
 func (r *Redis) awaitProbe(l *link) {
@@ -173,9 +183,12 @@ func (r *Redis) awaitProbe(l *link) {
 	}
 	for {
 		r.mu.Lock()
-		left := probePause - time.Since(l.refused)
-		if l.refusals < poolSize {
-			left = 0
+		left := time.Duration(0)
+		switch since := time.Since(l.refused); {
+		case l.refusals >= poolSize:
+			left = probePause - since
+		case l.refusals > 0:
+			left = retryPause(l.opts) - since
 		}
 		r.mu.Unlock()
 		if left <= 0 {
