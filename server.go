@@ -133,7 +133,12 @@ func (s *Server) Connection(id string) (*Connection, bool) {
 // ServeHTTP upgrades a request to a WebSocket, which is served from then on, and
 // returns: what net/http keeps for a request and its handler would otherwise be
 // most of what an idle connection costs. Values of the request's context are
-// there for the app's commands; its end is not.
+// there for the app's commands; its end is not. A value that is used again for
+// other requests once the handler has returned, as a router's own context often
+// is, must not be read there: Options.Authenticate is the place, which copies
+// what is needed into the metadata. Middleware that counts, times or limits
+// handlers sees the upgrade, not the socket: see Server.Stats and
+// Limits.Connections.
 //
 // What stands against it is answered with a status: 503 with Retry-After before
 // Start, from Drain or Shutdown on, or past a limit; 403 for a foreign origin; what

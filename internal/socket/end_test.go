@@ -101,8 +101,8 @@ func TestCloseTellsWhoReads(t *testing.T) {
 				if name == "not answered" {
 					r.client.SetCloseHandler(func(int, string) error { return nil })
 				}
-				for i := range 100 {
-					_ = r.Send(push(t, "n", i))
+				for range 40 { // each is written by itself, small ones would share a write
+					_ = r.Send(push(t, "n", strings.Repeat("x", largeBytes)))
 				}
 				begun := time.Now()
 				r.Close(4001, "")

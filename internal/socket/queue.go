@@ -11,6 +11,8 @@ const (
 	largeBytes = 4 << 10
 	// togetherBytes is how much is written together at most.
 	togetherBytes = 16 << 10
+	// headerBytes is how long the header of an item that is not large is at most.
+	headerBytes = 4
 )
 
 // item is one frame that waits to be written.
@@ -108,11 +110,11 @@ func (q *queue) pop() *item {
 }
 
 // take takes the next items out that may be written together, and appends them
-// to dst: one that is large, or small ones.
-func (q *queue) take(dst []*item) []*item {
+// to dst: one that is large, or small ones of most bytes in all.
+func (q *queue) take(dst []*item, most int) []*item {
 	for bytes := 0; q.head != nil; {
-		bytes += q.head.size()
-		if len(dst) > 0 && (bytes > togetherBytes || q.head.large()) {
+		bytes += q.head.size() + headerBytes
+		if len(dst) > 0 && (bytes > most || q.head.large()) {
 			break
 		}
 		it := q.pop()

@@ -74,3 +74,35 @@ func TestWhatWaitsIsWrittenTogether(t *testing.T) {
 		})
 	}
 }
+
+// TestWhatIsBeingWrittenLeavesRoom: a client that does not read for a while is
+// not closed for states of one member, however small the queue: they coalesce,
+// but for the few that are being written.
+func TestWhatIsBeingWrittenLeavesRoom(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		const limit = 8000
+		r := prepare(t, new(handler), func(c *Config) { c.QueueBytes = limit })
+		seq := uint64(0)
+		send := func() {
+			t.Helper()
+			seq++
+			if err := r.SendUpdate(state("r", "c", seq)); err != nil {
+				t.Fatalf("state %d: %v", seq, err)
+			}
+		}
+		send()
+		for size := r.QueueBytes(); r.QueueBytes()+size < limit; {
+			send()
+		}
+		r.start(false)  // the queue is full: not one more goes in as it is
+		synctest.Wait() // the writer is stuck with what it has taken
+		for range 1000 {
+			send()
+		}
+		r.read()
+		if got := r.got(); len(got) == 0 || r.QueueBytes() != 0 {
+			t.Errorf("%d frames came, %d bytes still queued", len(got), r.QueueBytes())
+		}
+	})
+}

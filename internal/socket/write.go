@@ -163,11 +163,20 @@ func (s *Socket) next(j *job) bool {
 		if j.due == duePong {
 			s.pong = nil
 		}
-	} else if j.items = s.queue.take(j.items); len(j.items) == 0 {
+	} else if j.items = s.queue.take(j.items, s.together()); len(j.items) == 0 {
 		s.closeSent = true
 		j.end = s.ending
 	}
 	return true
+}
+
+// together returns how much may be written together: a small part of what may
+// wait, since what is being written does not coalesce any more.
+func (s *Socket) together() int {
+	if s.cfg.QueueBytes > 0 {
+		return min(togetherBytes, s.cfg.QueueBytes/8)
+	}
+	return togetherBytes
 }
 
 // account notes that j was done. The caller holds mu.
