@@ -58,7 +58,8 @@ var causes = []cause{
 		s.tunnel.BlackHole(true)
 		return time.Now()
 	}, func(t times) [2]time.Duration {
-		return [2]time.Duration{3*t.ping + time.Second, t.ttl + time.Second}
+		// One more interval where a server's clock stood still meanwhile.
+		return [2]time.Duration{4*t.ping + time.Second, t.ttl + time.Second}
 	}},
 	{"server killed (`kill -9`)", false, func(s *scene) time.Time {
 		now := time.Now()

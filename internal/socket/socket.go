@@ -277,7 +277,14 @@ func (s *Socket) ended() *End {
 
 // QueueBytes returns how many bytes wait to be written or are being written.
 // Of a large frame only half of Config.QueueBytes counts.
-func (s *Socket) QueueBytes() int { return int(s.bytes.Load()) }
+func (s *Socket) QueueBytes() int {
+	s.mu.Lock() // not in the middle of a push, which may count more than stays
+	defer s.mu.Unlock()
+	return s.queued()
+}
+
+// queued is QueueBytes for callers that hold mu.
+func (s *Socket) queued() int { return int(s.bytes.Load()) }
 
 // offset returns now as an offset from begun, never 0: that means never.
 func (s *Socket) offset(now time.Time) time.Duration {

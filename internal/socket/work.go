@@ -39,7 +39,7 @@ func (s *Socket) kickWorker() {
 // none is: whoever does not read its answers gets EBUSY for new commands, and
 // is not closed for the size of the answers it asked for. The caller holds mu.
 func (s *Socket) toDo() bool {
-	held := s.cfg.QueueBytes > 0 && s.QueueBytes() >= max(s.cfg.QueueBytes/2, 1)
+	held := s.cfg.QueueBytes > 0 && s.queued() >= max(s.cfg.QueueBytes/2, 1)
 	return len(s.commands) > 0 && s.ending == nil && !held
 }
 

@@ -75,12 +75,12 @@ func (s *Socket) push(it *item) error {
 		s.stats.coalesced.Add(1)
 	}
 	s.bytes.Add(int64(it.charge))
-	if limit > 0 && s.QueueBytes() > limit {
+	if limit > 0 && s.queued() > limit {
 		removed, freed := s.queue.coalesce()
 		s.bytes.Add(-int64(freed))
 		s.stats.coalesced.Add(uint64(removed))
 	}
-	if limit > 0 && s.QueueBytes() > limit {
+	if limit > 0 && s.queued() > limit {
 		s.endLocked(&End{Cause: CauseSlow, Code: websocket.CloseTryAgainLater, Reason: "connection is too slow"})
 		return s.ending
 	}
