@@ -134,6 +134,7 @@ func (s *Socket) write() {
 	var j job
 	for s.next(&j) {
 		if err := s.writeJob(&j); err != nil {
+			s.stats.dropped.Add(uint64(len(j.items))) // as far as anybody knows
 			s.writeFailed(err)
 		}
 	}
