@@ -206,14 +206,11 @@ func (s *Socket) writeJob(j *job) error {
 		deadline = time.Now().Add(s.cfg.WriteTimeout)
 	}
 	_ = s.conn.SetWriteDeadline(deadline) // never fails
-	if len(j.items) > 0 {
-		_ = s.conn.NetConn().SetWriteDeadline(deadline) // an error shows at the write
-	}
 	switch {
 	case len(j.items) == 1 && j.items[0].large():
 		return s.writeLarge(j.items[0])
 	case len(j.items) > 0:
-		return s.writeTogether(j.items)
+		return s.writeTogether(j.items, deadline)
 	case j.end != nil:
 		return s.conn.WriteControl(websocket.CloseMessage, j.end.closeMessage(), deadline)
 	case j.due == duePong:
@@ -252,14 +249,16 @@ var buffers = sync.Pool{New: func() any { return new([]byte) }}
 // close frame of its own when it meets a frame that it refuses, and writes of a
 // network connection do not mix. Small frames are never compressed: that is
 // each sender's choice, and there is little to gain.
-func (s *Socket) writeTogether(items []*item) error {
+func (s *Socket) writeTogether(items []*item, deadline time.Time) error {
 	buf := buffers.Get().(*[]byte)
 	defer buffers.Put(buf)
 	*buf = (*buf)[:0]
 	for _, it := range items {
 		*buf = it.append(*buf)
 	}
-	_, err := s.conn.NetConn().Write(*buf)
+	conn := s.conn.NetConn()
+	_ = conn.SetWriteDeadline(deadline) // an error shows at the write
+	_, err := conn.Write(*buf)
 	return err
 }
 
