@@ -16,7 +16,7 @@ var idle = flag.Int("idle", 10_000, "`connections` of BenchmarkMemory")
 func BenchmarkMemory(b *testing.B) {
 	for _, rooms := range []int{1, 50} {
 		b.Run(fmt.Sprintf("rooms=%d", rooms), func(b *testing.B) {
-			rss, heap := figures{}, figures{}
+			rss := figures{}
 			kinds := []peer.Kind{peer.Gorilla, peer.Mesh, peer.MeshOwn, peer.Centrifuge}
 			for b.Loop() {
 				for _, k := range kinds {
@@ -31,7 +31,6 @@ func BenchmarkMemory(b *testing.B) {
 						server.do(order{Heap: fmt.Sprintf("%s/%s-%d.heap", *profiles, replaced(k), rooms)})
 					}
 					rss[k] = append(rss[k], float64(after.RSS-before.RSS)/n)
-					heap[k] = append(heap[k], float64(after.Heap-before.Heap)/n)
 					b.Logf("%s: per connection: RSS %.1f KiB, heap %.1f, stacks %.1f, goroutines %.2f", k,
 						float64(after.RSS-before.RSS)/n, float64(after.Heap-before.Heap)/n, float64(after.Stacks-before.Stacks)/n,
 						float64(after.Goroutines-before.Goroutines)/float64(*idle))

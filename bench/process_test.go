@@ -80,11 +80,7 @@ func obey(in io.Reader, out io.Writer) int {
 			}
 			held, err = load.Hold(*o.Hold)
 		case o.Memory:
-			statm, _ := os.ReadFile("/proc/self/statm")
-			r.Memory = peer.ReadMemory(string(statm))
-			if statm, err = os.ReadFile("/proc/self/statm"); err == nil {
-				r.Memory = peer.ReadMemory(string(statm))
-			}
+			r.Memory, err = peer.ReadMemory()
 		case o.Heap != "":
 			var f *os.File
 			if f, err = os.Create(o.Heap); err == nil {

@@ -26,8 +26,7 @@ func startMesh(ctx context.Context, cfg Config) (http.Handler, func(context.Cont
 	if err != nil {
 		return nil, nil, err
 	}
-	ttl := time.Duration(cfg.PresenceTTLSeconds) * time.Second
-	if err := srv.TrackPresence(mesh.Regexp(regexp.MustCompile(".*")), mesh.PresenceOptions{TTL: ttl}); err != nil {
+	if err := srv.TrackPresence(mesh.Regexp(regexp.MustCompile(".*")), mesh.PresenceOptions{}); err != nil {
 		return nil, nil, err
 	}
 	if err := srv.Start(ctx); err != nil {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"os"
 	"runtime"
 	"runtime/debug"
 	"strconv"
@@ -30,9 +31,6 @@ const (
 type Config struct {
 	Kind  Kind
 	Redis string // address
-	// PresenceTTL is how long entries live; 0: as long as their connection.
-	// Centrifuge knows no such entries: its default is 60 s.
-	PresenceTTLSeconds int
 }
 
 // Server is one that runs.
@@ -83,15 +81,19 @@ type Memory struct {
 }
 
 // ReadMemory collects garbage, gives back what is free and measures.
-func ReadMemory(statm string) Memory {
+func ReadMemory() (Memory, error) {
 	debug.FreeOSMemory()
 	debug.FreeOSMemory()
+	statm, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return Memory{}, err
+	}
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
 	out := Memory{Heap: int(m.HeapAlloc), Stacks: int(m.StackInuse), Goroutines: runtime.NumGoroutine()}
-	if f := strings.Fields(statm); len(f) > 1 {
+	if f := strings.Fields(string(statm)); len(f) > 1 {
 		pages, _ := strconv.Atoi(f[1])
-		out.RSS = pages * 4096
+		out.RSS = pages * os.Getpagesize()
 	}
-	return out
+	return out, nil
 }
