@@ -117,7 +117,7 @@ func FuzzControl(f *testing.F) {
 		`call {"id":"","from":"","op":"rooms","conn":"c"}`, `call {"id":"2","from":"*","op":"close","conn":"c"}`, `call {`, `call null`,
 		`call {"id":"3","from":"x","op":"recheck","conn":"c"}`, `call {"id":"4","op":"add","room":"\u0000","conn":":"}`,
 		`done {"id":"1","ok":true,"error":"limit"}`, `done {}`, `send {"conn":"c","command":"x","payload":{"a":1}}`, `send {"room":"a","command":"mesh/assign-id"}`,
-		"J e t - 1 . c id inc 1 1 0 0 0 . 0 0\n", "L e t p 1 d c id inc 2 1 0 0 0 . 0 2\n{}", "\xff\x00",
+		"J e t - 1 . c id inc 0 0 0 . 0 0 0 1 1\n", "S e t p 1 d c id inc 0 2 0 . 0 0 0 1 2\n{}", "\xff\x00",
 	} {
 		f.Add(s)
 	}

@@ -118,7 +118,7 @@ func (r *statsRig) forge(make func(p store.Position) string) {
 
 // forged is an event as the scripts write it: conn has a new state.
 func forged(epoch string, seq uint64, tag, prev, conn string) string {
-	return fmt.Sprintf("S %s %s %s %d . %s e i %d 1 0 1 %d . 0 0\n{}", epoch, tag, prev, time.Now().UnixMilli(), conn, seq, seq)
+	return fmt.Sprintf("S %s %s %s %d . %s e i 0 2 %d . 1 0 0 1 %d\n{}", epoch, tag, prev, time.Now().UnixMilli(), conn, seq, seq)
 }
 
 // TestStatsMove: each counter moves when, and only when, the thing happens.
@@ -223,9 +223,9 @@ func TestStatsMove(t *testing.T) {
 		}, want: want{"EventsIgnored.stray": 1}},
 		{name: "compare", do: func(r *statsRig, _ *peer) {
 			key := r.s.n.keys.Seq("lobby") // a change whose event went astray
-			_, err := r.w.mem.Mini().HIncrBy(key, "s", 1)
+			at, err := r.s.n.store.Positions(r.w.t.Context(), []string{"lobby"})
 			require.NoError(r.w.t, err)
-			r.w.mem.Mini().HSet(key, "t", "t1")
+			r.w.mem.Mini().HSet(key, "p", fmt.Sprintf("%s %d t1", at[0].Epoch, at[0].Seq+1))
 			r.w.sleep(15 * time.Second)
 		}, want: want{"Repairs.compare": 1}},
 		{name: "resubscribed", ready: (*statsRig).cutOff, do: func(r *statsRig, _ *peer) {

@@ -68,9 +68,10 @@ func TestWatchedRoomThatIsBehind(t *testing.T) {
 		a.subscribe("lobby")
 		a.join("lobby")
 		w.sleep(time.Second)
-		for range 3 { // no event is published
-			require.NoError(t, w.client().HIncrBy(t.Context(), w.keys().Seq("lobby"), "s", 1).Err())
-		}
+		at, err := s.n.store.Positions(t.Context(), []string{"lobby"})
+		require.NoError(t, err)
+		further := fmt.Sprintf("%s %d %s", at[0].Epoch, at[0].Seq+3, at[0].Tag)
+		require.NoError(t, w.client().HSet(t.Context(), w.keys().Seq("lobby"), "p", further).Err()) // no event is published
 		page, err := s.Rooms().Watched(t.Context(), WatchedQuery{})
 		require.NoError(t, err)
 		behind, known := page.Rooms[0].Behind()

@@ -15,15 +15,15 @@ var errFormat = errors.New("store: not in this layout")
 
 // A record is one line of fields and then the users' bytes:
 //
-//	entry incarnation seq joinedAt ttl metaVersion stateVersion flag stateUntil metaLength \n meta state
+//	entry incarnation ttl stateLength stateVersion flag metaVersion metaLength stateUntil joinedAt seq \n meta state
 //
 // An event is
 //
 //	type epoch tag prev at cause conn <record>
 //
-// Lua writes both (lua/lib.lua); Go only reads them.
+// Lua writes both (lua/lib.lua says why in this order); Go only reads them.
 const (
-	recordFields = 10
+	recordFields = 11
 	eventFields  = 7
 )
 
@@ -68,23 +68,23 @@ func DecodeRecord(conn, s string) (Record, error) {
 		Conn:         conn,
 		Entry:        f[0],
 		Incarnation:  f[1],
-		Seq:          p.uint(f[2]),
-		JoinedAt:     p.int(f[3]),
-		TTL:          time.Duration(p.int(f[4])) * time.Millisecond,
-		MetaVersion:  p.uint(f[5]),
-		StateVersion: p.uint(f[6]),
-		StateSilent:  f[7] == "s",
+		TTL:          time.Duration(p.int(f[2])) * time.Millisecond,
+		StateVersion: p.uint(f[4]),
+		StateSilent:  f[5] == "s",
+		MetaVersion:  p.uint(f[6]),
 		StateUntil:   p.int(f[8]),
+		JoinedAt:     p.int(f[9]),
+		Seq:          p.uint(f[10]),
 	}
-	n := p.uint(f[9])
-	if p.err != nil || n > uint64(len(rest)) {
+	state, meta := p.uint(f[3]), p.uint(f[7])
+	if size := uint64(len(rest)); p.err != nil || meta > size || state != size-meta {
 		return Record{}, fmt.Errorf("record of %q: %w", conn, errFormat)
 	}
-	if n > 0 {
-		r.Meta = []byte(rest[:n])
+	if meta > 0 {
+		r.Meta = []byte(rest[:meta])
 	}
-	if uint64(len(rest)) > n {
-		r.State = []byte(rest[n:])
+	if state > 0 {
+		r.State = []byte(rest[meta:])
 	}
 	return r, nil
 }

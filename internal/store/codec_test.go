@@ -13,7 +13,7 @@ import (
 	"github.com/meshpresence/mesh/internal/redistest"
 )
 
-const goodRecord = "e1 I 7 1700000000000 60000 3 2 s 1700000009000 7\n{\"a\":1}{\"s\":2}"
+const goodRecord = "e1 I 60000 7 2 s 3 7 1700000009000 1700000000000 7\n{\"a\":1}{\"s\":2}"
 
 func TestDecodeRecord(t *testing.T) {
 	t.Parallel()
@@ -24,7 +24,9 @@ func TestDecodeRecord(t *testing.T) {
 		Meta: []byte(`{"a":1}`), StateVersion: 2, State: []byte(`{"s":2}`), StateSilent: true, StateUntil: 1_700_000_009_000,
 	}, r)
 	for _, bad := range []string{
-		"", "\n", "e1", strings.ReplaceAll(goodRecord, " 7\n", " 70\n"), strings.ReplaceAll(goodRecord, " 7\n", " -7\n"),
+		"", "\n", "e1", strings.Replace(goodRecord, " 7 ", " 70 ", 1), strings.ReplaceAll(goodRecord, " 3 7 ", " 3 70 "),
+		strings.ReplaceAll(goodRecord, " 3 7 ", " 3 6 "), goodRecord + "x", goodRecord[:len(goodRecord)-1],
+		strings.ReplaceAll(goodRecord, " 3 7 ", " 3 18446744073709551615 "), strings.ReplaceAll(goodRecord, " 7\n", " -7\n"),
 		strings.ReplaceAll(goodRecord, "\n", " "), strings.ReplaceAll(goodRecord, "60000", "1e3"),
 		strings.ReplaceAll(goodRecord, "e1 ", " "), goodRecord[:20],
 	} {
@@ -71,15 +73,15 @@ func encodeRecord(r Record) string {
 	if r.StateSilent {
 		flag = "s"
 	}
-	return fmt.Sprintf("%s %s %d %d %d %d %d %s %d %d\n%s%s", r.Entry, r.Incarnation, r.Seq, r.JoinedAt, r.TTL.Milliseconds(),
-		r.MetaVersion, r.StateVersion, flag, r.StateUntil, len(r.Meta), r.Meta, r.State)
+	return fmt.Sprintf("%s %s %d %d %d %s %d %d %d %d %d\n%s%s", r.Entry, r.Incarnation, r.TTL.Milliseconds(), len(r.State),
+		r.StateVersion, flag, r.MetaVersion, len(r.Meta), r.StateUntil, r.JoinedAt, r.Seq, r.Meta, r.State)
 }
 
 func FuzzRecord(f *testing.F) {
 	f.Add("c", goodRecord)
 	f.Add("", "\n")
-	f.Add("c", "a b 1 2 3 4 5 . 6 18446744073709551615\nx")
-	f.Add("c", "a b 1 2 3 4 5 . 6 0\n")
+	f.Add("c", "a b 1 2 3 . 4 18446744073709551615 5 6 7\nx")
+	f.Add("c", "a b 1 0 3 . 4 0 5 6 7\n")
 	f.Fuzz(func(t *testing.T, conn, s string) {
 		r, err := DecodeRecord(conn, s)
 		if err != nil {
@@ -97,9 +99,9 @@ func FuzzRecord(f *testing.F) {
 
 func FuzzEvent(f *testing.F) {
 	f.Add("J e t - 5 . c " + goodRecord)
-	f.Add("L e t p 5 d c a b 1 2 3 4 5 . 6 0\n")
+	f.Add("L e t p 5 d c a b 0 0 0 . 0 0 0 0 7\n")
 	f.Add("M       ")
-	f.Add("L 0 0 0 0 \xe4 0 0 0 0 0 0 0 0 0 0 0\n")
+	f.Add("L 0 0 0 0 \xe4 0 0 0 0 0 0 0 0 0 0 0 0\n")
 	f.Fuzz(func(t *testing.T, s string) {
 		e, err := DecodeEvent(s)
 		if err != nil {

@@ -23,19 +23,33 @@ func (o *Op) Size() int {
 // was refused, and otherwise means that the outcome is unknown. Refusals of single ops are in
 // their results.
 func (s *Store) Commit(ctx context.Context, bucket int, inc string, number, known uint64, ops []Op) ([]OpResult, error) {
-	keys := make([]string, 0, 3+4*len(ops))
-	keys = append(keys, s.keys.Fence(bucket, inc), s.keys.Owned(bucket, inc), s.keys.Rooms(bucket))
-	args := make([]any, 0, 5+13*len(ops))
-	standing := strconv.FormatUint(known, 10)
-	if known == 0 && s.listed && bucket == 0 {
-		standing = "i"
-		keys = append(keys, s.keys.Instances())
+	results := make([]OpResult, len(ops))
+	r := s.request(bucket, inc, number, known)
+	again, err := s.commit(ctx, r, ops, byRoom(ops), results)
+	if err != nil {
+		return nil, err
 	}
-	args = append(args, inc, strconv.FormatUint(number, 10), newTag(), s.keys.EventsPrefix(), standing)
-	for i := range ops {
-		keys, args = s.appendOp(keys, args, &ops[i])
+	if len(again) == 0 {
+		return results, nil
 	}
-	reply, err := run(ctx, s, commitScript, keys, args...)
+	r = s.request(bucket, inc, number, known) // the same number: it belongs to that batch
+	r.own = true
+	if again, err = s.commit(ctx, r, ops, again, results); err == nil && len(again) > 0 {
+		err = fmt.Errorf("asked for keys that it had: %w", errFormat)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return results, nil
+}
+
+// commit makes one call of ops in the given order, and returns those that it
+// has to be asked for again with the keys of their entries.
+func (s *Store) commit(ctx context.Context, r *request, ops []Op, order []int, results []OpResult) (again []int, err error) {
+	for _, i := range order {
+		r.add(&ops[i])
+	}
+	reply, err := run(ctx, s, commitScript, r.names, r.args...)
 	if err != nil {
 		return nil, err
 	}
@@ -51,42 +65,41 @@ func (s *Store) Commit(ctx context.Context, bucket int, inc string, number, know
 	if err != nil {
 		return nil, err
 	}
-	if len(lines) != len(ops) {
-		return nil, fmt.Errorf("%d answers to %d ops: %w", len(lines), len(ops), errFormat)
+	if len(lines) != len(order) {
+		return nil, fmt.Errorf("%d answers to %d ops: %w", len(lines), len(order), errFormat)
 	}
-	results := make([]OpResult, len(ops))
-	for i, line := range lines {
-		results[i] = decodeResult(ops[i].Kind, line)
+	for n, i := range order {
+		if lines[n] == "k" {
+			again = append(again, i)
+			continue
+		}
+		results[i] = decodeResult(ops[i].Kind, lines[n])
 	}
-	return results, nil
+	return again, nil
 }
 
-func (s *Store) appendOp(keys []string, args []any, o *Op) ([]string, []any) {
-	switch o.Kind {
-	case OpConnect:
-		return append(keys, s.keys.ConnMeta(o.Conn)),
-			append(args, "K", o.Conn, strconv.FormatUint(o.MetaVersion, 10), o.Meta, flag(o.Fresh))
-	case OpDisconnect:
-		return append(keys, s.keys.ConnMeta(o.Conn)), append(args, "D", o.Conn)
+// byRoom returns the order in which ops are sent: those of one room follow each
+// other, as they were among themselves.
+func byRoom(ops []Op) []int {
+	order := make([]int, 0, len(ops))
+	last := make(map[string]int, len(ops)) // op of each room so far
+	next := make([]int, len(ops))          // in its room; 0: none
+	first := make([]int, 0, len(ops))
+	for i := range ops {
+		if before, ok := last[ops[i].Room]; ok {
+			next[before] = i
+		} else {
+			first = append(first, i)
+		}
+		last[ops[i].Room] = i
 	}
-	keys = append(keys, s.keys.Members(o.Room), s.keys.Seq(o.Room), s.keys.Conn(o.Room, o.Conn), s.keys.State(o.Room, o.Conn))
-	args = append(args, string(o.Kind), o.Room, o.Conn, o.Entry, newTag())
-	if o.Kind == OpLeave {
-		return keys, append(args, string(o.Cause))
+	for _, i := range first {
+		order = append(order, i)
+		for i = next[i]; i != 0; i = next[i] {
+			order = append(order, i)
+		}
 	}
-	silence := "."
-	if o.StateSilent {
-		silence = "s"
-	}
-	return keys, append(args, millis(o.TTL), millis(o.Left), strconv.FormatUint(o.MetaVersion, 10), o.Meta,
-		strconv.FormatUint(o.StateVersion, 10), silence, millis(o.StateLeft), o.State)
-}
-
-func flag(v bool) string {
-	if v {
-		return "1"
-	}
-	return "0"
+	return order
 }
 
 func decodeResult(kind OpKind, line string) OpResult {

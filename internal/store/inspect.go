@@ -311,25 +311,23 @@ func (s *Store) head(ctx context.Context, room string, small int) (h head, err e
 		return head{}, err
 	}
 	list, ok := reply.([]any)
-	if !ok || len(list) != 6 {
+	if !ok || len(list) != 4 {
 		return head{}, fmt.Errorf("snapshot: %w", errFormat)
 	}
-	f, err := texts(append(slices.Clone(list[:4]), list[5]))
+	f, err := texts([]any{list[0], list[1], list[3]})
 	if err != nil {
 		return head{}, err
 	}
-	if f[0] != "" {
-		if h.pos, err = decodePosition(strings.Join(f[:3], " ")); err != nil {
-			return head{}, err
-		}
+	if h.pos, err = decodePosition(f[0]); err != nil {
+		return head{}, err
 	}
 	var p parser
-	h.total, h.now = int(p.int(f[3])), p.int(f[4])
+	h.total, h.now = int(p.int(f[1])), p.int(f[2])
 	if p.err != nil {
 		return head{}, fmt.Errorf("snapshot: %w", errFormat)
 	}
 	if h.total <= small {
-		pairs, err := texts(list[4])
+		pairs, err := texts(list[2])
 		if err != nil {
 			return head{}, err
 		}

@@ -30,13 +30,13 @@ func (s *Store) Reap(ctx context.Context, j Judgment, items []ReapItem) ([]ReapS
 func (s *Store) reapPart(ctx context.Context, j Judgment, bucket int, items []ReapItem, part []int, out []ReapStatus) error {
 	keys := make([]string, 0, 1+6*len(part))
 	keys = append(keys, s.keys.Rooms(bucket))
-	args := make([]any, 0, 4+6*len(part))
+	args := make([]any, 0, 4+5*len(part))
 	args = append(args, newTag(), s.keys.EventsPrefix(), j.Now, millis(j.Tolerance))
 	for _, at := range part {
 		it := &items[at]
 		keys = append(keys, s.keys.Members(it.Room), s.keys.Seq(it.Room), s.keys.Conn(it.Room, it.Conn),
 			s.keys.State(it.Room, it.Conn), s.keys.Owned(bucket, it.Incarnation), s.keys.Fence(bucket, it.Incarnation))
-		args = append(args, string(it.Mode), it.Room, it.Conn, it.Entry, newTag(), strconv.FormatUint(it.StateVersion, 10))
+		args = append(args, string(it.Mode), it.Room, it.Conn, it.Entry, strconv.FormatUint(it.StateVersion, 10))
 	}
 	reply, err := run(ctx, s, reapScript, keys, args...)
 	if err != nil {

@@ -1,27 +1,38 @@
 -- commit.lua: a batch of changes that one owner asks for.
 --
--- KEYS[1] fence of the incarnation   KEYS[2] its owned index   KEYS[3] rooms index of the bucket
---   then per op: join, update, leave: members, seq, conn, state;  connect, disconnect: connection-meta
--- ARGV[1] incarnation  ARGV[2] number of the batch  ARGV[3] epoch for rooms that have none
+-- KEYS[1] fence of the incarnation   KEYS[2] its owned index   KEYS[3] rooms index of the bucket, then those of the ops
+-- ARGV[1] incarnation  ARGV[2] number of the batch  ARGV[3] random tag of the batch, also the epoch for rooms that have none
 -- ARGV[4] prefix of event channels  ARGV[5] number of the newest batch known to have run here; '0': none;
 --   'i': none, and KEYS[4] is the list of instances, on which the incarnation must stand
---   then per op its kind and
---   J, U: room conn entry tag ttl left metaVersion meta stateVersion flag stateLeft state
---   L:    room conn entry tag cause
---   K:    conn metaVersion meta fresh ('1': not registered by this incarnation before)
---   D:    conn
 --
--- Reply: 'FENCED', 'LATE' or 'LOST' for the whole batch, otherwise per op one string:
---   '+' (D, U), '+ epoch seq tag' (L, U that changed something), '+ epoch seq tag members' (J; '+  members' where the room's position was lost),
---   '+ version meta' (K: Redis holds a newer one),
---   '0' no such entry, 'x' another entry ('x incarnation' to U: of which other one), '! text' refused by Redis, nothing changed.
+-- Then per op its name, which begins with its kind and is unique in the batch
+-- (except that of R and T): with the tag of the batch it makes the tag of the
+-- write. What follows, and its KEYS:
+--   R  room                                                     members, seq: the room of the J, j, S, M, U, L, l that follow
+--   J  conn entry attributes meta                               joins: no TTL, no state
+--   j  conn entry attributes meta left state stateLeft          conn, state
+--   S  conn entry ttl left stateVersion flag stateLeft state    conn, state: a newer state
+--   M  conn entry ttl left metaVersion meta                     conn, state: newer metadata
+--   U  conn entry ttl left stateVersion flag stateLeft state metaVersion meta   conn, state: both
+--   L  conn entry                                               leaves; its name's last letter is the cause
+--   l  conn entry                                               conn, state
+--   T  conn entry left                                          members, conn: a sign of life; its name is T and the TTL
+--   K  conn metaVersion meta fresh ('1': not registered by this incarnation before)   connection-meta
+--   D  conn                                                     connection-meta
+-- The attributes are 'ttl stateLength stateVersion flag metaVersion metaLength '.
+--
+-- Reply: 'FENCED', 'LATE' or 'LOST' for the whole batch, otherwise per op but R one string:
+--   '+' (D, and what changed nothing that is told), '+ epoch seq tag' (S, M, U, L, l), '+ epoch seq tag members' (J, j;
+--   '+  members' where the room's position was lost), '+ version meta' (K: Redis holds a newer one),
+--   '0' no such entry, 'x' another entry ('x incarnation' to S, M, U, T: of which other one), '! text' refused by Redis,
+--   nothing changed, 'k' nothing changed: there is an entry with keys of its own, to be asked again with those (j, l)
 
-local inc, number, epoch, channels = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local ownedKey, roomsKey = KEYS[2], KEYS[3]
+local args, keys = ARGV, KEYS
+local inc, number, batch, channels = args[1], args[2], args[3], args[4]
 
 -- A batch that sat in a proxy while a later one ran is dropped whole: what it
 -- would write has been decided anew since. The same number again is a retry.
-local last = redis.call('GET', KEYS[1])
+local last = call('GET', keys[1])
 if last == 'dead' then
   return 'FENCED'
 end
@@ -31,272 +42,385 @@ end
 -- Redis lost everything, the fence too: this may be a batch of a server that
 -- has been dead for long. Or it lacks a batch that was acknowledged: it has gone
 -- back, or is an old master that does not know it yet, and would lose this one.
-if ARGV[5] == 'i' then
-  if not last and not redis.call('ZSCORE', KEYS[4], inc) then
+if args[5] == 'i' then
+  if not last and not call('ZSCORE', keys[4], inc) then
     return 'LOST'
   end
-elseif tonumber(last or '0') < tonumber(ARGV[5]) then
+elseif tonumber(last or '0') < tonumber(args[5]) then
   return 'LOST'
-end
-
-local function failed(v)
-  return type(v) == 'table' and v.err
 end
 
 -- Out of memory Redis refuses the first write of a script that may take more,
 -- and lets it go on after any other. Leaving must always be possible; the rest
 -- is refused op by op, as long as nothing of the batch has left.
-local full = failed(redis.pcall('SET', KEYS[1], number, 'PX', 86400000))
+local full = failed(try('SET', keys[1], number, 'PX', 86400000))
 if full then
-  redis.call('PEXPIRE', KEYS[1], 86400000)
-  redis.call('SET', KEYS[1], number, 'PX', 86400000)
+  call('PEXPIRE', keys[1], 86400000)
+  call('SET', keys[1], number, 'PX', 86400000)
+end
+
+local own = '@' .. inc -- see stand
+local mine = ' ' .. inc .. ' ' -- follows the entry in a record
+local owned = {} -- changes of the owned index
+local ki, ai = 4, 6 -- keys and arguments of the op at hand
+if args[5] == 'i' then
+  ki = 5
+end
+
+-- The members key of a room in which an op waits for its keys. What follows in
+-- that room waits, too: order is kept.
+local waits
+
+local function again()
+  waits = members
+  return 'k'
+end
+
+local function indexed(conn, entry)
+  return 'e ' .. conn .. ' ' .. entry .. ' ' .. room
+end
+
+local function standing()
+  return '+ ' .. epoch .. ' ' .. seqText .. ' ' .. tag
 end
 
 local function read(key, conn)
-  local v = redis.pcall('HGET', key, conn)
+  local v = try('HGET', key, conn)
   if failed(v) then
-    return nil, v.err
+    return nil, '! ' .. v.err
   end
   if not v then
-    return nil
+    return nil, '0'
   end
-  local r = decode(v)
-  if not r then
-    return nil, 'WRONGFORMAT a record is not of this layout'
-  end
-  return r
+  return v
 end
 
-local function standing(key, p)
-  return '+ ' .. p.e .. ' ' .. int(p.s) .. ' ' .. p.t
+local ODD = '! WRONGFORMAT a record is not of this layout'
+
+-- deadline is when a state ends that lives that long from now; '0': it does not.
+local function deadline(left)
+  return left == '0' and '0' or (now + tonumber(left)) .. ''
 end
 
-local function update(k, a)
-  local r, err = read(k.members, a.conn)
-  if err then
-    return '! ' .. err
+-- setState writes the copy of a state for whoever looks, or takes it away.
+local function setState(key, state, left)
+  if state == '' then
+    call('DEL', key)
+  elseif left ~= '0' then
+    call('SET', key, state, 'PX', left)
+  else
+    call('SET', key, state)
   end
-  if not r then
-    return '0'
+end
+
+-- update writes what is newer of a present entry: metadata, state, TTL, and
+-- its per-connection key. The keys of its own are needed for a change of any.
+local function update(key, v, mark, conn, entry, ttl, left, mv, meta, sv, flag, stateLeft, state, connKey, stateKey)
+  local _, stop, id, by, ttl0, sl, sv0, flag0, mv0, ml, til, joined, s = find(v, RECORD)
+  if not stop then
+    return ODD
   end
-  if r.entry ~= a.entry then
+  if id ~= entry then
     -- Of the same incarnation it is an older one of that connection, which a
     -- late batch brought back after Redis forgot the numbers: to be replaced.
     -- Taken for another server's it would cost the connection its place.
-    return r.inc == inc and '0' or 'x ' .. r.inc
+    return by == inc and '0' or 'x ' .. by
   end
+  local metaNew = tonumber(mv) > tonumber(mv0)
+  local stateNew = tonumber(sv) > tonumber(sv0)
   local moved
-  local metaNew = tonumber(a.mv) > tonumber(r.mv)
-  local stateNew = tonumber(a.sv) > tonumber(r.sv)
-  if metaNew then
-    local p, prev = advance(k.seq, epoch, a.tag)
-    if not p then
-      return '! ' .. prev
-    end
-    moved = p
-    r.seq, r.mv, r.meta = int(p.s), a.mv, a.meta
-    publish(channels .. a.room, 'M', p, prev, '.', a.conn, r, r.meta, r.state)
-  end
-  if stateNew then
-    local had = r.state ~= ''
-    r.sv = a.sv
-    if had or a.state ~= '' then
-      local p, prev = advance(k.seq, epoch, a.tag .. '+')
-      if not p then
-        return '! ' .. prev
+  local who = entry .. ' ' .. by .. ' ' .. ttl .. ' '
+  if metaNew or stateNew then
+    local cut = stop + tonumber(ml)
+    local meta0, state0 = sub(v, stop + 1, cut), sub(v, cut + 1)
+    local attrs = sl .. ' ' .. sv0 .. ' ' .. flag0 .. ' '
+    if metaNew then
+      local err = advance(mark, batch, own, 0)
+      if err then
+        return '! ' .. err
       end
-      moved = p
-      r.seq, r.flag, r.state, r.til = int(p.s), a.flag, a.state, '0'
-      if tonumber(a.stateLeft) > 0 then
-        r.til = int(now + tonumber(a.stateLeft))
+      moved, s, meta0, mv0, ml = true, seqText, meta, mv, #meta
+      publish('M', '.', conn, who .. attrs .. mv0 .. ' ' .. ml .. ' ' .. til .. ' ' .. joined .. ' ' .. s .. '\n' .. meta0 .. state0)
+    end
+    if stateNew then
+      attrs = #state .. ' ' .. sv .. ' ' .. flag .. ' '
+      if state0 ~= '' or state ~= '' then
+        local err = advance(mark .. '+', batch, own, 0)
+        if err then
+          return '! ' .. err
+        end
+        moved, s, til = true, seqText, deadline(stateLeft)
+        setState(stateKey, state, stateLeft)
+        publish('S', '.', conn, who .. attrs .. mv0 .. ' 0 ' .. til .. ' ' .. joined .. ' ' .. s .. '\n' .. state)
       end
-      setState(k.state, a.state, a.stateLeft)
-      publish(channels .. a.room, 'S', p, prev, '.', a.conn, r, '', a.state)
+      state0 = state
     end
+    call('HSET', key, conn, who .. attrs .. mv0 .. ' ' .. ml .. ' ' .. til .. ' ' .. joined .. ' ' .. s .. '\n' .. meta0 .. state0)
+  elseif ttl ~= ttl0 then
+    call('HSET', key, conn, who .. sub(v, #id + #by + #ttl0 + 4))
   end
-  local hadTTL = r.ttl ~= '0'
-  if metaNew or stateNew or r.ttl ~= a.ttl then
-    r.ttl = a.ttl
-    redis.call('HSET', k.members, a.conn, encode(r, r.meta, r.state))
-  end
-  if a.ttl == '0' then
-    if a.left ~= '0' or hadTTL then
-      redis.call('DEL', k.conn)
+  if ttl == '0' then
+    if left ~= '0' or ttl0 ~= '0' then
+      call('DEL', connKey)
     end
-  elseif a.left ~= '0' then
-    redis.call('SET', k.conn, a.entry, 'PX', a.left)
+  elseif left ~= '0' then
+    call('SET', connKey, entry, 'PX', left)
   end
-  return moved and standing(k.seq, moved) or '+'
+  return moved and standing() or '+'
 end
 
-local function join(k, a)
-  local old, err = read(k.members, a.conn)
-  if err then
-    return '! ' .. err
+-- modify is S, M and U.
+local function modify(mark, conn, entry, ttl, left, mv, meta, sv, flag, stateLeft, state)
+  if waits == members then
+    return 'k'
   end
-  if old and old.entry == a.entry then
+  local v, out = read(members, conn)
+  if not v then
+    return out
+  end
+  local more = full and (mv ~= '0' or sv ~= '0')
+  if full then
+    -- A sign of life takes no memory that is not taken: refused, it would
+    -- have everybody reaped who has a TTL. Only the rest of the op is.
+    mv, sv = '0', '0'
+  end
+  out = update(members, v, mark, conn, entry, ttl, left, mv, meta, sv, flag, stateLeft, state, keys[ki], keys[ki + 1])
+  if more and out == '+' then
+    return '! ' .. full
+  end
+  return out
+end
+
+local function refresh(name, key, conn, entry, left)
+  if waits == key then
+    return 'k'
+  end
+  local v, out = read(key, conn)
+  if not v then
+    return out
+  end
+  local ttl = sub(name, 2)
+  if ttl ~= '0' and find(v, entry .. mine .. ttl .. ' ', 1, true) == 1 then
+    call('SET', keys[ki + 1], entry, 'PX', left)
+    return '+'
+  end
+  return update(key, v, '', conn, entry, ttl, left, '0', '', '0', '.', '0', '', keys[ki + 1])
+end
+
+-- rejoin is a join of a connection that has an entry.
+local function rejoin(mark, conn, entry, attrs, meta, left, state, stateLeft, connKey, stateKey)
+  local v, out = read(members, conn)
+  if not v then
+    return out
+  end
+  local _, stop, id, by, _, _, _, _, _, _, _, joined = find(v, RECORD)
+  if not stop then
+    return ODD
+  end
+  local ttl, sv, flag, mv = match(attrs, '^(%d+) %d+ (%d+) (%S) (%d+)')
+  if id == entry then
     -- It has run before and its reply was lost. The same batch again changes
     -- nothing; one that was made anew since may bring a state, metadata or a
     -- TTL that the first had not, and its owner takes them for written.
-    local out = update(k, a)
-    if string.sub(out, 1, 1) ~= '+' then
+    out = update(members, v, mark, conn, entry, ttl, left, mv, meta, sv, flag, stateLeft, state, connKey, stateKey)
+    if sub(out, 1, 1) ~= '+' then
       return out
     end
-    local h = redis.call('HMGET', k.seq, 'e', 's', 't')
-    local at = h[1] and (h[1] .. ' ' .. h[2] .. ' ' .. h[3]) or ''
-    return '+ ' .. at .. ' ' .. redis.call('HLEN', k.members)
-  end
-  local p, prev = advance(k.seq, epoch, a.tag)
-  if not p then
-    return '! ' .. prev
-  end
-  local til = '0'
-  if tonumber(a.stateLeft) > 0 then
-    til = int(now + tonumber(a.stateLeft))
-  end
-  local r = {
-    entry = a.entry, inc = inc, seq = int(p.s), at = int(now), ttl = a.ttl, mv = a.mv, sv = a.sv, flag = a.flag, til = til,
-  }
-  if old then
-    r.at = old.at
-    home(k.seq, old.inc, -1)
-    if old.inc == inc then
-      redis.call('SREM', ownedKey, 'e ' .. a.conn .. ' ' .. old.entry .. ' ' .. a.room)
+    owned[indexed(conn, entry)] = true
+    local err = stand(own, batch)
+    if err then
+      return '! ' .. err
     end
+    return (seq > 0 and standing() or '+ ') .. ' ' .. call('HLEN', members)
   end
-  redis.call('HSET', k.members, a.conn, encode(r, a.meta, a.state))
-  if a.ttl ~= '0' then
-    redis.call('SET', k.conn, a.entry, 'PX', a.left)
-  elseif old then
-    redis.call('DEL', k.conn)
+  local err = advance(mark, batch, own, by == inc and 0 or 1)
+  if err then
+    return '! ' .. err
   end
-  if old or a.state ~= '' then
-    setState(k.state, a.state, a.stateLeft)
+  if by == inc then
+    owned[indexed(conn, id)] = false
+  elseif call('HINCRBY', seqKey, '@' .. by, -1) <= 0 then
+    call('HDEL', seqKey, '@' .. by)
   end
-  redis.call('SADD', ownedKey, 'e ' .. a.conn .. ' ' .. a.entry .. ' ' .. a.room)
-  home(k.seq, inc, 1)
-  local total = redis.call('HLEN', k.members)
-  if total == 1 then
-    redis.call('SADD', roomsKey, a.room)
-    redis.call('PERSIST', k.seq)
+  local record = entry .. mine .. attrs .. deadline(stateLeft) .. ' ' .. joined .. ' ' .. seqText .. '\n' .. meta .. state
+  call('HSET', members, conn, record)
+  if ttl ~= '0' then
+    call('SET', connKey, entry, 'PX', left)
+  else
+    call('DEL', connKey)
   end
-  local kind = 'J'
-  if old then
-    kind = 'R'
-  end
-  publish(channels .. a.room, kind, p, prev, '.', a.conn, r, a.meta, a.state)
-  return standing(k.seq, p) .. ' ' .. total
+  setState(stateKey, state, stateLeft)
+  owned[indexed(conn, entry)] = true
+  publish('R', '.', conn, record)
+  return standing() .. ' ' .. call('HLEN', members)
 end
 
-local function leave(k, a)
-  local r, err = read(k.members, a.conn)
+local function join(mark, conn, entry, attrs, meta, left, state, stateLeft, connKey, stateKey)
+  if full then
+    return '! ' .. full
+  end
+  if waits == members then
+    return 'k'
+  end
+  local err = stand(own, batch)
   if err then
     return '! ' .. err
   end
-  if not r or r.entry ~= a.entry then
-    redis.call('SREM', ownedKey, 'e ' .. a.conn .. ' ' .. a.entry .. ' ' .. a.room)
-    if r then
-      return 'x'
+  local record = entry .. mine .. attrs .. deadline(stateLeft) .. ' ' .. nowText .. ' ' .. (seq + 1) .. '\n' .. meta .. state
+  -- Asks and writes at once: a room's place in history has been read, so that
+  -- of the two this is the write that can be refused.
+  local new = try('HSETNX', members, conn, record)
+  if new == 0 then
+    if not connKey then
+      return again()
     end
-    return '0'
+    return rejoin(mark, conn, entry, attrs, meta, left, state, stateLeft, connKey, stateKey)
   end
-  err = remove(k, a.room, a.conn, r, epoch, a.tag, a.cause, channels .. a.room)
+  if failed(new) then
+    return '! ' .. new.err
+  end
+  err = advance(mark, batch, own, 1)
+  if err then
+    call('HDEL', members, conn)
+    return '! ' .. err
+  end
+  if connKey then
+    if left ~= '0' then
+      call('SET', connKey, entry, 'PX', left)
+    end
+    if state ~= '' then
+      setState(stateKey, state, stateLeft)
+    end
+  end
+  owned[indexed(conn, entry)] = true
+  local total = call('HLEN', members)
+  if total == 1 then
+    rooms[room] = true
+    call('PERSIST', seqKey)
+  end
+  publish('J', '.', conn, record)
+  return standing() .. ' ' .. total
+end
+
+local function leave(mark, conn, entry, connKey, stateKey)
+  if waits == members then
+    return 'k'
+  end
+  local v, out = read(members, conn)
+  if not v and out ~= '0' then
+    return out
+  end
+  local by, field = inc, own
+  if v and find(v, entry .. mine, 1, true) ~= 1 then
+    local id
+    id, by = match(v, '^(%S+) (%S+) ')
+    if not id then
+      return ODD
+    end
+    if id ~= entry then
+      v, out = nil, 'x'
+    end
+    field = '@' .. by
+  end
+  if not v then
+    owned[indexed(conn, entry)] = false
+    return out
+  end
+  local from = #entry + #by + 3
+  if sub(v, from, from + 3) == '0 0 ' then
+    connKey = nil -- neither TTL nor state
+  elseif not connKey then
+    return again()
+  end
+  local err = remove(conn, entry, by, connKey, stateKey, mark, batch, field, sub(mark, -1))
   if err then
     return '! ' .. err
   end
-  return standing(k.seq, positions[k.seq])
+  owned[indexed(conn, entry)] = false
+  return standing()
 end
 
 local function connect(key, conn, version, meta, fresh)
-  local h = redis.pcall('HMGET', key, 'v', 'd', 'o')
+  if full then
+    return '! ' .. full
+  end
+  local h = try('HMGET', key, 'v', 'd', 'o')
   if h.err then
     return '! ' .. h.err
   end
-  local w
+  local w, out
   if fresh == '1' and h[1] and h[3] ~= inc then
     -- Left behind by a connection of that id that another server had: not
     -- this one's metadata, whatever their version.
-    local v = int(tonumber(h[1]) + 1)
-    w = redis.pcall('HSET', key, 'o', inc, 'v', v, 'd', meta)
-    if failed(w) then
-      return '! ' .. w.err
-    end
-    redis.call('SADD', ownedKey, 'c ' .. conn)
-    return '+ ' .. v .. ' ' .. meta
-  end
-  if h[1] and tonumber(h[1]) > tonumber(version) then
-    w = redis.pcall('HSET', key, 'o', inc)
+    local v = (tonumber(h[1]) + 1) .. ''
+    w = try('HSET', key, 'o', inc, 'v', v, 'd', meta)
+    out = '+ ' .. v .. ' ' .. meta
+  elseif h[1] and tonumber(h[1]) > tonumber(version) then
+    w = try('HSET', key, 'o', inc)
+    out = '+ ' .. h[1] .. ' ' .. (h[2] or '')
   else
-    w = redis.pcall('HSET', key, 'o', inc, 'v', version, 'd', meta)
+    w = try('HSET', key, 'o', inc, 'v', version, 'd', meta)
+    out = '+'
   end
   if failed(w) then
     return '! ' .. w.err
   end
-  redis.call('SADD', ownedKey, 'c ' .. conn)
-  if h[1] and tonumber(h[1]) > tonumber(version) then
-    return '+ ' .. h[1] .. ' ' .. (h[2] or '')
-  end
-  return '+'
+  owned['c ' .. conn] = true
+  return out
 end
 
 local function disconnect(key, conn)
-  local o = redis.pcall('HGET', key, 'o')
+  local o = try('HGET', key, 'o')
   if failed(o) then
     return '! ' .. o.err
   end
-  redis.call('SREM', ownedKey, 'c ' .. conn)
-  if o and o == inc then
-    redis.call('DEL', key)
+  owned['c ' .. conn] = false
+  if o == inc then
+    call('DEL', key)
   end
   return '+'
 end
 
-local reply = {}
-local ki, ai = 4, 6
-if ARGV[5] == 'i' then
-  ki = 5
-end
-while ai <= #ARGV do
-  local kind = ARGV[ai]
-  local out
-  if kind == 'K' then
-    out = full and '! ' .. full or connect(KEYS[ki], ARGV[ai + 1], ARGV[ai + 2], ARGV[ai + 3], ARGV[ai + 4])
-    ki, ai = ki + 1, ai + 5
-  elseif kind == 'D' then
-    out = disconnect(KEYS[ki], ARGV[ai + 1])
-    ki, ai = ki + 1, ai + 2
-  else
-    local k = {
-      members = KEYS[ki], seq = KEYS[ki + 1], conn = KEYS[ki + 2], state = KEYS[ki + 3], owned = ownedKey, rooms = roomsKey,
-    }
-    local a = { room = ARGV[ai + 1], conn = ARGV[ai + 2], entry = ARGV[ai + 3], tag = ARGV[ai + 4] }
-    if kind == 'L' then
-      a.cause = ARGV[ai + 5]
-      out = leave(k, a)
-      ai = ai + 6
-    else
-      a.ttl, a.left, a.mv, a.meta = ARGV[ai + 5], ARGV[ai + 6], ARGV[ai + 7], ARGV[ai + 8]
-      a.sv, a.flag, a.stateLeft, a.state = ARGV[ai + 9], ARGV[ai + 10], ARGV[ai + 11], ARGV[ai + 12]
-      if full and kind == 'U' then
-        -- A sign of life takes no memory that is not taken: refused, it would
-        -- have everybody reaped who has a TTL. Only the rest of the op is.
-        local more = a.mv ~= '0' or a.sv ~= '0'
-        a.mv, a.sv = '0', '0'
-        out = update(k, a)
-        if more and out == '+' then
-          out = '! ' .. full
-        end
-      elseif full then
-        out = '! ' .. full
-      elseif kind == 'J' then
-        out = join(k, a)
-      else
-        out = update(k, a)
-      end
-      ai = ai + 13
-    end
-    ki = ki + 4
+-- perform does the op at hand, and returns its answer and how many arguments
+-- and keys it has.
+local function perform(name)
+  local kind = sub(name, 1, 1)
+  local a, b, c, d = args[ai + 1], args[ai + 2], args[ai + 3], args[ai + 4]
+  if kind == 'R' then
+    enter(a, keys[ki], keys[ki + 1], channels)
+    return nil, 1, 2
+  elseif kind == 'J' then
+    return join(batch .. name, a, b, c, d, '0', '', '0'), 4, 0
+  elseif kind == 'L' then
+    return leave(batch .. name, a, b), 2, 0
+  elseif kind == 'T' then
+    return refresh(name, keys[ki], a, b, c), 3, 2
+  elseif kind == 'S' then
+    return modify(batch .. name, a, b, c, d, '0', '', args[ai + 5], args[ai + 6], args[ai + 7], args[ai + 8]), 8, 2
+  elseif kind == 'M' then
+    return modify(batch .. name, a, b, c, d, args[ai + 5], args[ai + 6], '0', '.', '0', ''), 6, 2
+  elseif kind == 'U' then
+    return modify(batch .. name, a, b, c, d, args[ai + 9], args[ai + 10], args[ai + 5], args[ai + 6], args[ai + 7], args[ai + 8]), 10, 2
+  elseif kind == 'j' then
+    return join(batch .. name, a, b, c, d, args[ai + 5], args[ai + 6], args[ai + 7], keys[ki], keys[ki + 1]), 7, 2
+  elseif kind == 'l' then
+    return leave(batch .. name, a, b, keys[ki], keys[ki + 1]), 2, 2
+  elseif kind == 'K' then
+    return connect(keys[ki], a, b, c, d), 4, 1
   end
-  reply[#reply + 1] = out
+  return disconnect(keys[ki], a), 1, 1
 end
+
+local reply, answers = {}, 0
+local size = #args
+while ai <= size do
+  local out, used, touched = perform(args[ai])
+  if out then
+    answers = answers + 1
+    reply[answers] = out
+  end
+  ai, ki = ai + 1 + used, ki + touched
+end
+write(keys[2], owned)
+write(keys[3], rooms)
 return reply

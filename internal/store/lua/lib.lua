@@ -1,124 +1,137 @@
--- lib.lua: what every script that changes a room shares. It is put in front
--- of the script, so all of it is local and nothing runs by itself.
+-- lib.lua: what every script that changes rooms shares. It is put in front of
+-- the script, so all of it is local and nothing runs by itself. It runs with
+-- every call, dozens of times for one: strings and tables are what Lua spends
+-- its time on, so few are made.
 --
 -- A record (one field of a room's hash, see codec.go) is
---   entry incarnation seq joinedAt ttl metaVersion stateVersion flag stateUntil metaLength \n meta state
--- with times in ms. Users' JSON stays bytes: its length says where it ends.
+--   entry incarnation ttl stateLength stateVersion flag metaVersion metaLength stateUntil joinedAt seq \n meta state
+-- with times in ms. Users' JSON stays bytes: lengths say where it ends. What a
+-- script asks most stands in front: whether it still is that entry of that
+-- incarnation, and has no TTL and no state, is a comparison of how it begins.
+-- What Redis determines stands last, so that the owner makes the rest.
 
-local clock = redis.call('TIME')
+local call, try = redis.call, redis.pcall
+local find, sub, match = string.find, string.sub, string.match
+
+local clock = call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
+-- Whole numbers below 10^14 turn into their digits when they are put into a string.
+local nowText = now .. ''
 
-local function int(n)
-  return string.format('%.0f', n)
+local RECORD = '^(%S+) (%S+) (%d+) (%d+) (%d+) (%S) (%d+) (%d+) (%d+) (%d+) (%d+)\n'
+
+-- How the record of an event begins that has neither TTL nor metadata nor
+-- state; seq follows.
+local BARE = ' 0 0 0 . 0 0 0 0 '
+
+local function failed(v)
+  return type(v) == 'table' and v.err
 end
 
-local function decode(s)
-  local _, stop, entry, inc, seq, at, ttl, mv, sv, flag, til, ml = string.find(s,
-    '^(%S+) (%S+) (%d+) (%d+) (%d+) (%d+) (%d+) (%S) (%d+) (%d+)\n')
-  if not stop then
+-- The room at hand. Changes of one room follow each other, so that where it
+-- stands is read once for all of them, when that is first asked for.
+local room, members, seqKey, channel
+local epoch, seq, seqText, tag, prev -- epoch nil: not read
+local home, homes -- how many entries an incarnation has in it: home is '@' and the incarnation
+
+local function enter(name, membersKey, positionKey, channels)
+  room, members, seqKey, channel, epoch = name, membersKey, positionKey, channels .. name, nil
+end
+
+-- stand reads where the room at hand stands (fresh: the epoch of one that has
+-- none) and how many entries of an incarnation it has, so that a frame for the
+-- room finds the servers to go to. Returns an error of Redis's.
+local function stand(field, fresh)
+  if epoch and home == field then
     return nil
   end
-  local cut = stop + tonumber(ml)
-  return {
-    entry = entry, inc = inc, seq = seq, at = at, ttl = ttl, mv = mv, sv = sv, flag = flag, til = til,
-    meta = string.sub(s, stop + 1, cut), state = string.sub(s, cut + 1),
-  }
+  local h = try('HMGET', seqKey, 'p', field)
+  if h.err then
+    return h.err
+  end
+  home, homes = field, tonumber(h[2] or '0')
+  if epoch then
+    return nil
+  end
+  if h[1] then
+    epoch, seqText, tag = match(h[1], '^(%S+) (%d+) (%S+)$')
+    seq = tonumber(seqText)
+  else
+    epoch, seq, tag = fresh, 0, '-'
+  end
 end
 
-local function encode(r, meta, state)
-  return r.entry .. ' ' .. r.inc .. ' ' .. r.seq .. ' ' .. r.at .. ' ' .. r.ttl .. ' ' .. r.mv .. ' ' .. r.sv ..
-    ' ' .. r.flag .. ' ' .. r.til .. ' ' .. #meta .. '\n' .. meta .. state
+-- advance moves the room at hand one event on, and the number of entries that
+-- an incarnation has in it by some. It is the first write of every change:
+-- where Redis refuses writes (wrong type) it refuses this one, and nothing else
+-- has been done. Returns the error.
+local function advance(mark, fresh, field, by)
+  local err = stand(field, fresh)
+  if err then
+    return err
+  end
+  local s = (seq + 1) .. ''
+  local n = homes + by
+  local w
+  if by == 0 or n <= 0 then
+    w = try('HSET', seqKey, 'p', epoch .. ' ' .. s .. ' ' .. mark)
+  else
+    w = try('HSET', seqKey, 'p', epoch .. ' ' .. s .. ' ' .. mark, field, n)
+  end
+  if failed(w) then
+    return w.err
+  end
+  if by ~= 0 and n <= 0 then
+    call('HDEL', seqKey, field)
+    n = 0
+  end
+  seq, seqText, prev, tag, homes = seq + 1, s, tag, mark, n
 end
 
--- Where rooms stand, read once per call and room.
-local positions = {}
+-- publish tells the event that advance has made room for.
+local function publish(kind, cause, conn, record)
+  call('PUBLISH', channel, kind .. ' ' .. epoch .. ' ' .. tag .. ' ' .. prev .. ' ' .. nowText .. ' ' .. cause .. ' ' ..
+    conn .. ' ' .. record)
+end
 
--- advance moves a room one event on. It is the first write of every change:
--- where Redis refuses writes (out of memory, wrong type) it refuses this one,
--- and nothing else has been done. Returns the position and the tag before it,
--- or nil and the error.
-local function advance(key, epoch, tag)
-  local p = positions[key]
-  if not p then
-    local h = redis.pcall('HMGET', key, 'e', 's', 't')
-    if h.err then
-      return nil, h.err
-    end
-    if h[1] then
-      p = { e = h[1], s = tonumber(h[2]), t = h[3] }
+-- Changes of an index are collected and written at the end: name -> whether it
+-- is to be in it. A name may come and go in one call; the last word counts.
+local function write(key, index)
+  local come, go = {}, {}
+  for name, there in pairs(index) do
+    if there then
+      come[#come + 1] = name
     else
-      p = { e = epoch, s = 0, t = '-' }
+      go[#go + 1] = name
     end
   end
-  local w = redis.pcall('HSET', key, 'e', p.e, 's', int(p.s + 1), 't', tag)
-  if type(w) == 'table' and w.err then
-    return nil, w.err
+  for from = 1, #come, 500 do -- what Lua can unpack is limited
+    call('SADD', key, unpack(come, from, math.min(from + 499, #come)))
   end
-  local prev = p.t
-  p.s = p.s + 1
-  p.t = tag
-  positions[key] = p
-  return p, prev
-end
-
-local function publish(channel, kind, p, prev, cause, conn, r, meta, state)
-  redis.call('PUBLISH', channel, kind .. ' ' .. p.e .. ' ' .. p.t .. ' ' .. prev .. ' ' .. int(now) .. ' ' ..
-    cause .. ' ' .. conn .. ' ' .. encode(r, meta, state))
-end
-
--- home counts the entries that an incarnation has in a room, so that a frame
--- for the room finds the servers to go to.
-local function home(seqKey, inc, by)
-  if redis.call('HINCRBY', seqKey, '@' .. inc, by) <= 0 then
-    redis.call('HDEL', seqKey, '@' .. inc)
+  for from = 1, #go, 500 do
+    call('SREM', key, unpack(go, from, math.min(from + 499, #go)))
   end
 end
+
+local rooms = {} -- changes of the rooms index
 
 -- How long an empty room's position is remembered.
 local KEEP = 3600000
 
--- remove ends an entry that is known to be there.
--- k: its keys {members, seq, conn, state, owned, rooms}
-local function remove(k, room, conn, r, epoch, tag, cause, channel)
-  local p, prev = advance(k.seq, epoch, tag)
-  if not p then
-    return prev
+-- remove ends an entry of the room at hand that is known to be there, with the
+-- keys of its own, where it has any. Returns the error.
+local function remove(conn, entry, inc, connKey, stateKey, mark, fresh, field, cause)
+  local err = advance(mark, fresh, field, -1)
+  if err then
+    return err
   end
-  redis.call('HDEL', k.members, conn)
-  redis.call('DEL', k.conn, k.state)
-  redis.call('SREM', k.owned, 'e ' .. conn .. ' ' .. r.entry .. ' ' .. room)
-  home(k.seq, r.inc, -1)
-  if redis.call('EXISTS', k.members) == 0 then
-    redis.call('SREM', k.rooms, room)
-    redis.call('PEXPIRE', k.seq, KEEP)
+  call('HDEL', members, conn)
+  if connKey then
+    call('DEL', connKey, stateKey)
   end
-  r.seq = int(p.s)
-  r.mv, r.sv, r.flag, r.til = '0', '0', '.', '0'
-  publish(channel, 'L', p, prev, cause, conn, r, '', '')
-  return nil
-end
-
--- setState writes the copy of a state for whoever looks, or takes it away.
-local function setState(key, state, left)
-  if state == '' then
-    redis.call('DEL', key)
-  elseif tonumber(left) > 0 then
-    redis.call('SET', key, state, 'PX', left)
-  else
-    redis.call('SET', key, state)
+  if call('EXISTS', members) == 0 then
+    rooms[room] = false
+    call('PEXPIRE', seqKey, KEEP)
   end
-end
-
--- dropState ends the state of a present entry and tells so.
-local function dropState(k, conn, r, version, epoch, tag, channel)
-  local p, prev = advance(k.seq, epoch, tag)
-  if not p then
-    return prev
-  end
-  r.seq = int(p.s)
-  r.sv, r.flag, r.til, r.state = version, '.', '0', ''
-  redis.call('HSET', k.members, conn, encode(r, r.meta, ''))
-  redis.call('DEL', k.state)
-  publish(channel, 'S', p, prev, '.', conn, r, '', '')
-  return nil
+  publish('L', cause, conn, entry .. ' ' .. inc .. BARE .. seqText .. '\n')
 end

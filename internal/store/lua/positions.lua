@@ -5,7 +5,6 @@
 
 local reply = {}
 for i = 1, #KEYS do
-  local h = redis.call('HMGET', KEYS[i], 'e', 's', 't')
-  reply[i] = h[1] and (h[1] .. ' ' .. h[2] .. ' ' .. h[3]) or ''
+  reply[i] = redis.call('HGET', KEYS[i], 'p') or ''
 end
 return reply

@@ -2,14 +2,14 @@
 --
 -- KEYS[1] members  KEYS[2] seq
 -- ARGV[1] how many members are still small
--- Reply: {epoch or '', seq, tag, number of members, {conn, record, ...} or {}, now}
+-- Reply: {'epoch seq tag' or '', number of members, {conn, record, ...} or {}, now}
 
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
-local h = redis.call('HMGET', KEYS[2], 'e', 's', 't')
+local p = redis.call('HGET', KEYS[2], 'p')
 local total = redis.call('HLEN', KEYS[1])
 local all = {}
 if total <= tonumber(ARGV[1]) then
   all = redis.call('HGETALL', KEYS[1])
 end
-return { h[1] or '', h[2] or '0', h[3] or '', total, all, string.format('%.0f', now) }
+return { p or '', total, all, string.format('%.0f', now) }

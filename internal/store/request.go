@@ -1,0 +1,151 @@
+package store
+
+import (
+	"strconv"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+)
+
+// request is one call of commit.lua, as it is being put together.
+type request struct {
+	keys  Keys
+	own   bool   // give every op the keys of its entry
+	room  string // at hand
+	there bool   // one is
+	count int    // of ops
+
+	names []string
+	args  []any
+}
+
+// CommitCall returns what Commit asks Redis for, for whoever wants to know what
+// the bare call costs: the script, its KEYS and its ARGV. Where the answer to an
+// op is "k", Commit asks a second time.
+func CommitCall(keys Keys, bucket int, inc string, number, known uint64, ops []Op) (*redis.Script, []string, []any) {
+	r := newRequest(keys, bucket, inc, number, known)
+	for _, i := range byRoom(ops) {
+		r.add(&ops[i])
+	}
+	return commitScript, r.names, r.args
+}
+
+func newRequest(keys Keys, bucket int, inc string, number, known uint64) *request {
+	r := &request{keys: keys, names: make([]string, 0, 4+2*MaxOps), args: make([]any, 0, 5+7*MaxOps)}
+	r.names = append(r.names, keys.Fence(bucket, inc), keys.Owned(bucket, inc), keys.Rooms(bucket))
+	r.args = append(r.args, inc, strconv.FormatUint(number, 10), newTag(), keys.EventsPrefix(), strconv.FormatUint(known, 10))
+	return r
+}
+
+// request is newRequest for a batch of the store's.
+func (s *Store) request(bucket int, inc string, number, known uint64) *request {
+	r := newRequest(s.keys, bucket, inc, number, known)
+	if known == 0 && s.listed && bucket == 0 {
+		r.args[len(r.args)-1] = "i"
+		r.names = append(r.names, s.keys.Instances())
+	}
+	return r
+}
+
+// add appends an op. commit.lua says what each kind brings.
+func (r *request) add(o *Op) {
+	r.count++
+	switch o.Kind {
+	case OpConnect:
+		r.names = append(r.names, r.keys.ConnMeta(o.Conn))
+		r.args = append(r.args, "K", o.Conn, strconv.FormatUint(o.MetaVersion, 10), o.Meta, flag(o.Fresh))
+	case OpDisconnect:
+		r.names = append(r.names, r.keys.ConnMeta(o.Conn))
+		r.args = append(r.args, "D", o.Conn)
+	case OpJoin:
+		r.join(o)
+	case OpLeave:
+		r.leave(o)
+	default:
+		r.update(o)
+	}
+}
+
+func (r *request) join(o *Op) {
+	r.enter(o.Room)
+	attributes := millis(o.TTL) + " " + strconv.Itoa(len(o.State)) + " " + strconv.FormatUint(o.StateVersion, 10) + " " + silence(o) + " " +
+		strconv.FormatUint(o.MetaVersion, 10) + " " + strconv.Itoa(len(o.Meta)) + " "
+	if !r.own && o.TTL == 0 && len(o.State) == 0 {
+		r.args = append(r.args, r.name('J', ""), o.Conn, o.Entry, attributes, o.Meta)
+		return
+	}
+	left := "0"
+	if o.TTL > 0 {
+		left = millis(max(o.Left, time.Millisecond))
+	}
+	r.args = append(r.args, r.name('j', ""), o.Conn, o.Entry, attributes, o.Meta, left, o.State, millis(o.StateLeft))
+	r.entry(o)
+}
+
+func (r *request) leave(o *Op) {
+	r.enter(o.Room)
+	kind := byte('L')
+	if r.own || o.TTL > 0 {
+		kind = 'l'
+		r.entry(o)
+	}
+	r.args = append(r.args, r.name(kind, string(o.Cause)), o.Conn, o.Entry)
+}
+
+func (r *request) update(o *Op) {
+	if o.MetaVersion == 0 && o.StateVersion == 0 && o.Left > 0 {
+		r.names = append(r.names, r.keys.Members(o.Room), r.keys.Conn(o.Room, o.Conn))
+		r.args = append(r.args, "T"+millis(o.TTL), o.Conn, o.Entry, millis(o.Left))
+		return
+	}
+	r.enter(o.Room)
+	r.entry(o)
+	kind := byte('U')
+	switch {
+	case o.MetaVersion == 0:
+		kind = 'S'
+	case o.StateVersion == 0:
+		kind = 'M'
+	}
+	r.args = append(r.args, r.name(kind, ""), o.Conn, o.Entry, millis(o.TTL), millis(o.Left))
+	if kind != 'M' {
+		r.args = append(r.args, strconv.FormatUint(o.StateVersion, 10), silence(o), millis(o.StateLeft), o.State)
+	}
+	if kind != 'S' {
+		r.args = append(r.args, strconv.FormatUint(o.MetaVersion, 10), o.Meta)
+	}
+}
+
+// enter makes a room the one that the ops after it are about.
+func (r *request) enter(room string) {
+	if r.there && r.room == room {
+		return
+	}
+	r.room, r.there = room, true
+	r.names = append(r.names, r.keys.Members(room), r.keys.Seq(room))
+	r.args = append(r.args, "R", room)
+}
+
+// entry names the keys of one entry.
+func (r *request) entry(o *Op) {
+	r.names = append(r.names, r.keys.Conn(o.Room, o.Conn), r.keys.State(o.Room, o.Conn))
+}
+
+// name returns the op's own: the tag of its write is made of it.
+func (r *request) name(kind byte, more string) string {
+	return string(append(strconv.AppendInt([]byte{kind}, int64(r.count), 10), more...))
+}
+
+func silence(o *Op) string {
+	if o.StateSilent {
+		return "s"
+	}
+	return "."
+}
+
+func flag(v bool) string {
+	if v {
+		return "1"
+	}
+	return "0"
+}
