@@ -61,19 +61,20 @@ func (s *Store) commit(ctx context.Context, r *request, ops []Op, order []int, r
 	case "LOST":
 		return nil, ErrLost
 	}
-	lines, err := texts(reply)
-	if err != nil {
-		return nil, err
-	}
-	if len(lines) != len(order) {
-		return nil, fmt.Errorf("%d answers to %d ops: %w", len(lines), len(order), errFormat)
-	}
-	for n, i := range order {
-		if lines[n] == "k" {
+	answers, _ := reply.([]any)
+	for _, i := range order {
+		if len(answers) == 0 {
+			return nil, fmt.Errorf("%d ops not all answered: %w", len(order), errFormat)
+		}
+		if answers[0] == "k" {
 			again = append(again, i)
+			answers = answers[1:]
 			continue
 		}
-		results[i] = decodeResult(ops[i].Kind, lines[n])
+		results[i], answers = decodeAnswer(&ops[i], answers)
+	}
+	if len(answers) > 0 {
+		return nil, fmt.Errorf("%d ops and more answers: %w", len(order), errFormat)
 	}
 	return again, nil
 }
@@ -102,40 +103,45 @@ func byRoom(ops []Op) []int {
 	return order
 }
 
-func decodeResult(kind OpKind, line string) OpResult {
+// decodeAnswer reads the answer to an op off the front of a reply.
+func decodeAnswer(o *Op, answers []any) (OpResult, []any) {
+	switch first := answers[0].(type) {
+	case int64:
+		if len(answers) < 2 {
+			break
+		}
+		if at, ok := answers[1].(string); ok {
+			r := OpResult{Status: Done}
+			if o.Kind == OpJoin {
+				r.Total = int(first)
+			}
+			r.Position, r.Err = decodePosition(at)
+			return r, answers[2:]
+		}
+	case string:
+		return decodeStatus(first), answers[1:]
+	}
+	return OpResult{Err: errFormat}, answers[1:]
+}
+
+func decodeStatus(line string) OpResult {
 	if line == "" {
 		return OpResult{Err: errFormat}
 	}
 	rest := strings.TrimPrefix(line[1:], " ")
 	switch OpStatus(line[0]) {
-	case Done:
-		return decodeDone(kind, rest)
 	case Gone, Other:
 		return OpResult{Status: OpStatus(line[0]), Holder: rest}
+	case Done:
+		r := OpResult{Status: Done}
+		if rest != "" { // metadata
+			version, data, _ := strings.Cut(rest, " ")
+			r.MetaVersion, r.Err = strconv.ParseUint(version, 10, 64)
+			if data != "" {
+				r.Meta = []byte(data)
+			}
+		}
+		return r
 	}
 	return OpResult{Err: refusal(rest)}
-}
-
-func decodeDone(kind OpKind, rest string) OpResult {
-	r := OpResult{Status: Done}
-	switch {
-	case kind == OpJoin:
-		i := strings.LastIndexByte(rest, ' ')
-		if i < 0 {
-			return OpResult{Err: errFormat}
-		}
-		r.Position, r.Err = decodePosition(rest[:i])
-		if r.Err == nil {
-			r.Total, r.Err = strconv.Atoi(rest[i+1:])
-		}
-	case kind == OpUpdate || kind == OpLeave:
-		r.Position, r.Err = decodePosition(rest)
-	case kind == OpConnect && rest != "":
-		version, data, _ := strings.Cut(rest, " ")
-		r.MetaVersion, r.Err = strconv.ParseUint(version, 10, 64)
-		if data != "" {
-			r.Meta = []byte(data)
-		}
-	}
-	return r
 }

@@ -21,9 +21,10 @@
 --   D  conn                                                     connection-meta
 -- The attributes are 'ttl stateLength stateVersion flag metaVersion metaLength '.
 --
--- Reply: 'FENCED', 'LATE' or 'LOST' for the whole batch, otherwise per op but R one string:
---   '+' (D, and what changed nothing that is told), '+ epoch seq tag' (S, M, U, L, l), '+ epoch seq tag members' (J, j;
---   '+  members' where the room's position was lost), '+ version meta' (K: Redis holds a newer one),
+-- Reply: 'FENCED', 'LATE' or 'LOST' for the whole batch, otherwise per op but R
+--   a number and a string where it changed what is told: members of the room (J and j only), 'epoch seq tag'
+--   ('' to J and j where the room's position was lost);
+--   or one string: '+' done, and nothing to tell, '+ version meta' (K: Redis holds a newer one),
 --   '0' no such entry, 'x' another entry ('x incarnation' to S, M, U, T: of which other one), '! text' refused by Redis,
 --   nothing changed, 'k' nothing changed: there is an entry with keys of its own, to be asked again with those (j, l)
 
@@ -80,10 +81,6 @@ local function indexed(conn, entry)
   return 'e ' .. conn .. ' ' .. entry .. ' ' .. room
 end
 
-local function standing()
-  return '+ ' .. epoch .. ' ' .. seqText .. ' ' .. tag
-end
-
 local function read(key, conn)
   local v = try('HGET', key, conn)
   if failed(v) then
@@ -114,7 +111,7 @@ local function setState(key, state, left)
 end
 
 -- update writes what is newer of a present entry: metadata, state, TTL, and
--- its per-connection key. The keys of its own are needed for a change of any.
+-- its per-connection key. Returns 0 where it moved the room.
 local function update(key, v, mark, conn, entry, ttl, left, mv, meta, sv, flag, stateLeft, state, connKey, stateKey)
   local _, stop, id, by, ttl0, sl, sv0, flag0, mv0, ml, til, joined, s = find(v, RECORD)
   if not stop then
@@ -139,7 +136,7 @@ local function update(key, v, mark, conn, entry, ttl, left, mv, meta, sv, flag, 
       if err then
         return '! ' .. err
       end
-      moved, s, meta0, mv0, ml = true, seqText, meta, mv, #meta
+      moved, s, meta0, mv0, ml = true, seq, meta, mv, #meta
       publish('M', '.', conn, who .. attrs .. mv0 .. ' ' .. ml .. ' ' .. til .. ' ' .. joined .. ' ' .. s .. '\n' .. meta0 .. state0)
     end
     if stateNew then
@@ -149,7 +146,7 @@ local function update(key, v, mark, conn, entry, ttl, left, mv, meta, sv, flag, 
         if err then
           return '! ' .. err
         end
-        moved, s, til = true, seqText, deadline(stateLeft)
+        moved, s, til = true, seq, deadline(stateLeft)
         setState(stateKey, state, stateLeft)
         publish('S', '.', conn, who .. attrs .. mv0 .. ' 0 ' .. til .. ' ' .. joined .. ' ' .. s .. '\n' .. state)
       end
@@ -166,7 +163,7 @@ local function update(key, v, mark, conn, entry, ttl, left, mv, meta, sv, flag, 
   elseif left ~= '0' then
     call('SET', connKey, entry, 'PX', left)
   end
-  return moved and standing() or '+'
+  return moved and 0 or '+'
 end
 
 -- modify is S, M and U.
@@ -201,7 +198,9 @@ local function refresh(name, key, conn, entry, left)
   end
   local ttl = sub(name, 2)
   if ttl ~= '0' and find(v, entry .. mine .. ttl .. ' ', 1, true) == 1 then
-    call('SET', keys[ki + 1], entry, 'PX', left)
+    if call('PEXPIRE', keys[ki + 1], left) == 0 then
+      call('SET', keys[ki + 1], entry, 'PX', left)
+    end
     return '+'
   end
   return update(key, v, '', conn, entry, ttl, left, '0', '', '0', '.', '0', '', keys[ki + 1])
@@ -223,15 +222,11 @@ local function rejoin(mark, conn, entry, attrs, meta, left, state, stateLeft, co
     -- nothing; one that was made anew since may bring a state, metadata or a
     -- TTL that the first had not, and its owner takes them for written.
     out = update(members, v, mark, conn, entry, ttl, left, mv, meta, sv, flag, stateLeft, state, connKey, stateKey)
-    if sub(out, 1, 1) ~= '+' then
+    if out ~= 0 and out ~= '+' then
       return out
     end
     owned[indexed(conn, entry)] = true
-    local err = stand(own, batch)
-    if err then
-      return '! ' .. err
-    end
-    return (seq > 0 and standing() or '+ ') .. ' ' .. call('HLEN', members)
+    return count(0)
   end
   local err = advance(mark, batch, own, by == inc and 0 or 1)
   if err then
@@ -242,7 +237,7 @@ local function rejoin(mark, conn, entry, attrs, meta, left, state, stateLeft, co
   elseif call('HINCRBY', seqKey, '@' .. by, -1) <= 0 then
     call('HDEL', seqKey, '@' .. by)
   end
-  local record = entry .. mine .. attrs .. deadline(stateLeft) .. ' ' .. joined .. ' ' .. seqText .. '\n' .. meta .. state
+  local record = entry .. mine .. attrs .. deadline(stateLeft) .. ' ' .. joined .. ' ' .. seq .. '\n' .. meta .. state
   call('HSET', members, conn, record)
   if ttl ~= '0' then
     call('SET', connKey, entry, 'PX', left)
@@ -252,7 +247,7 @@ local function rejoin(mark, conn, entry, attrs, meta, left, state, stateLeft, co
   setState(stateKey, state, stateLeft)
   owned[indexed(conn, entry)] = true
   publish('R', '.', conn, record)
-  return standing() .. ' ' .. call('HLEN', members)
+  return count(0)
 end
 
 local function join(mark, conn, entry, attrs, meta, left, state, stateLeft, connKey, stateKey)
@@ -266,6 +261,7 @@ local function join(mark, conn, entry, attrs, meta, left, state, stateLeft, conn
   if err then
     return '! ' .. err
   end
+  local known = position
   local record = entry .. mine .. attrs .. deadline(stateLeft) .. ' ' .. nowText .. ' ' .. (seq + 1) .. '\n' .. meta .. state
   -- Asks and writes at once: a room's place in history has been read, so that
   -- of the two this is the write that can be refused.
@@ -293,13 +289,14 @@ local function join(mark, conn, entry, attrs, meta, left, state, stateLeft, conn
     end
   end
   owned[indexed(conn, entry)] = true
-  local total = call('HLEN', members)
-  if total == 1 then
-    rooms[room] = true
-    call('PERSIST', seqKey)
-  end
   publish('J', '.', conn, record)
-  return standing() .. ' ' .. total
+  if count(1) == 1 then
+    rooms[room] = true
+    if known then
+      call('PERSIST', seqKey)
+    end
+  end
+  return size
 end
 
 local function leave(mark, conn, entry, connKey, stateKey)
@@ -337,7 +334,7 @@ local function leave(mark, conn, entry, connKey, stateKey)
     return '! ' .. err
   end
   owned[indexed(conn, entry)] = false
-  return standing()
+  return 0
 end
 
 local function connect(key, conn, version, meta, fresh)
@@ -418,6 +415,10 @@ while ai <= size do
   if out then
     answers = answers + 1
     reply[answers] = out
+    if type(out) == 'number' then
+      answers = answers + 1
+      reply[answers] = position or ''
+    end
   end
   ai, ki = ai + 1 + used, ki + touched
 end

@@ -31,11 +31,25 @@ end
 -- The room at hand. Changes of one room follow each other, so that where it
 -- stands is read once for all of them, when that is first asked for.
 local room, members, seqKey, channel
-local epoch, seq, seqText, tag, prev -- epoch nil: not read
+local epoch, seq, tag, prev -- epoch nil: not read
+local position -- 'epoch seq tag', nil: it has none yet
 local home, homes -- how many entries an incarnation has in it: home is '@' and the incarnation
+local size -- how many entries it has, nil: not counted
+
+local digits = {} -- of numbers that come more than once
+
+local function int(n)
+  local s = digits[n]
+  if not s then
+    s = n .. ''
+    digits[n] = s
+  end
+  return s
+end
 
 local function enter(name, membersKey, positionKey, channels)
   room, members, seqKey, channel, epoch = name, membersKey, positionKey, channels .. name, nil
+  size = nil
 end
 
 -- stand reads where the room at hand stands (fresh: the epoch of one that has
@@ -53,11 +67,11 @@ local function stand(field, fresh)
   if epoch then
     return nil
   end
-  if h[1] then
-    epoch, seqText, tag = match(h[1], '^(%S+) (%d+) (%S+)$')
-    seq = tonumber(seqText)
+  position = h[1]
+  if position then
+    epoch, seq, tag = match(position, '^(%S+) (%d+) (%S+)$')
   else
-    epoch, seq, tag = fresh, 0, '-'
+    epoch, seq, tag = fresh, '0', '-'
   end
 end
 
@@ -71,12 +85,13 @@ local function advance(mark, fresh, field, by)
     return err
   end
   local s = (seq + 1) .. ''
+  local p = epoch .. ' ' .. s .. ' ' .. mark
   local n = homes + by
   local w
   if by == 0 or n <= 0 then
-    w = try('HSET', seqKey, 'p', epoch .. ' ' .. s .. ' ' .. mark)
+    w = try('HSET', seqKey, 'p', p)
   else
-    w = try('HSET', seqKey, 'p', epoch .. ' ' .. s .. ' ' .. mark, field, n)
+    w = try('HSET', seqKey, 'p', p, field, int(n))
   end
   if failed(w) then
     return w.err
@@ -85,7 +100,14 @@ local function advance(mark, fresh, field, by)
     call('HDEL', seqKey, field)
     n = 0
   end
-  seq, seqText, prev, tag, homes = seq + 1, s, tag, mark, n
+  seq, prev, tag, position, homes = s, tag, mark, p, n
+end
+
+-- count returns how many entries the room at hand has, after one has come (by
+-- is 1) or gone (-1).
+local function count(by)
+  size = size and size + by or call('HLEN', members)
+  return size
 end
 
 -- publish tells the event that advance has made room for.
@@ -129,9 +151,9 @@ local function remove(conn, entry, inc, connKey, stateKey, mark, fresh, field, c
   if connKey then
     call('DEL', connKey, stateKey)
   end
-  if call('EXISTS', members) == 0 then
+  if count(-1) == 0 then
     rooms[room] = false
     call('PEXPIRE', seqKey, KEEP)
   end
-  publish('L', cause, conn, entry .. ' ' .. inc .. BARE .. seqText .. '\n')
+  publish('L', cause, conn, entry .. ' ' .. inc .. BARE .. seq .. '\n')
 end

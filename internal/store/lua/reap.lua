@@ -37,7 +37,7 @@ local function dropState(stateKey, conn, entry, inc, ttl, version, mv, meta, joi
     return '! ' .. err
   end
   local who = entry .. ' ' .. inc .. ' ' .. ttl .. ' 0 ' .. version .. ' . ' .. mv .. ' '
-  local since = ' 0 ' .. joined .. ' ' .. seqText .. '\n'
+  local since = ' 0 ' .. joined .. ' ' .. seq .. '\n'
   call('HSET', members, conn, who .. #meta .. since .. meta)
   call('DEL', stateKey)
   publish('S', '.', conn, who .. '0' .. since)
