@@ -25,8 +25,8 @@ const (
 	aclKeys     = "~mesh:*"
 	aclChannels = "&mesh:* &__keyevent@0__:expired"
 	aclCommands = "+ping +info +time +eval +evalsha +publish +subscribe +unsubscribe " +
-		"+type +exists +del +get +set +pexpire +persist " +
-		"+hget +hset +hmget +hdel +hincrby +hlen +hkeys +hgetall +hscan " +
+		"+type +exists +del +get +set +mget +mset +pexpire " +
+		"+hget +hset +hsetnx +hmget +hdel +hlen +hgetall +hscan " +
 		"+sadd +srem +scard +sscan +zadd +zrem +zscore +zrange"
 	// aclCluster is what a client of a cluster asks besides, aclConfig what
 	// lets servers set notify-keyspace-events by themselves.

@@ -225,7 +225,7 @@ func TestStatsMove(t *testing.T) {
 			key := r.s.n.keys.Seq("lobby") // a change whose event went astray
 			at, err := r.s.n.store.Positions(r.w.t.Context(), []string{"lobby"})
 			require.NoError(r.w.t, err)
-			r.w.mem.Mini().HSet(key, "p", fmt.Sprintf("%s %d t1", at[0].Epoch, at[0].Seq+1))
+			r.w.mem.Mini().Set(key, fmt.Sprintf("%s %d t1", at[0].Epoch, at[0].Seq+1))
 			r.w.sleep(15 * time.Second)
 		}, want: want{"Repairs.compare": 1}},
 		{name: "resubscribed", ready: (*statsRig).cutOff, do: func(r *statsRig, _ *peer) {

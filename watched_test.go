@@ -71,7 +71,7 @@ func TestWatchedRoomThatIsBehind(t *testing.T) {
 		at, err := s.n.store.Positions(t.Context(), []string{"lobby"})
 		require.NoError(t, err)
 		further := fmt.Sprintf("%s %d %s", at[0].Epoch, at[0].Seq+3, at[0].Tag)
-		require.NoError(t, w.client().HSet(t.Context(), w.keys().Seq("lobby"), "p", further).Err()) // no event is published
+		require.NoError(t, w.client().Set(t.Context(), w.keys().Seq("lobby"), further, 0).Err()) // no event is published
 		page, err := s.Rooms().Watched(t.Context(), WatchedQuery{})
 		require.NoError(t, err)
 		behind, known := page.Rooms[0].Behind()

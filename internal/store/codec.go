@@ -116,12 +116,13 @@ func DecodeEvent(payload string) (Event, error) {
 }
 
 // decodePosition reads "epoch seq tag"; the empty string is the zero Position.
+// What may follow is for decodeHomes.
 func decodePosition(s string) (Position, error) {
 	if s == "" {
 		return Position{}, nil
 	}
-	f := strings.Split(s, " ")
-	if len(f) != 3 {
+	f := strings.SplitN(s, " ", 4)
+	if len(f) < 3 {
 		return Position{}, fmt.Errorf("position %.40q: %w", s, errFormat)
 	}
 	seq, err := strconv.ParseUint(f[1], 10, 64)
@@ -129,6 +130,24 @@ func decodePosition(s string) (Position, error) {
 		return Position{}, fmt.Errorf("position %.40q: %w", s, errFormat)
 	}
 	return Position{Epoch: f[0], Seq: seq, Tag: f[2]}, nil
+}
+
+// decodeHomes reads the incarnations that follow a position, each with how many
+// entries it has.
+func decodeHomes(s string) ([]string, error) {
+	var homes []string
+	f := strings.Split(s, " ")
+	if len(f) < 3 {
+		return nil, nil
+	}
+	f = f[3:]
+	for ; len(f) >= 2; f = f[2:] {
+		homes = append(homes, f[0])
+	}
+	if len(f) > 0 {
+		return nil, fmt.Errorf("position %.40q: %w", s, errFormat)
+	}
+	return homes, nil
 }
 
 // The index of an incarnation holds "e conn entry room" and "c conn".

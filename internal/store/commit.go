@@ -25,7 +25,7 @@ func (o *Op) Size() int {
 func (s *Store) Commit(ctx context.Context, bucket int, inc string, number, known uint64, ops []Op) ([]OpResult, error) {
 	results := make([]OpResult, len(ops))
 	r := s.request(bucket, inc, number, known)
-	again, err := s.commit(ctx, r, ops, byRoom(ops), results)
+	again, err := s.commit(ctx, r, ops, orderOf(ops), results)
 	if err != nil {
 		return nil, err
 	}
@@ -49,7 +49,8 @@ func (s *Store) commit(ctx context.Context, r *request, ops []Op, order []int, r
 	for _, i := range order {
 		r.add(&ops[i])
 	}
-	reply, err := run(ctx, s, commitScript, r.names, r.args...)
+	keys, args := r.call()
+	reply, err := run(ctx, s, commitScript, keys, args...)
 	if err != nil {
 		return nil, err
 	}
@@ -79,20 +80,21 @@ func (s *Store) commit(ctx context.Context, r *request, ops []Op, order []int, r
 	return again, nil
 }
 
-// byRoom returns the order in which ops are sent: those of one room follow each
-// other, as they were among themselves.
-func byRoom(ops []Op) []int {
-	order := make([]int, 0, len(ops))
-	last := make(map[string]int, len(ops)) // op of each room so far
-	next := make([]int, len(ops))          // in its room; 0: none
-	first := make([]int, 0, len(ops))
-	for i := range ops {
-		if before, ok := last[ops[i].Room]; ok {
+// byRoom returns the order in which things are sent, given the room of each:
+// those of one room follow each other, as they were among themselves.
+func byRoom(n int, room func(int) string) []int {
+	order := make([]int, 0, n)
+	last := make(map[string]int, n) // of each room so far
+	next := make([]int, n)          // in its room; 0: none
+	first := make([]int, 0, n)
+	for i := range n {
+		name := room(i)
+		if before, ok := last[name]; ok {
 			next[before] = i
 		} else {
 			first = append(first, i)
 		}
-		last[ops[i].Room] = i
+		last[name] = i
 	}
 	for _, i := range first {
 		order = append(order, i)
@@ -102,6 +104,9 @@ func byRoom(ops []Op) []int {
 	}
 	return order
 }
+
+// orderOf is byRoom of ops.
+func orderOf(ops []Op) []int { return byRoom(len(ops), func(i int) string { return ops[i].Room }) }
 
 // decodeAnswer reads the answer to an op off the front of a reply.
 func decodeAnswer(o *Op, answers []any) (OpResult, []any) {

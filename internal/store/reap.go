@@ -28,16 +28,24 @@ func (s *Store) Reap(ctx context.Context, j Judgment, items []ReapItem) ([]ReapS
 }
 
 func (s *Store) reapPart(ctx context.Context, j Judgment, bucket int, items []ReapItem, part []int, out []ReapStatus) error {
-	keys := make([]string, 0, 1+6*len(part))
-	keys = append(keys, s.keys.Rooms(bucket))
-	args := make([]any, 0, 4+5*len(part))
-	args = append(args, newTag(), s.keys.EventsPrefix(), j.Now, millis(j.Tolerance))
-	for _, at := range part {
-		it := &items[at]
-		keys = append(keys, s.keys.Members(it.Room), s.keys.Seq(it.Room), s.keys.Conn(it.Room, it.Conn),
-			s.keys.State(it.Room, it.Conn), s.keys.Owned(bucket, it.Incarnation), s.keys.Fence(bucket, it.Incarnation))
-		args = append(args, string(it.Mode), it.Room, it.Conn, it.Entry, strconv.FormatUint(it.StateVersion, 10))
+	// Those of one room follow each other: it is entered once.
+	order := byRoom(len(part), func(i int) string { return items[part[i]].Room })
+	var rooms, names []string
+	args := make([]any, 0, 5+6*len(part))
+	args = append(args, newTag(), s.keys.EventsPrefix(), j.Now, millis(j.Tolerance), "")
+	for n, i := range order {
+		it := &items[part[i]]
+		if n == 0 || it.Room != items[part[order[n-1]]].Room {
+			rooms = append(rooms, s.keys.Seq(it.Room))
+			names = append(names, s.keys.Members(it.Room))
+			args = append(args, "R", it.Room)
+		}
+		names = append(names, s.keys.Conn(it.Room, it.Conn), s.keys.State(it.Room, it.Conn),
+			s.keys.Owned(bucket, it.Incarnation), s.keys.Fence(bucket, it.Incarnation))
+		args = append(args, string(it.Mode)+strconv.Itoa(n), it.Conn, it.Entry, strconv.FormatUint(it.StateVersion, 10))
 	}
+	args[4] = strconv.Itoa(len(rooms))
+	keys := slices.Concat([]string{s.keys.Rooms(bucket)}, rooms, names)
 	reply, err := run(ctx, s, reapScript, keys, args...)
 	if err != nil {
 		return err
@@ -50,7 +58,8 @@ func (s *Store) reapPart(ctx context.Context, j Judgment, bucket int, items []Re
 		return fmt.Errorf("reap: %w", errFormat)
 	}
 	var refused error
-	for i, at := range part {
+	for i, n := range order {
+		at := part[n]
 		if lines[i] == "" || lines[i][0] == '!' {
 			refused = fmt.Errorf("%w: %s", ErrUnavailable, lines[i])
 			continue

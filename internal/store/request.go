@@ -1,6 +1,7 @@
 package store
 
 import (
+	"slices"
 	"strconv"
 	"time"
 
@@ -15,8 +16,19 @@ type request struct {
 	there bool   // one is
 	count int    // of ops
 
-	names []string
+	head  []string // KEYS of the call
+	rooms []string // of the rooms
+	names []string // of the ops
 	args  []any
+}
+
+// roomsAt is where ARGV says how many rooms there are.
+const roomsAt = 5
+
+// call returns the KEYS and ARGV.
+func (r *request) call() ([]string, []any) {
+	r.args[roomsAt] = strconv.Itoa(len(r.rooms))
+	return slices.Concat(r.head, r.rooms, r.names), r.args
 }
 
 // CommitCall returns what Commit asks Redis for, for whoever wants to know what
@@ -24,16 +36,17 @@ type request struct {
 // op is "k", Commit asks a second time.
 func CommitCall(keys Keys, bucket int, inc string, number, known uint64, ops []Op) (*redis.Script, []string, []any) {
 	r := newRequest(keys, bucket, inc, number, known)
-	for _, i := range byRoom(ops) {
+	for _, i := range orderOf(ops) {
 		r.add(&ops[i])
 	}
-	return commitScript, r.names, r.args
+	names, args := r.call()
+	return commitScript, names, args
 }
 
 func newRequest(keys Keys, bucket int, inc string, number, known uint64) *request {
-	r := &request{keys: keys, names: make([]string, 0, 4+2*MaxOps), args: make([]any, 0, 5+7*MaxOps)}
-	r.names = append(r.names, keys.Fence(bucket, inc), keys.Owned(bucket, inc), keys.Rooms(bucket))
-	r.args = append(r.args, inc, strconv.FormatUint(number, 10), newTag(), keys.EventsPrefix(), strconv.FormatUint(known, 10))
+	r := &request{keys: keys, args: make([]any, 0, 6+6*MaxOps)}
+	r.head = append(r.head, keys.Fence(bucket, inc), keys.Owned(bucket, inc), keys.Rooms(bucket))
+	r.args = append(r.args, inc, strconv.FormatUint(number, 10), newTag(), keys.EventsPrefix(), strconv.FormatUint(known, 10), "")
 	return r
 }
 
@@ -41,8 +54,8 @@ func newRequest(keys Keys, bucket int, inc string, number, known uint64) *reques
 func (s *Store) request(bucket int, inc string, number, known uint64) *request {
 	r := newRequest(s.keys, bucket, inc, number, known)
 	if known == 0 && s.listed && bucket == 0 {
-		r.args[len(r.args)-1] = "i"
-		r.names = append(r.names, s.keys.Instances())
+		r.args[roomsAt-1] = "i"
+		r.head = append(r.head, s.keys.Instances())
 	}
 	return r
 }
@@ -68,8 +81,7 @@ func (r *request) add(o *Op) {
 
 func (r *request) join(o *Op) {
 	r.enter(o.Room)
-	attributes := millis(o.TTL) + " " + strconv.Itoa(len(o.State)) + " " + strconv.FormatUint(o.StateVersion, 10) + " " + silence(o) + " " +
-		strconv.FormatUint(o.MetaVersion, 10) + " " + strconv.Itoa(len(o.Meta)) + " "
+	attributes := millis(o.TTL) + " " + stateAttributes(o) + metaAttributes(o)
 	if !r.own && o.TTL == 0 && len(o.State) == 0 {
 		r.args = append(r.args, r.name('J', ""), o.Conn, o.Entry, attributes, o.Meta)
 		return
@@ -109,10 +121,10 @@ func (r *request) update(o *Op) {
 	}
 	r.args = append(r.args, r.name(kind, ""), o.Conn, o.Entry, millis(o.TTL), millis(o.Left))
 	if kind != 'M' {
-		r.args = append(r.args, strconv.FormatUint(o.StateVersion, 10), silence(o), millis(o.StateLeft), o.State)
+		r.args = append(r.args, strconv.FormatUint(o.StateVersion, 10), stateAttributes(o), millis(o.StateLeft), o.State)
 	}
 	if kind != 'S' {
-		r.args = append(r.args, strconv.FormatUint(o.MetaVersion, 10), o.Meta)
+		r.args = append(r.args, strconv.FormatUint(o.MetaVersion, 10), metaAttributes(o), o.Meta)
 	}
 }
 
@@ -122,7 +134,8 @@ func (r *request) enter(room string) {
 		return
 	}
 	r.room, r.there = room, true
-	r.names = append(r.names, r.keys.Members(room), r.keys.Seq(room))
+	r.rooms = append(r.rooms, r.keys.Seq(room))
+	r.names = append(r.names, r.keys.Members(room))
 	r.args = append(r.args, "R", room)
 }
 
@@ -136,11 +149,17 @@ func (r *request) name(kind byte, more string) string {
 	return string(append(strconv.AppendInt([]byte{kind}, int64(r.count), 10), more...))
 }
 
-func silence(o *Op) string {
+// What a record says of the state and of the metadata that an op brings.
+func stateAttributes(o *Op) string {
+	silence := " . "
 	if o.StateSilent {
-		return "s"
+		silence = " s "
 	}
-	return "."
+	return strconv.Itoa(len(o.State)) + " " + strconv.FormatUint(o.StateVersion, 10) + silence
+}
+
+func metaAttributes(o *Op) string {
+	return strconv.FormatUint(o.MetaVersion, 10) + " " + strconv.Itoa(len(o.Meta)) + " "
 }
 
 func flag(v bool) string {

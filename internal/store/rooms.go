@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -244,17 +243,15 @@ func (s *Store) setPage(ctx context.Context, key string, cursor uint64) ([]strin
 // Homes returns the incarnations that own entries of a room.
 func (s *Store) Homes(ctx context.Context, room string) ([]string, error) {
 	key := s.keys.Seq(room)
-	names, err := read(ctx, s, key, func(ctx context.Context) ([]string, error) {
-		return s.client.HKeys(ctx, key).Result()
+	at, err := read(ctx, s, key, func(ctx context.Context) (string, error) {
+		at, err := s.client.Get(ctx, key).Result()
+		if errors.Is(err, redis.Nil) {
+			return "", nil
+		}
+		return at, err
 	})
 	if err != nil {
 		return nil, err
 	}
-	var homes []string
-	for _, n := range names {
-		if inc, ok := strings.CutPrefix(n, "@"); ok {
-			homes = append(homes, inc)
-		}
-	}
-	return homes, nil
+	return decodeHomes(at)
 }

@@ -44,7 +44,7 @@ type Keys interface {
 	Members(room string) string     // hash: connection id -> record
 	Conn(room, conn string) string  // string with PX: entry id
 	State(room, conn string) string // string: copy of the state
-	Seq(room string) string         // hash: p, the position, and @incarnation counts
+	Seq(room string) string         // string: position, and how many entries each incarnation has
 	RoomMeta(room string) string    // hash: v, d
 	ConnMeta(conn string) string    // hash: o, v, d
 	Owned(bucket int, incarnation string) string

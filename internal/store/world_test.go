@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -235,13 +236,14 @@ func (w *world) rooms() []string {
 
 func (w *world) homes(room string) map[string]string {
 	w.Helper()
-	all, err := w.rdb.HGetAll(w.Context(), w.keys.Seq(room)).Result()
+	at, err := w.rdb.Get(w.Context(), w.keys.Seq(room)).Result()
+	if errors.Is(err, redis.Nil) {
+		at, err = "none 0 -", nil
+	}
 	require.NoError(w, err)
 	homes := make(map[string]string)
-	for k, v := range all {
-		if inc, ok := strings.CutPrefix(k, "@"); ok {
-			homes[inc] = v
-		}
+	for pair := range slices.Chunk(strings.Fields(at)[3:], 2) {
+		homes[pair[0]] = pair[1]
 	}
 	names, err := w.Homes(w.Context(), room)
 	require.NoError(w, err)

@@ -1,25 +1,27 @@
 -- commit.lua: a batch of changes that one owner asks for.
 --
--- KEYS[1] fence of the incarnation   KEYS[2] its owned index   KEYS[3] rooms index of the bucket, then those of the ops
+-- KEYS[1] fence of the incarnation   KEYS[2] its owned index   KEYS[3] rooms index of the bucket,
+--   then seq of each room, in the order of their R, then those of the ops
 -- ARGV[1] incarnation  ARGV[2] number of the batch  ARGV[3] random tag of the batch, also the epoch for rooms that have none
 -- ARGV[4] prefix of event channels  ARGV[5] number of the newest batch known to have run here; '0': none;
 --   'i': none, and KEYS[4] is the list of instances, on which the incarnation must stand
+-- ARGV[6] how many rooms
 --
 -- Then per op its name, which begins with its kind and is unique in the batch
 -- (except that of R and T): with the tag of the batch it makes the tag of the
 -- write. What follows, and its KEYS:
---   R  room                                                     members, seq: the room of the J, j, S, M, U, L, l that follow
+--   R  room                                                     members: the room of the J, j, S, M, U, L, l that follow, once in a call
 --   J  conn entry attributes meta                               joins: no TTL, no state
 --   j  conn entry attributes meta left state stateLeft          conn, state
---   S  conn entry ttl left stateVersion flag stateLeft state    conn, state: a newer state
---   M  conn entry ttl left metaVersion meta                     conn, state: newer metadata
---   U  conn entry ttl left stateVersion flag stateLeft state metaVersion meta   conn, state: both
+--   S  conn entry ttl left stateVersion stateAttributes stateLeft state    conn, state: a newer state
+--   M  conn entry ttl left metaVersion metaAttributes meta      conn, state: newer metadata
+--   U  conn entry ttl left, those of S, those of M              conn, state: both
 --   L  conn entry                                               leaves; its name's last letter is the cause
 --   l  conn entry                                               conn, state
 --   T  conn entry left                                          members, conn: a sign of life; its name is T and the TTL
 --   K  conn metaVersion meta fresh ('1': not registered by this incarnation before)   connection-meta
 --   D  conn                                                     connection-meta
--- The attributes are 'ttl stateLength stateVersion flag metaVersion metaLength '.
+-- The attributes are 'stateLength stateVersion flag ' and 'metaVersion metaLength ', all of them with the ttl before.
 --
 -- Reply: 'FENCED', 'LATE' or 'LOST' for the whole batch, otherwise per op but R
 --   a number and a string where it changed what is told: members of the room (J and j only), 'epoch seq tag'
@@ -28,7 +30,6 @@
 --   '0' no such entry, 'x' another entry ('x incarnation' to S, M, U, T: of which other one), '! text' refused by Redis,
 --   nothing changed, 'k' nothing changed: there is an entry with keys of its own, to be asked again with those (j, l)
 
-local args, keys = ARGV, KEYS
 local inc, number, batch, channels = args[1], args[2], args[3], args[4]
 
 -- A batch that sat in a proxy while a later one ran is dropped whole: what it
@@ -60,13 +61,16 @@ if full then
   call('SET', keys[1], number, 'PX', 86400000)
 end
 
-local own = '@' .. inc -- see stand
 local mine = ' ' .. inc .. ' ' -- follows the entry in a record
-local owned = {} -- changes of the owned index
-local ki, ai = 4, 6 -- keys and arguments of the op at hand
+-- Changes of the owned index: name -> whether it is to be in it. They are
+-- written at the end; an entry may come and go in one call.
+local owned = {}
+local ki, ai = 4, 7 -- keys and arguments of the op at hand
 if args[5] == 'i' then
   ki = 5
 end
+readPositions(ki, tonumber(args[6]))
+ki = ki + tonumber(args[6])
 
 -- The members key of a room in which an op waits for its keys. What follows in
 -- that room waits, too: order is kept.
@@ -92,11 +96,9 @@ local function read(key, conn)
   return v
 end
 
-local ODD = '! WRONGFORMAT a record is not of this layout'
-
 -- deadline is when a state ends that lives that long from now; '0': it does not.
 local function deadline(left)
-  return left == '0' and '0' or (now + tonumber(left)) .. ''
+  return left == '0' and '0' or string.format('%.0f', now + tonumber(left))
 end
 
 -- setState writes the copy of a state for whoever looks, or takes it away.
@@ -112,10 +114,10 @@ end
 
 -- update writes what is newer of a present entry: metadata, state, TTL, and
 -- its per-connection key. Returns 0 where it moved the room.
-local function update(key, v, mark, conn, entry, ttl, left, mv, meta, sv, flag, stateLeft, state, connKey, stateKey)
+local function update(key, v, mark, conn, entry, ttl, left, mv, metaAttrs, meta, sv, stateAttrs, stateLeft, state, connKey, stateKey)
   local _, stop, id, by, ttl0, sl, sv0, flag0, mv0, ml, til, joined, s = find(v, RECORD)
   if not stop then
-    return ODD
+    return '! ' .. ODD
   end
   if id ~= entry then
     -- Of the same incarnation it is an older one of that connection, which a
@@ -125,34 +127,33 @@ local function update(key, v, mark, conn, entry, ttl, left, mv, meta, sv, flag, 
   end
   local metaNew = tonumber(mv) > tonumber(mv0)
   local stateNew = tonumber(sv) > tonumber(sv0)
-  local moved
+  local told = '+'
   local who = entry .. ' ' .. by .. ' ' .. ttl .. ' '
   if metaNew or stateNew then
+    local err = stand(batch)
+    if err then
+      return '! ' .. err
+    end
     local cut = stop + tonumber(ml)
     local meta0, state0 = sub(v, stop + 1, cut), sub(v, cut + 1)
-    local attrs = sl .. ' ' .. sv0 .. ' ' .. flag0 .. ' '
+    local state1 = sl .. ' ' .. sv0 .. ' ' .. flag0 .. ' '
+    local meta1 = mv0 .. ' ' .. ml .. ' '
     if metaNew then
-      local err = advance(mark, batch, own, 0)
-      if err then
-        return '! ' .. err
-      end
-      moved, s, meta0, mv0, ml = true, seq, meta, mv, #meta
-      publish('M', '.', conn, who .. attrs .. mv0 .. ' ' .. ml .. ' ' .. til .. ' ' .. joined .. ' ' .. s .. '\n' .. meta0 .. state0)
+      advance(mark)
+      told, s, meta0, mv0, meta1 = 0, seq, meta, mv, metaAttrs
+      publish('M', '.', conn, who .. state1 .. meta1 .. til .. ' ' .. joined .. ' ' .. s .. '\n' .. meta .. state0)
     end
     if stateNew then
-      attrs = #state .. ' ' .. sv .. ' ' .. flag .. ' '
+      state1 = stateAttrs
       if state0 ~= '' or state ~= '' then
-        local err = advance(mark .. '+', batch, own, 0)
-        if err then
-          return '! ' .. err
-        end
-        moved, s, til = true, seq, deadline(stateLeft)
+        advance(mark .. '+')
+        told, s, til = 0, seq, deadline(stateLeft)
         setState(stateKey, state, stateLeft)
-        publish('S', '.', conn, who .. attrs .. mv0 .. ' 0 ' .. til .. ' ' .. joined .. ' ' .. s .. '\n' .. state)
+        publish('S', '.', conn, who .. state1 .. mv0 .. ' 0 ' .. til .. ' ' .. joined .. ' ' .. s .. '\n' .. state)
       end
       state0 = state
     end
-    call('HSET', key, conn, who .. attrs .. mv0 .. ' ' .. ml .. ' ' .. til .. ' ' .. joined .. ' ' .. s .. '\n' .. meta0 .. state0)
+    call('HSET', key, conn, who .. state1 .. meta1 .. til .. ' ' .. joined .. ' ' .. s .. '\n' .. meta0 .. state0)
   elseif ttl ~= ttl0 then
     call('HSET', key, conn, who .. sub(v, #id + #by + #ttl0 + 4))
   end
@@ -163,11 +164,11 @@ local function update(key, v, mark, conn, entry, ttl, left, mv, meta, sv, flag, 
   elseif left ~= '0' then
     call('SET', connKey, entry, 'PX', left)
   end
-  return moved and 0 or '+'
+  return told
 end
 
 -- modify is S, M and U.
-local function modify(mark, conn, entry, ttl, left, mv, meta, sv, flag, stateLeft, state)
+local function modify(mark, conn, entry, ttl, left, mv, metaAttrs, meta, sv, stateAttrs, stateLeft, state)
   if waits == members then
     return 'k'
   end
@@ -181,7 +182,8 @@ local function modify(mark, conn, entry, ttl, left, mv, meta, sv, flag, stateLef
     -- have everybody reaped who has a TTL. Only the rest of the op is.
     mv, sv = '0', '0'
   end
-  out = update(members, v, mark, conn, entry, ttl, left, mv, meta, sv, flag, stateLeft, state, keys[ki], keys[ki + 1])
+  out = update(members, v, mark, conn, entry, ttl, left, mv, metaAttrs, meta, sv, stateAttrs, stateLeft, state,
+    keys[ki], keys[ki + 1])
   if more and out == '+' then
     return '! ' .. full
   end
@@ -203,7 +205,7 @@ local function refresh(name, key, conn, entry, left)
     end
     return '+'
   end
-  return update(key, v, '', conn, entry, ttl, left, '0', '', '0', '.', '0', '', keys[ki + 1])
+  return update(key, v, '', conn, entry, ttl, left, '0', '', '', '0', '', '0', '', keys[ki + 1])
 end
 
 -- rejoin is a join of a connection that has an entry.
@@ -214,29 +216,28 @@ local function rejoin(mark, conn, entry, attrs, meta, left, state, stateLeft, co
   end
   local _, stop, id, by, _, _, _, _, _, _, _, joined = find(v, RECORD)
   if not stop then
-    return ODD
+    return '! ' .. ODD
   end
-  local ttl, sv, flag, mv = match(attrs, '^(%d+) %d+ (%d+) (%S) (%d+)')
+  local ttl, stateAttrs, sv, metaAttrs, mv = match(attrs, '^(%d+) (%d+ (%d+) %S )((%d+) %d+ )')
   if id == entry then
     -- It has run before and its reply was lost. The same batch again changes
     -- nothing; one that was made anew since may bring a state, metadata or a
     -- TTL that the first had not, and its owner takes them for written.
-    out = update(members, v, mark, conn, entry, ttl, left, mv, meta, sv, flag, stateLeft, state, connKey, stateKey)
+    out = update(members, v, mark, conn, entry, ttl, left, mv, metaAttrs, meta, sv, stateAttrs, stateLeft, state,
+      connKey, stateKey)
     if out ~= 0 and out ~= '+' then
       return out
     end
     owned[indexed(conn, entry)] = true
-    return count(0)
-  end
-  local err = advance(mark, batch, own, by == inc and 0 or 1)
-  if err then
-    return '! ' .. err
+    return sized(0)
   end
   if by == inc then
     owned[indexed(conn, id)] = false
-  elseif call('HINCRBY', seqKey, '@' .. by, -1) <= 0 then
-    call('HDEL', seqKey, '@' .. by)
+  else
+    count(' ' .. by .. ' ', -1)
+    count(mine, 1)
   end
+  advance(mark)
   local record = entry .. mine .. attrs .. deadline(stateLeft) .. ' ' .. joined .. ' ' .. seq .. '\n' .. meta .. state
   call('HSET', members, conn, record)
   if ttl ~= '0' then
@@ -247,7 +248,7 @@ local function rejoin(mark, conn, entry, attrs, meta, left, state, stateLeft, co
   setState(stateKey, state, stateLeft)
   owned[indexed(conn, entry)] = true
   publish('R', '.', conn, record)
-  return count(0)
+  return sized(0)
 end
 
 local function join(mark, conn, entry, attrs, meta, left, state, stateLeft, connKey, stateKey)
@@ -257,14 +258,12 @@ local function join(mark, conn, entry, attrs, meta, left, state, stateLeft, conn
   if waits == members then
     return 'k'
   end
-  local err = stand(own, batch)
+  local err = stand(batch)
   if err then
     return '! ' .. err
   end
-  local known = position
   local record = entry .. mine .. attrs .. deadline(stateLeft) .. ' ' .. nowText .. ' ' .. (seq + 1) .. '\n' .. meta .. state
-  -- Asks and writes at once: a room's place in history has been read, so that
-  -- of the two this is the write that can be refused.
+  -- Asks and writes at once.
   local new = try('HSETNX', members, conn, record)
   if new == 0 then
     if not connKey then
@@ -275,11 +274,9 @@ local function join(mark, conn, entry, attrs, meta, left, state, stateLeft, conn
   if failed(new) then
     return '! ' .. new.err
   end
-  err = advance(mark, batch, own, 1)
-  if err then
-    call('HDEL', members, conn)
-    return '! ' .. err
-  end
+  sized(1)
+  count(mine, 1)
+  advance(mark)
   if connKey then
     if left ~= '0' then
       call('SET', connKey, entry, 'PX', left)
@@ -290,12 +287,6 @@ local function join(mark, conn, entry, attrs, meta, left, state, stateLeft, conn
   end
   owned[indexed(conn, entry)] = true
   publish('J', '.', conn, record)
-  if count(1) == 1 then
-    rooms[room] = true
-    if known then
-      call('PERSIST', seqKey)
-    end
-  end
   return size
 end
 
@@ -307,32 +298,32 @@ local function leave(mark, conn, entry, connKey, stateKey)
   if not v and out ~= '0' then
     return out
   end
-  local by, field = inc, own
+  local by = mine
   if v and find(v, entry .. mine, 1, true) ~= 1 then
     local id
-    id, by = match(v, '^(%S+) (%S+) ')
+    id, by = match(v, '^(%S+)( %S+ )')
     if not id then
-      return ODD
+      return '! ' .. ODD
     end
     if id ~= entry then
       v, out = nil, 'x'
     end
-    field = '@' .. by
   end
   if not v then
     owned[indexed(conn, entry)] = false
     return out
   end
-  local from = #entry + #by + 3
+  local from = #entry + #by + 1
   if sub(v, from, from + 3) == '0 0 ' then
     connKey = nil -- neither TTL nor state
   elseif not connKey then
     return again()
   end
-  local err = remove(conn, entry, by, connKey, stateKey, mark, batch, field, sub(mark, -1))
+  local err = stand(batch)
   if err then
     return '! ' .. err
   end
+  remove(conn, entry, by, connKey, stateKey, mark, sub(mark, -1))
   owned[indexed(conn, entry)] = false
   return 0
 end
@@ -384,8 +375,8 @@ local function perform(name)
   local kind = sub(name, 1, 1)
   local a, b, c, d = args[ai + 1], args[ai + 2], args[ai + 3], args[ai + 4]
   if kind == 'R' then
-    enter(a, keys[ki], keys[ki + 1], channels)
-    return nil, 1, 2
+    enter(a, keys[ki], channels)
+    return nil, 1, 1
   elseif kind == 'J' then
     return join(batch .. name, a, b, c, d, '0', '', '0'), 4, 0
   elseif kind == 'L' then
@@ -393,11 +384,12 @@ local function perform(name)
   elseif kind == 'T' then
     return refresh(name, keys[ki], a, b, c), 3, 2
   elseif kind == 'S' then
-    return modify(batch .. name, a, b, c, d, '0', '', args[ai + 5], args[ai + 6], args[ai + 7], args[ai + 8]), 8, 2
+    return modify(batch .. name, a, b, c, d, '0', '', '', args[ai + 5], args[ai + 6], args[ai + 7], args[ai + 8]), 8, 2
   elseif kind == 'M' then
-    return modify(batch .. name, a, b, c, d, args[ai + 5], args[ai + 6], '0', '.', '0', ''), 6, 2
+    return modify(batch .. name, a, b, c, d, args[ai + 5], args[ai + 6], args[ai + 7], '0', '', '0', ''), 7, 2
   elseif kind == 'U' then
-    return modify(batch .. name, a, b, c, d, args[ai + 9], args[ai + 10], args[ai + 5], args[ai + 6], args[ai + 7], args[ai + 8]), 10, 2
+    return modify(batch .. name, a, b, c, d, args[ai + 9], args[ai + 10], args[ai + 11], args[ai + 5], args[ai + 6], args[ai + 7],
+      args[ai + 8]), 11, 2
   elseif kind == 'j' then
     return join(batch .. name, a, b, c, d, args[ai + 5], args[ai + 6], args[ai + 7], keys[ki], keys[ki + 1]), 7, 2
   elseif kind == 'l' then
@@ -422,6 +414,15 @@ while ai <= size do
   end
   ai, ki = ai + 1 + used, ki + touched
 end
-write(keys[2], owned)
-write(keys[3], rooms)
+finish(keys[3])
+local come, go = {}, {}
+for name, there in pairs(owned) do
+  if there then
+    come[#come + 1] = name
+  else
+    go[#go + 1] = name
+  end
+end
+spread('SADD', keys[2], come)
+spread('SREM', keys[2], go)
 return reply

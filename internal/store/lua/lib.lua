@@ -1,7 +1,7 @@
 -- lib.lua: what every script that changes rooms shares. It is put in front of
--- the script, so all of it is local and nothing runs by itself. It runs with
--- every call, dozens of times for one: strings and tables are what Lua spends
--- its time on, so few are made.
+-- the script, so all of it is local and nothing runs by itself. What costs here
+-- is calls of Redis, strings (Redis has Lua hash every byte of each), patterns
+-- with captures, and tables: few of them are made.
 --
 -- A record (one field of a room's hash, see codec.go) is
 --   entry incarnation ttl stateLength stateVersion flag metaVersion metaLength stateUntil joinedAt seq \n meta state
@@ -9,104 +9,179 @@
 -- script asks most stands in front: whether it still is that entry of that
 -- incarnation, and has no TTL and no state, is a comparison of how it begins.
 -- What Redis determines stands last, so that the owner makes the rest.
+--
+-- Where a room stands is 'epoch seq tag', followed by ' incarnation entries' of
+-- each that has entries in it, so that a frame for the room finds the servers to
+-- go to.
 
 local call, try = redis.call, redis.pcall
 local find, sub, match = string.find, string.sub, string.match
 
+local args, keys = ARGV, KEYS
+
 local clock = call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
--- Whole numbers below 10^14 turn into their digits when they are put into a string.
-local nowText = now .. ''
+local nowText = string.format('%.0f', now)
 
 local RECORD = '^(%S+) (%S+) (%d+) (%d+) (%d+) (%S) (%d+) (%d+) (%d+) (%d+) (%d+)\n'
+local ODD = 'WRONGFORMAT not of this layout'
 
--- How the record of an event begins that has neither TTL nor metadata nor
--- state; seq follows.
+-- How the record of an event goes on behind entry and incarnation that has
+-- neither TTL nor metadata nor state; seq follows.
 local BARE = ' 0 0 0 . 0 0 0 0 '
 
 local function failed(v)
   return type(v) == 'table' and v.err
 end
 
--- The room at hand. Changes of one room follow each other, so that where it
--- stands is read once for all of them, when that is first asked for.
+-- spread calls a command with all of a list: what Lua can unpack is limited.
+local function spread(command, key, list)
+  for from = 1, #list, 500 do
+    local to = math.min(from + 499, #list)
+    if key then
+      call(command, key, unpack(list, from, to))
+    else
+      call(command, unpack(list, from, to))
+    end
+  end
+end
+
+-- Positions of the rooms of this call, in the order in which they will be
+-- entered. They are read at once at the beginning and written at once at the
+-- end: by then nothing is refused any more, because each op has asked before it
+-- wrote (see stand), and Redis refuses for want of memory at the first write only.
+local positions, firstPosition, entered = {}, nil, 0
+
+local function readPositions(from, count)
+  firstPosition = from
+  for i = 0, count - 1, 500 do
+    local some = call('MGET', unpack(keys, from + i, from + math.min(i + 500, count) - 1))
+    if i == 0 then
+      positions = some
+    else
+      for n = 1, #some do
+        positions[i + n] = some[n]
+      end
+    end
+  end
+end
+
+-- The room at hand. Each room is entered once.
 local room, members, seqKey, channel
-local epoch, seq, tag, prev -- epoch nil: not read
-local position -- 'epoch seq tag', nil: it has none yet
-local home, homes -- how many entries an incarnation has in it: home is '@' and the incarnation
-local size -- how many entries it has, nil: not counted
+local epoch, seq, tag, prev -- epoch nil: not asked for yet
+local position -- 'epoch seq tag', '' where there is none yet
+local moved -- something of it has been written
+local homes -- as in the position, without
+local home, entries -- the incarnation that is being counted, as ' incarnation ', and what it has
+local size, before -- how many entries it has, nil: not counted; and had at first
 
-local digits = {} -- of numbers that come more than once
+local filled, emptied = {}, {} -- rooms
+local standing = {} -- key, value, ... of rooms that have moved
 
-local function int(n)
-  local s = digits[n]
-  if not s then
-    s = n .. ''
-    digits[n] = s
+-- How long an empty room's position is remembered.
+local KEEP = 3600000
+
+local function fold()
+  if home and entries > 0 then
+    homes = homes .. home .. entries
   end
-  return s
+  home = nil
 end
 
-local function enter(name, membersKey, positionKey, channels)
-  room, members, seqKey, channel, epoch = name, membersKey, positionKey, channels .. name, nil
-  size = nil
+-- settle writes where the room at hand stands now.
+local function settle()
+  if not moved then
+    return
+  end
+  if size == 0 then
+    emptied[#emptied + 1] = room
+    call('SET', seqKey, position, 'PX', KEEP)
+    return
+  end
+  fold()
+  if before == 0 then
+    filled[#filled + 1] = room
+  end
+  local n = #standing
+  standing[n + 1] = seqKey
+  standing[n + 2] = position .. homes
 end
 
--- stand reads where the room at hand stands (fresh: the epoch of one that has
--- none) and how many entries of an incarnation it has, so that a frame for the
--- room finds the servers to go to. Returns an error of Redis's.
-local function stand(field, fresh)
-  if epoch and home == field then
-    return nil
-  end
-  local h = try('HMGET', seqKey, 'p', field)
-  if h.err then
-    return h.err
-  end
-  home, homes = field, tonumber(h[2] or '0')
+local function enter(name, membersKey, channels)
+  settle()
+  room, members, seqKey, channel = name, membersKey, keys[firstPosition + entered], channels .. name
+  entered = entered + 1
+  epoch, moved, home, size, before = nil, false, nil, nil, nil
+end
+
+-- finish writes what has been collected.
+local function finish(roomsKey)
+  settle()
+  spread('MSET', nil, standing)
+  spread('SADD', roomsKey, filled)
+  spread('SREM', roomsKey, emptied)
+end
+
+-- stand makes sure that it is known where the room at hand stands (fresh: the
+-- epoch of one that has no position). Whoever is to change it asks this before
+-- anything is written: returns why it cannot be.
+local function stand(fresh)
   if epoch then
     return nil
   end
-  position = h[1]
-  if position then
-    epoch, seq, tag = match(position, '^(%S+) (%d+) (%S+)$')
-  else
-    epoch, seq, tag = fresh, '0', '-'
+  local p = positions[entered]
+  if not p then
+    local v = try('GET', seqKey) -- MGET does not tell a wrong type from none
+    if failed(v) then
+      return v.err
+    end
+    epoch, seq, tag, position, homes = fresh, 0, '-', '', ''
+    return nil
   end
+  local i = find(p, ' ', 1, true) or 0
+  local j = find(p, ' ', i + 1, true) or 0
+  local k = find(p, ' ', j + 1, true) or #p + 1
+  local n = tonumber(sub(p, i + 1, j - 1))
+  if j == 0 or not n then
+    return ODD
+  end
+  epoch, seq, tag, position, homes = sub(p, 1, i - 1), n, sub(p, j + 1, k - 1), sub(p, 1, k - 1), sub(p, k)
 end
 
--- advance moves the room at hand one event on, and the number of entries that
--- an incarnation has in it by some. It is the first write of every change:
--- where Redis refuses writes (wrong type) it refuses this one, and nothing else
--- has been done. Returns the error.
-local function advance(mark, fresh, field, by)
-  local err = stand(field, fresh)
-  if err then
-    return err
-  end
-  local s = (seq + 1) .. ''
-  local p = epoch .. ' ' .. s .. ' ' .. mark
-  local n = homes + by
-  local w
-  if by == 0 or n <= 0 then
-    w = try('HSET', seqKey, 'p', p)
-  else
-    w = try('HSET', seqKey, 'p', p, field, int(n))
-  end
-  if failed(w) then
-    return w.err
-  end
-  if by ~= 0 and n <= 0 then
-    call('HDEL', seqKey, field)
-    n = 0
-  end
-  seq, prev, tag, position, homes = s, tag, mark, p, n
+-- advance moves the room at hand, of which it is known where it stands, one
+-- event on.
+local function advance(mark)
+  seq, prev, tag, moved = seq + 1, tag, mark, true
+  position = epoch .. ' ' .. seq .. ' ' .. mark
 end
 
--- count returns how many entries the room at hand has, after one has come (by
--- is 1) or gone (-1).
-local function count(by)
-  size = size and size + by or call('HLEN', members)
+-- count notes that an entry of an incarnation has come (by is 1) or gone (-1).
+local function count(inc, by)
+  if home ~= inc then
+    fold()
+    home, entries = inc, 0
+    local a, b = find(homes, inc, 1, true)
+    if a then
+      local c = find(homes, ' ', b + 1, true) or #homes + 1
+      entries = tonumber(sub(homes, b + 1, c - 1)) or 0
+      homes = sub(homes, 1, a - 1) .. sub(homes, c)
+    end
+  end
+  entries = entries + by
+end
+
+-- sized notes that the room at hand has one entry more (by is 1) or less (-1)
+-- than before, and returns how many it has.
+local function sized(by)
+  if size then
+    size = size + by
+  else
+    size = call('HLEN', members)
+    before = size - by
+    if before == 0 then
+      homes, home = '', nil -- whatever they were
+    end
+  end
   return size
 end
 
@@ -116,44 +191,15 @@ local function publish(kind, cause, conn, record)
     conn .. ' ' .. record)
 end
 
--- Changes of an index are collected and written at the end: name -> whether it
--- is to be in it. A name may come and go in one call; the last word counts.
-local function write(key, index)
-  local come, go = {}, {}
-  for name, there in pairs(index) do
-    if there then
-      come[#come + 1] = name
-    else
-      go[#go + 1] = name
-    end
-  end
-  for from = 1, #come, 500 do -- what Lua can unpack is limited
-    call('SADD', key, unpack(come, from, math.min(from + 499, #come)))
-  end
-  for from = 1, #go, 500 do
-    call('SREM', key, unpack(go, from, math.min(from + 499, #go)))
-  end
-end
-
-local rooms = {} -- changes of the rooms index
-
--- How long an empty room's position is remembered.
-local KEEP = 3600000
-
 -- remove ends an entry of the room at hand that is known to be there, with the
--- keys of its own, where it has any. Returns the error.
-local function remove(conn, entry, inc, connKey, stateKey, mark, fresh, field, cause)
-  local err = advance(mark, fresh, field, -1)
-  if err then
-    return err
-  end
+-- keys of its own, where it has any.
+local function remove(conn, entry, inc, connKey, stateKey, mark, cause)
   call('HDEL', members, conn)
   if connKey then
     call('DEL', connKey, stateKey)
   end
-  if count(-1) == 0 then
-    rooms[room] = false
-    call('PEXPIRE', seqKey, KEEP)
-  end
-  publish('L', cause, conn, entry .. ' ' .. inc .. BARE .. seq .. '\n')
+  sized(-1)
+  count(inc, -1)
+  advance(mark)
+  publish('L', cause, conn, entry .. inc .. sub(BARE, 2) .. seq .. '\n')
 end

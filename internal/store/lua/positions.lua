@@ -1,10 +1,10 @@
 -- positions.lua: where rooms stand, hundreds per call.
 --
 -- KEYS: seq of each room
--- Reply: per room 'epoch seq tag', '' where Redis knows nothing of it.
+-- Reply: per room its position (see lib.lua), '' where Redis knows nothing of it.
 
-local reply = {}
+local reply = redis.call('MGET', unpack(KEYS))
 for i = 1, #KEYS do
-  reply[i] = redis.call('HGET', KEYS[i], 'p') or ''
+  reply[i] = reply[i] or ''
 end
 return reply

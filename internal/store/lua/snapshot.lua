@@ -2,11 +2,11 @@
 --
 -- KEYS[1] members  KEYS[2] seq
 -- ARGV[1] how many members are still small
--- Reply: {'epoch seq tag' or '', number of members, {conn, record, ...} or {}, now}
+-- Reply: {position or '', number of members, {conn, record, ...} or {}, now}
 
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
-local p = redis.call('HGET', KEYS[2], 'p')
+local p = redis.call('GET', KEYS[2])
 local total = redis.call('HLEN', KEYS[1])
 local all = {}
 if total <= tonumber(ARGV[1]) then
