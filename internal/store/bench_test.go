@@ -80,7 +80,7 @@ func comeAndGo(rooms int, how func(*Op)) func(int) []Op {
 			ops = append(ops, j)
 			if n > 0 {
 				l := benchOp(OpLeave, ((n-1)*half+i*7)%rooms, 100_000+((n-1)%2)*half+i, n-1)
-				l.TTL = j.TTL
+				l.TTL, l.Stated = j.TTL, j.State != nil
 				ops = append(ops, l)
 			}
 		}

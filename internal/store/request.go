@@ -97,7 +97,7 @@ func (r *request) join(o *Op) {
 func (r *request) leave(o *Op) {
 	r.enter(o.Room)
 	kind := byte('L')
-	if r.own || o.TTL > 0 {
+	if r.own || o.TTL > 0 || o.Stated {
 		kind = 'l'
 		r.entry(o)
 	}

@@ -171,6 +171,9 @@ type Op struct {
 	StateLeft    time.Duration // life of the state from now; 0: no expiry
 
 	Cause Cause // OpLeave
+	// Stated says that the entry of an OpLeave may have a state. Where it has
+	// one and this was not said, the leave takes a second call.
+	Stated bool
 
 	Fresh bool // OpConnect: the connection is new, not registered again
 }

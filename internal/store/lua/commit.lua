@@ -115,20 +115,26 @@ end
 -- update writes what is newer of a present entry: metadata, state, TTL, and
 -- its per-connection key. Returns 0 where it moved the room.
 local function update(key, v, mark, conn, entry, ttl, left, mv, metaAttrs, meta, sv, stateAttrs, stateLeft, state, connKey, stateKey)
-  local _, stop, id, by, ttl0, sl, sv0, flag0, mv0, ml, til, joined, s = find(v, RECORD)
+  local by = mine
+  if find(v, entry .. mine, 1, true) ~= 1 then
+    local id
+    id, by = match(v, '^(%S+)( %S+ )')
+    if id ~= entry then
+      -- Of the same incarnation it is an older one of that connection, which a
+      -- late batch brought back after Redis forgot the numbers: to be replaced.
+      -- Taken for another server's it would cost the connection its place.
+      return not id and '! ' .. ODD or by == mine and '0' or 'x' .. sub(by, 1, -2)
+    end
+  end
+  local from = #entry + #by + 1
+  local _, stop, ttl0, state1, sl, sv0, meta1, mv0, ml, til, joined, s = find(v, REST, from)
   if not stop then
     return '! ' .. ODD
-  end
-  if id ~= entry then
-    -- Of the same incarnation it is an older one of that connection, which a
-    -- late batch brought back after Redis forgot the numbers: to be replaced.
-    -- Taken for another server's it would cost the connection its place.
-    return by == inc and '0' or 'x ' .. by
   end
   local metaNew = tonumber(mv) > tonumber(mv0)
   local stateNew = tonumber(sv) > tonumber(sv0)
   local told = '+'
-  local who = entry .. ' ' .. by .. ' ' .. ttl .. ' '
+  local who = entry .. by .. ttl .. ' '
   if metaNew or stateNew then
     local err = stand(batch)
     if err then
@@ -136,26 +142,29 @@ local function update(key, v, mark, conn, entry, ttl, left, mv, metaAttrs, meta,
     end
     local cut = stop + tonumber(ml)
     local meta0, state0 = sub(v, stop + 1, cut), sub(v, cut + 1)
-    local state1 = sl .. ' ' .. sv0 .. ' ' .. flag0 .. ' '
-    local meta1 = mv0 .. ' ' .. ml .. ' '
+    local record
     if metaNew then
       advance(mark)
       told, s, meta0, mv0, meta1 = 0, seq, meta, mv, metaAttrs
-      publish('M', '.', conn, who .. state1 .. meta1 .. til .. ' ' .. joined .. ' ' .. s .. '\n' .. meta .. state0)
+      record = who .. state1 .. meta1 .. til .. ' ' .. joined .. ' ' .. s .. '\n' .. meta0 .. state0
+      publish('M', '.', conn, record)
     end
     if stateNew then
-      state1 = stateAttrs
-      if state0 ~= '' or state ~= '' then
+      local tell = state0 ~= '' or state ~= ''
+      if tell then
         advance(mark .. '+')
         told, s, til = 0, seq, deadline(stateLeft)
         setState(stateKey, state, stateLeft)
-        publish('S', '.', conn, who .. state1 .. mv0 .. ' 0 ' .. til .. ' ' .. joined .. ' ' .. s .. '\n' .. state)
       end
-      state0 = state
+      local since = til .. ' ' .. joined .. ' ' .. s .. '\n'
+      record = who .. stateAttrs .. meta1 .. since .. meta0 .. state
+      if tell then
+        publish('S', '.', conn, meta0 == '' and record or who .. stateAttrs .. mv0 .. ' 0 ' .. since .. state)
+      end
     end
-    call('HSET', key, conn, who .. state1 .. meta1 .. til .. ' ' .. joined .. ' ' .. s .. '\n' .. meta0 .. state0)
+    call('HSET', key, conn, record)
   elseif ttl ~= ttl0 then
-    call('HSET', key, conn, who .. sub(v, #id + #by + #ttl0 + 4))
+    call('HSET', key, conn, who .. sub(v, from + #ttl0 + 1))
   end
   if ttl == '0' then
     if left ~= '0' or ttl0 ~= '0' then
@@ -214,8 +223,8 @@ local function rejoin(mark, conn, entry, attrs, meta, left, state, stateLeft, co
   if not v then
     return out
   end
-  local _, stop, id, by, _, _, _, _, _, _, _, joined = find(v, RECORD)
-  if not stop then
+  local id, by, joined = match(v, '^(%S+)( %S+ )%d+ %d+ %d+ %S %d+ %d+ %d+ (%d+) %d+\n')
+  if not id then
     return '! ' .. ODD
   end
   local ttl, stateAttrs, sv, metaAttrs, mv = match(attrs, '^(%d+) (%d+ (%d+) %S )((%d+) %d+ )')
@@ -231,10 +240,10 @@ local function rejoin(mark, conn, entry, attrs, meta, left, state, stateLeft, co
     owned[indexed(conn, entry)] = true
     return sized(0)
   end
-  if by == inc then
+  if by == mine then
     owned[indexed(conn, id)] = false
   else
-    count(' ' .. by .. ' ', -1)
+    count(by, -1)
     count(mine, 1)
   end
   advance(mark)
@@ -262,7 +271,8 @@ local function join(mark, conn, entry, attrs, meta, left, state, stateLeft, conn
   if err then
     return '! ' .. err
   end
-  local record = entry .. mine .. attrs .. deadline(stateLeft) .. ' ' .. nowText .. ' ' .. (seq + 1) .. '\n' .. meta .. state
+  local next = following()
+  local record = entry .. mine .. attrs .. deadline(stateLeft) .. ' ' .. nowText .. ' ' .. next .. '\n' .. meta .. state
   -- Asks and writes at once.
   local new = try('HSETNX', members, conn, record)
   if new == 0 then
@@ -276,7 +286,7 @@ local function join(mark, conn, entry, attrs, meta, left, state, stateLeft, conn
   end
   sized(1)
   count(mine, 1)
-  advance(mark)
+  advance(mark, next)
   if connKey then
     if left ~= '0' then
       call('SET', connKey, entry, 'PX', left)

@@ -23,7 +23,9 @@ local clock = call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 local nowText = string.format('%.0f', now)
 
-local RECORD = '^(%S+) (%S+) (%d+) (%d+) (%d+) (%S) (%d+) (%d+) (%d+) (%d+) (%d+)\n'
+-- What follows entry and incarnation in a record: ttl, what it says of the state
+-- (its length, its version), of the metadata (version, length), until, joined, seq.
+local REST = '^(%d+) ((%d+) (%d+) %S )((%d+) (%d+) )(%d+) (%d+) (%d+)\n'
 local ODD = 'WRONGFORMAT not of this layout'
 
 -- How the record of an event goes on behind entry and incarnation that has
@@ -68,7 +70,7 @@ end
 
 -- The room at hand. Each room is entered once.
 local room, members, seqKey, channel
-local epoch, seq, tag, prev -- epoch nil: not asked for yet
+local epoch, seq, tag, prev -- seq: in digits; epoch nil: not asked for yet
 local position -- 'epoch seq tag', '' where there is none yet
 local moved -- something of it has been written
 local homes -- as in the position, without
@@ -135,23 +137,27 @@ local function stand(fresh)
     if failed(v) then
       return v.err
     end
-    epoch, seq, tag, position, homes = fresh, 0, '-', '', ''
+    epoch, seq, tag, position, homes = fresh, '0', '-', '', ''
     return nil
   end
   local i = find(p, ' ', 1, true) or 0
   local j = find(p, ' ', i + 1, true) or 0
   local k = find(p, ' ', j + 1, true) or #p + 1
-  local n = tonumber(sub(p, i + 1, j - 1))
-  if j == 0 or not n then
+  if j == 0 or find(p, '^%d', i + 1) ~= i + 1 then
     return ODD
   end
-  epoch, seq, tag, position, homes = sub(p, 1, i - 1), n, sub(p, j + 1, k - 1), sub(p, 1, k - 1), sub(p, k)
+  epoch, seq, tag, position, homes = sub(p, 1, i - 1), sub(p, i + 1, j - 1), sub(p, j + 1, k - 1), sub(p, 1, k - 1), sub(p, k)
+end
+
+-- following is the seq of the next event.
+local function following()
+  return (seq + 1) .. ''
 end
 
 -- advance moves the room at hand, of which it is known where it stands, one
 -- event on.
-local function advance(mark)
-  seq, prev, tag, moved = seq + 1, tag, mark, true
+local function advance(mark, next)
+  seq, prev, tag, moved = next or following(), tag, mark, true
   position = epoch .. ' ' .. seq .. ' ' .. mark
 end
 

@@ -45,13 +45,17 @@ local function judge(name, conn, entry, version, connKey, stateKey, ownedKey, fe
   if failed(v) then
     return '! ' .. v.err
   end
-  local _, stop, id, inc, ttl, sl, sv, _, mv, ml, til, joined
+  local id, inc
   if v then
-    _, stop, id, inc, ttl, sl, sv, _, mv, ml, til, joined = find(v, RECORD)
+    id, inc = match(v, '^(%S+)( %S+ )')
   end
   if id ~= entry then
     unlist(ownedKey, 'e ' .. conn .. ' ' .. entry .. ' ' .. room)
     return '0'
+  end
+  local _, stop, ttl, _, sl, sv, meta, mv, ml, til, joined = find(v, REST, #entry + #inc + 1)
+  if not stop then
+    return '! ' .. ODD
   end
   local mode, cause = sub(name, 1, 1), 'l'
   if mode == 's' then
@@ -78,17 +82,17 @@ local function judge(name, conn, entry, version, connKey, stateKey, ownedKey, fe
   end
   if mode == 's' then
     advance(batch .. name)
-    local who = entry .. ' ' .. inc .. ' ' .. ttl .. ' 0 ' .. sv .. ' . ' .. mv .. ' '
-    local since = ' 0 ' .. joined .. ' ' .. seq .. '\n'
-    call('HSET', members, conn, who .. ml .. since .. sub(v, stop + 1, stop + tonumber(ml)))
+    local who = entry .. inc .. ttl .. ' 0 ' .. sv .. ' . '
+    local since = '0 ' .. joined .. ' ' .. seq .. '\n'
+    call('HSET', members, conn, who .. meta .. since .. sub(v, stop + 1, stop + tonumber(ml)))
     call('DEL', stateKey)
-    publish('S', '.', conn, who .. '0' .. since)
+    publish('S', '.', conn, who .. mv .. ' 0 ' .. since)
     return '+'
   end
   if ttl == '0' and sl == '0' then
     connKey = nil -- it has no keys of its own
   end
-  remove(conn, entry, ' ' .. inc .. ' ', connKey, stateKey, batch .. name, cause)
+  remove(conn, entry, inc, connKey, stateKey, batch .. name, cause)
   unlist(ownedKey, 'e ' .. conn .. ' ' .. entry .. ' ' .. room)
   return '+'
 end
