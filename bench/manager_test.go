@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 	"github.com/meshpresence/mesh"
 	"github.com/meshpresence/mesh/bench/internal/peer"
 	"github.com/meshpresence/mesh/internal/redistest"
+	"github.com/meshpresence/mesh/internal/store"
 )
 
 const (
@@ -27,29 +29,35 @@ const (
 )
 
 // BenchmarkManager is joins and leaves per second of 512 callers in 1,000
-// rooms: through the library's manager, as a script call per operation in raw
-// pipelines of 200, and with Centrifuge's presence manager and its publishing
-// of join and leave.
+// rooms: through the library's manager; with its script, one op per call, in raw
+// pipelines of 200 (pipelines); with the simplest script that could do, in the
+// same pipelines (simple); and with Centrifuge's presence manager and its
+// publishing of join and leave. Processor time is that of Redis, and of this
+// process, which makes the load, too.
 func BenchmarkManager(b *testing.B) {
-	const library, raw, other = peer.Mesh, peer.Kind("pipelines"), peer.Centrifuge
-	rounds, cpu := figures{}, figures{}
+	const library, raw, simple, other = peer.Mesh, peer.Kind("pipelines"), peer.Kind("simple"), peer.Centrifuge
+	kinds := []peer.Kind{library, raw, simple, other}
+	rounds, cpu, own := figures{}, figures{}, figures{}
 	for b.Loop() {
 		for k, run := range map[peer.Kind]func(*testing.B, *redis.Client) float64{
-			library: libraryManager, raw: rawPipelines, other: centrifugeManager,
+			library: libraryManager, raw: rawPipelines, simple: simplePipelines, other: centrifugeManager,
 		} {
 			client := redistest.Start(b).Client(b)
+			before := usedHere(b)
 			perSecond := run(b, client)
+			ops := perSecond * during.Seconds()
 			rounds[k] = append(rounds[k], perSecond)
-			cpu[k] = append(cpu[k], usedCPU(b, client)*1e6/(perSecond*during.Seconds()))
+			cpu[k] = append(cpu[k], usedCPU(b, client)*1e6/ops)
+			own[k] = append(own[k], (usedHere(b)-before)*1e6/ops)
 		}
 	}
-	for _, k := range []peer.Kind{library, raw, other} {
+	for _, k := range kinds {
+		b.ReportMetric(rounds.median(k), string(k)+"-ops/s")
 		b.ReportMetric(cpu.median(k), string(k)+"-redis-µs/op")
+		b.ReportMetric(own.median(k), string(k)+"-go-µs/op")
 	}
-	b.ReportMetric(rounds.median(library), "mesh-ops/s")
-	b.ReportMetric(rounds.median(raw), "pipelines-ops/s")
-	b.ReportMetric(rounds.median(other), "centrifuge-ops/s")
 	b.ReportMetric(rounds.ratio(library, raw), "×pipelines")
+	b.ReportMetric(rounds.ratio(library, simple), "×simple")
 	b.ReportMetric(rounds.ratio(library, other), "×centrifuge")
 }
 
@@ -95,6 +103,14 @@ func usedCPU(b *testing.B, client *redis.Client) (total float64) {
 	return total
 }
 
+// usedHere is the processor time that this process has used so far, in seconds.
+func usedHere(b *testing.B) float64 {
+	b.Helper()
+	var r syscall.Rusage
+	require.NoError(b, syscall.Getrusage(syscall.RUSAGE_SELF, &r))
+	return float64(r.Utime.Nano()+r.Stime.Nano()) / 1e9
+}
+
 func libraryManager(b *testing.B, client *redis.Client) float64 {
 	p, err := mesh.NewPresenceManager(mesh.Options{Redis: client})
 	require.NoError(b, err)
@@ -123,24 +139,23 @@ end
 redis.call('PUBLISH', ARGV[5], ARGV[1] .. ARGV[2] .. redis.call('HINCRBY', KEYS[3], 'seq', 1))
 return 1`)
 
-// rawPipelines is the limit: one goroutine per connection of the pool, each
-// with pipelines of 200 calls, and nobody who waits for an answer of his own.
-func rawPipelines(b *testing.B, client *redis.Client) float64 {
+// pipelined is the limit of single calls: one goroutine per connection of the
+// pool, each with pipelines of 200 calls, and nobody who waits for an answer of
+// his own. op adds the n-th operation of a worker to its pipeline: a join and
+// the leave after it in turns.
+func pipelined(b *testing.B, client *redis.Client, op func(pipe redis.Pipeliner, worker, n int, room, conn string)) float64 {
 	ctx := b.Context()
-	require.NoError(b, single.Load(ctx, client).Err())
 	var done atomic.Int64
 	var working sync.WaitGroup
 	begun := time.Now()
 	for w := range 4 {
 		working.Go(func() {
-			for n := w; time.Since(begun) < during; {
+			for n := 0; time.Since(begun) < during; {
 				pipe := client.Pipeline()
-				for range 100 {
-					room, conn := fmt.Sprintf("room%d", n%rooms), fmt.Sprintf("conn%d", n%callers)
-					keys := []string{"m:" + room, "owned", "s:" + room}
-					single.EvalSha(ctx, pipe, keys, "join", conn, `{"id":1}`, room+" "+conn, "e:"+room)
-					single.EvalSha(ctx, pipe, keys, "leave", conn, "", room+" "+conn, "e:"+room)
-					n += 7
+				for range 200 {
+					at := w + n/2*7
+					op(pipe, w, n, fmt.Sprintf("room%d", at%rooms), fmt.Sprintf("conn%d", at%callers))
+					n++
 				}
 				if _, err := pipe.Exec(ctx); err != nil {
 					b.Error(err)
@@ -153,6 +168,54 @@ func rawPipelines(b *testing.B, client *redis.Client) float64 {
 	working.Wait()
 	return float64(done.Load()) / time.Since(begun).Seconds()
 }
+
+func simplePipelines(b *testing.B, client *redis.Client) float64 {
+	ctx := b.Context()
+	require.NoError(b, single.Load(ctx, client).Err())
+	return pipelined(b, client, func(pipe redis.Pipeliner, _, n int, room, conn string) {
+		keys := []string{"m:" + room, "owned", "s:" + room}
+		if n%2 == 0 {
+			single.EvalSha(ctx, pipe, keys, "join", conn, `{"id":1}`, room+" "+conn, "e:"+room)
+			return
+		}
+		single.EvalSha(ctx, pipe, keys, "leave", conn, "", room+" "+conn, "e:"+room)
+	})
+}
+
+// rawPipelines has the library's script do one operation per call: what
+// committing in groups brings, and what waiting for one's own answer costs.
+func rawPipelines(b *testing.B, client *redis.Client) float64 {
+	ctx := b.Context()
+	call := func(worker, n int, room, conn string) (*redis.Script, []string, []any) {
+		op := store.Op{
+			Kind: store.OpJoin, Room: room, Conn: fmt.Sprintf("%s-%d", conn, worker),
+			Entry: fmt.Sprintf("E%015d", n/2), Cause: store.CauseLeft,
+		}
+		if n%2 == 1 {
+			op.Kind = store.OpLeave
+		}
+		inc := fmt.Sprintf("INCARNATION-OF-WORKER-%04d", worker)
+		return store.CommitCall(names{}, 0, inc, uint64(n+1), 0, []store.Op{op})
+	}
+	script, _, _ := call(0, 0, "", "")
+	require.NoError(b, script.Load(ctx, client).Err())
+	return pipelined(b, client, func(pipe redis.Pipeliner, worker, n int, room, conn string) {
+		script, keys, args := call(worker, n, room, conn)
+		script.EvalSha(ctx, pipe, keys, args...)
+	})
+}
+
+// names are the keys that the library uses for entries without a cluster.
+type names struct{ store.Keys }
+
+func (names) Members(room string) string     { return "mesh:presence:members:" + room }
+func (names) Conn(room, conn string) string  { return "mesh:presence:conn:" + room + ":" + conn }
+func (names) State(room, conn string) string { return "mesh:presence:state:" + room + ":" + conn }
+func (names) Seq(room string) string         { return "mesh:presence:seq:" + room }
+func (names) Owned(_ int, inc string) string { return "mesh:presence:owned:" + inc }
+func (names) Fence(_ int, inc string) string { return "mesh:fence:" + inc }
+func (names) Rooms(int) string               { return "mesh:presence:rooms" }
+func (names) EventsPrefix() string           { return "mesh:@0:presence:events:" }
 
 func centrifugeManager(b *testing.B, client *redis.Client) float64 {
 	node, presence, broker, err := peer.NewPresence(client.Options().Addr)

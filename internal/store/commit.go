@@ -24,7 +24,7 @@ func (o *Op) Size() int {
 // their results.
 func (s *Store) Commit(ctx context.Context, bucket int, inc string, number, known uint64, ops []Op) ([]OpResult, error) {
 	results := make([]OpResult, len(ops))
-	r := s.request(bucket, inc, number, known)
+	r := s.request(bucket, inc, number, known, len(ops))
 	again, err := s.commit(ctx, r, ops, orderOf(ops), results)
 	if err != nil {
 		return nil, err
@@ -32,7 +32,7 @@ func (s *Store) Commit(ctx context.Context, bucket int, inc string, number, know
 	if len(again) == 0 {
 		return results, nil
 	}
-	r = s.request(bucket, inc, number, known) // the same number: it belongs to that batch
+	r = s.request(bucket, inc, number, known, len(again)) // the same number: it belongs to that batch
 	r.own = true
 	if again, err = s.commit(ctx, r, ops, again, results); err == nil && len(again) > 0 {
 		err = fmt.Errorf("asked for keys that it had: %w", errFormat)

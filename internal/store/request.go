@@ -35,7 +35,7 @@ func (r *request) call() ([]string, []any) {
 // the bare call costs: the script, its KEYS and its ARGV. Where the answer to an
 // op is "k", Commit asks a second time.
 func CommitCall(keys Keys, bucket int, inc string, number, known uint64, ops []Op) (*redis.Script, []string, []any) {
-	r := newRequest(keys, bucket, inc, number, known)
+	r := newRequest(keys, bucket, inc, number, known, len(ops))
 	for _, i := range orderOf(ops) {
 		r.add(&ops[i])
 	}
@@ -43,16 +43,16 @@ func CommitCall(keys Keys, bucket int, inc string, number, known uint64, ops []O
 	return commitScript, names, args
 }
 
-func newRequest(keys Keys, bucket int, inc string, number, known uint64) *request {
-	r := &request{keys: keys, args: make([]any, 0, 6+6*MaxOps)}
+func newRequest(keys Keys, bucket int, inc string, number, known uint64, ops int) *request {
+	r := &request{keys: keys, args: make([]any, 0, 6+7*ops)}
 	r.head = append(r.head, keys.Fence(bucket, inc), keys.Owned(bucket, inc), keys.Rooms(bucket))
 	r.args = append(r.args, inc, strconv.FormatUint(number, 10), newTag(), keys.EventsPrefix(), strconv.FormatUint(known, 10), "")
 	return r
 }
 
 // request is newRequest for a batch of the store's.
-func (s *Store) request(bucket int, inc string, number, known uint64) *request {
-	r := newRequest(s.keys, bucket, inc, number, known)
+func (s *Store) request(bucket int, inc string, number, known uint64, ops int) *request {
+	r := newRequest(s.keys, bucket, inc, number, known, ops)
 	if known == 0 && s.listed && bucket == 0 {
 		r.args[roomsAt-1] = "i"
 		r.head = append(r.head, s.keys.Instances())

@@ -1,0 +1,171 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"regexp"
+	"strconv"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh"
+	"github.com/meshpresence/mesh/bench/internal/peer"
+	"github.com/meshpresence/mesh/internal/redistest"
+	"github.com/meshpresence/mesh/internal/store"
+)
+
+// 50,000 entries with a TTL: 10,000 connections in five of 10,000 rooms each.
+const (
+	timed    = 10_000
+	each     = 5
+	timedTTL = 8 * time.Second
+)
+
+func timedRoom(conn, n int) string { return fmt.Sprintf("room%05d", (conn+n*2003)%timed) }
+
+// BenchmarkRefresh is what it costs Redis that 50,000 entries with a TTL go on
+// being there, beside a script that does the same writes and looks whether the
+// records are there, and no more, in calls of 128.
+func BenchmarkRefresh(b *testing.B) {
+	const library, raw = peer.Mesh, peer.Kind("raw")
+	cpu, trips := figures{}, figures{}
+	for b.Loop() {
+		for k, run := range map[peer.Kind]func(*testing.B, *redis.Client) (float64, float64){library: refreshed, raw: refreshedRaw} {
+			perEntry, perCall := run(b, redistest.Start(b).Client(b))
+			cpu[k], trips[k] = append(cpu[k], perEntry), append(trips[k], perCall)
+		}
+	}
+	b.ReportMetric(cpu.median(library), "mesh-redis-µs/entry")
+	b.ReportMetric(cpu.median(raw), "raw-redis-µs/entry")
+	b.ReportMetric(trips.median(library), "mesh-entries/call")
+	b.ReportMetric(cpu.ratio(library, raw), "×raw")
+}
+
+// perEntry measures what a Redis does for each entry while something runs: its
+// processor time in µs, and how many entries each script call carries. A record
+// is looked at once for each entry.
+func perEntry(b *testing.B, client *redis.Client, look string, run func()) (cpu, entries float64) {
+	b.Helper()
+	require.NoError(b, client.ConfigResetStat(b.Context()).Err())
+	before := usedCPU(b, client)
+	run()
+	used := usedCPU(b, client) - before
+	looked := float64(calls(b, client, look))
+	return used * 1e6 / looked, looked / float64(calls(b, client, "evalsha"))
+}
+
+// calls is how often a command has run since statistics began.
+func calls(b *testing.B, client *redis.Client, command string) int {
+	b.Helper()
+	info, err := client.Info(b.Context(), "commandstats").Result()
+	require.NoError(b, err)
+	m := regexp.MustCompile(`cmdstat_` + command + `:calls=(\d+)`).FindStringSubmatch(info)
+	require.NotNil(b, m, command)
+	n, err := strconv.Atoi(m[1])
+	require.NoError(b, err)
+	return n
+}
+
+func refreshed(b *testing.B, client *redis.Client) (float64, float64) {
+	p, err := mesh.NewPresenceManager(mesh.Options{Redis: client})
+	require.NoError(b, err)
+	require.NoError(b, p.TrackPresence(mesh.Regexp(regexp.MustCompile(".*")), mesh.PresenceOptions{TTL: timedTTL}))
+	require.NoError(b, p.Start(b.Context()))
+	defer func() { require.NoError(b, p.Shutdown(context.Background())) }()
+	ctx, stop := context.WithCancel(b.Context())
+	var touching sync.WaitGroup
+	defer touching.Wait()
+	defer stop()
+	touching.Go(func() { // as if each sent a frame a second
+		tick := time.NewTicker(time.Second)
+		defer tick.Stop()
+		for ctx.Err() == nil {
+			for i := range timed {
+				_ = p.Touch(fmt.Sprintf("conn%05d", i)) // not there yet, perhaps
+			}
+			select {
+			case <-tick.C:
+			case <-ctx.Done():
+			}
+		}
+	})
+	var joining sync.WaitGroup
+	for w := range callers {
+		joining.Go(func() {
+			for i := w; i < timed; i += callers {
+				conn := fmt.Sprintf("conn%05d", i)
+				if err := p.Connect(ctx, conn, nil); err != nil {
+					b.Error(err)
+				}
+				for n := range each {
+					// On a machine that is busy with more than this it may take its time.
+					err := p.Join(ctx, timedRoom(i, n), conn)
+					for errors.Is(err, mesh.ErrUnavailable) {
+						err = p.Join(ctx, timedRoom(i, n), conn)
+					}
+					if err != nil {
+						b.Error(err)
+					}
+				}
+			}
+		})
+	}
+	joining.Wait()
+	// Three rounds of refreshes: they come every third of the TTL and a second.
+	return perEntry(b, client, "hget", func() { time.Sleep(timedTTL + time.Second) })
+}
+
+// refreshRaw prolongs entries whose records are there.
+var refreshRaw = redis.NewScript(`
+local out = {}
+for i = 1, #KEYS, 2 do
+  local a = (i - 1) / 2 * 3
+  if redis.call('HEXISTS', KEYS[i], ARGV[a + 1]) == 1 then
+    redis.call('SET', KEYS[i + 1], ARGV[a + 2], 'PX', ARGV[a + 3])
+    out[#out + 1] = 1
+  else
+    out[#out + 1] = 0
+  end
+end
+return out`)
+
+func refreshedRaw(b *testing.B, client *redis.Client) (float64, float64) {
+	ctx := b.Context()
+	require.NoError(b, refreshRaw.Load(ctx, client).Err())
+	type entry struct{ room, conn string }
+	var all []entry
+	for i := range timed {
+		pipe := client.Pipeline()
+		for n := range each {
+			e := entry{timedRoom(i, n), fmt.Sprintf("conn%05d", i)}
+			all = append(all, e)
+			record := fmt.Sprintf("E%015d INCARNATION-OF-WORKER-0001 5000 0 0 . 0 0 0 1700000000000 1\n", i)
+			pipe.HSet(ctx, names{}.Members(e.room), e.conn, record)
+			pipe.Set(ctx, names{}.Conn(e.room, e.conn), record[:16], time.Minute)
+		}
+		_, err := pipe.Exec(ctx)
+		require.NoError(b, err)
+	}
+	const calls = 3 * ((timed*each + store.MaxOps - 1) / store.MaxOps)
+	tick := time.NewTicker((timedTTL + time.Second) / calls) // as often as the library comes: a Redis that rests has to wake up, too
+	defer tick.Stop()
+	return perEntry(b, client, "hexists", func() {
+		for range 3 {
+			for at := 0; at < len(all); at += store.MaxOps {
+				<-tick.C
+				var keys []string
+				var args []any
+				for i, e := range all[at:min(at+store.MaxOps, len(all))] {
+					keys = append(keys, names{}.Members(e.room), names{}.Conn(e.room, e.conn))
+					args = append(args, e.conn, fmt.Sprintf("E%015d", (at+i)/each), 60_000+i)
+				}
+				require.NoError(b, refreshRaw.EvalSha(ctx, client, keys, args...).Err())
+			}
+		}
+	})
+}
