@@ -3,6 +3,7 @@ package store
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -169,6 +170,52 @@ func measureCommits(b *testing.B, prepare []Op, batch func(int) []Op) {
 	commands, inside := usedByCommands(b, client)
 	b.ReportMetric(inside/float64(ops), "commands-µs/op")
 	b.ReportMetric(float64(commands)/float64(ops), "commands/op")
+}
+
+// BenchmarkReap is the end of a server with 10,000 entries in 1,000 rooms, as
+// whoever finds its index ends them.
+//
+//	go test -run '^$' -bench Reap -benchtime 3x ./internal/store
+func BenchmarkReap(b *testing.B) {
+	server := redistest.Start(b)
+	client := server.Client(b)
+	s := New(client, testKeys{buckets: 1})
+	const rooms, each = 1000, 10
+	used, ended := 0.0, 0
+	for n := range b.N {
+		inc := fmt.Sprintf("incarnation%016d", n)
+		number := uint64(0)
+		for part := range slices.Chunk(residents(rooms, each, withTTL), MaxOps) {
+			number++
+			_, err := s.Commit(b.Context(), 0, inc, number, number-1, part)
+			require.NoError(b, err)
+		}
+		require.NoError(b, s.Fence(b.Context(), 0, inc))
+		before := usedByRedis(b, client)
+		for cursor := uint64(0); ; {
+			refs, next, err := s.OwnedPage(b.Context(), 0, inc, cursor)
+			require.NoError(b, err)
+			items := make([]ReapItem, len(refs))
+			for i, r := range refs {
+				items[i] = ReapItem{Mode: ReapDead, Room: r.Room, Conn: r.Conn, Entry: r.Entry, Incarnation: inc}
+			}
+			now, err := client.Time(b.Context()).Result()
+			require.NoError(b, err)
+			statuses, err := s.Reap(b.Context(), Judgment{Now: now.UnixMilli(), Tolerance: time.Minute}, items)
+			require.NoError(b, err)
+			for _, st := range statuses {
+				if st == Ended {
+					ended++
+				}
+			}
+			if cursor = next; cursor == 0 {
+				break
+			}
+		}
+		used += usedByRedis(b, client) - before
+	}
+	require.Equal(b, rooms*each*b.N, ended)
+	b.ReportMetric(used*1e6/float64(ended), "redis-µs/entry")
 }
 
 // usedByRedis is the processor time that a Redis has used so far, in seconds.

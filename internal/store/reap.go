@@ -40,8 +40,11 @@ func (s *Store) reapPart(ctx context.Context, j Judgment, bucket int, items []Re
 			names = append(names, s.keys.Members(it.Room))
 			args = append(args, "R", it.Room)
 		}
-		names = append(names, s.keys.Conn(it.Room, it.Conn), s.keys.State(it.Room, it.Conn),
-			s.keys.Owned(bucket, it.Incarnation), s.keys.Fence(bucket, it.Incarnation))
+		if n == 0 || it.Incarnation != items[part[order[n-1]]].Incarnation {
+			names = append(names, s.keys.Owned(bucket, it.Incarnation), s.keys.Fence(bucket, it.Incarnation))
+			args = append(args, "I")
+		}
+		names = append(names, s.keys.Conn(it.Room, it.Conn), s.keys.State(it.Room, it.Conn))
 		args = append(args, string(it.Mode)+strconv.Itoa(n), it.Conn, it.Entry, strconv.FormatUint(it.StateVersion, 10))
 	}
 	args[4] = strconv.Itoa(len(rooms))

@@ -107,7 +107,7 @@ func (r *request) leave(o *Op) {
 func (r *request) update(o *Op) {
 	if o.MetaVersion == 0 && o.StateVersion == 0 && o.Left > 0 {
 		r.names = append(r.names, r.keys.Members(o.Room), r.keys.Conn(o.Room, o.Conn))
-		r.args = append(r.args, "T"+millis(o.TTL), o.Conn, o.Entry, millis(o.Left))
+		r.args = append(r.args, "T"+millis(o.TTL), o.Conn, o.Entry, millis(max(o.Left, time.Millisecond)))
 		return
 	}
 	r.enter(o.Room)

@@ -30,7 +30,7 @@ local ODD = 'WRONGFORMAT not of this layout'
 
 -- How the record of an event goes on behind entry and incarnation that has
 -- neither TTL nor metadata nor state; seq follows.
-local BARE = ' 0 0 0 . 0 0 0 0 '
+local BARE = '0 0 0 . 0 0 0 0 '
 
 local function failed(v)
   return type(v) == 'table' and v.err
@@ -207,5 +207,5 @@ local function remove(conn, entry, inc, connKey, stateKey, mark, cause)
   sized(-1)
   count(inc, -1)
   advance(mark)
-  publish('L', cause, conn, entry .. inc .. sub(BARE, 2) .. seq .. '\n')
+  publish('L', cause, conn, entry .. inc .. BARE .. seq .. '\n')
 end

@@ -1,11 +1,12 @@
 -- reap.lua: ends entries and states of others, each only on its ground. The
 -- record is the claim: whoever takes it away tells, everybody else finds it gone.
 --
--- KEYS[1] rooms index of the bucket, then seq of each room, in the order of their R, then members (R) or
---   conn, state, owned, fence of the entry's incarnation (items)
+-- KEYS[1] rooms index of the bucket, then seq of each room, in the order of their R, then members (R),
+--   owned and fence (I), conn and state (items)
 -- ARGV[1] random tag of the call, also the epoch for rooms that have none  ARGV[2] prefix of event channels
 -- ARGV[3] where the caller expects this clock (unix ms)  ARGV[4] tolerance (ms)  ARGV[5] how many rooms
 --   then R and a room, once in a call, and behind it its items: name conn entry stateVersion
+--   An I, which is alone, says whose the items after it are.
 --   Names are unique in the call and begin with the mode:
 --   t: its per-connection key is gone;  s: its state's key is gone;  d: its owner is fenced;  f: no ground needed
 --
@@ -20,27 +21,29 @@ end
 -- ending is always possible.
 try('SREM', keys[1], '')
 
-local fenced = {} -- by key
-local indexes = {} -- names to be taken off, by key of the index
+-- The incarnation at hand.
+local ownedKey, fenceKey
+local fenced -- nil: not asked for yet
+local gone = {} -- names to be taken off its index
 
-local function unlist(key, name)
-  local list = indexes[key]
-  if not list then
-    list = {}
-    indexes[key] = list
-  end
-  list[#list + 1] = name
+local function unlist(conn, entry)
+  gone[#gone + 1] = 'e ' .. conn .. ' ' .. entry .. ' ' .. room
 end
 
-local function dead(key)
-  if fenced[key] == nil then
-    fenced[key] = call('GET', key) == 'dead'
+local function leaveIndex()
+  spread('SREM', ownedKey, gone)
+  gone = {}
+end
+
+local function dead()
+  if fenced == nil then
+    fenced = call('GET', fenceKey) == 'dead'
   end
-  return fenced[key]
+  return fenced
 end
 
 -- judge ends an entry of the room at hand, or its state.
-local function judge(name, conn, entry, version, connKey, stateKey, ownedKey, fenceKey)
+local function judge(name, conn, entry, version, connKey, stateKey)
   local v = try('HGET', members, conn)
   if failed(v) then
     return '! ' .. v.err
@@ -50,7 +53,7 @@ local function judge(name, conn, entry, version, connKey, stateKey, ownedKey, fe
     id, inc = match(v, '^(%S+)( %S+ )')
   end
   if id ~= entry then
-    unlist(ownedKey, 'e ' .. conn .. ' ' .. entry .. ' ' .. room)
+    unlist(conn, entry)
     return '0'
   end
   local _, stop, ttl, _, sl, sv, meta, mv, ml, til, joined = find(v, REST, #entry + #inc + 1)
@@ -71,7 +74,7 @@ local function judge(name, conn, entry, version, connKey, stateKey, ownedKey, fe
     end
     cause = 's'
   elseif mode == 'd' then
-    if not dead(fenceKey) then
+    if not dead() then
       return 'a'
     end
     cause = 'd'
@@ -93,7 +96,7 @@ local function judge(name, conn, entry, version, connKey, stateKey, ownedKey, fe
     connKey = nil -- it has no keys of its own
   end
   remove(conn, entry, inc, connKey, stateKey, batch .. name, cause)
-  unlist(ownedKey, 'e ' .. conn .. ' ' .. entry .. ' ' .. room)
+  unlist(conn, entry)
   return '+'
 end
 
@@ -105,13 +108,15 @@ while ai <= #args do
   if args[ai] == 'R' then
     enter(args[ai + 1], keys[ki], channels)
     ki, ai = ki + 1, ai + 2
+  elseif args[ai] == 'I' then
+    leaveIndex()
+    ownedKey, fenceKey, fenced = keys[ki], keys[ki + 1], nil
+    ki, ai = ki + 2, ai + 1
   else
-    reply[#reply + 1] = judge(args[ai], args[ai + 1], args[ai + 2], args[ai + 3], keys[ki], keys[ki + 1], keys[ki + 2], keys[ki + 3])
-    ki, ai = ki + 4, ai + 4
+    reply[#reply + 1] = judge(args[ai], args[ai + 1], args[ai + 2], args[ai + 3], keys[ki], keys[ki + 1])
+    ki, ai = ki + 2, ai + 4
   end
 end
 finish(keys[1])
-for key, list in pairs(indexes) do
-  spread('SREM', key, list)
-end
+leaveIndex()
 return reply
