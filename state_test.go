@@ -216,3 +216,56 @@ func TestManagerPublishesStates(t *testing.T) {
 		require.ErrorIs(t, p.ClearState(ctx, "lobby", a.id), ErrNotPresent)
 	})
 }
+
+// States that a client publishes without waiting for the answers are told one
+// by one, in order, also where it leaves right behind them.
+func TestStatesOfOneClientOverlap(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(t *testing.T, w *world) {
+		const states = 48
+		s1, s2 := w.tracked(), w.tracked()
+		watchers := subscribers("lobby", s1, s2)
+		a := s1.dial()
+		a.join("lobby")
+		id := 1000
+		send := func(command string, payload map[string]any) {
+			id++
+			payload["roomName"] = "lobby"
+			require.NoError(t, a.send(map[string]any{"id": id, "command": command, "payload": payload}))
+		}
+		var want []string
+		for n := range states {
+			send("mesh/publish-presence-state", map[string]any{"state": map[string]any{"n": n}})
+			want = append(want, fmt.Sprintf(`{"n":%d}`, n))
+		}
+		send("mesh/clear-presence-state", map[string]any{})
+		send("mesh/leave-room", map[string]any{})
+		send("mesh/publish-presence-state", map[string]any{"state": map[string]any{"n": "out"}})
+		for _, p := range watchers {
+			p.expectStates(5*time.Second, a.id, append(want, "null")...)
+			p.expect(5*time.Second, "leave", a.id)
+			require.Equal(t, append(want, "null"), p.statesOf(a.id), "nothing after the leave")
+		}
+		answers := func() (list []string) {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			for _, f := range a.frames {
+				if f.ID != nil && *f.ID > 1000 {
+					list = append(list, fmt.Sprint(*f.ID, string(f.Payload)))
+				}
+			}
+			return list
+		}
+		w.eventually(5*time.Second, func() bool { return len(answers()) == states+3 }, "answers to everything")
+		for i, got := range answers() {
+			result := "true"
+			switch i {
+			case states + 1:
+				result = `{"success":true}`
+			case states + 2:
+				result = "false"
+			}
+			require.Equal(t, fmt.Sprint(1001+i, result), got)
+		}
+	})
+}

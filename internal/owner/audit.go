@@ -33,9 +33,13 @@ type stray struct {
 	queued bool // guarded by lane.mu
 }
 
-func (s *stray) conn() *Conn                  { return nil } // all of them have one turn
-func (s *stray) mark() *bool                  { return &s.queued }
-func (s *stray) next(string) (store.Op, bool) { return s.op, s.pending() }
+func (s *stray) conn() *Conn { return nil } // all of them have one turn
+func (s *stray) mark() *bool { return &s.queued }
+
+// next implements item.
+func (s *stray) next(_ string, after *store.Op) (store.Op, bool) {
+	return s.op, after == nil && s.pending()
+}
 
 // done implements item.
 func (s *stray) done(op store.Op, res store.OpResult) {

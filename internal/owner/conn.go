@@ -223,37 +223,6 @@ func (c *Conn) Leave(ctx context.Context, room string, cause store.Cause) (bool,
 	return true, e.await(ctx, done)
 }
 
-// PublishState sets the connection's state in room; after expireAfter (0:
-// never) it ends. ErrNotPresent where the connection is not in.
-func (c *Conn) PublishState(ctx context.Context, room string, data []byte, expireAfter time.Duration, silent bool) error {
-	s := state{data: data, silent: silent}
-	if expireAfter > 0 {
-		s.until = time.Now().Add(expireAfter)
-	}
-	return c.setState(ctx, room, s, expireAfter)
-}
-
-// ClearState ends the connection's state in room.
-func (c *Conn) ClearState(ctx context.Context, room string) error {
-	return c.setState(ctx, room, state{}, 0)
-}
-
-func (c *Conn) setState(ctx context.Context, room string, s state, expireAfter time.Duration) error {
-	c.mu.Lock()
-	e := c.entries[room]
-	if c.closed || e == nil || !e.want {
-		c.mu.Unlock()
-		return ErrNotPresent
-	}
-	s.version = e.state.version + 1
-	e.state = s
-	e.armExpiry(expireAfter)
-	e.changed()
-	done := e.wait()
-	c.mu.Unlock()
-	return e.await(ctx, done)
-}
-
 // In reports whether the connection is in room, or will be at its next frame.
 func (c *Conn) In(room string) bool {
 	c.mu.Lock()

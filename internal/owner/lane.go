@@ -11,9 +11,10 @@ import (
 
 // item is something whose difference to Redis a lane writes.
 type item interface {
-	// next returns what has to be written now, if anything.
-	next(inc string) (store.Op, bool)
-	// done takes the answer to what next returned.
+	// next returns what has to be written now, if anything; after an op that it
+	// has returned (nil: none), what is to follow that one in the same batch.
+	next(inc string, after *store.Op) (store.Op, bool)
+	// done takes the answer to what next returned, in the same order.
 	done(op store.Op, res store.OpResult)
 	// conn returns the connection that the item is of.
 	conn() *Conn
@@ -123,6 +124,10 @@ const (
 	lastLimit  = 2 * time.Second // the store gives up before
 )
 
+// together is how many ops of one item go into one batch: who has many to be
+// written does not fill it alone.
+const together = 16
+
 type flight struct {
 	it item
 	op store.Op
@@ -186,13 +191,21 @@ func (l *lane) take(inc string) (uint64, []flight) {
 			again = append(again, it)
 			continue
 		}
-		op, ok := it.next(inc)
+		op, ok := it.next(inc, nil)
 		if !ok {
 			continue
 		}
 		taken[it] = struct{}{}
-		batch = append(batch, flight{it, op})
-		if size += op.Size(); len(batch) == store.MaxOps || size >= store.MaxBytes || last {
+		full := false
+		for n := 1; ok; n++ {
+			batch = append(batch, flight{it, op})
+			size += op.Size()
+			if full = len(batch) == store.MaxOps || size >= store.MaxBytes; full || n == together {
+				break
+			}
+			op, ok = it.next(inc, &batch[len(batch)-1].op)
+		}
+		if full || last {
 			break
 		}
 	}

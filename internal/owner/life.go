@@ -141,8 +141,7 @@ func (e *entry) expire(version uint64) {
 	if !e.want || e.state.version != version {
 		return
 	}
-	e.state = state{version: version + 1}
-	e.changed()
+	e.setState(state{})
 }
 
 func (e *entry) stopLife() {

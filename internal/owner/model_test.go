@@ -103,6 +103,8 @@ func (m *model) step() {
 		m.count++
 		data, after := []byte(fmt.Sprint("s", m.count)), time.Duration(m.rng.IntN(3))*time.Second
 		m.later(func() error { return c.PublishState(m.Context(), room, data, after, m.rng.IntN(2) > 0) })
+	case n < 56:
+		m.burst(c, room)
 	case n < 58:
 		m.later(func() error { return c.ClearState(m.Context(), room) })
 	case n < 62:
@@ -124,6 +126,17 @@ func (m *model) step() {
 		m.heartbeat(m.rng.IntN(2) > 0)
 	default:
 		m.disturb(n)
+	}
+}
+
+// burst sets several states without waiting for any.
+func (m *model) burst(c *Conn, room string) {
+	for range 1 + m.rng.IntN(2*together) {
+		m.count++
+		w, err := c.SetState(room, []byte(fmt.Sprint("s", m.count)), 0, false)
+		if err == nil {
+			m.later(func() error { return w.Await(m.Context()) })
+		}
 	}
 }
 

@@ -474,7 +474,10 @@ type eager struct {
 	l *lane
 }
 
-func (e *eager) next(string) (store.Op, bool) {
+func (e *eager) next(_ string, after *store.Op) (store.Op, bool) {
+	if after != nil {
+		return store.Op{}, false
+	}
 	e.l.offer(e)
 	return store.Op{}, true
 }

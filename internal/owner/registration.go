@@ -37,8 +37,11 @@ func (r *registration) pending() bool {
 }
 
 // next implements item.
-func (r *registration) next(inc string) (store.Op, bool) {
+func (r *registration) next(inc string, after *store.Op) (store.Op, bool) {
 	c := r.c
+	if after != nil {
+		return store.Op{}, false
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if r.written && r.incarnation != inc {

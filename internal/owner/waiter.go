@@ -23,21 +23,54 @@ func (e *entry) wait() chan error {
 // await blocks until what was asked for is in Redis. After ctx or answerWithin
 // the caller hears that Redis is away; the entry goes on being written.
 func (e *entry) await(ctx context.Context, done chan error) error {
-	t := time.NewTimer(e.lane.patience())
+	return Write{e: e, done: done, began: time.Now()}.Await(ctx)
+}
+
+// Write is something that has been asked for, on its way to Redis.
+type Write struct {
+	e     *entry
+	done  chan error
+	began time.Time
+}
+
+// Await blocks until Redis has it. After ctx, or answerWithin from when it was
+// asked for, the caller hears that Redis is away; it goes on being written. It
+// may be called once.
+func (w Write) Await(ctx context.Context) error {
+	select {
+	case err := <-w.done:
+		return err
+	default:
+	}
+	t := time.NewTimer(w.e.lane.patience() - time.Since(w.began))
 	defer t.Stop()
 	select {
-	case err := <-done:
+	case err := <-w.done:
 		return err
 	case <-t.C:
 	case <-ctx.Done():
 	}
-	e.c.mu.Lock()
-	e.waiters = slices.DeleteFunc(e.waiters, func(w waiter) bool { return w.done == done })
-	e.c.mu.Unlock()
+	w.giveUp()
 	if err := ctx.Err(); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return ErrUnavailable
+}
+
+// giveUp waits no longer. A state that somebody waited for is not told any more
+// once there is a newer one.
+func (w Write) giveUp() {
+	w.e.c.mu.Lock()
+	defer w.e.c.mu.Unlock()
+	i := slices.IndexFunc(w.e.waiters, func(other waiter) bool { return other.done == w.done })
+	if i < 0 {
+		return // answered just now
+	}
+	rev := w.e.waiters[i].rev
+	w.e.waiters = slices.Delete(w.e.waiters, i, i+1)
+	if !slices.ContainsFunc(w.e.waiters, func(other waiter) bool { return other.rev == rev }) {
+		w.e.unawait(func(s state) bool { return s.rev == rev })
+	}
 }
 
 // answer tells the waiters up to a revision. Conn.mu is held.
