@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -267,5 +268,65 @@ func TestStatesOfOneClientOverlap(t *testing.T) {
 			}
 			require.Equal(t, fmt.Sprint(1001+i, result), got)
 		}
+	})
+}
+
+// With an interval between states every subscriber is told at most one of each
+// member in that time, and the last one; a new rule takes hold at once.
+func TestStateInterval(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(t *testing.T, w *world) {
+		const interval = 200 * time.Millisecond
+		s1, s2 := w.server(), w.server()
+		for _, s := range []*testServer{s1, s2} {
+			s.track(".*", PresenceOptions{StateInterval: interval})
+		}
+		watchers := subscribers("lobby", s1, s2)
+		members := []*peer{s1.dial(), s2.dial()}
+		for _, a := range members {
+			a.join("lobby")
+		}
+		const last = 60
+		began := time.Now()
+		for n := 1; n <= last; n++ {
+			for _, a := range members {
+				require.Equal(t, "true", a.state("lobby", map[string]any{"n": n}))
+			}
+			w.sleep(time.Second / 30)
+		}
+		for _, p := range watchers {
+			for _, a := range members {
+				end := fmt.Sprintf(`{"n":%d}`, last)
+				w.eventually(2*time.Second, func() bool { return slices.Contains(p.statesOf(a.id), end) }, "the last state")
+				took, got := time.Since(began), p.statesOf(a.id)
+				require.Equal(t, `{"n":1}`, got[0])
+				require.Equal(t, end, got[len(got)-1])
+				require.LessOrEqual(t, len(got), int(took/interval)+2)
+			}
+		}
+		require.Positive(t, s1.Stats().StatesSuperseded)
+
+		// What waits ends with its entry.
+		s1.track(".*", PresenceOptions{StateInterval: time.Minute})
+		a := members[0]
+		a.state("lobby", map[string]any{"n": "first"})
+		a.state("lobby", map[string]any{"n": "waits"})
+		a.leave("lobby")
+		for _, p := range watchers {
+			p.expect(2*time.Second, "leave", a.id)
+		}
+		w.sleep(2 * interval)
+		require.NotContains(t, watchers[0].statesOf(a.id), `{"n":"waits"}`)
+
+		s2.track(".*", PresenceOptions{})
+		b := members[1]
+		before := len(watchers[0].statesOf(b.id))
+		var want []string
+		for n := range 5 {
+			require.Equal(t, "true", b.state("lobby", map[string]any{"free": n}))
+			want = append(want, fmt.Sprintf(`{"free":%d}`, n))
+		}
+		w.eventually(2*time.Second, func() bool { return len(watchers[0].statesOf(b.id)) >= before+5 }, "each of them")
+		require.Equal(t, want, watchers[0].statesOf(b.id)[before:])
 	})
 }

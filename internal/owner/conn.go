@@ -87,7 +87,7 @@ func (c *Conn) revive() {
 	for _, e := range c.entries {
 		switch {
 		case e.asleep:
-			e.ttl = c.o.cfg.TTL(e.room) // the rules may have changed meanwhile
+			e.obey() // the rules may have changed meanwhile
 			e.join()
 		case e.lapsed:
 			e.unlapse()
@@ -143,7 +143,8 @@ func (c *Conn) Registered(ctx context.Context) error {
 	}
 }
 
-// Flush waits until everything asked for so far is in Redis.
+// Flush waits until everything asked for so far is in Redis, but for states
+// that wait for their interval.
 func (c *Conn) Flush(ctx context.Context) error {
 	c.mu.Lock()
 	var all []awaited
@@ -184,7 +185,7 @@ func (c *Conn) Join(ctx context.Context, room string) (Joined, error) {
 		c.entries[room] = e
 	}
 	if !again {
-		e.ttl = c.o.cfg.TTL(room)
+		e.obey()
 		e.join()
 		c.ttlChanged()
 	}
@@ -299,6 +300,7 @@ func (c *Conn) retime() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, e := range c.entries {
+		e.repace(c.o.cfg.StateInterval(e.room))
 		if ttl := c.o.cfg.TTL(e.room); ttl != e.ttl && e.want {
 			if e.ttl == 0 {
 				e.since = time.Since(c.o.born)

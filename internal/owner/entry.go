@@ -25,7 +25,9 @@ type entry struct {
 	lapsed bool          // silent past its TTL while nobody ends it: the next frame refreshes at once
 	since  time.Duration // silence counts from here at the earliest; since Owner.born
 	state  state         // the newest
-	older  *states       // those before it that are still to be told; nil: none
+	flow   *flow         // what its states need beside the newest; nil: nothing
+	// interval is at least between two states that are told; 0: each is.
+	interval time.Duration
 
 	endedNow bool // the last ending found the entry, and ended it
 	// ending is an earlier id that has to leave first, with its cause.
@@ -75,6 +77,11 @@ func (e *entry) join() {
 	e.changed()
 }
 
+// obey asks the rules what they say about the room. Conn.mu is held.
+func (e *entry) obey() {
+	e.ttl, e.interval = e.c.o.cfg.TTL(e.room), e.c.o.cfg.StateInterval(e.room)
+}
+
 // mint gives the entry a new id, of which Redis knows nothing yet.
 func (e *entry) mint() {
 	e.forgetWritten()
@@ -105,8 +112,8 @@ func (e *entry) leave(cause store.Cause) {
 func (e *entry) over() {
 	e.forgetWritten()
 	e.want, e.refresh, e.before = false, false, ""
-	e.state, e.older = state{version: e.state.version + 1}, nil
 	e.stopTimers()
+	e.state, e.flow = state{version: e.state.version + 1}, nil
 	e.c.o.exit(e)
 	if e.lapsed { // what is over is not to be refreshed at the next frame
 		e.lapsed = false

@@ -94,12 +94,17 @@ func (l *lane) hold(inc string, by int64) {
 // patience is how long it makes sense to wait for a write. Once batches have
 // failed for a while the answer is known: nobody is kept waiting for it.
 func (l *lane) patience() time.Duration {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.down.IsZero() && time.Since(l.down) > downAfter {
+	if l.away() {
 		return downPatience
 	}
 	return answerWithin
+}
+
+// away reports whether batches have failed for a while.
+func (l *lane) away() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.down.IsZero() && time.Since(l.down) > downAfter
 }
 
 func (l *lane) waiting() int {

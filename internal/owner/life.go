@@ -141,7 +141,7 @@ func (e *entry) expire(version uint64) {
 	if !e.want || e.state.version != version {
 		return
 	}
-	e.setState(state{})
+	e.setState(state{now: true})
 }
 
 func (e *entry) stopLife() {
@@ -159,6 +159,7 @@ func (e *entry) stopTimers() {
 			e.c.o.cfg.Wheel.Cancel(t)
 		}
 	}
+	e.stopPace()
 }
 
 // EndLapsed ends the entries of this server in a room whose connections have

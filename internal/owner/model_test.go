@@ -47,6 +47,8 @@ func TestModel(t *testing.T) {
 				}
 				r.rule("short", 2*time.Second)
 				r.rule("long", 6*time.Second)
+				r.pace("b", 200*time.Millisecond)
+				r.pace("short", time.Second)
 				for range 120 {
 					m.step()
 				}
@@ -181,6 +183,7 @@ func (m *model) disturb(n int) {
 	case 89:
 		room := modelRooms[m.rng.IntN(len(modelRooms))]
 		m.rule(room, time.Duration(m.rng.IntN(4))*time.Second)
+		m.pace(room, time.Duration(m.rng.IntN(3))*500*time.Millisecond)
 		m.Retime()
 	default:
 		m.sleep(time.Duration(m.rng.IntN(1200)) * time.Millisecond)

@@ -16,13 +16,20 @@ type state struct {
 	until   time.Duration // since Owner.born; 0: no expiry
 	silent  bool
 	awaited bool // somebody waits until it is written
+	held    bool // it waits for its interval, and nobody for it
+	now     bool // it does not wait for its interval
 }
 
-// states are those of an entry that a newer one has followed before they were
-// written, oldest first. Each is told by itself, as long as somebody waits for
-// it: so there are never more than callers. Whoever has given up, or has been
-// answered, has his state superseded by the next.
-type states struct{ list []state }
+// flow is what an entry needs for more states than its newest.
+type flow struct {
+	// older are states that a newer one has followed before they were written,
+	// oldest first. Each is told by itself, as long as somebody waits for it: so
+	// there are never more than callers. Whoever has given up, or has been
+	// answered, has his state superseded by the next. With an interval only the
+	// last one is kept that may have reached Redis.
+	older []state
+	pace
+}
 
 // PublishState sets the connection's state in room; after expireAfter (0:
 // never) it ends. ErrNotPresent where the connection is not in.
@@ -56,33 +63,44 @@ func (c *Conn) SetState(room string, data []byte, expireAfter time.Duration, sil
 	}
 	e.setState(s)
 	e.armExpiry(expireAfter)
+	if e.state.held {
+		return e.taken(), nil
+	}
 	return Write{e: e, done: e.wait(), began: time.Now()}, nil
 }
 
 // setState puts s in the place of the newest state. Conn.mu is held.
 func (e *entry) setState(s state) {
-	if e.state.awaited && e.stateWritten < e.state.version {
-		if e.older == nil {
-			e.older = new(states)
-		}
-		e.older.list = append(e.older.list, e.state)
-	}
 	s.version, s.rev = e.state.version+1, e.rev+1
+	if e.interval > 0 {
+		e.setPaced(s)
+		return
+	}
+	if e.state.awaited && e.stateWritten < e.state.version {
+		if e.flow == nil {
+			e.flow = new(flow)
+		}
+		e.flow.older = append(e.flow.older, e.state)
+	}
 	e.state = s
 	e.changed()
 }
 
-// unwritten returns the oldest state after a version that is to be written;
-// nil: there is none.
+// unwritten returns the state after a version that is to be written next: the
+// oldest, or with an interval the newest; nil: there is none.
 func (e *entry) unwritten(after uint64) *state {
-	if e.older != nil {
-		for i := range e.older.list {
-			if s := &e.older.list[i]; s.version > after {
+	newest := e.state.version > after && !e.state.held
+	if newest && e.interval > 0 {
+		return &e.state
+	}
+	if e.flow != nil {
+		for i := range e.flow.older {
+			if s := &e.flow.older[i]; s.version > after {
 				return s
 			}
 		}
 	}
-	if e.state.version > after {
+	if newest {
 		return &e.state
 	}
 	return nil
@@ -105,6 +123,10 @@ func (e *entry) nextState(after *store.Op) (store.Op, bool) {
 
 // putState adds a state to an op; one that ran out meanwhile is none.
 func (e *entry) putState(op *store.Op, s *state) {
+	s.held = false
+	if op.Kind == store.OpUpdate || s.data != nil { // a join without a state is none
+		e.noteSent(s.version)
+	}
 	op.StateVersion, op.StateSilent = s.version, s.silent
 	if s.data == nil {
 		return
@@ -156,10 +178,13 @@ func (e *entry) unawait(meant func(state) bool) {
 }
 
 func (e *entry) dropOlder(meant func(state) bool) {
-	if e.older == nil {
+	if e.flow == nil {
 		return
 	}
-	if e.older.list = slices.DeleteFunc(e.older.list, meant); len(e.older.list) == 0 {
-		e.older = nil
+	if e.flow.older = slices.DeleteFunc(e.flow.older, meant); len(e.flow.older) > 0 {
+		return
+	}
+	if e.flow.older = nil; !e.flow.began {
+		e.flow = nil
 	}
 }

@@ -171,7 +171,7 @@ func TestStatesWhileRedisIsAway(t *testing.T) {
 				require.LessOrEqual(r, time.Since(began), answerWithin)
 			}
 			c.mu.Lock()
-			require.Nil(r, c.entries["x"].older, "only the newest is kept")
+			require.Nil(r, c.entries["x"].flow, "only the newest is kept")
 			require.Empty(r, c.entries["x"].waiters)
 			c.mu.Unlock()
 		}
