@@ -118,7 +118,7 @@ func (p *pointer) read(b *board) {
 		case err != nil:
 			return
 		case bytes.HasPrefix(frame, []byte(`{"id":`)):
-			taken := bytes.HasSuffix(frame, []byte(`"payload":true}`))
+			taken := !bytes.Contains(frame, []byte(`"code":"EBUSY"`)) // what is only late is made true
 			if !taken {
 				b.busy.Add(1)
 			}
