@@ -292,6 +292,9 @@ func (n *node) conn(id string) (*owner.Conn, error) {
 
 // storeError turns an error of the parts within into one of this package's.
 func (n *node) storeError(err error) error {
+	if err == nil {
+		return nil
+	}
 	for inner, outer := range innerErrors {
 		if errors.Is(err, inner) {
 			return fmt.Errorf("%w: %w", outer, err)

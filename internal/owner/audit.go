@@ -30,11 +30,11 @@ type stray struct {
 	o      *Owner
 	ref    store.OwnedRef
 	op     store.Op
-	queued bool // guarded by lane.mu
+	marked mark // the lane's
 }
 
 func (s *stray) conn() *Conn { return nil } // all of them have one turn
-func (s *stray) mark() *bool { return &s.queued }
+func (s *stray) mark() *mark { return &s.marked }
 
 // next implements item.
 func (s *stray) next(_ string, after *store.Op) (store.Op, bool) {

@@ -41,7 +41,7 @@ type Conn struct {
 	waking   atomic.Bool  // wake is armed
 	wake     clock.Timer
 
-	mu          sync.Mutex // guards the fields below, and all of entry and registration but queued
+	mu          sync.Mutex // guards the fields below, and all of entry and registration but marked
 	entries     map[string]*entry
 	meta        []byte
 	metaVersion uint64

@@ -10,12 +10,12 @@ import (
 )
 
 // entry is one connection's presence in one room: what it should be, and what
-// Redis is known to hold. Its fields are guarded by Conn.mu, except queued.
+// Redis is known to hold. Its fields are guarded by Conn.mu, except marked.
 type entry struct {
 	c      *Conn
 	room   string
 	lane   *lane
-	queued bool // guarded by lane.mu
+	marked mark // the lane's
 
 	// What it should be.
 	want   bool   // present
@@ -138,7 +138,7 @@ func (e *entry) rejoin() {
 
 func (e *entry) conn() *Conn { return e.c }
 
-func (e *entry) mark() *bool { return &e.queued }
+func (e *entry) mark() *mark { return &e.marked }
 
 // pending implements item.
 func (e *entry) pending() bool {
@@ -264,7 +264,18 @@ func (e *entry) done(op store.Op, res store.OpResult) {
 	default:
 		e.updated(op, res)
 	}
-	e.lane.offer(e) // what changed meanwhile; next finds nothing otherwise
+	switch { // what changed meanwhile
+	case e.differs():
+		e.lane.offer(e)
+	case !e.want:
+		e.settle()
+	}
+}
+
+// differs reports whether Redis is not known to hold what it should. Conn.mu is
+// held.
+func (e *entry) differs() bool {
+	return e.ending != "" || e.want && (!e.written || e.refresh || e.metaWritten < e.c.metaVersion || e.unwritten(e.stateWritten) != nil)
 }
 
 func (e *entry) ended(op store.Op, res store.OpResult) {
