@@ -147,10 +147,10 @@ func (c *Conn) Registered(ctx context.Context) error {
 // that wait for their interval.
 func (c *Conn) Flush(ctx context.Context) error {
 	c.mu.Lock()
-	var all []awaited
+	var all []Write
 	for _, e := range c.entries {
 		if e.want {
-			all = append(all, awaited{e, e.wait()})
+			all = append(all, e.wait())
 			e.lane.offer(e)
 		}
 	}
@@ -189,10 +189,10 @@ func (c *Conn) Join(ctx context.Context, room string) (Joined, error) {
 		e.join()
 		c.ttlChanged()
 	}
-	done := e.wait()
+	w := e.wait()
 	e.lane.offer(e)
 	c.mu.Unlock()
-	if err := e.await(ctx, done); err != nil {
+	if err := w.Await(ctx); err != nil {
 		return Joined{}, err
 	}
 	c.mu.Lock()
@@ -207,11 +207,11 @@ func (c *Conn) Leave(ctx context.Context, room string, cause store.Cause) (bool,
 	c.mu.Lock()
 	e := c.entries[room]
 	in := e != nil && (e.want || e.asleep)
-	var done chan error
+	var w Write
 	if in {
 		e.wake() // asleep: it had left already, and now it will not come back
 		e.leave(cause)
-		done = e.wait()
+		w = e.wait()
 		e.lane.offer(e)
 	}
 	c.mu.Unlock()
@@ -221,7 +221,7 @@ func (c *Conn) Leave(ctx context.Context, room string, cause store.Cause) (bool,
 	if !in {
 		return false, nil
 	}
-	return true, e.await(ctx, done)
+	return true, w.Await(ctx)
 }
 
 // In reports whether the connection is in room, or will be at its next frame.

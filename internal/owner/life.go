@@ -165,14 +165,14 @@ func (e *entry) stopTimers() {
 // EndLapsed ends the entries of this server in a room whose connections have
 // been silent for their TTL, where nobody else does. It returns how many.
 func (o *Owner) EndLapsed(ctx context.Context, room string) (int, error) {
-	var ended []awaited
+	var ended []Write
 	for _, c := range o.InRoom(room) {
 		c.mu.Lock()
 		if e := c.entries[room]; e != nil && e.want && e.ttl > 0 && e.idle() >= e.ttl {
 			e.endedNow = false
 			e.leave(store.CauseSilent)
 			e.sleep()
-			ended = append(ended, awaited{e, e.wait()})
+			ended = append(ended, e.wait())
 		}
 		c.mu.Unlock()
 	}

@@ -93,6 +93,7 @@ type Owner struct {
 	rooms   map[string]map[*entry]struct{}
 	entries int // in all of rooms
 
+	tickets   sync.Pool   // of *ticket, that nobody waits with
 	past      sync.Map    // incarnations that this server has written under
 	auditing  atomic.Bool // one audit at a time
 	trouble   atomic.Bool // the next one compares everything

@@ -54,7 +54,7 @@ func (e *entry) setPaced(s state) {
 // been taken is all there is to wait for. Where Redis is away he hears it.
 func (e *entry) taken() Write {
 	e.state.awaited = false
-	w := Write{e: e, done: make(chan error, 1)}
+	w := Write{e: e, ticket: e.c.o.ticket()}
 	if e.lane.away() {
 		w.done <- ErrUnavailable
 	} else {

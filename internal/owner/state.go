@@ -66,7 +66,7 @@ func (c *Conn) SetState(room string, data []byte, expireAfter time.Duration, sil
 	if e.state.held {
 		return e.taken(), nil
 	}
-	return Write{e: e, done: e.wait(), began: time.Now()}, nil
+	return e.wait(), nil
 }
 
 // setState puts s in the place of the newest state. Conn.mu is held.
