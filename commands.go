@@ -8,6 +8,7 @@ import (
 	"slices"
 
 	"github.com/meshpresence/mesh/internal/hub"
+	"github.com/meshpresence/mesh/internal/owner"
 	"github.com/meshpresence/mesh/internal/store"
 	"github.com/meshpresence/mesh/internal/wire"
 )
@@ -15,6 +16,15 @@ import (
 // command carries out one of the protocol's requests. A nil result without an
 // error says that it has answered by itself.
 type command func(ctx context.Context, c *Connection, req wire.Request) (any, error)
+
+// begun is the result of a command that waits for Redis beside those that come
+// after it: a state. Calling it waits.
+type begun func(ctx context.Context) (any, error)
+
+// overlaps tells whether a command's result may be a begun.
+func overlaps(command string) bool {
+	return command == wire.CommandPublishPresenceState || command == wire.CommandClearPresenceState
+}
 
 // commands are the protocol's own, by name.
 var commands = map[string]command{
@@ -150,25 +160,33 @@ func publishPresenceState(ctx context.Context, c *Connection, req wire.Request) 
 	if err != nil {
 		return nil, err
 	}
-	return c.change(ctx, room, func() error {
-		return n.publishState(ctx, c.own, room, data, StateOptions{ExpireAfter: after, Silent: p.Silent})
+	return c.change(ctx, room, func() (owner.Write, error) {
+		return n.setState(c.own, room, data, StateOptions{ExpireAfter: after, Silent: p.Silent})
 	})
 }
 
 func clearPresenceState(ctx context.Context, c *Connection, _ wire.Request, room string) (any, error) {
-	return c.change(ctx, room, func() error { return c.s.n.storeError(c.own.ClearState(ctx, room)) })
+	return c.change(ctx, room, func() (owner.Write, error) { return c.own.SetState(room, nil, 0, false) })
 }
 
 // change does something to the connection's state in a room, if it is in and
 // may see the room.
-func (c *Connection) change(ctx context.Context, room string, do func() error) (any, error) {
+func (c *Connection) change(ctx context.Context, room string, do func() (owner.Write, error)) (any, error) {
 	if !c.own.In(room) {
 		return false, nil
 	}
-	err := c.s.n.maySee(ctx, c.id, room)
-	if err == nil {
-		err = do()
+	if err := c.s.n.maySee(ctx, c.id, room); err != nil {
+		return changed(err)
 	}
+	w, err := do()
+	if err != nil {
+		return changed(c.s.n.storeError(err))
+	}
+	return begun(func(ctx context.Context) (any, error) { return changed(c.s.n.storeError(w.Await(ctx))) }), nil
+}
+
+// changed is the answer to a change of a state.
+func changed(err error) (any, error) {
 	if refused(err) || errors.Is(err, ErrNotPresent) {
 		return false, nil
 	}

@@ -171,9 +171,19 @@ func (h *wireHandler) IsConcurrent(command string) bool { return h.s.handlers.ge
 
 // Command implements socket.Handler: one of the protocol's own.
 func (h *wireHandler) Command(ctx context.Context, req wire.Request) {
+	if rest := h.Begin(ctx, req); rest != nil {
+		rest(ctx)
+	}
+}
+
+// Overlaps implements socket.Handler.
+func (h *wireHandler) Overlaps(command string) bool { return overlaps(command) }
+
+// Begin implements socket.Handler.
+func (h *wireHandler) Begin(ctx context.Context, req wire.Request) (rest func(context.Context)) {
 	c := (*Connection)(h)
 	if !c.await(ctx) {
-		return
+		return nil
 	}
 	if req.Command != wire.CommandLeaveRoom {
 		c.own.Seen() // whoever was silent is back in its rooms first
@@ -181,13 +191,18 @@ func (h *wireHandler) Command(ctx context.Context, req wire.Request) {
 	run := commands[req.Command]
 	if run == nil {
 		c.answer(req, wire.NotFound(req.ID, req.Command))
-		return
+		return nil
 	}
 	result, err := run(ctx, c, req)
 	if err == nil && result == nil {
-		return // it has answered by itself
+		return nil // it has answered by itself
 	}
-	c.reply(req, result, err)
+	return func(ctx context.Context) {
+		if wait, ok := result.(begun); ok {
+			result, err = wait(ctx)
+		}
+		c.reply(req, result, err)
+	}
 }
 
 // Concurrent implements socket.Handler: one of the app's own.

@@ -65,6 +65,33 @@ func ExamplePresenceOptions() {
 	// banned: joined false, told of 0, may watch true
 }
 
+// Of a cursor only counts where it is now: at most one state of each member is
+// told in a second here, the newest.
+func ExamplePresenceOptions_stateInterval() {
+	p, stop := startPresence()
+	defer stop()
+	ctx := context.Background()
+	must(p.TrackPresence(mesh.Exact("board"), mesh.PresenceOptions{StateInterval: time.Second}))
+	must(p.Connect(ctx, "conn-1", nil))
+	must(p.Join(ctx, "board", "conn-1"))
+
+	states := 0
+	for event, err := range p.Subscribe(ctx, "board", mesh.SubscribeOptions{}) {
+		must(err)
+		if event.Type != mesh.EventState {
+			for x := range 100 {
+				must(p.PublishState(ctx, "board", "conn-1", map[string]int{"x": x + 1}, mesh.StateOptions{}))
+			}
+			continue
+		}
+		if states++; string(event.State) == `{"x":100}` {
+			break
+		}
+	}
+	fmt.Println("told of less than a tenth, and of the last:", states < 10)
+	// Output: told of less than a tenth, and of the last: true
+}
+
 // In a guard, in a hook, or for a list of members.
 func ExampleMetadataOf() {
 	type user struct {

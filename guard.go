@@ -18,6 +18,10 @@ const (
 	// apart from 0.
 	minTTL = time.Second
 	maxTTL = 365 * 24 * time.Hour
+	// minStateInterval and maxStateInterval are those of
+	// PresenceOptions.StateInterval, apart from 0.
+	minStateInterval = 10 * time.Millisecond
+	maxStateInterval = time.Minute
 	// matchesKept is how many room names' match results are kept at least,
 	// once there are as many: regexps cost, names repeat.
 	matchesKept = 4096
@@ -98,6 +102,18 @@ type PresenceOptions struct {
 	// after TTL. At least 1 s and at most 365 days. Defaults to 0: silence
 	// alone ends nothing.
 	TTL time.Duration
+	// StateInterval tells of the states of one member at most one in that time,
+	// for what changes fast and only counts as it is now, as cursors do: the
+	// newest wins, and the last is always told, when the interval is over or up
+	// to 60 ms later (those of several members go together). Clearing counts as a
+	// state, a silent state too. The first one after a pause is told at once; so
+	// is that a state has ended by its ExpireAfter, which counts from when it was
+	// published. A state that has to wait is answered when it has been taken: it
+	// ends with its entry, and one that a newer one supersedes meanwhile is never
+	// told (see StatesSuperseded of [Stats]). While Redis is away it is answered
+	// with [ErrUnavailable], as all are. From 10 ms to a minute. Defaults to 0:
+	// every state is told.
+	StateInterval time.Duration
 	// Guard decides who may see the room: subscribe to it, get its members in
 	// the answer to a join, read its states, and publish a state in it. Its
 	// verdict is kept until the connection's metadata or the rules change, or
@@ -119,6 +135,10 @@ func (o PresenceOptions) validate() error {
 	if o.TTL != 0 && (o.TTL < minTTL || o.TTL > maxTTL) {
 		return fmt.Errorf("%w: PresenceOptions.TTL is %v, want 0 or %v to %v", ErrInvalidOptions, o.TTL, minTTL, maxTTL)
 	}
+	if o.StateInterval != 0 && (o.StateInterval < minStateInterval || o.StateInterval > maxStateInterval) {
+		return fmt.Errorf("%w: PresenceOptions.StateInterval is %v, want 0 or %v to %v",
+			ErrInvalidOptions, o.StateInterval, minStateInterval, maxStateInterval)
+	}
 	return nil
 }
 
@@ -126,9 +146,10 @@ func (o PresenceOptions) validate() error {
 type rule struct {
 	tracked    bool
 	ttl        time.Duration
-	guards     []Guard // every one must allow
-	joinGuards []Guard // every one must allow
-	version    uint64  // of the rules that said so
+	interval   time.Duration // of states
+	guards     []Guard       // every one must allow
+	joinGuards []Guard       // every one must allow
+	version    uint64        // of the rules that said so
 }
 
 // ruleSet holds the rules of a server. Safe for concurrent use; match takes no
@@ -192,8 +213,9 @@ func withPattern(list []patternRule, r patternRule) []patternRule {
 }
 
 // match returns what the rules say about a room: nothing (not tracked), or the
-// guards of every rule that matches it, and the TTL of the exact one if there
-// is one (even if it is 0), else of the pattern that was given first.
+// guards of every rule that matches it, and the TTL and StateInterval of the exact
+// one if there is one (even if they are 0), else of the pattern that was given
+// first.
 func (s *ruleSet) match(room string) rule {
 	l := s.current.Load()
 	if l == nil {
@@ -225,7 +247,7 @@ func (l *ruleList) evaluate(room string) rule {
 // included before.
 func (r *rule) include(o PresenceOptions) {
 	if !r.tracked {
-		r.tracked, r.ttl = true, o.TTL
+		r.tracked, r.ttl, r.interval = true, o.TTL, o.StateInterval
 	}
 	if o.Guard != nil {
 		r.guards = append(r.guards, o.Guard)

@@ -29,15 +29,18 @@ func TestRuleSetRefuses(t *testing.T) {
 		is   error
 		says string
 	}{
-		"zero pattern":  {is: ErrInvalidPattern, says: "zero Pattern"},
-		"nil regexp":    {p: Regexp(nil), is: ErrInvalidPattern, says: "nil *regexp.Regexp"},
-		"empty name":    {p: Exact(""), is: ErrInvalidPattern, says: "empty name"},
-		"control":       {p: Exact("a\nb"), is: ErrInvalidPattern, says: "control character"},
-		"not UTF-8":     {p: Exact("a\xff"), is: ErrInvalidPattern, says: "UTF-8"},
-		"negative TTL":  {p: Exact("a"), o: PresenceOptions{TTL: -time.Second}, is: ErrInvalidOptions, says: "TTL is -1s"},
-		"short TTL":     {p: Exact("a"), o: PresenceOptions{TTL: 999 * time.Millisecond}, is: ErrInvalidOptions, says: "TTL is 999ms"},
-		"TTL for ever":  {p: Exact("a"), o: PresenceOptions{TTL: 1<<63 - 1}, is: ErrInvalidOptions, says: `pattern "a"`},
-		"TTL of a unit": {p: Regexp(regexp.MustCompile("a")), o: PresenceOptions{TTL: 60_000}, is: ErrInvalidOptions, says: "TTL is 60µs"},
+		"zero pattern":      {is: ErrInvalidPattern, says: "zero Pattern"},
+		"nil regexp":        {p: Regexp(nil), is: ErrInvalidPattern, says: "nil *regexp.Regexp"},
+		"empty name":        {p: Exact(""), is: ErrInvalidPattern, says: "empty name"},
+		"control":           {p: Exact("a\nb"), is: ErrInvalidPattern, says: "control character"},
+		"not UTF-8":         {p: Exact("a\xff"), is: ErrInvalidPattern, says: "UTF-8"},
+		"negative TTL":      {p: Exact("a"), o: PresenceOptions{TTL: -time.Second}, is: ErrInvalidOptions, says: "TTL is -1s"},
+		"short TTL":         {p: Exact("a"), o: PresenceOptions{TTL: 999 * time.Millisecond}, is: ErrInvalidOptions, says: "TTL is 999ms"},
+		"short interval":    {p: Exact("a"), o: PresenceOptions{StateInterval: 9 * time.Millisecond}, is: ErrInvalidOptions, says: "StateInterval is 9ms"},
+		"long interval":     {p: Exact("a"), o: PresenceOptions{StateInterval: time.Minute + 1}, is: ErrInvalidOptions, says: "StateInterval is 1m0.000000001s"},
+		"negative interval": {p: Exact("a"), o: PresenceOptions{StateInterval: -time.Second}, is: ErrInvalidOptions, says: "StateInterval is -1s"},
+		"TTL for ever":      {p: Exact("a"), o: PresenceOptions{TTL: 1<<63 - 1}, is: ErrInvalidOptions, says: `pattern "a"`},
+		"TTL of a unit":     {p: Regexp(regexp.MustCompile("a")), o: PresenceOptions{TTL: 60_000}, is: ErrInvalidOptions, says: "TTL is 60µs"},
 	} {
 		var s ruleSet
 		err := s.add(tc.p, tc.o)
@@ -70,8 +73,8 @@ func TestRuleSetPrecedence(t *testing.T) {
 	t.Parallel()
 	type given struct {
 		p     Pattern
-		ttl   time.Duration
-		guard string // "": none
+		ttl   time.Duration // and a hundredth of it for the interval between states
+		guard string        // "": none
 		join  string
 	}
 	re := func(s string) Pattern { return Regexp(regexp.MustCompile(s)) }
@@ -110,7 +113,7 @@ func TestRuleSetPrecedence(t *testing.T) {
 			mark, asked := marks()
 			var s ruleSet
 			for _, g := range tc.rules {
-				o := PresenceOptions{TTL: g.ttl}
+				o := PresenceOptions{TTL: g.ttl, StateInterval: g.ttl / 100}
 				if g.guard != "" {
 					o.Guard = mark(g.guard)
 				}
@@ -123,6 +126,7 @@ func TestRuleSetPrecedence(t *testing.T) {
 				r := s.match(tc.room)
 				assert.Equal(t, tc.tracked, r.tracked)
 				assert.Equal(t, tc.ttl, r.ttl)
+				assert.Equal(t, tc.ttl/100, r.interval)
 				assert.Equal(t, tc.guards, asked(r.guards))
 				assert.Equal(t, tc.joins, asked(r.joinGuards))
 				assert.EqualValues(t, len(tc.rules), r.version)

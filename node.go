@@ -122,8 +122,9 @@ func newNode(opts Options) (*node, error) {
 	n.owner = owner.New(owner.Config{
 		Store: at.owner, Wheel: n.wheel, Buckets: n.keys.Buckets(), RoomBucket: n.keys.RoomBucket, ConnBucket: n.keys.ConnBucket,
 		Incarnation: n.lease.Incarnation, Fenced: n.lease.Fenced, Doubt: n.lease.Doubt,
-		TTL:       func(room string) time.Duration { return n.rules.match(room).ttl },
-		EndSilent: opts.expirationEvents(), MaxRooms: opts.Limits.RoomsPerConnection,
+		TTL:           func(room string) time.Duration { return n.rules.match(room).ttl },
+		StateInterval: func(room string) time.Duration { return n.rules.match(room).interval },
+		EndSilent:     opts.expirationEvents(), MaxRooms: opts.Limits.RoomsPerConnection,
 		Wrote: n.hub.Expect, MetaChanged: func(c *owner.Conn) { n.watchers.recheck(c.ID()) }, Logger: opts.Logger,
 	})
 	if opts.expirationEvents() {
@@ -291,6 +292,9 @@ func (n *node) conn(id string) (*owner.Conn, error) {
 
 // storeError turns an error of the parts within into one of this package's.
 func (n *node) storeError(err error) error {
+	if err == nil {
+		return nil
+	}
 	for inner, outer := range innerErrors {
 		if errors.Is(err, inner) {
 			return fmt.Errorf("%w: %w", outer, err)

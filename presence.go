@@ -86,10 +86,11 @@ type Snapshot struct {
 
 // TrackPresence puts a rule in force: the rooms that pattern is about have
 // presence. It may be called at any time, and takes hold at once: entries of
-// rooms that are in use get the rule's TTL, subscriptions are asked about
-// again. Every matching rule's guard must allow. The TTL is that of the rule
-// with the exact name, otherwise of the pattern that was given first. The same
-// name, or the same expression, given again replaces what was given before.
+// rooms that are in use get the rule's TTL and StateInterval, subscriptions are
+// asked about again. Every matching rule's guard must allow. The TTL and the
+// StateInterval are those of the rule with the exact name, otherwise of the
+// pattern that was given first. The same name, or the same expression, given
+// again replaces what was given before.
 //
 // A bad rule is an error that wraps [ErrInvalidPattern] or [ErrInvalidOptions]
 // and changes nothing. Safe for concurrent use. Rules hold on this server alone:

@@ -41,7 +41,11 @@ func (p *PresenceManager) PublishState(ctx context.Context, room, connID string,
 		return fmt.Errorf("%w: ExpireAfter is %v, must not be negative", ErrInvalidState, opts.ExpireAfter)
 	}
 	c.Seen()
-	return p.n.publishState(ctx, c, room, data, opts)
+	w, err := p.n.setState(c, room, data, opts)
+	if err != nil {
+		return p.n.storeError(err)
+	}
+	return p.n.storeError(w.Await(ctx))
 }
 
 // ClearState ends the presence state of a connection in a room; subscribers
@@ -59,15 +63,16 @@ func (p *PresenceManager) ClearState(ctx context.Context, room, connID string) e
 	return p.n.storeError(c.ClearState(ctx, room))
 }
 
-func (n *node) publishState(ctx context.Context, c *owner.Conn, room string, data json.RawMessage, opts StateOptions) error {
+// setState sets a state; what it returns waits until Redis has it.
+func (n *node) setState(c *owner.Conn, room string, data json.RawMessage, opts StateOptions) (owner.Write, error) {
 	if !n.rules.match(room).tracked {
-		return ErrNotTracked
+		return owner.Write{}, ErrNotTracked
 	}
 	after := opts.ExpireAfter
 	if after > 0 {
 		after = max(after, time.Millisecond)
 	}
-	return n.storeError(c.PublishState(ctx, room, data, after, opts.Silent))
+	return c.SetState(room, data, after, opts.Silent)
 }
 
 // encodeState checks and encodes a presence state.

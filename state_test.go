@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -214,5 +215,118 @@ func TestManagerPublishesStates(t *testing.T) {
 		a.leave("lobby")
 		require.ErrorIs(t, p.PublishState(ctx, "lobby", a.id, ok, StateOptions{}), ErrNotPresent)
 		require.ErrorIs(t, p.ClearState(ctx, "lobby", a.id), ErrNotPresent)
+	})
+}
+
+// States that a client publishes without waiting for the answers are told one
+// by one, in order, also where it leaves right behind them.
+func TestStatesOfOneClientOverlap(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(t *testing.T, w *world) {
+		const states = 48
+		s1, s2 := w.tracked(), w.tracked()
+		watchers := subscribers("lobby", s1, s2)
+		a := s1.dial()
+		a.join("lobby")
+		id := 1000
+		send := func(command string, payload map[string]any) {
+			id++
+			payload["roomName"] = "lobby"
+			require.NoError(t, a.send(map[string]any{"id": id, "command": command, "payload": payload}))
+		}
+		var want []string
+		for n := range states {
+			send("mesh/publish-presence-state", map[string]any{"state": map[string]any{"n": n}})
+			want = append(want, fmt.Sprintf(`{"n":%d}`, n))
+		}
+		send("mesh/clear-presence-state", map[string]any{})
+		send("mesh/leave-room", map[string]any{})
+		send("mesh/publish-presence-state", map[string]any{"state": map[string]any{"n": "out"}})
+		for _, p := range watchers {
+			p.expectStates(5*time.Second, a.id, append(want, "null")...)
+			p.expect(5*time.Second, "leave", a.id)
+			require.Equal(t, append(want, "null"), p.statesOf(a.id), "nothing after the leave")
+		}
+		answers := func() (list []string) {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			for _, f := range a.frames {
+				if f.ID != nil && *f.ID > 1000 {
+					list = append(list, fmt.Sprint(*f.ID, string(f.Payload)))
+				}
+			}
+			return list
+		}
+		w.eventually(5*time.Second, func() bool { return len(answers()) == states+3 }, "answers to everything")
+		for i, got := range answers() {
+			result := "true"
+			switch i {
+			case states + 1:
+				result = `{"success":true}`
+			case states + 2:
+				result = "false"
+			}
+			require.Equal(t, fmt.Sprint(1001+i, result), got)
+		}
+	})
+}
+
+// With an interval between states every subscriber is told at most one of each
+// member in that time, and the last one; a new rule takes hold at once.
+func TestStateInterval(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(t *testing.T, w *world) {
+		const interval = 200 * time.Millisecond
+		s1, s2 := w.server(), w.server()
+		for _, s := range []*testServer{s1, s2} {
+			s.track(".*", PresenceOptions{StateInterval: interval})
+		}
+		watchers := subscribers("lobby", s1, s2)
+		members := []*peer{s1.dial(), s2.dial()}
+		for _, a := range members {
+			a.join("lobby")
+		}
+		const last = 60
+		began := time.Now()
+		for n := 1; n <= last; n++ {
+			for _, a := range members {
+				require.Equal(t, "true", a.state("lobby", map[string]any{"n": n}))
+			}
+			w.sleep(time.Second / 30)
+		}
+		for _, p := range watchers {
+			for _, a := range members {
+				end := fmt.Sprintf(`{"n":%d}`, last)
+				w.eventually(2*time.Second, func() bool { return slices.Contains(p.statesOf(a.id), end) }, "the last state")
+				took, got := time.Since(began), p.statesOf(a.id)
+				require.Equal(t, `{"n":1}`, got[0])
+				require.Equal(t, end, got[len(got)-1])
+				require.LessOrEqual(t, len(got), int(took/interval)+2)
+			}
+		}
+		require.Positive(t, s1.Stats().StatesSuperseded)
+
+		// What waits ends with its entry.
+		s1.track(".*", PresenceOptions{StateInterval: time.Minute})
+		a := members[0]
+		a.state("lobby", map[string]any{"n": "first"})
+		a.state("lobby", map[string]any{"n": "waits"})
+		a.leave("lobby")
+		for _, p := range watchers {
+			p.expect(2*time.Second, "leave", a.id)
+		}
+		w.sleep(2 * interval)
+		require.NotContains(t, watchers[0].statesOf(a.id), `{"n":"waits"}`)
+
+		s2.track(".*", PresenceOptions{})
+		b := members[1]
+		before := len(watchers[0].statesOf(b.id))
+		var want []string
+		for n := range 5 {
+			require.Equal(t, "true", b.state("lobby", map[string]any{"free": n}))
+			want = append(want, fmt.Sprintf(`{"free":%d}`, n))
+		}
+		w.eventually(2*time.Second, func() bool { return len(watchers[0].statesOf(b.id)) >= before+5 }, "each of them")
+		require.Equal(t, want, watchers[0].statesOf(b.id)[before:])
 	})
 }

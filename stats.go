@@ -97,6 +97,9 @@ type Stats struct {
 	Changes  uint64 // changes in them
 	Retries  uint64 // batches whose outcome was unknown
 	Rejoined uint64 // entries written anew: Redis had lost them, or this server was declared dead
+	// StatesSuperseded are states that were not told because a newer one of the
+	// same member came within StateInterval of [PresenceOptions].
+	StatesSuperseded uint64
 
 	// Closed are sockets that ended, by cause: "peer" (it sent a close frame),
 	// "broken" (the network failed, or the peer went without a word), "closed"
@@ -194,7 +197,7 @@ func (st *Stats) addOwn(n *node) {
 		"left": o.LeftAsked, "closed": o.LeftClosed, "silent": o.LeftSilent,
 		"server_lost": r.Reaped.Dead, "expired": r.Reaped.Expired,
 	}
-	st.StatesExpired = r.Reaped.States
+	st.StatesExpired, st.StatesSuperseded = r.Reaped.States, o.Superseded
 	st.ReapLagSilent, st.ReapLagLost = histogramOf(o.Late), histogramOf(l.Late)
 	st.RedisCalls, st.RedisFailures, st.RedisLatency = r.Calls, r.Failures, histogramOf(r.Took)
 	st.EventLag, st.Deaf = histogramOf(l.Trips), l.Deaf

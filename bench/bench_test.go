@@ -39,7 +39,11 @@ type figures map[peer.Kind][]float64
 
 // median returns the median of a kind.
 func (f figures) median(k peer.Kind) float64 {
-	list := slices.Sorted(slices.Values(f[k]))
+	return median(f[k])
+}
+
+func median(all []float64) float64 {
+	list := slices.Sorted(slices.Values(all))
 	if len(list) == 0 {
 		return 0
 	}

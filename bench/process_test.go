@@ -38,6 +38,7 @@ type order struct {
 	Fanout  *load.FanoutConfig
 	Joins   *load.JoinsConfig
 	Hold    *load.HoldConfig
+	Cursors *load.CursorsConfig
 	Memory  bool
 	Profile string // write a CPU profile there until the process ends
 	Heap    string // write a heap profile there
@@ -45,11 +46,12 @@ type order struct {
 
 // report is the answer to an order.
 type report struct {
-	Err    string
-	Addr   string
-	Fanout load.FanoutResult
-	Joins  load.JoinsResult
-	Memory peer.Memory
+	Err     string
+	Addr    string
+	Fanout  load.FanoutResult
+	Joins   load.JoinsResult
+	Cursors load.CursorsResult
+	Memory  peer.Memory
 }
 
 // obey carries out orders until the parent is gone.
@@ -74,6 +76,8 @@ func obey(in io.Reader, out io.Writer) int {
 			r.Fanout, err = load.Fanout(*o.Fanout)
 		case o.Joins != nil:
 			r.Joins, err = load.Joins(*o.Joins)
+		case o.Cursors != nil:
+			r.Cursors, err = load.Cursors(*o.Cursors)
 		case o.Hold != nil:
 			if held != nil {
 				held.Close()

@@ -131,6 +131,8 @@ func leaves() []metric {
 			func(s *mesh.Stats) uint64 { return s.Changes }),
 		one(counter, "batch_retries_total", "Batches whose outcome was unknown, so that they were made anew.", "Retries",
 			func(s *mesh.Stats) uint64 { return s.Retries }),
+		one(counter, "states_superseded_total", "States not told because a newer one of the member came within the rule's StateInterval.", "StatesSuperseded",
+			func(s *mesh.Stats) uint64 { return s.StatesSuperseded }),
 		one(counter, "rejoined_entries_total", "Entries written anew: Redis had lost them, or this server was declared dead.", "Rejoined",
 			func(s *mesh.Stats) uint64 { return s.Rejoined }),
 	}

@@ -30,12 +30,16 @@ type stray struct {
 	o      *Owner
 	ref    store.OwnedRef
 	op     store.Op
-	queued bool // guarded by lane.mu
+	marked mark // the lane's
 }
 
-func (s *stray) conn() *Conn                  { return nil } // all of them have one turn
-func (s *stray) mark() *bool                  { return &s.queued }
-func (s *stray) next(string) (store.Op, bool) { return s.op, s.pending() }
+func (s *stray) conn() *Conn { return nil } // all of them have one turn
+func (s *stray) mark() *mark { return &s.marked }
+
+// next implements item.
+func (s *stray) next(_ string, after *store.Op) (store.Op, bool) {
+	return s.op, after == nil && s.pending()
+}
 
 // done implements item.
 func (s *stray) done(op store.Op, res store.OpResult) {

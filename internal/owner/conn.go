@@ -41,7 +41,7 @@ type Conn struct {
 	waking   atomic.Bool  // wake is armed
 	wake     clock.Timer
 
-	mu          sync.Mutex // guards the fields below, and all of entry and registration but queued
+	mu          sync.Mutex // guards the fields below, and all of entry and registration but marked
 	entries     map[string]*entry
 	meta        []byte
 	metaVersion uint64
@@ -87,7 +87,7 @@ func (c *Conn) revive() {
 	for _, e := range c.entries {
 		switch {
 		case e.asleep:
-			e.ttl = c.o.cfg.TTL(e.room) // the rules may have changed meanwhile
+			e.obey() // the rules may have changed meanwhile
 			e.join()
 		case e.lapsed:
 			e.unlapse()
@@ -143,13 +143,14 @@ func (c *Conn) Registered(ctx context.Context) error {
 	}
 }
 
-// Flush waits until everything asked for so far is in Redis.
+// Flush waits until everything asked for so far is in Redis, but for states
+// that wait for their interval.
 func (c *Conn) Flush(ctx context.Context) error {
 	c.mu.Lock()
-	var all []awaited
+	var all []Write
 	for _, e := range c.entries {
 		if e.want {
-			all = append(all, awaited{e, e.wait()})
+			all = append(all, e.wait())
 			e.lane.offer(e)
 		}
 	}
@@ -184,14 +185,14 @@ func (c *Conn) Join(ctx context.Context, room string) (Joined, error) {
 		c.entries[room] = e
 	}
 	if !again {
-		e.ttl = c.o.cfg.TTL(room)
+		e.obey()
 		e.join()
 		c.ttlChanged()
 	}
-	done := e.wait()
+	w := e.wait()
 	e.lane.offer(e)
 	c.mu.Unlock()
-	if err := e.await(ctx, done); err != nil {
+	if err := w.Await(ctx); err != nil {
 		return Joined{}, err
 	}
 	c.mu.Lock()
@@ -206,11 +207,11 @@ func (c *Conn) Leave(ctx context.Context, room string, cause store.Cause) (bool,
 	c.mu.Lock()
 	e := c.entries[room]
 	in := e != nil && (e.want || e.asleep)
-	var done chan error
+	var w Write
 	if in {
 		e.wake() // asleep: it had left already, and now it will not come back
 		e.leave(cause)
-		done = e.wait()
+		w = e.wait()
 		e.lane.offer(e)
 	}
 	c.mu.Unlock()
@@ -220,38 +221,7 @@ func (c *Conn) Leave(ctx context.Context, room string, cause store.Cause) (bool,
 	if !in {
 		return false, nil
 	}
-	return true, e.await(ctx, done)
-}
-
-// PublishState sets the connection's state in room; after expireAfter (0:
-// never) it ends. ErrNotPresent where the connection is not in.
-func (c *Conn) PublishState(ctx context.Context, room string, data []byte, expireAfter time.Duration, silent bool) error {
-	s := state{data: data, silent: silent}
-	if expireAfter > 0 {
-		s.until = time.Now().Add(expireAfter)
-	}
-	return c.setState(ctx, room, s, expireAfter)
-}
-
-// ClearState ends the connection's state in room.
-func (c *Conn) ClearState(ctx context.Context, room string) error {
-	return c.setState(ctx, room, state{}, 0)
-}
-
-func (c *Conn) setState(ctx context.Context, room string, s state, expireAfter time.Duration) error {
-	c.mu.Lock()
-	e := c.entries[room]
-	if c.closed || e == nil || !e.want {
-		c.mu.Unlock()
-		return ErrNotPresent
-	}
-	s.version = e.state.version + 1
-	e.state = s
-	e.armExpiry(expireAfter)
-	e.changed()
-	done := e.wait()
-	c.mu.Unlock()
-	return e.await(ctx, done)
+	return true, w.Await(ctx)
 }
 
 // In reports whether the connection is in room, or will be at its next frame.
@@ -330,6 +300,7 @@ func (c *Conn) retime() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, e := range c.entries {
+		e.repace(c.o.cfg.StateInterval(e.room))
 		if ttl := c.o.cfg.TTL(e.room); ttl != e.ttl && e.want {
 			if e.ttl == 0 {
 				e.since = time.Since(c.o.born)

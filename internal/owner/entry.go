@@ -10,12 +10,12 @@ import (
 )
 
 // entry is one connection's presence in one room: what it should be, and what
-// Redis is known to hold. Its fields are guarded by Conn.mu, except queued.
+// Redis is known to hold. Its fields are guarded by Conn.mu, except marked.
 type entry struct {
 	c      *Conn
 	room   string
 	lane   *lane
-	queued bool // guarded by lane.mu
+	marked mark // the lane's
 
 	// What it should be.
 	want   bool   // present
@@ -24,7 +24,10 @@ type entry struct {
 	asleep bool          // ended by silence, or waiting for a sign of life: the next frame joins again
 	lapsed bool          // silent past its TTL while nobody ends it: the next frame refreshes at once
 	since  time.Duration // silence counts from here at the earliest; since Owner.born
-	state  state
+	state  state         // the newest
+	flow   *flow         // what its states need beside the newest; nil: nothing
+	// interval is at least between two states that are told; 0: each is.
+	interval time.Duration
 
 	endedNow bool // the last ending found the entry, and ended it
 	// ending is an earlier id that has to leave first, with its cause.
@@ -47,19 +50,11 @@ type entry struct {
 	total        int
 
 	rev     uint64 // counts changes of what it should be
-	built   uint64 // the revision that the op under way brings about
+	built   uint64 // the revision that the ops under way bring about, the last of them
 	waiters []waiter
 	life    *life        // timers of an entry with a TTL
 	expiry  *clock.Timer // of the state
 	retry   *clock.Timer // after a refusal of this op alone
-}
-
-// state is the ephemeral state of an entry. Version rises with every change.
-type state struct {
-	version uint64
-	data    []byte
-	silent  bool
-	until   time.Time // zero: no expiry
 }
 
 func newEntryID() string { return rand.Text()[:16] }
@@ -80,6 +75,11 @@ func (e *entry) join() {
 	e.c.o.enter(e)
 	e.armLife()
 	e.changed()
+}
+
+// obey asks the rules what they say about the room. Conn.mu is held.
+func (e *entry) obey() {
+	e.ttl, e.interval = e.c.o.cfg.TTL(e.room), e.c.o.cfg.StateInterval(e.room)
 }
 
 // mint gives the entry a new id, of which Redis knows nothing yet.
@@ -112,8 +112,8 @@ func (e *entry) leave(cause store.Cause) {
 func (e *entry) over() {
 	e.forgetWritten()
 	e.want, e.refresh, e.before = false, false, ""
-	e.state = state{version: e.state.version + 1}
 	e.stopTimers()
+	e.state, e.flow = state{version: e.state.version + 1}, nil
 	e.c.o.exit(e)
 	if e.lapsed { // what is over is not to be refreshed at the next frame
 		e.lapsed = false
@@ -138,7 +138,7 @@ func (e *entry) rejoin() {
 
 func (e *entry) conn() *Conn { return e.c }
 
-func (e *entry) mark() *bool { return &e.queued }
+func (e *entry) mark() *mark { return &e.marked }
 
 // pending implements item.
 func (e *entry) pending() bool {
@@ -152,9 +152,12 @@ func (e *entry) pending() bool {
 }
 
 // next implements item.
-func (e *entry) next(inc string) (store.Op, bool) {
+func (e *entry) next(inc string, after *store.Op) (store.Op, bool) {
 	e.c.mu.Lock()
 	defer e.c.mu.Unlock()
+	if after != nil {
+		return e.nextState(after)
+	}
 	op := store.Op{Room: e.room, Conn: e.c.id, Entry: e.id, TTL: e.ttl}
 	switch {
 	case e.ending != "":
@@ -170,12 +173,11 @@ func (e *entry) next(inc string) (store.Op, bool) {
 		op.Entry = e.id
 	}
 	e.built = e.rev
-	now := time.Now()
 	left := e.ttl + time.Second - e.idle()
 	if !e.written {
 		op.Kind = store.OpJoin
 		op.MetaVersion, op.Meta = e.c.metaVersion, e.c.meta
-		e.putState(&op, now)
+		e.putState(&op, &e.state) // who comes has no older ones
 		if e.ttl > 0 {
 			op.Left = max(left, time.Millisecond)
 		}
@@ -187,8 +189,8 @@ func (e *entry) next(inc string) (store.Op, bool) {
 	if e.metaWritten < e.c.metaVersion {
 		op.MetaVersion, op.Meta, due = e.c.metaVersion, e.c.meta, true
 	}
-	if e.stateWritten < e.state.version {
-		e.putState(&op, now)
+	if s := e.unwritten(e.stateWritten); s != nil {
+		e.putState(&op, s)
 		due = true
 	}
 	if e.refresh {
@@ -201,21 +203,6 @@ func (e *entry) next(inc string) (store.Op, bool) {
 		e.answer(e.rev, nil)
 	}
 	return op, due
-}
-
-// putState adds the state to an op; one that ran out meanwhile is none.
-func (e *entry) putState(op *store.Op, now time.Time) {
-	op.StateVersion, op.StateSilent = e.state.version, e.state.silent
-	if e.state.data == nil {
-		return
-	}
-	if !e.state.until.IsZero() {
-		if op.StateLeft = e.state.until.Sub(now); op.StateLeft < time.Millisecond {
-			op.StateLeft, op.StateSilent = 0, false
-			return
-		}
-	}
-	op.State = e.state.data
 }
 
 // sleep leaves it to the next frame to join again. Conn.mu is held.
@@ -264,7 +251,7 @@ func (e *entry) done(op store.Op, res store.OpResult) {
 		if op.Kind != store.OpLeave {
 			// The answer is known: nobody waits out his time for it. It goes on
 			// being wanted, as after an outage.
-			e.answer(e.built, fmt.Errorf("%w: %w", ErrUnavailable, res.Err))
+			e.refusedTo(op, fmt.Errorf("%w: %w", ErrUnavailable, res.Err))
 		}
 		e.later()
 		return
@@ -277,7 +264,18 @@ func (e *entry) done(op store.Op, res store.OpResult) {
 	default:
 		e.updated(op, res)
 	}
-	e.lane.offer(e) // what changed meanwhile; next finds nothing otherwise
+	switch { // what changed meanwhile
+	case e.differs():
+		e.lane.offer(e)
+	case !e.want:
+		e.settle()
+	}
+}
+
+// differs reports whether Redis is not known to hold what it should. Conn.mu is
+// held.
+func (e *entry) differs() bool {
+	return e.ending != "" || e.want && (!e.written || e.refresh || e.metaWritten < e.c.metaVersion || e.unwritten(e.stateWritten) != nil)
 }
 
 func (e *entry) ended(op store.Op, res store.OpResult) {
@@ -306,9 +304,9 @@ func (e *entry) joined(op store.Op, res store.OpResult) {
 	}
 	e.written, e.writtenAt, e.before = true, time.Now(), ""
 	e.lane.hold(e.incarnation, 1)
-	e.metaWritten, e.stateWritten = op.MetaVersion, op.StateVersion
-	e.dropExpired(op)
-	e.answer(e.built, nil)
+	e.metaWritten = op.MetaVersion
+	e.wroteState(op)
+	e.answerWritten()
 }
 
 func (e *entry) updated(op store.Op, res store.OpResult) {
@@ -318,14 +316,13 @@ func (e *entry) updated(op store.Op, res store.OpResult) {
 	switch res.Status {
 	case store.Done:
 		e.metaWritten = max(e.metaWritten, op.MetaVersion)
-		e.stateWritten = max(e.stateWritten, op.StateVersion)
-		e.dropExpired(op)
+		e.wroteState(op)
 		if op.Left > 0 && op.TTL == e.ttl {
 			// Under another TTL it was built before the rule changed, and the
 			// key has to be written, or taken away, once more.
 			e.refresh = false
 		}
-		e.answer(e.built, nil)
+		e.answerWritten()
 	case store.Gone:
 		e.tried = false // known to be gone: nothing of it to be ended
 		e.vanished()
@@ -355,13 +352,6 @@ func (e *entry) vanished() {
 		return
 	}
 	e.rejoin()
-}
-
-// dropExpired forgets a state that had run out by the time it was written.
-func (e *entry) dropExpired(op store.Op) {
-	if op.State == nil && op.StateVersion == e.state.version {
-		e.state.data = nil
-	}
 }
 
 // later offers the entry again after a while: Redis refused it alone.

@@ -11,17 +11,24 @@ import (
 
 // item is something whose difference to Redis a lane writes.
 type item interface {
-	// next returns what has to be written now, if anything.
-	next(inc string) (store.Op, bool)
-	// done takes the answer to what next returned.
+	// next returns what has to be written now, if anything; after an op that it
+	// has returned (nil: none), what is to follow that one in the same batch.
+	next(inc string, after *store.Op) (store.Op, bool)
+	// done takes the answer to what next returned, in the same order.
 	done(op store.Op, res store.OpResult)
 	// conn returns the connection that the item is of.
 	conn() *Conn
-	// mark returns where the lane keeps whether the item is in its queue.
-	mark() *bool
+	// mark returns what the lane keeps of the item.
+	mark() *mark
 	// pending reports whether there is something to write, or to wait for.
 	// What is over without a word to Redis is let go.
 	pending() bool
+}
+
+// mark is what a lane keeps of an item.
+type mark struct {
+	queued bool
+	number uint64 // of the last batch that it was taken for; of run alone
 }
 
 // lane writes the items of one bucket, one batch at a time: callers that wait
@@ -31,7 +38,7 @@ type lane struct {
 	o      *Owner
 	bucket int
 
-	mu      sync.Mutex // guards the fields below, and what item.mark points to
+	mu      sync.Mutex // guards the fields below, and mark.queued
 	queue   queue
 	running bool
 	closed  bool
@@ -59,10 +66,10 @@ type lane struct {
 func (l *lane) offer(it item) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed || *it.mark() {
+	if l.closed || it.mark().queued {
 		return
 	}
-	*it.mark() = true
+	it.mark().queued = true
 	l.queue.push(it)
 	if !l.running {
 		l.running = true
@@ -93,12 +100,17 @@ func (l *lane) hold(inc string, by int64) {
 // patience is how long it makes sense to wait for a write. Once batches have
 // failed for a while the answer is known: nobody is kept waiting for it.
 func (l *lane) patience() time.Duration {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.down.IsZero() && time.Since(l.down) > downAfter {
+	if l.away() {
 		return downPatience
 	}
 	return answerWithin
+}
+
+// away reports whether batches have failed for a while.
+func (l *lane) away() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return !l.down.IsZero() && time.Since(l.down) > downAfter
 }
 
 func (l *lane) waiting() int {
@@ -123,9 +135,19 @@ const (
 	lastLimit  = 2 * time.Second // the store gives up before
 )
 
-type flight struct {
-	it item
-	op store.Op
+// together is how many ops of one item go into one batch: who has many to be
+// written does not fill it alone.
+const together = 16
+
+// batch is what goes in one call: ops, and the item that each is of.
+type batch struct {
+	number uint64
+	items  []item
+	ops    []store.Op
+}
+
+func (b *batch) add(it item, op store.Op) {
+	b.items, b.ops = append(b.items, it), append(b.ops, op)
 }
 
 // run writes batches until nothing is queued. It ends then, so that a server
@@ -135,18 +157,18 @@ func (l *lane) run() {
 	limit := firstLimit
 	for {
 		inc := l.o.cfg.Incarnation()
-		number, batch := l.take(inc)
-		if len(batch) == 0 {
+		b := l.take(inc)
+		if len(b.ops) == 0 {
 			return
 		}
 		began := time.Now()
-		err := l.commit(inc, number, batch, limit)
+		err := l.commit(inc, b, limit)
 		if err == nil {
 			backoff, limit = 0, firstLimit
 			continue
 		}
 		l.o.stats.retries.Add(1)
-		l.again(batch)
+		l.again(b)
 		l.sweep()
 		// The client library may hand out, at once, the timeout of a dial that
 		// it made before: that is no waiting. Nor need it have been the whole
@@ -168,78 +190,90 @@ func (l *lane) run() {
 // take moves items from the queue into a batch of at most MaxOps and MaxBytes.
 // An item without a difference is dropped from the queue. It ends the run,
 // under the lock that offer takes, where nothing is left.
-func (l *lane) take(inc string) (uint64, []flight) {
-	var (
-		batch []flight
-		again []item
-		size  int
-		taken = make(map[item]struct{})
-	)
+func (l *lane) take(inc string) batch {
+	b, size := l.begin(), 0
+	var again []item
 	for {
-		it, last := l.pop(len(batch) == 0)
+		it, last := l.pop(b)
 		if it == nil {
 			break
 		}
 		// Changed and offered anew since it was taken. Twice in a batch it would
 		// be written, and counted, on the assumption that nothing of it has run.
-		if _, ok := taken[it]; ok {
+		if it.mark().number == b.number {
 			again = append(again, it)
 			continue
 		}
-		op, ok := it.next(inc)
+		op, ok := it.next(inc, nil)
 		if !ok {
 			continue
 		}
-		taken[it] = struct{}{}
-		batch = append(batch, flight{it, op})
-		if size += op.Size(); len(batch) == store.MaxOps || size >= store.MaxBytes || last {
+		it.mark().number = b.number
+		full := false
+		for n := 1; ok; n++ {
+			b.add(it, op)
+			size += op.Size()
+			if full = len(b.ops) == store.MaxOps || size >= store.MaxBytes; full || n == together {
+				break
+			}
+			op, ok = it.next(inc, &b.ops[len(b.ops)-1])
+		}
+		if full || last {
 			break
 		}
 	}
-	if len(batch) == 0 {
-		return 0, nil // pop ended the run: another one may be under way already
+	if len(b.ops) == 0 {
+		return b // pop ended the run: another one may be under way already
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, it := range again {
-		if !*it.mark() {
-			*it.mark() = true
+		if !it.mark().queued {
+			it.mark().queued = true
 			l.queue.push(it)
 		}
 	}
-	l.flying = len(batch)
+	l.flying = len(b.ops)
+	return b
+}
+
+// begin returns an empty batch with room for what is queued.
+func (l *lane) begin() batch {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	l.number++
-	return l.number, batch
+	room := min(l.queue.n, store.MaxOps)
+	return batch{number: l.number, items: make([]item, 0, room), ops: make([]store.Op, 0, room)}
 }
 
 // pop takes the next item off the queue; where there is none and nothing was
 // taken before it also ends the run.
-func (l *lane) pop(first bool) (it item, last bool) {
+func (l *lane) pop(b batch) (it item, last bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if it = l.queue.pop(); it == nil {
-		if first {
+		if len(b.ops) == 0 {
 			l.running = false
 		}
 		return nil, true
 	}
-	*it.mark() = false
+	it.mark().queued = false
 	return it, l.queue.n == 0
 }
 
 // again puts a batch whose outcome is unknown back, to be decided anew.
-func (l *lane) again(batch []flight) {
+func (l *lane) again(b batch) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.flying = 0
 	if l.down.IsZero() {
 		l.down = time.Now()
 	}
-	back := make([]item, 0, len(batch))
-	for _, f := range batch {
-		if !*f.it.mark() {
-			*f.it.mark() = true
-			back = append(back, f.it)
+	back := make([]item, 0, len(b.items))
+	for _, it := range b.items {
+		if !it.mark().queued {
+			it.mark().queued = true
+			back = append(back, it)
 		}
 	}
 	l.queue.back(back)
@@ -251,7 +285,7 @@ func (l *lane) sweep() {
 	l.mu.Lock()
 	queue := l.queue.clear()
 	for _, it := range queue {
-		*it.mark() = false
+		it.mark().queued = false
 	}
 	l.mu.Unlock()
 	for _, it := range queue {
@@ -261,11 +295,7 @@ func (l *lane) sweep() {
 	}
 }
 
-func (l *lane) commit(inc string, number uint64, batch []flight, limit time.Duration) error {
-	ops := make([]store.Op, len(batch))
-	for i := range batch {
-		ops[i] = batch[i].op
-	}
+func (l *lane) commit(inc string, b batch, limit time.Duration) error {
 	l.mu.Lock()
 	known := l.settled
 	if l.settledOf != inc {
@@ -274,7 +304,7 @@ func (l *lane) commit(inc string, number uint64, batch []flight, limit time.Dura
 	l.mu.Unlock()
 	ctx, cancel := context.WithTimeout(l.o.stop, limit)
 	defer cancel()
-	results, err := l.o.cfg.Store.Commit(ctx, l.bucket, inc, number, known, ops)
+	results, err := l.o.cfg.Store.Commit(ctx, l.bucket, inc, b.number, known, b.ops)
 	if err != nil {
 		switch {
 		case errors.Is(err, store.ErrFenced):
@@ -288,15 +318,15 @@ func (l *lane) commit(inc string, number uint64, batch []flight, limit time.Dura
 			l.o.cfg.Doubt()
 			l.settle("", 0)
 		}
-		l.o.cfg.Logger.Debug("mesh: batch not written", "bucket", l.bucket, "ops", len(ops), "error", err)
+		l.o.cfg.Logger.Debug("mesh: batch not written", "bucket", l.bucket, "ops", len(b.ops), "error", err)
 		return err
 	}
-	l.settle(inc, number)
+	l.settle(inc, b.number)
 	l.o.past.LoadOrStore(inc, nil)
 	l.o.stats.batches.Add(1)
-	l.o.stats.ops.Add(uint64(len(ops)))
-	for i, f := range batch {
-		f.it.done(f.op, results[i])
+	l.o.stats.ops.Add(uint64(len(b.ops)))
+	for i, it := range b.items {
+		it.done(b.ops[i], results[i])
 	}
 	l.mu.Lock()
 	l.flying = 0

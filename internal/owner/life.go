@@ -141,8 +141,7 @@ func (e *entry) expire(version uint64) {
 	if !e.want || e.state.version != version {
 		return
 	}
-	e.state = state{version: version + 1}
-	e.changed()
+	e.setState(state{now: true})
 }
 
 func (e *entry) stopLife() {
@@ -160,19 +159,20 @@ func (e *entry) stopTimers() {
 			e.c.o.cfg.Wheel.Cancel(t)
 		}
 	}
+	e.stopPace()
 }
 
 // EndLapsed ends the entries of this server in a room whose connections have
 // been silent for their TTL, where nobody else does. It returns how many.
 func (o *Owner) EndLapsed(ctx context.Context, room string) (int, error) {
-	var ended []awaited
+	var ended []Write
 	for _, c := range o.InRoom(room) {
 		c.mu.Lock()
 		if e := c.entries[room]; e != nil && e.want && e.ttl > 0 && e.idle() >= e.ttl {
 			e.endedNow = false
 			e.leave(store.CauseSilent)
 			e.sleep()
-			ended = append(ended, awaited{e, e.wait()})
+			ended = append(ended, e.wait())
 		}
 		c.mu.Unlock()
 	}

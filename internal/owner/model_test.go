@@ -47,6 +47,8 @@ func TestModel(t *testing.T) {
 				}
 				r.rule("short", 2*time.Second)
 				r.rule("long", 6*time.Second)
+				r.pace("b", 200*time.Millisecond)
+				r.pace("short", time.Second)
 				for range 120 {
 					m.step()
 				}
@@ -103,6 +105,8 @@ func (m *model) step() {
 		m.count++
 		data, after := []byte(fmt.Sprint("s", m.count)), time.Duration(m.rng.IntN(3))*time.Second
 		m.later(func() error { return c.PublishState(m.Context(), room, data, after, m.rng.IntN(2) > 0) })
+	case n < 56:
+		m.burst(c, room)
 	case n < 58:
 		m.later(func() error { return c.ClearState(m.Context(), room) })
 	case n < 62:
@@ -124,6 +128,17 @@ func (m *model) step() {
 		m.heartbeat(m.rng.IntN(2) > 0)
 	default:
 		m.disturb(n)
+	}
+}
+
+// burst sets several states without waiting for any.
+func (m *model) burst(c *Conn, room string) {
+	for range 1 + m.rng.IntN(2*together) {
+		m.count++
+		w, err := c.SetState(room, []byte(fmt.Sprint("s", m.count)), 0, false)
+		if err == nil {
+			m.later(func() error { return w.Await(m.Context()) })
+		}
 	}
 }
 
@@ -168,6 +183,7 @@ func (m *model) disturb(n int) {
 	case 89:
 		room := modelRooms[m.rng.IntN(len(modelRooms))]
 		m.rule(room, time.Duration(m.rng.IntN(4))*time.Second)
+		m.pace(room, time.Duration(m.rng.IntN(3))*500*time.Millisecond)
 		m.Retime()
 	default:
 		m.sleep(time.Duration(m.rng.IntN(1200)) * time.Millisecond)

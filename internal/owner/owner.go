@@ -44,7 +44,7 @@ type Store interface {
 	ConnMetas(ctx context.Context, conns []string) ([]store.MetaValue, error)
 }
 
-// Config is what an Owner needs. All fields but Wrote and Logger are required.
+// Config is what an Owner needs. Fields without a default are required.
 type Config struct {
 	Store       Store
 	Wheel       *clock.Wheel
@@ -54,6 +54,9 @@ type Config struct {
 	Incarnation func() string
 	// TTL is the rule's for a room, 0: none.
 	TTL func(room string) time.Duration
+	// StateInterval is the rule's for a room: how long after a state of a member
+	// the next one is told at the earliest, 0: each is told. Defaults to 0.
+	StateInterval func(room string) time.Duration
 	// EndSilent makes the owner's clock end entries that fell silent.
 	EndSilent bool
 	// MaxRooms bounds the rooms of one connection; negative: no bound.
@@ -84,11 +87,13 @@ type Owner struct {
 	mu     sync.RWMutex // guards the fields below
 	conns  map[string]*Conn
 	closed bool
+	pace   *clock.Wheel // of states that wait for their interval; nil until there is one
 
 	roomsMu sync.RWMutex // guards rooms and entries; taken with Conn.mu held, never the other way round
 	rooms   map[string]map[*entry]struct{}
 	entries int // in all of rooms
 
+	tickets   sync.Pool   // of *ticket, that nobody waits with
 	past      sync.Map    // incarnations that this server has written under
 	auditing  atomic.Bool // one audit at a time
 	trouble   atomic.Bool // the next one compares everything
@@ -100,6 +105,7 @@ type Owner struct {
 
 type counters struct {
 	batches, ops, retries, rejoined, audits, strays atomic.Uint64
+	superseded                                      atomic.Uint64
 	leaves                                          [256]atomic.Uint64 // by store.Cause
 	late                                            *histogram.Histogram
 }
@@ -112,6 +118,7 @@ type Stats struct {
 	Rejoined, Audits, Strays    uint64
 	LeftAsked, LeftClosed       uint64
 	LeftSilent                  uint64
+	Superseded                  uint64 // states left out because a newer one came within the interval
 	// Late is how long after a connection had been silent for its TTL Redis had
 	// taken the leave that the owner's clock made of it, of each such entry.
 	Late histogram.Counts
@@ -124,6 +131,9 @@ func New(cfg Config) *Owner {
 	}
 	if cfg.Doubt == nil {
 		cfg.Doubt = func() {}
+	}
+	if cfg.StateInterval == nil {
+		cfg.StateInterval = func(string) time.Duration { return 0 }
 	}
 	if cfg.Wrote == nil {
 		cfg.Wrote = func(string, store.Position) {}
@@ -280,7 +290,7 @@ func (o *Owner) forget(c *Conn) {
 	}
 }
 
-// Retime asks the rules again for the TTL of every entry: rules have changed.
+// Retime asks the rules again about every entry: they have changed.
 func (o *Owner) Retime() {
 	for _, c := range o.Conns() {
 		c.retime()
@@ -321,7 +331,11 @@ func (o *Owner) Drain(ctx context.Context, cause store.Cause) error {
 func (o *Owner) Stop() {
 	o.mu.Lock()
 	o.closed = true
+	pace := o.pace
 	o.mu.Unlock()
+	if pace != nil {
+		pace.Stop()
+	}
 	o.giveUp()
 	for _, l := range o.lanes {
 		l.close()
@@ -346,6 +360,7 @@ func (o *Owner) Stats() Stats {
 		LeftAsked:  o.stats.leaves[store.CauseLeft].Load(),
 		LeftClosed: o.stats.leaves[store.CauseClosed].Load(),
 		LeftSilent: o.stats.leaves[store.CauseSilent].Load(),
+		Superseded: o.stats.superseded.Load(),
 		Late:       o.stats.late.Counts(),
 	}
 	o.mu.RLock()

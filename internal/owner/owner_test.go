@@ -461,9 +461,9 @@ func TestOnceInABatch(t *testing.T) {
 			l.offer(&eager{entry: &entry{c: c, room: room}, l: l})
 		}
 		for range 3 {
-			_, batch := l.take("I1")
+			batch := l.take("I1").items
 			require.Len(r, batch, 2)
-			assert.NotSame(r, batch[0].it, batch[1].it)
+			assert.NotSame(r, batch[0], batch[1])
 		}
 	})
 }
@@ -474,7 +474,10 @@ type eager struct {
 	l *lane
 }
 
-func (e *eager) next(string) (store.Op, bool) {
+func (e *eager) next(_ string, after *store.Op) (store.Op, bool) {
+	if after != nil {
+		return store.Op{}, false
+	}
 	e.l.offer(e)
 	return store.Op{}, true
 }

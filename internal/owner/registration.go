@@ -7,10 +7,10 @@ import (
 )
 
 // registration is a connection's place in Redis: its metadata, and who owns
-// it. Its fields are guarded by Conn.mu, except queued.
+// it. Its fields are guarded by Conn.mu, except marked.
 type registration struct {
 	c      *Conn
-	queued bool // guarded by lane.mu
+	marked mark // the lane's
 
 	tried       bool
 	written     bool
@@ -24,7 +24,7 @@ type registration struct {
 
 func (r *registration) conn() *Conn { return r.c }
 
-func (r *registration) mark() *bool { return &r.queued }
+func (r *registration) mark() *mark { return &r.marked }
 
 // pending implements item.
 func (r *registration) pending() bool {
@@ -37,8 +37,11 @@ func (r *registration) pending() bool {
 }
 
 // next implements item.
-func (r *registration) next(inc string) (store.Op, bool) {
+func (r *registration) next(inc string, after *store.Op) (store.Op, bool) {
 	c := r.c
+	if after != nil {
+		return store.Op{}, false
+	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if r.written && r.incarnation != inc {

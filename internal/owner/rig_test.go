@@ -27,6 +27,7 @@ type rig struct {
 	mu     sync.Mutex // guards the fields below
 	inc    string
 	ttls   map[string]time.Duration
+	paces  map[string]time.Duration
 	fenced []string
 	wrote  map[string]uint64
 	metas  int
@@ -43,12 +44,12 @@ func newRig(t *testing.T, setup ...func(*Config)) *rig {
 	t.Helper()
 	r := &rig{
 		T: t, redis: newFakeStore(), wheel: clock.NewWheel(50 * time.Millisecond), began: time.Now(),
-		inc: "I1", ttls: make(map[string]time.Duration), wrote: make(map[string]uint64),
+		inc: "I1", ttls: make(map[string]time.Duration), paces: make(map[string]time.Duration), wrote: make(map[string]uint64),
 	}
 	cfg := Config{
 		Store: r.redis, Wheel: r.wheel, Buckets: 1, EndSilent: true, MaxRooms: -1,
 		RoomBucket: func(room string) int { return 0 }, ConnBucket: func(string) int { return 0 },
-		Incarnation: r.incarnation, TTL: r.ttl,
+		Incarnation: r.incarnation, TTL: r.ttl, StateInterval: r.interval,
 		Fenced: func(inc string) {
 			r.mu.Lock()
 			defer r.mu.Unlock()
@@ -104,6 +105,19 @@ func (r *rig) ttl(room string) time.Duration {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.ttls[room]
+}
+
+func (r *rig) interval(room string) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.paces[room]
+}
+
+// pace sets the interval between states of a room.
+func (r *rig) pace(room string, interval time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.paces[room] = interval
 }
 
 // rule sets the TTL of a room.
@@ -250,6 +264,9 @@ func (c *Conn) standing() (wanted int, sleepers int64, wrong []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, e := range c.entries {
+		if e.state.held || e.flow != nil && len(e.flow.older) > 0 {
+			wrong = append(wrong, e.room+": states are to be told")
+		}
 		if len(e.waiters) > 0 || e.ending != "" || e.want != e.written || e.refresh || !e.want && !e.asleep {
 			wrong = append(wrong, fmt.Sprintf("%s: %d waiters, ending %q, want %t, written %t, refresh %t, asleep %t",
 				e.room, len(e.waiters), e.ending, e.want, e.written, e.refresh, e.asleep))
@@ -277,6 +294,9 @@ func (r *rig) nothingLeft() {
 	require.Zero(r, s.Entries)
 	require.Zero(r, s.Rooms)
 	require.Zero(r, r.wheel.Armed(), "timers")
+	if r.Owner.pace != nil {
+		require.Zero(r, r.Owner.pace.Armed(), "timers of states")
+	}
 	require.Zero(r, r.owned())
 	r.redis.do(func() {
 		require.Empty(r, r.redis.rooms)

@@ -73,6 +73,7 @@ func upgrade(tb testing.TB, serverEnd, clientEnd net.Conn, compress bool) (serve
 // handler is a Handler whose parts are functions; nil ones do nothing.
 type handler struct {
 	command    func(ctx context.Context, req wire.Request)
+	begin      func(ctx context.Context, req wire.Request) func(context.Context) // nil: no command overlaps
 	concurrent func(ctx context.Context, req wire.Request)
 	foreign    func(messageType int, data []byte)
 	seen       atomic.Int64
@@ -83,6 +84,10 @@ func (h *handler) Command(ctx context.Context, req wire.Request) {
 	if h.command != nil {
 		h.command(ctx, req)
 	}
+}
+func (h *handler) Overlaps(command string) bool { return h.begin != nil && command == overlapping }
+func (h *handler) Begin(ctx context.Context, req wire.Request) func(context.Context) {
+	return h.begin(ctx, req)
 }
 func (h *handler) IsConcurrent(string) bool { return h.concurrent != nil }
 func (h *handler) Concurrent(ctx context.Context, req wire.Request) {

@@ -3,8 +3,8 @@
 // connection is given to a [Socket], nothing else may touch it.
 //
 // A socket has one reader, which is the goroutine that called [Socket.Run] and
-// which never waits for a command. A writer and a worker for commands exist
-// only while there is something to write or to do. All timers sit on a shared
+// which never waits for a command. A writer, a worker for commands and an
+// answerer for those that overlap exist only while there is something to do. All timers sit on a shared
 // [clock.Wheel].
 package socket
 
@@ -53,6 +53,15 @@ type Handler interface {
 	// arrived. The context ends with the connection, and its cause is the
 	// [*End].
 	Command(ctx context.Context, req wire.Request)
+	// Overlaps tells whether a command only has to be begun before the next one
+	// may be. Called on the reader's goroutine.
+	Overlaps(command string) bool
+	// Begin is called in place of Command, in the same order, for commands for
+	// which Overlaps is true. What it returns waits for what has been begun and
+	// answers; it is called when those before have been answered, while others
+	// are being begun. Commands that do not overlap are called after it. nil:
+	// there is no answer.
+	Begin(ctx context.Context, req wire.Request) (rest func(ctx context.Context))
 	// IsConcurrent tells whether a command may run beside others. Called on
 	// the reader's goroutine.
 	IsConcurrent(command string) bool
@@ -143,7 +152,7 @@ type Socket struct {
 	place int // guarded by the shelf
 
 	writer  sync.WaitGroup // the writer, if there is one
-	workers sync.WaitGroup // the worker and concurrent commands
+	workers sync.WaitGroup // the worker, the answerer and concurrent commands
 	cutter  sync.WaitGroup // who closes the connection when the grace is over
 
 	// mu guards the fields below. It is never held during I/O, nor while
@@ -164,9 +173,12 @@ type Socket struct {
 	hurried   bool   // the first grace was over before the close frame was written
 	pong      []byte // payload of the control pong that is due
 
-	commands     []wire.Request
-	commandBytes int
+	commands     []waiting
+	pending      []pending // begun in that order, answered in that order
+	commandBytes int       // of both
+	owed         int       // room for the answers that are to come
 	working      bool
+	answering    bool
 	beside       int // concurrent commands running
 
 	pings      clock.Timer

@@ -9,18 +9,37 @@ import (
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// enqueue lets a command wait for its turn; false: too many wait already.
+// waiting is a command that waits for its turn.
+type waiting struct {
+	req     wire.Request
+	overlap bool // it may be begun before those before it have been answered
+}
+
+// pending is a command that has been begun, and what waits for it and answers.
+type pending struct {
+	req  wire.Request
+	rest func(context.Context)
+}
+
+// owes is what the answer that is still to come counts towards what is queued:
+// more than it will.
+func (p *pending) owes() int { return 256 + len(p.req.ID) }
+
+// enqueue lets a command wait for its turn; false: too many wait already. Those
+// that wait for their answer count as well.
 func (s *Socket) enqueue(req wire.Request) bool {
+	overlap := s.cfg.Handler.Overlaps(req.Command)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ending != nil {
 		return true // of no interest any more
 	}
-	if limit := s.cfg.QueueBytes; len(s.commands) >= s.cfg.CommandQueue ||
-		limit > 0 && len(s.commands) > 0 && s.commandBytes+req.Size > limit {
+	wait := len(s.commands) + len(s.pending)
+	if limit := s.cfg.QueueBytes; wait >= s.cfg.CommandQueue ||
+		limit > 0 && wait > 0 && s.commandBytes+req.Size > limit {
 		return false
 	}
-	s.commands = append(s.commands, req)
+	s.commands = append(s.commands, waiting{req, overlap})
 	s.commandBytes += req.Size
 	s.kickWorker()
 	return true
@@ -35,15 +54,31 @@ func (s *Socket) kickWorker() {
 	}
 }
 
-// toDo tells whether a command may be started. While half of the queue is full
-// none is: whoever does not read its answers gets EBUSY for new commands, and
-// is not closed for the size of the answers it asked for. The caller holds mu.
-func (s *Socket) toDo() bool {
-	held := s.cfg.QueueBytes > 0 && s.queued() >= max(s.cfg.QueueBytes/2, 1)
-	return len(s.commands) > 0 && s.ending == nil && !held
+// kickAnswerer starts the answerer if there are commands to be answered and
+// none is at it. The caller holds mu.
+func (s *Socket) kickAnswerer() {
+	if !s.answering && len(s.pending) > 0 {
+		s.workers.Go(s.answer)
+	}
 }
 
-// work does commands, one after the other, until there is none left to do.
+// toDo tells whether a command may be started. While half of the queue is full,
+// with the answers that are still to come, none is: whoever does not read its
+// answers gets EBUSY for new commands, and is not closed for the size of the
+// answers it asked for. One that does not overlap waits until all before it
+// have been answered. The caller holds mu.
+func (s *Socket) toDo() bool {
+	if len(s.commands) == 0 || s.ending != nil {
+		return false
+	}
+	if !s.commands[0].overlap && (s.answering || len(s.pending) > 0) {
+		return false
+	}
+	return s.cfg.QueueBytes <= 0 || s.queued()+s.owed < max(s.cfg.QueueBytes/2, 1)
+}
+
+// work does commands, or begins them, one after the other until there is none
+// left to do. Then it is the answerer, if there is no other.
 func (s *Socket) work() {
 	stopped := false
 	defer func() {
@@ -52,34 +87,113 @@ func (s *Socket) work() {
 			defer s.mu.Unlock()
 			s.working = false
 			s.kickWorker()
+			s.kickAnswerer()
 		}
 	}()
 	for {
-		req, ok := s.nextCommand()
+		next, ok := s.nextCommand()
 		if !ok {
-			stopped = true
-			return
+			break
 		}
-		s.call(s.cfg.Handler.Command, req)
+		if next.overlap {
+			s.begin(next.req)
+		} else {
+			s.call(s.cfg.Handler.Command, next.req)
+		}
 	}
+	stopped = true
+	s.answer()
 }
 
 // nextCommand takes the first command that waits; false: none may be started,
 // and the worker has stopped.
-func (s *Socket) nextCommand() (wire.Request, bool) {
+func (s *Socket) nextCommand() (waiting, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if !s.toDo() {
 		s.working = false
-		return wire.Request{}, false
+		return waiting{}, false
 	}
-	req := s.commands[0]
-	s.commands[0] = wire.Request{}
-	s.commandBytes -= req.Size
+	next := s.commands[0]
+	s.commands[0] = waiting{}
 	if s.commands = s.commands[1:]; len(s.commands) == 0 {
 		s.commands = nil
 	}
-	return req, true
+	s.commandBytes -= next.req.Size
+	s.kickAnswerer() // the worker may be held up by this one
+	return next, true
+}
+
+// begin begins a command. It is answered behind those before it, also if it
+// panics.
+func (s *Socket) begin(req wire.Request) {
+	p := pending{req: req, rest: func(context.Context) { s.refuse(req, internalErr, wire.CodeServer, wire.NameError) }}
+	defer func() {
+		if p.rest == nil {
+			return
+		}
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.pending = append(s.pending, p)
+		s.commandBytes += req.Size
+		s.owed += p.owes()
+	}()
+	defer s.recovered("command")
+	p.rest = s.cfg.Handler.Begin(s.ctx, req)
+}
+
+// answer waits for the commands that have been begun, and answers them, one
+// after the other until there is none left. It does nothing if somebody is at
+// it.
+func (s *Socket) answer() {
+	s.mu.Lock()
+	mine := !s.answering && len(s.pending) > 0
+	s.answering = s.answering || mine
+	s.mu.Unlock()
+	if !mine {
+		return
+	}
+	stopped := false
+	defer func() {
+		if !stopped { // a handler ended this goroutine
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			s.answering = false
+			s.kickWorker()
+			s.kickAnswerer()
+		}
+	}()
+	for {
+		next, ok := s.nextPending()
+		if !ok {
+			break
+		}
+		s.call(func(ctx context.Context, _ wire.Request) { next.rest(ctx) }, next.req)
+		s.mu.Lock()
+		s.owed -= next.owes()
+		s.mu.Unlock()
+	}
+	stopped = true
+}
+
+// nextPending takes the first command that waits for its answer; false: there is
+// none, and the answerer has stopped.
+func (s *Socket) nextPending() (pending, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.pending) == 0 {
+		s.answering = false
+		s.kickWorker()
+		return pending{}, false
+	}
+	next := s.pending[0]
+	s.pending[0] = pending{}
+	if s.pending = s.pending[1:]; len(s.pending) == 0 {
+		s.pending = nil
+	}
+	s.commandBytes -= next.req.Size
+	s.kickWorker() // what there was no room for
+	return next, true
 }
 
 // startBeside runs a command beside the others; false: too many do already.

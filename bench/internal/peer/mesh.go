@@ -26,7 +26,7 @@ func startMesh(ctx context.Context, cfg Config) (http.Handler, func(context.Cont
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := srv.TrackPresence(mesh.Regexp(regexp.MustCompile(".*")), mesh.PresenceOptions{}); err != nil {
+	if err := srv.TrackPresence(mesh.Regexp(regexp.MustCompile(".*")), mesh.PresenceOptions{StateInterval: cfg.StateInterval}); err != nil {
 		return nil, nil, err
 	}
 	if err := srv.Start(ctx); err != nil {

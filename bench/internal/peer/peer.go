@@ -14,6 +14,8 @@ import (
 	"runtime/debug"
 	"strconv"
 	"strings"
+	"syscall"
+	"time"
 )
 
 // Kind names a server.
@@ -31,6 +33,8 @@ const (
 type Config struct {
 	Kind  Kind
 	Redis string // address
+	// StateInterval is that of the rule; of the library alone.
+	StateInterval time.Duration
 }
 
 // Server is one that runs.
@@ -78,6 +82,7 @@ func (s *Server) Stop(ctx context.Context) error {
 type Memory struct {
 	RSS, Heap, Stacks int
 	Goroutines        int
+	CPU               float64 // seconds of processor time used so far
 }
 
 // ReadMemory collects garbage, gives back what is free and measures.
@@ -90,7 +95,11 @@ func ReadMemory() (Memory, error) {
 	}
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
-	out := Memory{Heap: int(m.HeapAlloc), Stacks: int(m.StackInuse), Goroutines: runtime.NumGoroutine()}
+	var used syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &used); err != nil {
+		return Memory{}, err
+	}
+	out := Memory{CPU: time.Duration(used.Utime.Nano() + used.Stime.Nano()).Seconds(), Heap: int(m.HeapAlloc), Stacks: int(m.StackInuse), Goroutines: runtime.NumGoroutine()}
 	if f := strings.Fields(string(statm)); len(f) > 1 {
 		pages, _ := strconv.Atoi(f[1])
 		out.RSS = pages * os.Getpagesize()
