@@ -110,7 +110,7 @@ func newNode(opts Options) (*node, error) {
 	n.asking = make(chan struct{}, maxAsking)
 	n.hub = hub.New(hub.Config{
 		Store: at.hub, Listener: roomChannels{n}, Unconfirmed: opts.LeaseTTL + time.Second, Bucket: n.keys.RoomBucket,
-		Ask: n.askOwner, Now: n.now,
+		Ask: n.askOwner, Now: n.now, Listed: opts.Limits.SnapshotMembers,
 		Logger: opts.Logger,
 	})
 	n.lease = lease.New(lease.Config{
@@ -291,6 +291,9 @@ func (n *node) conn(id string) (*owner.Conn, error) {
 
 // storeError turns an error of the parts within into one of this package's.
 func (n *node) storeError(err error) error {
+	if err == nil {
+		return nil
+	}
 	for inner, outer := range innerErrors {
 		if errors.Is(err, inner) {
 			return fmt.Errorf("%w: %w", outer, err)
