@@ -41,6 +41,8 @@ type order struct {
 	Memory  bool
 	Profile string // write a CPU profile there until the process ends
 	Heap    string // write a heap profile there
+	Job     string // carry out one of jobs, with Args
+	Args    json.RawMessage
 }
 
 // report is the answer to an order.
@@ -50,6 +52,7 @@ type report struct {
 	Fanout load.FanoutResult
 	Joins  load.JoinsResult
 	Memory peer.Memory
+	Result json.RawMessage // of a job
 }
 
 // obey carries out orders until the parent is gone.
@@ -79,6 +82,8 @@ func obey(in io.Reader, out io.Writer) int {
 				held.Close()
 			}
 			held, err = load.Hold(*o.Hold)
+		case o.Job != "":
+			r.Result, err = carryOut(o.Job, o.Args)
 		case o.Memory:
 			r.Memory, err = peer.ReadMemory()
 		case o.Heap != "":
@@ -103,13 +108,14 @@ func obey(in io.Reader, out io.Writer) int {
 
 // process is one of the processes of a benchmark.
 type process struct {
-	b   *testing.B
+	b   testing.TB
+	cmd *exec.Cmd
 	in  *json.Encoder
 	out *json.Decoder
 }
 
 // start runs a process until the benchmark ends.
-func start(b *testing.B, role string) *process {
+func start(b testing.TB, role string) *process {
 	b.Helper()
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), roleEnv+"="+role)
@@ -125,7 +131,7 @@ func start(b *testing.B, role string) *process {
 		_ = cmd.Wait()
 		timer.Stop()
 	})
-	return &process{b: b, in: json.NewEncoder(in), out: json.NewDecoder(bufio.NewReader(out))}
+	return &process{b: b, cmd: cmd, in: json.NewEncoder(in), out: json.NewDecoder(bufio.NewReader(out))}
 }
 
 // do gives an order and returns the report.
