@@ -40,7 +40,7 @@ func decodePayload(req wire.Request, into any) error {
 	if len(req.Payload) == 0 {
 		return nil
 	}
-	if err := json.Unmarshal(req.Payload, into); err != nil {
+	if err := wire.Unmarshal(req.Payload, into); err != nil {
 		return errPayload(err)
 	}
 	return nil

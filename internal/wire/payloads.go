@@ -126,7 +126,8 @@ type Extent struct {
 
 // EncodedView is the answer to a subscribe, join or get-state command whose
 // lists are encoded already, see AppendMembers, AppendIDs and AppendStates.
-// They are written as they are.
+// They are written as they are, and must not be changed afterwards: frames may
+// share them.
 type EncodedView struct {
 	Success bool
 	Present []byte // empty: []
@@ -137,15 +138,30 @@ type EncodedView struct {
 // AppendJSON appends the answer.
 func (v EncodedView) AppendJSON(dst []byte) []byte {
 	dst = slices.Grow(dst, len(v.Present)+len(v.States)+len(v.Epoch)+128)
-	dst = strconv.AppendBool(append(dst, `{"success":`...), v.Success)
-	dst = append(dst, `,"present":`...)
+	dst = append(v.appendHead(dst), v.Present...)
+	dst = append(v.appendBetween(dst), v.States...)
+	return v.appendTail(dst)
+}
+
+// appendHead appends what comes before the members.
+func (v EncodedView) appendHead(dst []byte) []byte {
+	dst = append(strconv.AppendBool(append(dst, `{"success":`...), v.Success), `,"present":`...)
 	if len(v.Present) == 0 {
 		dst = append(dst, "[]"...)
 	}
-	dst = append(dst, v.Present...)
+	return dst
+}
+
+// appendBetween appends what comes between members and states.
+func (v EncodedView) appendBetween(dst []byte) []byte {
 	if len(v.States) > 0 {
-		dst = append(append(dst, `,"states":`...), v.States...)
+		dst = append(dst, `,"states":`...)
 	}
+	return dst
+}
+
+// appendTail appends what comes after them.
+func (v EncodedView) appendTail(dst []byte) []byte {
 	if v.Total > 0 {
 		dst = strconv.AppendInt(append(dst, `,"total":`...), int64(v.Total), 10)
 	}
@@ -157,6 +173,23 @@ func (v EncodedView) AppendJSON(dst []byte) []byte {
 		dst = appendString(append(dst, `,"epoch":`...), v.Epoch)
 	}
 	return append(dst, '}')
+}
+
+// longView is from which size on lists are shared between frames.
+const longView = 4 << 10
+
+// long reports whether frames share the lists.
+func (v EncodedView) long() bool { return len(v.Present)+len(v.States) >= longView }
+
+// frame makes a frame that begins with dst and ends after the answer, and
+// shares the lists.
+func (v EncodedView) frame(dst []byte) *Frame {
+	dst = v.appendHead(dst)
+	head := len(dst)
+	dst = v.appendBetween(dst)
+	between := len(dst)
+	dst = append(v.appendTail(dst), '}')
+	return &Frame{data: dst[:head:head], rest: [][]byte{v.Present, dst[head:between:between], v.States, dst[between:]}}
 }
 
 // Snapshot is the answer to CommandSubscribePresence and CommandJoinRoom. The

@@ -24,6 +24,8 @@ type Conn struct {
 	long []byte // a frame that does not fit into the reader's buffer
 	skip int    // bytes of the last frame, to be discarded from r
 	out  []byte
+	// message is the fragments of a message so far.
+	message []byte
 }
 
 // Dial opens a WebSocket at ws://addr/path. buffer is how many bytes are read
@@ -53,7 +55,7 @@ func Dial(addr, path string, buffer int) (*Conn, error) {
 // Close closes the connection without a close frame.
 func (c *Conn) Close() error { return c.net.Close() }
 
-// Next returns the payload of the next data frame, valid until the call after
+// Next returns the next message, valid until the call after
 // it. Control frames are skipped; a close frame is an error.
 func (c *Conn) Next() ([]byte, error) {
 	for {
@@ -65,7 +67,7 @@ func (c *Conn) Next() ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		op, size, n := head[0]&15, int(head[1]&127), 2
+		final, op, size, n := head[0]&128 != 0, head[0]&15, int(head[1]&127), 2
 		switch size {
 		case 126:
 			if head, err = c.r.Peek(4); err != nil {
@@ -84,8 +86,13 @@ func (c *Conn) Next() ([]byte, error) {
 			return nil, err
 		case op == 8:
 			return nil, fmt.Errorf("closed by the server: %q", data)
-		case op < 8:
+		case op < 8 && final && len(c.message) == 0:
 			return data, nil
+		case op < 8: // a fragment
+			if c.message = append(c.message, data...); final {
+				data, c.message = c.message, c.message[:0]
+				return data, nil
+			}
 		}
 	}
 }

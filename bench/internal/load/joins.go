@@ -7,12 +7,11 @@ import (
 	"time"
 )
 
-// JoinsConfig is connections that enter and exit rooms that others are in.
+// JoinsConfig is connections that enter and exit rooms.
 type JoinsConfig struct {
 	Addr    string
 	Dialect Dialect
-	Rooms   int
-	PerRoom int // who stays in each room
+	Rooms   int // room0, room1, …
 	Workers int // connections that come and go, one request at a time each
 	Seconds float64
 }
@@ -23,13 +22,8 @@ type JoinsResult struct {
 	Seconds float64
 }
 
-// Joins fills the rooms and then has the workers enter and exit.
+// Joins has the workers enter and exit.
 func Joins(cfg JoinsConfig) (JoinsResult, error) {
-	held, err := Hold(HoldConfig{Addr: cfg.Addr, Dialect: cfg.Dialect, Connections: cfg.Rooms * cfg.PerRoom, Rooms: 1, Names: cfg.Rooms, Drain: true})
-	if err != nil {
-		return JoinsResult{}, err
-	}
-	defer held.Close()
 	var joins atomic.Int64
 	var working sync.WaitGroup
 	failed := make(chan error, cfg.Workers)
