@@ -33,14 +33,8 @@ func joinRoom(ctx context.Context, c *Connection, _ wire.Request, room string) (
 // connection itself among them.
 func (c *Connection) joinAnswer(ctx context.Context, room string, joined owner.Joined) (any, error) {
 	n := c.s.n
-	v, ok := hub.View{}, false
-	if !joined.Again {
-		v, ok = n.hub.Joined(room, c.id, joined.Position, joined.Total)
-	} else if v, ok = n.hub.View(room); v.Bounded() {
-		ok = false // it may not be among those who are listed
-	}
-	if ok {
-		return wire.EncodedView{Success: true, Present: v.Present(), Extent: extentOf(v)}, nil
+	if l, ok := c.listed(room, joined); ok {
+		return wire.EncodedView{Success: true, Present: l.Present, Extent: extentOf(l)}, nil
 	}
 	s, err := n.readPresent(ctx, room)
 	if err != nil {
@@ -63,10 +57,20 @@ func (c *Connection) joinAnswer(ctx context.Context, room string, joined owner.J
 	return answer, nil
 }
 
-func extentOf(v hub.View) wire.Extent {
-	e := wire.Extent{Stale: v.Stale, Epoch: v.Epoch, Seq: v.Seq}
-	if v.Bounded() {
-		e.Total = v.Total
+// listed returns who is in a room that the connection has joined, the connection
+// itself among them, from the mirror of the room; false: Redis has to be asked.
+func (c *Connection) listed(room string, joined owner.Joined) (hub.Listing, bool) {
+	if !joined.Again {
+		return c.s.n.hub.Joined(room, c.id, joined.Position, joined.Total)
+	}
+	v, ok := c.s.n.hub.View(room)
+	return v.Listing, ok && !v.Bounded // else it may not be among those who are listed
+}
+
+func extentOf(l hub.Listing) wire.Extent {
+	e := wire.Extent{Stale: l.Stale, Epoch: l.Epoch, Seq: l.Seq}
+	if l.Bounded {
+		e.Total = l.Total
 	}
 	return e
 }
@@ -79,7 +83,7 @@ func getPresenceState(ctx context.Context, c *Connection, _ wire.Request, room s
 		return nil, err
 	}
 	if v, ok := n.hub.View(room); ok {
-		return wire.EncodedView{Success: true, Present: v.IDs(), States: v.States(), Extent: extentOf(v)}, nil
+		return wire.EncodedView{Success: true, Present: wire.Text{v.IDs()}, States: v.States(), Extent: extentOf(v.Listing)}, nil
 	}
 	s, err := n.readPresent(ctx, room)
 	if err != nil {

@@ -100,7 +100,7 @@ func (o *socketOutlet) snapshot(v hub.View) {
 	if o.replaces != nil {
 		o.replaces.silence()
 	}
-	o.c.reply(o.req, wire.EncodedView{Success: true, Present: v.Present(), States: v.States(), Extent: extentOf(v)}, nil)
+	o.c.reply(o.req, wire.EncodedView{Success: true, Present: v.Present, States: v.States(), Extent: extentOf(v.Listing)}, nil)
 }
 
 // told reports whether the request has been answered. That may be so although

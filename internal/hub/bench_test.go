@@ -61,7 +61,7 @@ func BenchmarkFurtherWatcher(b *testing.B) {
 	}
 	for b.Loop() {
 		s := &deafSink{}
-		_ = h.Watch(b.Context(), room, s, func(v View) { _, _ = v.Present(), v.States() })
+		_ = h.Watch(b.Context(), room, s, func(v View) { _, _ = v.Present.Size(), v.States() })
 		h.Unwatch(room, s)
 	}
 }

@@ -70,16 +70,16 @@ func (j *joins) again(room string, now time.Time) bool {
 	return ok
 }
 
-// Joined returns a view of the room for a connection of this server that has
+// Joined returns who is in the room, for a connection of this server that has
 // just joined it. At is where the room stood right after, and total how many
-// members it had: the view shows the room as it was then or later, so that
-// whoever joined it before is listed, and so is the connection itself (unless it
-// has left meanwhile), first of all where the list is bounded.
+// members it had: the room is listed as it was then or later, with whoever
+// joined it before, and with the connection itself (unless it has left
+// meanwhile), also where the list is bounded.
 //
 // It is false where the room is not mirrored, or something may have been
 // missed: Redis has to be asked then. It waits, at most 250 ms, for events that
 // are on their way.
-func (h *Hub) Joined(room, conn string, at store.Position, total int) (View, bool) {
+func (h *Hub) Joined(room, conn string, at store.Position, total int) (Listing, bool) {
 	m, watched := h.find(room)
 	switch {
 	case m != nil:
@@ -93,7 +93,7 @@ func (h *Hub) Joined(room, conn string, at store.Position, total int) (View, boo
 		m.keep(false, total)
 		h.release(m)
 	}
-	return View{}, false
+	return Listing{}, false
 }
 
 // find returns the room's mirror, and whether somebody watches it.
@@ -106,21 +106,29 @@ func (h *Hub) find(room string) (m *mirror, watched bool) {
 
 // worthwhile reports whether a room that is being joined is to be mirrored.
 func (h *Hub) worthwhile(room string, total int) bool {
-	return total >= fewest && total <= most && h.joins.kept.Load() < mostKept && h.joins.again(room, time.Now())
+	return total >= fewest && h.joins.affords(0, total) && h.joins.again(room, time.Now())
 }
+
+// affords reports whether there is room for a mirror of so many members, which
+// has a share already.
+func (j *joins) affords(share, total int) bool {
+	return total <= most && j.kept.Load()-int64(share)+int64(shareOf(total)) <= mostKept
+}
+
+// shareOf is what a mirror of so many members counts.
+func shareOf(total int) int { return max(total, leastShare) }
 
 // keep lets a mirror linger from now on, because of a join. One that is watched
 // does not need it.
 func (m *mirror) keep(watched bool, total int) {
-	share := max(total, leastShare)
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	switch others := m.hub.joins.kept.Load() - int64(m.kept); {
+	switch {
 	case m.closed:
 	case watched:
 		m.share(0)
-	case total <= most && others+int64(share) <= mostKept:
-		m.share(share)
+	case m.hub.joins.affords(m.kept, total):
+		m.share(shareOf(total))
 		m.joined.Store(int64(max(time.Since(m.hub.born), 1)))
 	}
 }
@@ -140,19 +148,19 @@ func (m *mirror) lingers() time.Time {
 	return m.hub.born.Add(time.Duration(at) + m.hub.linger())
 }
 
-// await returns a view for a connection once the mirror has come to a position.
-func (m *mirror) await(conn string, at store.Position) (View, bool) {
+// await lists who is in, for a connection, once the mirror has come to a position.
+func (m *mirror) await(conn string, at store.Position) (Listing, bool) {
 	var patience *time.Timer
 	for {
 		m.mu.Lock()
 		if m.closed || m.stale() || at.None() {
 			m.mu.Unlock()
-			return View{}, false
+			return Listing{}, false
 		}
 		if pos := &m.past.pos; pos.Epoch == at.Epoch && pos.Seq >= at.Seq {
-			v := m.viewFor(conn)
+			l := m.listing(false, conn)
 			m.mu.Unlock()
-			return v, true
+			return l, true
 		}
 		come := m.arrivals.add(at.Seq)
 		m.mu.Unlock()
@@ -164,9 +172,9 @@ func (m *mirror) await(conn string, at store.Position) (View, bool) {
 		case <-come:
 		case <-patience.C:
 			m.checkExpected()
-			return View{}, false
+			return Listing{}, false
 		case <-m.hub.ctx.Done():
-			return View{}, false
+			return Listing{}, false
 		}
 	}
 }

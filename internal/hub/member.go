@@ -20,9 +20,9 @@ type Member struct {
 	StateSilent bool
 
 	metaSize uint32 // of the metadata at the end of listed; 0: none
-	// listed is the member as a view lists it. It is encoded once, so that a
-	// view is put together by copying, and holds the metadata, so that a room of
-	// many members does not keep them twice.
+	// listed is the member as a view lists it, after a comma. It is encoded once,
+	// so that a view is put together by copying, and holds the metadata, so that a
+	// room of many members does not keep them twice.
 	listed []byte
 	seq    uint64                // of its last change
 	owner  unique.Handle[string] // incarnation that wrote it
@@ -45,9 +45,9 @@ func newMember(r *store.Record) *Member {
 
 // describe sets what views list of a member that nobody else knows yet.
 func (m *Member) describe(meta []byte) {
-	const around = len(`{"id":"","metadata":null}`)
+	const around = len(`,{"id":"","metadata":null}`)
 	meta = raw(meta)
-	dst := make([]byte, 0, around+len(m.Conn)+len(meta))
+	dst := append(make([]byte, 0, around+len(m.Conn)+len(meta)), ',')
 	m.listed, m.metaSize = wire.AppendMember(dst, m.Conn, meta), uint32(len(meta))
 }
 

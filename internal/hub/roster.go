@@ -7,6 +7,7 @@ type roster struct {
 	list  []*Member
 	at    map[string]int // connection id -> index in list
 	image *image         // of the first of list; nil: not made since one of them changed
+	run   run            // of the first of list
 }
 
 func (r *roster) len() int { return len(r.list) }
@@ -50,8 +51,9 @@ func (r *roster) remove(conn string) *Member {
 	return gone
 }
 
-// touch notes that the list changes at index i, and perhaps after it.
+// touch is called before the list changes at index i, and perhaps after it.
 func (r *roster) touch(i int) {
+	r.run.cut(r.list, i)
 	if r.image != nil && r.image.shows(i) {
 		r.image = nil
 	}

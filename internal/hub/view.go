@@ -6,73 +6,52 @@ import (
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// View is what a room looked like at one moment. It does not change, and is
-// safe for concurrent use; copies are cheap.
-type View struct {
+// Listing is who was in a room at one moment, as clients are told. It does not
+// change, and is safe for concurrent use; copies are cheap.
+type Listing struct {
 	Epoch string // as updates carry it; empty: nothing ever happened here
 	Seq   uint64 // updates with a higher one come later
 	Total int    // members of the room
 	Stale bool   // something may have been missed
+	// Bounded says that there are more members than are listed.
+	Bounded bool
+	// Present is the listed members as JSON, [{"id", "metadata"}]. It is shared:
+	// callers must not change it.
+	Present wire.Text
+}
 
+// View is a Listing, and what else a room looked like at that moment.
+type View struct {
+	Listing
 	image *image
-	// self is a member that the view lists first, in the place of the last of
-	// image; nil: it lists what is in image.
-	self *Member
+}
+
+// listing returns the mirror as it is. Conn is listed if it is a member.
+func (m *mirror) listing(stale bool, conn string) Listing {
+	limit := m.hub.cfg.Listed
+	l := Listing{Total: m.roster.len(), Stale: stale, Present: m.roster.present(limit, conn)}
+	l.Bounded = limit > 0 && l.Total > limit
+	l.Epoch, l.Seq = m.past.shown()
+	return l
 }
 
 // view returns a view of the mirror as it is.
 func (m *mirror) view(stale bool) View {
-	v := View{Total: m.roster.len(), Stale: stale, image: m.roster.picture(m.hub.cfg.Listed)}
-	v.Epoch, v.Seq = m.past.shown()
-	return v
+	return View{Listing: m.listing(stale, ""), image: m.roster.picture(m.hub.cfg.Listed)}
 }
-
-// viewFor returns a view that lists the connection even where there are too
-// many members to list them all, as long as it is one.
-func (m *mirror) viewFor(conn string) View {
-	v := m.view(false)
-	if i, ok := m.roster.at[conn]; ok && !v.image.shows(i) {
-		v.self = m.roster.list[i]
-	}
-	return v
-}
-
-// Bounded reports whether there are more members than the view lists.
-func (v View) Bounded() bool { return v.image != nil && v.Total > len(v.image.members) }
 
 // Members returns the members that the view lists. The list is shared:
 // callers must not change it.
 func (v View) Members() []*Member {
-	switch {
-	case v.image == nil:
-		return nil
-	case v.self == nil:
-		return v.image.members
-	}
-	return append([]*Member{v.self}, v.image.members[:len(v.image.members)-1]...)
-}
-
-// Present returns the listed members as JSON, [{"id", "metadata"}]. What
-// Present, IDs and States return is made once and shared by all views of the
-// same members: callers must not change it.
-func (v View) Present() []byte {
 	if v.image == nil {
-		return []byte("[]")
+		return nil
 	}
-	all := v.image.present()
-	if v.self == nil {
-		return all
-	}
-	dst := make([]byte, 0, len(all)+len(v.self.listed))
-	dst = append(append(dst, '['), v.self.listed...)
-	last := v.image.members[len(v.image.members)-1]
-	if others := all[1 : len(all)-len(last.listed)-1]; len(others) > 0 {
-		dst = append(append(dst, ','), others[:len(others)-1]...) // without the comma before the last
-	}
-	return append(dst, ']')
+	return v.image.members
 }
 
-// IDs returns the ids of the members as JSON, ["id"].
+// IDs returns the ids of the listed members as JSON, ["id"]. What IDs and States
+// return is made once and shared by all views of the same members: callers must
+// not change it.
 func (v View) IDs() []byte {
 	if v.image == nil {
 		return []byte("[]")
@@ -80,8 +59,8 @@ func (v View) IDs() []byte {
 	return v.image.ids()
 }
 
-// States returns the states of the members as JSON, {"id": state}; silent ones
-// too.
+// States returns the states of the listed members as JSON, {"id": state};
+// silent ones too.
 func (v View) States() []byte {
 	if v.image == nil {
 		return []byte("{}")
@@ -96,7 +75,7 @@ type image struct {
 	limit   int // how many there would be at most; 0 or less: no limit
 
 	mu       sync.Mutex // guards the following
-	encoding struct{ present, ids, states []byte }
+	encoding struct{ ids, states []byte }
 }
 
 func newImage(list []*Member, limit int) *image {
@@ -108,24 +87,6 @@ func newImage(list []*Member, limit int) *image {
 
 // shows reports whether the image shows, or would show, the i-th member.
 func (i *image) shows(at int) bool { return i.limit <= 0 || at < i.limit }
-
-// present puts together what each member has encoded already.
-func (i *image) present() []byte {
-	return i.once(&i.encoding.present, func() []byte {
-		size := len(`[]`)
-		for _, m := range i.members {
-			size += len(m.listed) + len(`,`)
-		}
-		dst := append(make([]byte, 0, size), '[')
-		for n, m := range i.members {
-			if n > 0 {
-				dst = append(dst, ',')
-			}
-			dst = append(dst, m.listed...)
-		}
-		return append(dst, ']')
-	})
-}
 
 func (i *image) ids() []byte {
 	return i.once(&i.encoding.ids, func() []byte {

@@ -13,10 +13,10 @@ import (
 // concurrent use; a Frame must not be copied.
 type Frame struct {
 	data []byte
-	// rest is what follows data; nil: nothing. Frames that answer different
+	// rest is what follows; nil: nothing. Frames that answer different
 	// requests with the same large list share the list: a thousand connections
 	// that are back after a restart do not take its memory a thousand times.
-	rest [][]byte
+	rest Text
 
 	once     sync.Once // makes prepared and err
 	prepared *websocket.PreparedMessage
@@ -33,22 +33,10 @@ func (f *Frame) Bytes() []byte {
 }
 
 // append appends the JSON text.
-func (f *Frame) append(dst []byte) []byte {
-	dst = append(dst, f.data...)
-	for _, part := range f.rest {
-		dst = append(dst, part...)
-	}
-	return dst
-}
+func (f *Frame) append(dst []byte) []byte { return f.rest.Append(append(dst, f.data...)) }
 
 // Size returns the length of the JSON text in bytes.
-func (f *Frame) Size() int {
-	size := len(f.data)
-	for _, part := range f.rest {
-		size += len(part)
-	}
-	return size
-}
+func (f *Frame) Size() int { return len(f.data) + f.rest.Size() }
 
 // mostJoined is up to which size the parts of a frame are put together to be
 // written, which saves calls of the system.
@@ -73,8 +61,8 @@ func (f *Frame) Write(conn *websocket.Conn) error {
 	if err != nil {
 		return err
 	}
-	for _, part := range append([][]byte{f.data}, f.rest...) {
-		if _, err := w.Write(part); err != nil {
+	for _, piece := range append(Text{f.data}, f.rest...) {
+		if _, err := w.Write(piece); err != nil {
 			return err
 		}
 	}

@@ -54,7 +54,7 @@ func TestAnswers(t *testing.T) {
 		{"state snapshot", StateSnapshot{Success: true, Present: []string{"a", "b"}, States: states},
 			`{"success":true,"present":["a","b"],"states":{"a":[],"b":{"s":1.10}}}`},
 		{"state snapshot refused", StateSnapshot{}, `{"success":false,"present":[]}`},
-		{"encoded view", EncodedView{Success: true, Present: AppendMembers(nil, present), States: AppendStates(nil, nil)},
+		{"encoded view", EncodedView{Success: true, Present: Text{AppendMembers(nil, present)}, States: AppendStates(nil, nil)},
 			`{"success":true,"present":[{"id":"a","metadata":{"n":1e2}},{"id":"b","metadata":null}],"states":{}}`},
 	}
 	for _, test := range tests {
@@ -214,7 +214,7 @@ func TestFramesShareLongLists(t *testing.T) {
 	t.Parallel()
 	for _, size := range []int{10, longView, mostJoined, 300_000} {
 		v := EncodedView{
-			Success: true, Present: fmt.Appendf(nil, `["%s"]`, strings.Repeat("é", size/2)), States: []byte(`{"a":1}`),
+			Success: true, Present: Text{fmt.Appendf(nil, `["%s"]`, strings.Repeat("é", size/2))}, States: []byte(`{"a":1}`),
 			Extent: Extent{Total: 7, Epoch: "e", Seq: 3},
 		}
 		frames := make([]*Frame, 2)
@@ -228,8 +228,8 @@ func TestFramesShareLongLists(t *testing.T) {
 			frames[i] = f
 		}
 		if size >= longView {
-			assert.Same(t, &v.Present[0], &frames[0].rest[0][0])
-			assert.Same(t, &v.Present[0], &frames[1].rest[0][0])
+			assert.Same(t, &v.Present[0][0], &frames[0].rest[0][0])
+			assert.Same(t, &v.Present[0][0], &frames[1].rest[0][0])
 		}
 		received(t, frames[0].Bytes(), frames[0].Write)
 	}

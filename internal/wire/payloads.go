@@ -124,21 +124,40 @@ type Extent struct {
 	Seq   uint64
 }
 
+// Text is JSON in pieces that follow each other.
+type Text [][]byte
+
+// Size returns the length in bytes.
+func (t Text) Size() (size int) {
+	for _, piece := range t {
+		size += len(piece)
+	}
+	return size
+}
+
+// Append appends the text.
+func (t Text) Append(dst []byte) []byte {
+	for _, piece := range t {
+		dst = append(dst, piece...)
+	}
+	return dst
+}
+
 // EncodedView is the answer to a subscribe, join or get-state command whose
 // lists are encoded already, see AppendMembers, AppendIDs and AppendStates.
 // They are written as they are, and must not be changed afterwards: frames may
 // share them.
 type EncodedView struct {
 	Success bool
-	Present []byte // empty: []
+	Present Text   // empty: []
 	States  []byte // empty: left out
 	Extent
 }
 
 // AppendJSON appends the answer.
 func (v EncodedView) AppendJSON(dst []byte) []byte {
-	dst = slices.Grow(dst, len(v.Present)+len(v.States)+len(v.Epoch)+128)
-	dst = append(v.appendHead(dst), v.Present...)
+	dst = slices.Grow(dst, v.Present.Size()+len(v.States)+len(v.Epoch)+128)
+	dst = v.Present.Append(v.appendHead(dst))
 	dst = append(v.appendBetween(dst), v.States...)
 	return v.appendTail(dst)
 }
@@ -179,7 +198,7 @@ func (v EncodedView) appendTail(dst []byte) []byte {
 const longView = 4 << 10
 
 // long reports whether frames share the lists.
-func (v EncodedView) long() bool { return len(v.Present)+len(v.States) >= longView }
+func (v EncodedView) long() bool { return v.Present.Size()+len(v.States) >= longView }
 
 // frame makes a frame that begins with dst and ends after the answer, and
 // shares the lists.
@@ -189,7 +208,8 @@ func (v EncodedView) frame(dst []byte) *Frame {
 	dst = v.appendBetween(dst)
 	between := len(dst)
 	dst = append(v.appendTail(dst), '}')
-	return &Frame{data: dst[:head:head], rest: [][]byte{v.Present, dst[head:between:between], v.States, dst[between:]}}
+	rest := append(make(Text, 0, len(v.Present)+3), v.Present...)
+	return &Frame{data: dst[:head:head], rest: append(rest, dst[head:between:between], v.States, dst[between:])}
 }
 
 // Snapshot is the answer to CommandSubscribePresence and CommandJoinRoom. The
@@ -205,7 +225,7 @@ type Snapshot struct {
 func (s Snapshot) AppendJSON(dst []byte) []byte {
 	return EncodedView{
 		Success: s.Success,
-		Present: AppendMembers(nil, s.Present),
+		Present: Text{AppendMembers(nil, s.Present)},
 		States:  encodeStates(s.States),
 		Extent:  s.Extent,
 	}.AppendJSON(dst)
@@ -227,7 +247,7 @@ type StateSnapshot struct {
 func (s StateSnapshot) AppendJSON(dst []byte) []byte {
 	return EncodedView{
 		Success: s.Success,
-		Present: AppendIDs(nil, s.Present),
+		Present: Text{AppendIDs(nil, s.Present)},
 		States:  encodeStates(s.States),
 		Extent:  s.Extent,
 	}.AppendJSON(dst)
