@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"testing"
 	"time"
@@ -58,9 +59,12 @@ func (c crowd) each(do func(i int) error) error {
 var member *peer.Member
 
 var (
-	startMember = newJob("member", func(cfg peer.MemberConfig) (_ bool, err error) {
-		member, err = peer.NewBareMember(context.Background(), cfg) // ends with the process
-		return true, err
+	// startMember returns the server's incarnation.
+	startMember = newJob("member", func(cfg peer.MemberConfig) (_ string, err error) {
+		if member, err = peer.NewBareMember(context.Background(), cfg); err != nil { // ends with the process
+			return "", err
+		}
+		return member.Presence.Stats().Incarnation, nil
 	})
 	stopMember = newJob("stop", func(bool) (bool, error) { return true, member.Stop(context.Background(), 0) })
 	joinCrowd  = newJob("join", func(c crowd) (bool, error) {
@@ -182,9 +186,11 @@ func BenchmarkDeath(b *testing.B) {
 		client := r.Client(b)
 		cfg := peer.MemberConfig{Redis: r.Addr(), Rules: []peer.Rule{{Expr: ".*"}}}
 		var members []*process
+		var ids []string
 		for range 3 {
 			p := start(b, "server")
-			startMember.on(p, cfg)
+			ids = append(ids, startMember.on(p, cfg))
+			time.Sleep(rand.N(3 * time.Second)) // as servers are in life, that renew their leases at different times
 			members = append(members, p)
 		}
 		c := crowd{Name: "c", Entries: *deathEntries, Rooms: *deathRooms, RoomPrefix: "room"}
@@ -194,9 +200,9 @@ func BenchmarkDeath(b *testing.B) {
 		before := usage(b, client)
 		members[0].kill()
 		killed := time.Now()
-		leases, err := client.ZRangeWithScores(b.Context(), "mesh:instances", 0, 0).Result()
+		deadline, err := client.ZScore(b.Context(), "mesh:instances", ids[0]).Result()
 		require.NoError(b, err)
-		lease := time.UnixMilli(int64(leases[0].Score))
+		lease := time.UnixMilli(int64(deadline))
 		d := departed.on(members[1], 30*time.Second)
 		used := usage(b, client).Since(before)
 		require.Equal(b, c.Entries, d.Once, "%d leaves", d.Leaves)
