@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"testing"
 	"time"
@@ -21,62 +22,12 @@ var (
 	deathRooms   = flag.Int("death.rooms", 1_000, "rooms that they are in")
 )
 
-// crowd is what members of a group of servers without sockets are told to hold.
-type crowd struct {
-	Name       string // begins the connections' ids
-	Entries    int
-	Rooms      int
-	RoomPrefix string
-}
-
-func (c crowd) room(i int) string { return fmt.Sprintf("%s%d", c.RoomPrefix, i%c.Rooms) }
-func (c crowd) conn(i int) string { return fmt.Sprintf("%s-%d", c.Name, i) }
-
-// each calls do for every entry, many at once.
-func (c crowd) each(do func(i int) error) error {
-	const atOnce = 256
-	var wg sync.WaitGroup
-	var mu sync.Mutex // guards all
-	var all error
-	for w := range atOnce {
-		wg.Go(func() {
-			for i := w; i < c.Entries; i += atOnce {
-				if err := do(i); err != nil {
-					mu.Lock()
-					all = errors.Join(all, err)
-					mu.Unlock()
-					return
-				}
-			}
-		})
-	}
-	wg.Wait()
-	return all
-}
-
-// member is the member of this process, once it has been started.
-var member *peer.Member
-
 var (
-	startMember = newJob("member", func(cfg peer.MemberConfig) (_ bool, err error) {
-		member, err = peer.NewBareMember(context.Background(), cfg) // ends with the process
-		return true, err
-	})
-	stopMember = newJob("stop", func(bool) (bool, error) { return true, member.Stop(context.Background(), 0) })
-	joinCrowd  = newJob("join", func(c crowd) (bool, error) {
-		return true, c.each(func(i int) error {
-			if err := member.Presence.Connect(context.Background(), c.conn(i), nil); err != nil {
-				return err
-			}
-			return member.Presence.Join(context.Background(), c.room(i), c.conn(i))
-		})
-	})
 	watchCrowd = newJob("watch", func(c crowd) (bool, error) {
 		departures = newVigil(c)
 		return true, departures.begin()
 	})
-	departed   = newJob("departed", func(within time.Duration) (deaths, error) { return departures.await(within) })
-	lateLeaves = newJob("buried", func(bool) (mesh.Stats, error) { return member.Presence.Stats(), nil })
+	departed = newJob("departed", func(within time.Duration) (deaths, error) { return departures.await(within) })
 )
 
 // departures is what this process watches.
@@ -182,21 +133,24 @@ func BenchmarkDeath(b *testing.B) {
 		client := r.Client(b)
 		cfg := peer.MemberConfig{Redis: r.Addr(), Rules: []peer.Rule{{Expr: ".*"}}}
 		var members []*process
+		var ids []string
 		for range 3 {
 			p := start(b, "server")
-			startMember.on(p, cfg)
+			ids = append(ids, startMember.on(p, cfg))
+			time.Sleep(rand.N(3 * time.Second)) // as servers are in life, that renew their leases at different times
 			members = append(members, p)
 		}
 		c := crowd{Name: "c", Entries: *deathEntries, Rooms: *deathRooms, RoomPrefix: "room"}
+		connectCrowd.on(members[0], c)
 		joinCrowd.on(members[0], c)
 		watchCrowd.on(members[1], c)
 		time.Sleep(11 * time.Second) // the others have been in touch for one lease: they may judge
 		before := usage(b, client)
 		members[0].kill()
 		killed := time.Now()
-		leases, err := client.ZRangeWithScores(b.Context(), "mesh:instances", 0, 0).Result()
+		deadline, err := client.ZScore(b.Context(), "mesh:instances", ids[0]).Result()
 		require.NoError(b, err)
-		lease := time.UnixMilli(int64(leases[0].Score))
+		lease := time.UnixMilli(int64(deadline))
 		d := departed.on(members[1], 30*time.Second)
 		used := usage(b, client).Since(before)
 		require.Equal(b, c.Entries, d.Once, "%d leaves", d.Leaves)
@@ -211,7 +165,7 @@ func BenchmarkDeath(b *testing.B) {
 		b.Logf("lease left at the kill %.2f s; after its end: first %.3f s, last %.3f s; spread %.3f s; redis %.2f s, %d script calls, %d commands",
 			lease.Sub(killed).Seconds(), first[len(first)-1], last[len(last)-1], spread[len(spread)-1], used.CPU, used.Scripts(), used.Total())
 		for i, p := range members[1:] {
-			s := lateLeaves.on(p, true)
+			s := statsOf.on(p, true)
 			b.Logf("server %d: %d declared dead, entries ended: %d", i+1, s.Buried, s.Leaves["server_lost"])
 			stopMember.on(p, true)
 		}
