@@ -31,6 +31,8 @@ const (
 type Config struct {
 	Kind  Kind
 	Redis string // address
+	// SnapshotMembers is the library's limit; 0: its default.
+	SnapshotMembers int
 }
 
 // Server is one that runs.
