@@ -24,9 +24,14 @@ import (
 // consists of, which takes orders as lines of JSON.
 const roleEnv = "MESH_BENCH_ROLE"
 
+// profilesEnv has a process prepare for a heap profile.
+const profilesEnv = "MESH_BENCH_PROFILES"
+
 func TestMain(m *testing.M) {
 	if os.Getenv(roleEnv) != "" {
-		runtime.MemProfileRate = 16 << 10
+		if os.Getenv(profilesEnv) != "" {
+			runtime.MemProfileRate = 16 << 10 // costs a server that allocates a lot some percent
+		}
 		os.Exit(obey(os.Stdin, os.Stdout))
 	}
 	os.Exit(m.Run())
@@ -118,7 +123,7 @@ type process struct {
 func start(b testing.TB, role string) *process {
 	b.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), roleEnv+"="+role)
+	cmd.Env = append(os.Environ(), roleEnv+"="+role, profilesEnv+"="+*profiles)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	require.NoError(b, err)

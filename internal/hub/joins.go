@@ -21,18 +21,16 @@ import (
 // although nobody on it watches. For the same reason the second join of a room
 // of two or three (a private conversation) starts none: reading those is cheap.
 //
-// Large rooms are not mirrored for joins. Their answer is bounded, so it costs
-// the same however many there are, and a mirror would cost as many records as
-// there are members.
+// Where the answer is bounded it costs less than a mirror, which has to read all
+// members. Such a room is mirrored once joins have read as many as it has.
 const (
 	// joinsWithin is how soon after one join another one must come for the
 	// room to be mirrored. It may be up to twice as long.
 	joinsWithin = 3 * time.Second
 	// joinsNoted is of how many rooms a join is remembered.
 	joinsNoted = 8192
-	// fewest and most are how many members a room may have that is mirrored for
-	// joins alone: no more than one call reads.
-	fewest, most = 4, store.PageSize
+	// fewest is how many members a room must have.
+	fewest = 4
 	// mostKept is how many members the mirrors may hold together that joins alone
 	// keep: what they take is bounded, however many rooms are joined. They count
 	// as of the last join, and no mirror counts less than leastShare.
@@ -46,11 +44,11 @@ type joins struct {
 
 	mu         sync.Mutex // guards the following
 	turned     time.Time  // when young became old
-	young, old map[string]struct{}
+	young, old map[string]int
 }
 
-// again notes a join and reports whether there was one not long ago.
-func (j *joins) again(room string, now time.Time) bool {
+// note notes a join and returns how many there were not long ago.
+func (j *joins) note(room string, now time.Time) int {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	if passed := now.Sub(j.turned); passed > joinsWithin || len(j.young) >= joinsNoted/2 {
@@ -59,15 +57,12 @@ func (j *joins) again(room string, now time.Time) bool {
 			j.old = nil
 		}
 	}
-	if _, ok := j.young[room]; ok {
-		return true
-	}
 	if j.young == nil {
-		j.young = make(map[string]struct{})
+		j.young = make(map[string]int)
 	}
-	j.young[room] = struct{}{}
-	_, ok := j.old[room]
-	return ok
+	earlier := j.young[room] + j.old[room]
+	j.young[room]++
+	return earlier
 }
 
 // Joined returns who is in the room, for a connection of this server that has
@@ -106,13 +101,20 @@ func (h *Hub) find(room string) (m *mirror, watched bool) {
 
 // worthwhile reports whether a room that is being joined is to be mirrored.
 func (h *Hub) worthwhile(room string, total int) bool {
-	return total >= fewest && h.joins.affords(0, total) && h.joins.again(room, time.Now())
+	if total < fewest || !h.joins.afford(0, total) {
+		return false
+	}
+	listed := total
+	if h.cfg.Listed > 0 {
+		listed = min(listed, h.cfg.Listed)
+	}
+	return h.joins.note(room, time.Now())*listed >= total
 }
 
-// affords reports whether there is room for a mirror of so many members, which
+// afford reports whether there is room for a mirror of so many members, which
 // has a share already.
-func (j *joins) affords(share, total int) bool {
-	return total <= most && j.kept.Load()-int64(share)+int64(shareOf(total)) <= mostKept
+func (j *joins) afford(share, total int) bool {
+	return j.kept.Load()-int64(share)+int64(shareOf(total)) <= mostKept
 }
 
 // shareOf is what a mirror of so many members counts.
@@ -127,7 +129,7 @@ func (m *mirror) keep(watched bool, total int) {
 	case m.closed:
 	case watched:
 		m.share(0)
-	case m.hub.joins.affords(m.kept, total):
+	case m.hub.joins.afford(m.kept, total):
 		m.share(shareOf(total))
 		m.joined.Store(int64(max(time.Since(m.hub.born), 1)))
 	}

@@ -73,8 +73,8 @@ func TestJoinsOfABusyRoomAreAnsweredFromAMirror(t *testing.T) {
 // What is answered is bounded, and the one that asks is in it.
 func TestJoinAnswerOfALargeRoom(t *testing.T) {
 	live(t, func(t *testing.T, h *house) {
-		h.hub.cfg.Listed = 3
 		h.crowded(room)
+		h.hub.cfg.Listed = 3
 		event := h.redis.join(room, "last")
 		h.hub.HandleEvent(room, event)
 		r := h.redis.copy(room)
@@ -130,12 +130,15 @@ func TestJoinsThatStartNoMirror(t *testing.T) {
 				h.enter(room, fmt.Sprint("c", i))
 			}
 		},
-		"a large room": func(h *house) {
-			for i := range most {
-				h.redis.join(room, fmt.Sprint("c", i))
+		"a huge room": func(h *house) {
+			for range 3 {
+				h.hub.Joined(room, "c", store.Position{Epoch: "e", Seq: 1, Tag: "t"}, mostKept+1)
 			}
-			for i := range 10 {
-				h.enter(room, fmt.Sprint("d", i))
+		},
+		"a large room, of which joins list a tenth, ten times": func(h *house) {
+			h.hub.cfg.Listed = 100
+			for range 10 {
+				h.hub.Joined(room, "c", store.Position{Epoch: "e", Seq: 1, Tag: "t"}, 1000)
 			}
 		},
 		"Redis has lost the position": func(h *house) {
@@ -154,6 +157,27 @@ func TestJoinsThatStartNoMirror(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The eleventh join of a room of which each lists a tenth starts a mirror.
+func TestMirrorOfALargeRoom(t *testing.T) {
+	live(t, func(t *testing.T, h *house) {
+		h.hub.cfg.Listed = 3
+		for i := range 30 {
+			h.redis.join(room, fmt.Sprint("c", i))
+		}
+		r := h.redis.copy(room)
+		for i := range 11 {
+			assert.Zero(t, h.subscribed())
+			_, ok := h.hub.Joined(room, "c3", r.pos, 30)
+			assert.False(t, ok, "%d", i)
+		}
+		h.pass(10 * time.Millisecond)
+		l, ok := h.hub.Joined(room, "c25", r.pos, 30)
+		require.True(t, ok)
+		assert.True(t, l.Bounded)
+		assert.Contains(t, present(l), `"c25"`)
+	})
 }
 
 // However many rooms are joined, what is mirrored for joins is bounded, and so
@@ -187,7 +211,7 @@ func TestMirrorOfAGrownRoom(t *testing.T) {
 		h.crowded(room)
 		for range 3 {
 			h.pass(2 * time.Second)
-			h.hub.Joined(room, "second", h.redis.copy(room).pos, most+1)
+			h.hub.Joined(room, "second", h.redis.copy(room).pos, mostKept+1)
 		}
 		assert.Zero(t, h.subscribed())
 
