@@ -22,15 +22,18 @@ import (
 // of two or three (a private conversation) starts none: reading those is cheap.
 //
 // Where the answer is bounded it costs less than a mirror, which has to read all
-// members. Such a room is mirrored once joins have read as many as it has.
+// members. Such a room is mirrored once joins have cost as much.
 const (
 	// joinsWithin is how soon after one join another one must come for the
 	// room to be mirrored. It may be up to twice as long.
 	joinsWithin = 3 * time.Second
 	// joinsNoted is of how many rooms a join is remembered.
 	joinsNoted = 8192
-	// fewest is how many members a room must have.
-	fewest = 4
+	// fewest and most are how many members a room may have that is mirrored for
+	// joins alone: while a larger one is read too much happens in it.
+	fewest, most = 4, 16 << 10
+	// callCosts is how many records a call could read for what it costs itself.
+	callCosts = 32
 	// mostKept is how many members the mirrors may hold together that joins alone
 	// keep: what they take is bounded, however many rooms are joined. They count
 	// as of the last join, and no mirror counts less than leastShare.
@@ -108,13 +111,13 @@ func (h *Hub) worthwhile(room string, total int) bool {
 	if h.cfg.Listed > 0 {
 		listed = min(listed, h.cfg.Listed)
 	}
-	return h.joins.note(room, time.Now())*listed >= total
+	return h.joins.note(room, time.Now())*(listed+callCosts) >= total
 }
 
 // afford reports whether there is room for a mirror of so many members, which
 // has a share already.
 func (j *joins) afford(share, total int) bool {
-	return j.kept.Load()-int64(share)+int64(shareOf(total)) <= mostKept
+	return total <= most && j.kept.Load()-int64(share)+int64(shareOf(total)) <= mostKept
 }
 
 // shareOf is what a mirror of so many members counts.

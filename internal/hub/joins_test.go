@@ -132,13 +132,13 @@ func TestJoinsThatStartNoMirror(t *testing.T) {
 		},
 		"a huge room": func(h *house) {
 			for range 3 {
-				h.hub.Joined(room, "c", store.Position{Epoch: "e", Seq: 1, Tag: "t"}, mostKept+1)
+				h.hub.Joined(room, "c", store.Position{Epoch: "e", Seq: 1, Tag: "t"}, most+1)
 			}
 		},
-		"a large room, of which joins list a tenth, ten times": func(h *house) {
-			h.hub.cfg.Listed = 100
-			for range 10 {
-				h.hub.Joined(room, "c", store.Position{Epoch: "e", Seq: 1, Tag: "t"}, 1000)
+		"a large room, of which joins list a tenth, five times": func(h *house) {
+			h.hub.cfg.Listed = callCosts // and a call costs as much again
+			for range 5 {
+				h.hub.Joined(room, "c", store.Position{Epoch: "e", Seq: 1, Tag: "t"}, 10*callCosts)
 			}
 		},
 		"Redis has lost the position": func(h *house) {
@@ -159,21 +159,23 @@ func TestJoinsThatStartNoMirror(t *testing.T) {
 	}
 }
 
-// The eleventh join of a room of which each lists a tenth starts a mirror.
+// The sixth join of a room of which each lists a tenth starts a mirror: those
+// before it have cost as much, five calls and half of the members.
 func TestMirrorOfALargeRoom(t *testing.T) {
 	live(t, func(t *testing.T, h *house) {
-		h.hub.cfg.Listed = 3
-		for i := range 30 {
+		h.hub.cfg.Listed = callCosts
+		const members = 10 * callCosts
+		for i := range members {
 			h.redis.join(room, fmt.Sprint("c", i))
 		}
 		r := h.redis.copy(room)
-		for i := range 11 {
+		for i := range 6 {
 			assert.Zero(t, h.subscribed())
-			_, ok := h.hub.Joined(room, "c3", r.pos, 30)
+			_, ok := h.hub.Joined(room, "c3", r.pos, members)
 			assert.False(t, ok, "%d", i)
 		}
 		h.pass(10 * time.Millisecond)
-		l, ok := h.hub.Joined(room, "c25", r.pos, 30)
+		l, ok := h.hub.Joined(room, "c25", r.pos, members)
 		require.True(t, ok)
 		assert.True(t, l.Bounded)
 		assert.Contains(t, present(l), `"c25"`)
@@ -211,7 +213,7 @@ func TestMirrorOfAGrownRoom(t *testing.T) {
 		h.crowded(room)
 		for range 3 {
 			h.pass(2 * time.Second)
-			h.hub.Joined(room, "second", h.redis.copy(room).pos, mostKept+1)
+			h.hub.Joined(room, "second", h.redis.copy(room).pos, most+1)
 		}
 		assert.Zero(t, h.subscribed())
 
