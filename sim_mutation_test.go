@@ -72,7 +72,7 @@ var mutations = []mutation{
 	{
 		name: "events before the answer", file: "internal/hub/watch.go",
 		old: "ready(m.view(!settled))\n			m.mu.Unlock()",
-		new: "v := m.view(!settled, 0)\n			m.mu.Unlock()\n			time.Sleep(time.Millisecond)\n			ready(v)",
+		new: "v := m.view(!settled)\n			m.mu.Unlock()\n			time.Sleep(time.Millisecond)\n			ready(v)",
 	},
 }
 
