@@ -31,7 +31,7 @@ var (
 		c := crowd{Name: "member", Entries: f.To - f.From}
 		return true, c.each(func(i int) error {
 			ctx, id := context.Background(), c.conn(f.From+i)
-			if err := member.Presence.Connect(ctx, id, peer.Person); err != nil {
+			if err := member.Presence.Connect(ctx, id, peer.Person()); err != nil {
 				return err
 			}
 			return member.Presence.Join(ctx, f.Room, id)

@@ -39,7 +39,7 @@ func startCentrifuge(cfg Config) (http.Handler, func(context.Context) error, err
 	if err != nil {
 		return nil, nil, err
 	}
-	info, err := json.Marshal(Person)
+	info, err := json.Marshal(person)
 	if err != nil {
 		return nil, nil, err
 	}

@@ -41,7 +41,7 @@ type Member struct {
 func (cfg MemberConfig) options(client *redis.Client) mesh.Options {
 	return mesh.Options{
 		Redis: client, LeaseTTL: cfg.LeaseTTL, LatencyInterval: cfg.LatencyInterval,
-		Authenticate: func(context.Context, *http.Request) (any, error) { return Person, nil },
+		Authenticate: func(context.Context, *http.Request) (any, error) { return person, nil },
 	}
 }
 

@@ -13,14 +13,14 @@ import (
 	"github.com/meshpresence/mesh"
 )
 
-// Person is the metadata of every connection.
-var Person = map[string]string{"userId": "user-4711", "name": "Ada Lovelace", "avatar": "https://example.com/a/4711.png"}
+// person is the metadata of every connection.
+var person = map[string]string{"userId": "user-4711", "name": "Ada Lovelace", "avatar": "https://example.com/a/4711.png"}
 
 func startMesh(ctx context.Context, cfg Config) (http.Handler, func(context.Context) error, error) {
 	client := redis.NewClient(&redis.Options{Addr: cfg.Redis})
 	srv, err := mesh.NewServer(mesh.Options{
 		Redis: client, PingInterval: time.Hour, LatencyInterval: -1,
-		Authenticate: func(context.Context, *http.Request) (any, error) { return Person, nil },
+		Authenticate: func(context.Context, *http.Request) (any, error) { return person, nil },
 		Limits: mesh.Limits{
 			CommandsPerSecond: -1, UpgradesPerSecond: -1, RoomsPerConnection: -1,
 			SnapshotMembers: cfg.SnapshotMembers,
@@ -49,6 +49,6 @@ func startMesh(ctx context.Context, cfg Config) (http.Handler, func(context.Cont
 		if err != nil {
 			return
 		}
-		_ = srv.ServeConn(r.Context(), ws, mesh.ConnOptions{Metadata: Person})
+		_ = srv.ServeConn(r.Context(), ws, mesh.ConnOptions{Metadata: person})
 	}), stop, nil
 }
