@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"slices"
 
-	"github.com/meshpresence/mesh/internal/hub"
 	"github.com/meshpresence/mesh/internal/owner"
 	"github.com/meshpresence/mesh/internal/store"
 	"github.com/meshpresence/mesh/internal/wire"
@@ -51,7 +50,7 @@ func decodePayload(req wire.Request, into any) error {
 	if len(req.Payload) == 0 {
 		return nil
 	}
-	if err := json.Unmarshal(req.Payload, into); err != nil {
+	if err := wire.Unmarshal(req.Payload, into); err != nil {
 		return errPayload(err)
 	}
 	return nil
@@ -76,60 +75,6 @@ func inRoom(run func(ctx context.Context, c *Connection, req wire.Request, room 
 // tracked, or the guard said no.
 func refused(err error) bool {
 	return errors.Is(err, ErrRefused) || errors.Is(err, ErrNotTracked)
-}
-
-func joinRoom(ctx context.Context, c *Connection, _ wire.Request, room string) (any, error) {
-	n := c.s.n
-	if _, err := n.join(ctx, c.own, room); refused(err) {
-		return wire.Snapshot{}, nil
-	} else if err != nil {
-		return nil, err
-	}
-	if n.rules.match(room).tracked {
-		switch err := n.maySee(ctx, c.id, room); {
-		case refused(err):
-			return wire.Snapshot{Success: true}, nil
-		case err != nil:
-			return nil, err
-		}
-	}
-	return c.joinAnswer(ctx, room)
-}
-
-// joinAnswer lists who is in a room that the connection has just joined, the
-// connection itself among them.
-func (c *Connection) joinAnswer(ctx context.Context, room string) (any, error) {
-	n := c.s.n
-	limit := n.opts.Limits.SnapshotMembers
-	if v, ok := n.hub.View(room, limit); ok && !v.Bounded() {
-		return wire.EncodedView{Success: true, Present: v.Present(), Extent: extentOf(v)}, nil
-	}
-	s, err := n.presentIn(ctx, room)
-	if err != nil {
-		return nil, err
-	}
-	answer := wire.Snapshot{Success: true, Extent: wire.Extent{Stale: s.Stale, Epoch: s.Epoch, Seq: s.Seq}}
-	if !slices.ContainsFunc(s.Members, func(m Member) bool { return m.ID == c.id }) {
-		s.Members = append([]Member{c.Member()}, s.Members...)
-		if limit >= 0 && len(s.Members) > limit {
-			s.Members = s.Members[:limit]
-		}
-	}
-	for _, m := range s.Members {
-		answer.Present = append(answer.Present, wire.Member{ID: m.ID, Metadata: m.Metadata})
-	}
-	if s.Total > len(answer.Present) {
-		answer.Total = s.Total
-	}
-	return answer, nil
-}
-
-func extentOf(v hub.View) wire.Extent {
-	e := wire.Extent{Stale: v.Stale, Epoch: v.Epoch, Seq: v.Seq}
-	if v.Bounded() {
-		e.Total = v.Total
-	}
-	return e
 }
 
 func leaveRoom(ctx context.Context, c *Connection, _ wire.Request, room string) (any, error) {
@@ -191,34 +136,6 @@ func changed(err error) (any, error) {
 		return false, nil
 	}
 	return err == nil, err
-}
-
-func getPresenceState(ctx context.Context, c *Connection, _ wire.Request, room string) (any, error) {
-	n := c.s.n
-	if err := n.maySee(ctx, c.id, room); refused(err) {
-		return wire.StateSnapshot{}, nil
-	} else if err != nil {
-		return nil, err
-	}
-	if v, ok := n.hub.View(room, n.opts.Limits.SnapshotMembers); ok {
-		return wire.EncodedView{Success: true, Present: v.IDs(), States: v.States(), Extent: extentOf(v)}, nil
-	}
-	s, err := n.presentIn(ctx, room)
-	if err != nil {
-		return nil, err
-	}
-	answer := wire.StateSnapshot{Success: true, States: make(map[string]json.RawMessage)}
-	answer.Extent = wire.Extent{Stale: s.Stale, Epoch: s.Epoch, Seq: s.Seq}
-	for _, m := range s.Members {
-		answer.Present = append(answer.Present, m.ID)
-		if m.State != nil {
-			answer.States[m.ID] = m.State
-		}
-	}
-	if s.Total > len(s.Members) {
-		answer.Total = s.Total
-	}
-	return answer, nil
 }
 
 func getMyConnectionMetadata(_ context.Context, c *Connection, _ wire.Request) (any, error) {

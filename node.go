@@ -110,7 +110,7 @@ func newNode(opts Options) (*node, error) {
 	n.asking = make(chan struct{}, maxAsking)
 	n.hub = hub.New(hub.Config{
 		Store: at.hub, Listener: roomChannels{n}, Unconfirmed: opts.LeaseTTL + time.Second, Bucket: n.keys.RoomBucket,
-		Ask: n.askOwner, Now: n.now,
+		Ask: n.askOwner, Now: n.now, Listed: opts.Limits.SnapshotMembers,
 		Logger: opts.Logger,
 	})
 	n.lease = lease.New(lease.Config{

@@ -124,7 +124,7 @@ func snapshotOf(room string, v hub.View) *Snapshot {
 	list := v.Members()
 	s.Members = make([]Member, len(list))
 	for i, m := range list {
-		s.Members[i] = Member{ID: m.Conn, Metadata: m.Meta, State: m.State}
+		s.Members[i] = Member{ID: m.Conn, Metadata: m.Meta(), State: m.State}
 	}
 	return s
 }
@@ -138,18 +138,13 @@ func membersOf(records []store.Record) []Member {
 	return members
 }
 
-// presentIn lists who is in a room for somebody who may know: from the mirror
-// where the room is watched on this server, otherwise from Redis; where that
-// does not answer, from what the mirror knew last. It is at most
-// Limits.SnapshotMembers long.
-func (n *node) presentIn(ctx context.Context, room string) (*Snapshot, error) {
-	limit := n.opts.Limits.SnapshotMembers
-	if v, ok := n.hub.View(room, limit); ok {
-		return snapshotOf(room, v), nil
-	}
-	records, total, err := n.store.Some(ctx, room, limit)
+// readPresent lists who is in a room that has no mirror in order here, for
+// somebody who may know: from Redis; where that does not answer, from what a
+// mirror knew last. It is at most Limits.SnapshotMembers long.
+func (n *node) readPresent(ctx context.Context, room string) (*Snapshot, error) {
+	records, total, err := n.store.Some(ctx, room, n.opts.Limits.SnapshotMembers)
 	if err != nil {
-		if v, ok := n.hub.StaleView(room, limit); ok {
+		if v, ok := n.hub.StaleView(room); ok {
 			return snapshotOf(room, v), nil
 		}
 		return nil, n.storeError(err)

@@ -71,8 +71,8 @@ var mutations = []mutation{
 	},
 	{
 		name: "events before the answer", file: "internal/hub/watch.go",
-		old: "ready(m.view(!settled, 0))\n			m.mu.Unlock()",
-		new: "v := m.view(!settled, 0)\n			m.mu.Unlock()\n			time.Sleep(time.Millisecond)\n			ready(v)",
+		old: "ready(m.view(!settled))\n			m.mu.Unlock()",
+		new: "v := m.view(!settled)\n			m.mu.Unlock()\n			time.Sleep(time.Millisecond)\n			ready(v)",
 	},
 }
 

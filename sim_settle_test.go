@@ -110,7 +110,7 @@ func (s *sim) compare() {
 		if diff := st.differs(now, 0); diff != "" {
 			st.fail("%s", diff)
 		}
-		if v, ok := st.node.p.n.hub.View(st.room, 0); ok {
+		if v, ok := st.node.p.n.hub.View(st.room); ok {
 			s.compareMembers("mirror on "+st.node.name, st.room, snapshotOf(st.room, v).Members, now)
 		} else {
 			st.fail("mirror is not in order")

@@ -20,7 +20,7 @@ type Stats struct {
 	Entries       int   // members of rooms: one for each room that one of those is in
 	Rooms         int   // rooms that those are in
 	Unwritten     int   // entries and connections whose last change Redis has not confirmed yet
-	Watched       int   // rooms that somebody here watches, or did a few seconds ago
+	Watched       int   // rooms that somebody here watches, or did a few seconds ago, or that several just joined
 	Subscriptions int   // watchers of those: one for each socket or iterator and room
 	Stale         int   // watched rooms that may have missed something
 	QueuedBytes   int64 // bytes that wait to be written, of all sockets together
@@ -44,7 +44,9 @@ type Stats struct {
 	// RepairUpdates are those of Updates that made good for missed ones.
 	RepairUpdates uint64
 
-	// FirstReads are rooms read from Redis because somebody began to watch them.
+	// FirstReads are rooms read from Redis because somebody began to watch them, or
+	// because several connections joined them within a few seconds: the answers
+	// to further joins come from memory.
 	FirstReads uint64
 	// Repairs are rooms read again, by what was amiss: "gap" (an event did not
 	// come), "fork" (Redis went on from an older copy), "epoch" (Redis lost the

@@ -18,7 +18,7 @@ import (
 // before the first update.
 func subscribePresence(ctx context.Context, c *Connection, req wire.Request, room string) (any, error) {
 	n := c.s.n
-	out := &socketOutlet{c: c, req: req, room: room, limit: n.opts.Limits.SnapshotMembers}
+	out := &socketOutlet{c: c, req: req, room: room}
 	s := &subscription{room: room, viewer: c.id, out: out, most: n.opts.Limits.QueueBytes}
 	old, err := c.subscribe(s)
 	if err != nil {
@@ -91,18 +91,16 @@ type socketOutlet struct {
 	c        *Connection
 	req      wire.Request
 	room     string
-	limit    int
 	replaces *subscription // of the same connection and room; silent once this one begins
 	answered bool          // guarded by subscription.mu, as all of an outlet's calls are
 }
 
 func (o *socketOutlet) snapshot(v hub.View) {
-	v = v.Limited(o.limit)
 	o.answered = true
 	if o.replaces != nil {
 		o.replaces.silence()
 	}
-	o.c.reply(o.req, wire.EncodedView{Success: true, Present: v.Present(), States: v.States(), Extent: extentOf(v)}, nil)
+	o.c.reply(o.req, wire.EncodedView{Success: true, Present: v.Present, States: v.States(), Extent: extentOf(v.Listing)}, nil)
 }
 
 // told reports whether the request has been answered. That may be so although
@@ -178,7 +176,7 @@ const (
 func (p *PresenceManager) Subscribe(ctx context.Context, room string, opts SubscribeOptions) iter.Seq2[Event, error] {
 	return func(yield func(Event, error) bool) {
 		out := &queueOutlet{
-			room: room, limit: p.n.opts.Limits.SnapshotMembers, more: make(chan struct{}, 1), slow: &p.n.slow,
+			room: room, more: make(chan struct{}, 1), slow: &p.n.slow,
 		}
 		s := &subscription{room: room, viewer: opts.Viewer, out: out, most: p.n.opts.Limits.QueueBytes}
 		if err := p.subscribe(ctx, s); err != nil {
@@ -225,10 +223,9 @@ func (p *PresenceManager) subscribe(ctx context.Context, s *subscription) error 
 
 // queueOutlet keeps a subscription's events for an iterator.
 type queueOutlet struct {
-	room  string
-	limit int
-	more  chan struct{} // of capacity 1: there is something to take
-	slow  *atomic.Uint64
+	room string
+	more chan struct{} // of capacity 1: there is something to take
+	slow *atomic.Uint64
 
 	mu     sync.Mutex // guards the fields below
 	events []Event
@@ -265,7 +262,7 @@ func (o *queueOutlet) take() ([]Event, error) {
 }
 
 func (o *queueOutlet) snapshot(v hub.View) {
-	s := snapshotOf(o.room, v.Limited(o.limit))
+	s := snapshotOf(o.room, v)
 	o.put(Event{Type: EventSnapshot, Room: o.room, Seq: s.Seq, Epoch: s.Epoch, Snapshot: s}, nil)
 }
 

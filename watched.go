@@ -21,11 +21,11 @@ type WatchedQuery struct {
 	Limit int
 }
 
-// WatchedRoom is a server's own copy of a room that somebody on it watches, and
-// how far it is behind Redis.
+// WatchedRoom is a server's own copy of a room that somebody on it watches, or
+// that many join, and how far it is behind Redis.
 type WatchedRoom struct {
 	Name          string
-	Subscriptions int // of this server; 0: the last one has just ended
+	Subscriptions int // of this server; 0: the last one has just ended, or only joins are answered from it
 	Members       int // that the copy lists
 	// Stale says that something may have been missed, or that Redis does not
 	// answer: subscribers see what was known last.

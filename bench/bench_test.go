@@ -4,7 +4,6 @@ package bench
 
 import (
 	"flag"
-	"slices"
 	"testing"
 
 	"github.com/meshpresence/mesh/bench/internal/load"
@@ -42,14 +41,6 @@ func (f figures) median(k peer.Kind) float64 {
 	return median(f[k])
 }
 
-func median(all []float64) float64 {
-	list := slices.Sorted(slices.Values(all))
-	if len(list) == 0 {
-		return 0
-	}
-	return list[len(list)/2]
-}
-
 // ratio returns the median of how a compares with b, round by round: what the
 // machine was busy with besides is in both.
 func (f figures) ratio(a, b peer.Kind) float64 {
@@ -57,9 +48,5 @@ func (f figures) ratio(a, b peer.Kind) float64 {
 	for i := range min(len(f[a]), len(f[b])) {
 		list = append(list, f[a][i]/f[b][i])
 	}
-	if len(list) == 0 {
-		return 0
-	}
-	slices.Sort(list)
-	return list[len(list)/2]
+	return median(list)
 }

@@ -1,29 +1,55 @@
 package bench
 
 import (
+	"fmt"
 	"testing"
+
+	"github.com/redis/go-redis/v9"
 
 	"github.com/meshpresence/mesh/bench/internal/load"
 	"github.com/meshpresence/mesh/bench/internal/peer"
 )
 
+// cpuTime is the processor time that a process has taken, in seconds.
+var cpuTime = newJob("processor time", func(struct{}) (float64, error) { return processorTime(), nil })
+
 // BenchmarkSocketJoins is joins through the socket into rooms of 50, each
 // answered with members and metadata, and the leaving again: 64 connections,
-// one request at a time each.
+// one request at a time each. Besides what is done in a second it measures the
+// processor time of the server and of its Redis for each, join and leave
+// together: that does not depend on what else the machine does.
 func BenchmarkSocketJoins(b *testing.B) {
-	rounds := figures{}
+	rounds, server, stored := figures{}, figures{}, figures{}
 	for b.Loop() {
 		for _, k := range []peer.Kind{peer.Gorilla, peer.Mesh, peer.Centrifuge} {
-			_, addr := serve(b, peer.Config{Kind: k, Redis: redisOf(b, k)})
-			r := start(b, "load").do(order{Joins: &load.JoinsConfig{
-				Addr: addr, Dialect: dialect(k), Rooms: 40, PerRoom: 49, Workers: 64, Seconds: 4,
-			}}).Joins
+			addr := redisOf(b, k)
+			p, ws := serve(b, peer.Config{Kind: k, Redis: addr})
+			clients := start(b, "load")
+			clients.do(order{Hold: &load.HoldConfig{Addr: ws, Dialect: dialect(k), Connections: 40 * 49, Rooms: 1, Names: 40, Drain: true}})
+			used := func() float64 { return cpuTime.on(p, struct{}{}) }
+			redisUsed := func() float64 { return 0 }
+			if addr != "" {
+				client := redis.NewClient(&redis.Options{Addr: addr})
+				b.Cleanup(func() { _ = client.Close() })
+				redisUsed = func() float64 { return usage(b, client).CPU }
+			}
+			before, redisBefore := used(), redisUsed()
+			r := clients.do(order{Joins: &load.JoinsConfig{Addr: ws, Dialect: dialect(k), Rooms: 40, Workers: 64, Seconds: 4}}).Joins
+			server[k] = append(server[k], (used()-before)*1e6/float64(r.Joins))
+			stored[k] = append(stored[k], (redisUsed()-redisBefore)*1e6/float64(r.Joins))
 			rounds[k] = append(rounds[k], float64(r.Joins)/r.Seconds)
+			if *profiles != "" {
+				p.do(order{Heap: fmt.Sprintf("%s/%s-%d.heap", *profiles, k, profiled)})
+			}
+			clients.do(order{Hold: &load.HoldConfig{}}) // lets go of those who stayed
 		}
 	}
-	b.ReportMetric(rounds.median(peer.Mesh), "mesh-joins/s")
-	b.ReportMetric(rounds.median(peer.Gorilla), "gorilla-joins/s")
-	b.ReportMetric(rounds.median(peer.Centrifuge), "centrifuge-joins/s")
+	for _, k := range []peer.Kind{peer.Gorilla, peer.Mesh, peer.Centrifuge} {
+		b.ReportMetric(rounds.median(k), string(k)+"-joins/s")
+		b.ReportMetric(server.median(k), string(k)+"-server-µs")
+	}
+	b.ReportMetric(stored.median(peer.Mesh), "mesh-redis-µs")
+	b.ReportMetric(stored.median(peer.Centrifuge), "centrifuge-redis-µs")
 	b.ReportMetric(rounds.ratio(peer.Mesh, peer.Gorilla), "×gorilla")
 	b.ReportMetric(rounds.ratio(peer.Mesh, peer.Centrifuge), "×centrifuge")
 }

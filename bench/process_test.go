@@ -24,9 +24,14 @@ import (
 // consists of, which takes orders as lines of JSON.
 const roleEnv = "MESH_BENCH_ROLE"
 
+// profilesEnv has a process prepare for a heap profile.
+const profilesEnv = "MESH_BENCH_PROFILES"
+
 func TestMain(m *testing.M) {
 	if os.Getenv(roleEnv) != "" {
-		runtime.MemProfileRate = 16 << 10
+		if os.Getenv(profilesEnv) != "" {
+			runtime.MemProfileRate = 16 << 10 // costs a server that allocates a lot some percent
+		}
 		os.Exit(obey(os.Stdin, os.Stdout))
 	}
 	os.Exit(m.Run())
@@ -42,6 +47,8 @@ type order struct {
 	Memory  bool
 	Profile string // write a CPU profile there until the process ends
 	Heap    string // write a heap profile there
+	Job     string // carry out one of jobs, with Args
+	Args    json.RawMessage
 }
 
 // report is the answer to an order.
@@ -52,6 +59,7 @@ type report struct {
 	Joins   load.JoinsResult
 	Cursors load.CursorsResult
 	Memory  peer.Memory
+	Result  json.RawMessage // of a job
 }
 
 // obey carries out orders until the parent is gone.
@@ -83,6 +91,8 @@ func obey(in io.Reader, out io.Writer) int {
 				held.Close()
 			}
 			held, err = load.Hold(*o.Hold)
+		case o.Job != "":
+			r.Result, err = carryOut(o.Job, o.Args)
 		case o.Memory:
 			r.Memory, err = peer.ReadMemory()
 		case o.Heap != "":
@@ -107,16 +117,17 @@ func obey(in io.Reader, out io.Writer) int {
 
 // process is one of the processes of a benchmark.
 type process struct {
-	b   *testing.B
+	b   testing.TB
+	cmd *exec.Cmd
 	in  *json.Encoder
 	out *json.Decoder
 }
 
 // start runs a process until the benchmark ends.
-func start(b *testing.B, role string) *process {
+func start(b testing.TB, role string) *process {
 	b.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), roleEnv+"="+role)
+	cmd.Env = append(os.Environ(), roleEnv+"="+role, profilesEnv+"="+*profiles)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	require.NoError(b, err)
@@ -129,7 +140,7 @@ func start(b *testing.B, role string) *process {
 		_ = cmd.Wait()
 		timer.Stop()
 	})
-	return &process{b: b, in: json.NewEncoder(in), out: json.NewDecoder(bufio.NewReader(out))}
+	return &process{b: b, cmd: cmd, in: json.NewEncoder(in), out: json.NewDecoder(bufio.NewReader(out))}
 }
 
 // do gives an order and returns the report.

@@ -21,9 +21,9 @@ import (
 
 // 50,000 entries with a TTL: 10,000 connections in five of 10,000 rooms each.
 const (
-	timed    = 10_000
-	each     = 5
-	timedTTL = 8 * time.Second
+	timed      = 10_000
+	timedRooms = 5
+	timedTTL   = 8 * time.Second
 )
 
 func timedRoom(conn, n int) string { return fmt.Sprintf("room%05d", (conn+n*2003)%timed) }
@@ -102,7 +102,7 @@ func refreshed(b *testing.B, client *redis.Client) (float64, float64) {
 				if err := p.Connect(ctx, conn, nil); err != nil {
 					b.Error(err)
 				}
-				for n := range each {
+				for n := range timedRooms {
 					// On a machine that is busy with more than this it may take its time.
 					err := p.Join(ctx, timedRoom(i, n), conn)
 					for errors.Is(err, mesh.ErrUnavailable) {
@@ -141,7 +141,7 @@ func refreshedRaw(b *testing.B, client *redis.Client) (float64, float64) {
 	var all []entry
 	for i := range timed {
 		pipe := client.Pipeline()
-		for n := range each {
+		for n := range timedRooms {
 			e := entry{timedRoom(i, n), fmt.Sprintf("conn%05d", i)}
 			all = append(all, e)
 			record := fmt.Sprintf("E%015d INCARNATION-OF-WORKER-0001 5000 0 0 . 0 0 0 1700000000000 1\n", i)
@@ -151,7 +151,7 @@ func refreshedRaw(b *testing.B, client *redis.Client) (float64, float64) {
 		_, err := pipe.Exec(ctx)
 		require.NoError(b, err)
 	}
-	const calls = 3 * ((timed*each + store.MaxOps - 1) / store.MaxOps)
+	const calls = 3 * ((timed*timedRooms + store.MaxOps - 1) / store.MaxOps)
 	tick := time.NewTicker((timedTTL + time.Second) / calls) // as often as the library comes: a Redis that rests has to wake up, too
 	defer tick.Stop()
 	return perEntry(b, client, "hexists", func() {
@@ -162,7 +162,7 @@ func refreshedRaw(b *testing.B, client *redis.Client) (float64, float64) {
 				var args []any
 				for i, e := range all[at:min(at+store.MaxOps, len(all))] {
 					keys = append(keys, names{}.Members(e.room), names{}.Conn(e.room, e.conn))
-					args = append(args, e.conn, fmt.Sprintf("E%015d", (at+i)/each), 60_000+i)
+					args = append(args, e.conn, fmt.Sprintf("E%015d", (at+i)/timedRooms), 60_000+i)
 				}
 				require.NoError(b, refreshRaw.EvalSha(ctx, client, keys, args...).Err())
 			}

@@ -7,17 +7,18 @@ import (
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// receive takes one event of the room, in the order in which they came.
-func (m *mirror) receive(p parcel, now time.Time) {
+// receive takes one event of the room, in the order in which they came. size is
+// that of its message. It copies what it keeps.
+func (m *mirror) receive(ev *store.Event, size int, now time.Time) {
 	if m.stage == reading || m.stage == folding {
-		m.putAside(p, now)
+		m.putAside(newParcel(ev, size, now), now)
 		return
 	}
 	if !m.live || m.want > CauseVerify {
 		// The snapshot will be read later, and contains it.
 		return
 	}
-	ev, pos := p.ev, &m.past.pos
+	pos := &m.past.pos
 	switch {
 	case follows(*pos, ev) && ev.Epoch == pos.Epoch:
 		m.apply(ev, now)
@@ -34,7 +35,7 @@ func (m *mirror) receive(p parcel, now time.Time) {
 	case ev.Seq == pos.Seq+1:
 		m.fetch(CauseFork, now)
 	default:
-		m.hold(p, now)
+		m.hold(newParcel(ev, size, now), now)
 	}
 	m.rearm()
 }
@@ -110,7 +111,8 @@ func (m *mirror) apply(ev *store.Event, now time.Time) {
 	m.past.advance(ev)
 	m.enact(ev, now)
 	m.pass(now)
-	m.wakeWaiters()
+	m.wakeWatchers()
+	m.arrivals.wake(m.past.pos.Seq)
 }
 
 // adopt goes on to a new epoch: Redis lost the room, and somebody has written
@@ -155,7 +157,7 @@ func (m *mirror) enact(ev *store.Event, now time.Time) {
 
 // welcome tells that a member joined, and its state if it is to be told.
 func (m *mirror) welcome(who *Member, joined, at int64, repair bool) {
-	m.tell(&wire.Update{Type: wire.UpdateJoin, ConnectionID: who.Conn, Timestamp: joined, Metadata: who.Meta, Repair: repair})
+	m.tell(&wire.Update{Type: wire.UpdateJoin, ConnectionID: who.Conn, Timestamp: joined, Metadata: who.Meta(), Repair: repair})
 	if who.State != nil && !who.StateSilent {
 		m.tellState(who, at, repair)
 	}

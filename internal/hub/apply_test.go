@@ -64,13 +64,13 @@ func TestWhatEventsTell(t *testing.T) {
 				}
 				h.agree(s)
 				// The mirror is what a fresh snapshot would be.
-				v, ok := h.hub.View(room, 0)
+				v, ok := h.hub.View(room)
 				assert.True(t, ok)
 				truth := h.redis.copy(room)
 				assert.Len(t, truth.members, v.Total)
 				for _, m := range v.Members() {
 					rec := truth.members[m.Conn]
-					assert.Equal(t, string(rec.Meta), string(m.Meta))
+					assert.Equal(t, string(rec.Meta), string(m.Meta()))
 					assert.Equal(t, string(rec.State), string(m.State))
 				}
 				h.pass(11 * time.Second)
@@ -113,7 +113,7 @@ func TestOrder(t *testing.T) {
 					h.send(messages[i])
 				}
 				assert.Equal(t, tt.want, s.heard())
-				_, settled := h.hub.View(room, 0)
+				_, settled := h.hub.View(room)
 				assert.Equal(t, true, settled, "a view waits for what was overtaken")
 				h.pass(90 * time.Millisecond)
 				h.pass(20 * time.Millisecond)
@@ -197,7 +197,7 @@ func TestAnotherHistory(t *testing.T) {
 				for _, u := range s.updates {
 					assert.Equal(t, s.updates[0].Epoch, u.Epoch)
 				}
-				v, _ := h.hub.View(room, 0)
+				v, _ := h.hub.View(room)
 				assert.EqualValues(t, 5, min(v.Seq, 5), "seq must not fall")
 				h.pass(12 * time.Second)
 				assert.Equal(t, []string{"leave d repair"}, s.heard())
@@ -262,12 +262,12 @@ func TestOwnWritesAreSeen(t *testing.T) {
 		h.hub.Expect("elsewhere", pos)
 		time.AfterFunc(100*time.Millisecond, func() { h.send(m) })
 		began := time.Now()
-		v, ok := h.hub.View(room, 0)
+		v, ok := h.hub.View(room)
 		assert.True(t, ok)
 		assert.Equal(t, 1, v.Total)
 		assert.Equal(t, 100*time.Millisecond, time.Since(began))
 		h.hub.Expect(room, pos) // has come already
-		_, ok = h.hub.View(room, 0)
+		_, ok = h.hub.View(room)
 		assert.True(t, ok)
 		assert.Equal(t, 100*time.Millisecond, time.Since(began))
 
@@ -275,7 +275,7 @@ func TestOwnWritesAreSeen(t *testing.T) {
 		h.redis.join(room, "b")
 		h.hub.Expect(room, h.redis.copy(room).pos)
 		began = time.Now()
-		_, ok = h.hub.View(room, 0)
+		_, ok = h.hub.View(room)
 		assert.False(t, ok)
 		assert.Equal(t, inFlight, time.Since(began))
 		h.pass(time.Second)

@@ -54,7 +54,7 @@ func TestOwnersAreAskedAboutDoubts(t *testing.T) {
 		assert.Equal(t, []string{"leave b repair"}, s.heard())
 		first.gone([]string{"b", "stranger"})
 		assert.Empty(t, s.heard())
-		v, _ := h.hub.View(room, 0)
+		v, _ := h.hub.View(room)
 		assert.Equal(t, 3, v.Total)
 		h.send(h.redis.join(room, "c"))
 		h.pass(askAfter)

@@ -14,25 +14,33 @@ type deafSink struct{ told int }
 
 func (s *deafSink) Deliver(*wire.Update) { s.told++ }
 
-// BenchmarkEvent is one event to many sinks of a room with many members.
+// watched returns a hub with the room of so many members watched by so many
+// sinks, and where the room stands.
+func watched(b testing.TB, members, sinks int) (*Hub, store.Position) {
+	b.Helper()
+	redis := newFakeRedis()
+	for i := range members {
+		redis.join(room, fmt.Sprint("c", i))
+	}
+	l := &fakeListener{rooms: map[string]bool{}}
+	h := New(Config{Store: redis, Listener: l, Listed: 100})
+	l.hub = h
+	h.Start()
+	b.Cleanup(h.Stop)
+	for range sinks {
+		if err := h.Watch(b.Context(), room, &deafSink{}, func(View) {}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	return h, redis.copy(room).pos
+}
+
+// BenchmarkEvent is one event to many sinks of a room with few or many members.
 func BenchmarkEvent(b *testing.B) {
-	for _, sinks := range []int{1, 100, 10_000} {
-		b.Run(fmt.Sprint(sinks), func(b *testing.B) {
-			redis := newFakeRedis()
-			for i := range 10_000 {
-				redis.join(room, fmt.Sprint("c", i))
-			}
-			l := &fakeListener{rooms: map[string]bool{}}
-			h := New(Config{Store: redis, Listener: l})
-			l.hub = h
-			h.Start()
-			defer h.Stop()
-			for range sinks {
-				if err := h.Watch(b.Context(), room, &deafSink{}, func(View) {}); err != nil {
-					b.Fatal(err)
-				}
-			}
-			p := redis.copy(room).pos
+	for _, bb := range []struct{ members, sinks int }{{10_000, 1}, {10_000, 100}, {10_000, 10_000}, {100, 1}, {100_000, 1}} {
+		b.Run(fmt.Sprintf("members=%d/sinks=%d", bb.members, bb.sinks), func(b *testing.B) {
+			h, p := watched(b, bb.members, bb.sinks)
+			b.ReportAllocs()
 			for b.Loop() {
 				prev := p.Tag
 				p.Seq++
@@ -44,24 +52,37 @@ func BenchmarkEvent(b *testing.B) {
 	}
 }
 
+// BenchmarkJoinAnswer is a join of a room with few or many members, what it is
+// answered with, at most 100 of them, and the leave.
+func BenchmarkJoinAnswer(b *testing.B) {
+	for _, members := range []int{10, 49, 1000, 100_000} {
+		b.Run(fmt.Sprint(members), func(b *testing.B) {
+			h, p := watched(b, members, 1)
+			b.ReportAllocs()
+			for b.Loop() {
+				for _, kind := range []store.EventType{store.Joined, store.Left} {
+					prev := p.Tag
+					p.Seq++
+					p.Tag = fmt.Sprint("b", p.Seq)
+					h.HandleEvent(room, encodeEvent(kind, p, prev, 1, store.Record{Conn: "new", Entry: "e", Meta: []byte(`{"name":"Ada"}`)}))
+					if kind == store.Joined {
+						if _, ok := h.Joined(room, "new", p, members+1); !ok {
+							b.Fatal("not answered")
+						}
+					}
+				}
+			}
+		})
+	}
+}
+
 // BenchmarkFurtherWatcher is one more watcher of a room with many members.
 func BenchmarkFurtherWatcher(b *testing.B) {
-	redis := newFakeRedis()
-	for i := range 10_000 {
-		redis.join(room, fmt.Sprint("c", i))
-	}
-	l := &fakeListener{rooms: map[string]bool{}}
-	h := New(Config{Store: redis, Listener: l})
-	l.hub = h
-	h.Start()
-	defer h.Stop()
-	first := &deafSink{}
-	if err := h.Watch(b.Context(), room, first, func(View) {}); err != nil {
-		b.Fatal(err)
-	}
+	h, _ := watched(b, 10_000, 1)
+	h.cfg.Listed = 0
 	for b.Loop() {
 		s := &deafSink{}
-		_ = h.Watch(b.Context(), room, s, func(v View) { _, _ = v.Present(), v.States() })
+		_ = h.Watch(b.Context(), room, s, func(v View) { _, _ = v.Present.Size(), v.States() })
 		h.Unwatch(room, s)
 	}
 }

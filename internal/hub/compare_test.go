@@ -86,9 +86,9 @@ func TestBurstOfResubscriptions(t *testing.T) {
 
 		h.hub.HandleLost()
 		assert.Equal(t, rooms, h.hub.Stats().Stale)
-		_, ok := h.hub.View(name(1), 0)
+		_, ok := h.hub.View(name(1))
 		assert.False(t, ok)
-		v, ok := h.hub.StaleView(name(1), 0)
+		v, ok := h.hub.StaleView(name(1))
 		assert.True(t, ok)
 		assert.True(t, v.Stale)
 		for i := range 10 {

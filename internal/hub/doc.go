@@ -15,6 +15,6 @@
 //
 // Hub.mu guards which mirrors there are; each mirror has a lock of its own
 // for everything in it. Neither is taken while the other is held, and none is
-// held across a call to the store. The locks of alarms, jobs and comparisons
-// are innermost: nothing else is taken under them.
+// held across a call to the store. The locks of alarms, jobs, comparisons and
+// joins are innermost: nothing else is taken under them.
 package hub

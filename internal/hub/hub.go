@@ -56,9 +56,11 @@ type Config struct {
 	// Unconfirmed is how long members that Redis lost are listed on, waiting
 	// for their owners to write them again. Defaults to 11 s.
 	Unconfirmed time.Duration
-	// Linger is how long a mirror outlives its last watcher. Defaults to 5 s;
-	// negative: not at all.
+	// Linger is how long a mirror outlives its last watcher, and the last join
+	// that was answered from it. Defaults to 5 s; negative: not at all.
 	Linger time.Duration
+	// Listed is how many members a view lists at most. 0 or less: all.
+	Listed int
 	// CompareEvery is how often the positions of all watched rooms are
 	// compared with Redis. Defaults to 10 s.
 	CompareEvery time.Duration
@@ -102,16 +104,19 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
-// Hub holds the mirrors of all rooms that are watched on this server. All
+// Hub holds the mirrors of all rooms that are watched on this server, and of
+// some that many join (see joins.go). All
 // methods are safe for concurrent use, except that HandleEvent,
 // HandleSubscribed and HandleLost are the listener's, called in the order in
 // which things happened.
 type Hub struct {
 	cfg        Config
+	born       time.Time
 	generation *generation
 	alarms     *alarms
 	jobs       *jobs
 	suspects   *suspects
+	joins      *joins
 	counters   counters
 	log        *limit.Log
 
@@ -129,8 +134,10 @@ type Hub struct {
 func New(cfg Config) *Hub {
 	h := &Hub{
 		cfg:      cfg.withDefaults(),
+		born:     time.Now(),
 		alarms:   newAlarms(),
 		suspects: newSuspects(),
+		joins:    new(joins),
 		mirrors:  make(map[string]*mirror),
 	}
 	// A lifetime begins: the hub's work belongs to no caller.
@@ -212,14 +219,22 @@ func (h *Hub) release(m *mirror) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if m.refs--; m.refs == 0 {
-		h.alarms.set(&m.linger, time.Now().Add(max(h.cfg.Linger, 0)))
+		h.alarms.set(&m.linger, time.Now().Add(h.linger()))
 	}
 }
 
-// drop forgets a mirror that nobody came back to.
+// linger is how long a mirror goes on that nobody watches any more.
+func (h *Hub) linger() time.Duration { return max(h.cfg.Linger, 0) }
+
+// drop forgets a mirror that nobody came back to. One that joins were answered
+// from meanwhile goes on.
 func (h *Hub) drop(m *mirror) {
 	h.mu.Lock()
 	gone := m.refs == 0 && h.mirrors[m.room] == m
+	if until := m.lingers(); gone && time.Now().Before(until) {
+		gone = false
+		h.alarms.set(&m.linger, until)
+	}
 	if gone {
 		delete(h.mirrors, m.room)
 		h.cfg.Listener.Remove(m.room)

@@ -216,7 +216,7 @@ func TestFirstWatcherReadsFurtherOnesDoNot(t *testing.T) {
 		assert.Equal(t, []string{"a", "b"}, first.ids())
 		assert.False(t, first.view.Stale)
 		assert.EqualValues(t, 2, first.view.Seq)
-		assert.JSONEq(t, `[{"id":"a","metadata":{"n":"a"}},{"id":"b","metadata":{"n":"b"}}]`, string(first.view.Present()))
+		assert.JSONEq(t, `[{"id":"a","metadata":{"n":"a"}},{"id":"b","metadata":{"n":"b"}}]`, text(first.view))
 		assert.JSONEq(t, `{"a":{"x":1},"b":{"y":1}}`, string(first.view.States()))
 
 		s, p, g := h.redis.calls()
@@ -243,8 +243,8 @@ func TestFirstWatcherReadsFurtherOnesDoNot(t *testing.T) {
 func TestRoomThatRedisDoesNotKnow(t *testing.T) {
 	live(t, func(t *testing.T, h *house) {
 		s := h.watch()
-		assert.Equal(t, View{image: s.view.image}, s.view)
-		assert.Equal(t, "[]", string(s.view.Present()))
+		assert.Equal(t, View{image: s.view.image, Listing: Listing{Present: wire.Text{open, end}}}, s.view)
+		assert.Equal(t, "[]", text(s.view))
 		assert.Equal(t, "{}", string(s.view.States()))
 		h.send(h.redis.join(room, "a"))
 		assert.Equal(t, []string{`join a {"n":"a"}`}, s.heard())
@@ -264,9 +264,9 @@ func TestWatchFailsWhereRedisDoesNotAnswer(t *testing.T) {
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		assert.Zero(t, s.viewed)
 		assert.False(t, h.hub.Unwatch(room, s))
-		_, ok := h.hub.View(room, 0)
+		_, ok := h.hub.View(room)
 		assert.False(t, ok)
-		_, ok = h.hub.StaleView(room, 0)
+		_, ok = h.hub.StaleView(room)
 		assert.False(t, ok)
 		h.pass(6 * time.Second)
 		assert.Zero(t, h.hub.Stats().Rooms)
@@ -385,38 +385,5 @@ func TestBucketsShareNoPlaces(t *testing.T) {
 		})
 		cancel()
 		wg.Wait()
-	})
-}
-
-func TestViews(t *testing.T) {
-	live(t, func(t *testing.T, h *house) {
-		for i := range 20 {
-			h.redis.join(room, fmt.Sprintf("c%02d", i), withState(`1`, false))
-		}
-		h.watch()
-		v, ok := h.hub.View(room, 5)
-		require.True(t, ok)
-		assert.Equal(t, 20, v.Total)
-		assert.True(t, v.Bounded())
-		assert.Len(t, v.Members(), 5)
-		assert.Equal(t, `["c00","c01","c02","c03","c04"]`, string(v.IDs()))
-		assert.Equal(t, `{"c00":1,"c01":1}`, string(v.Limited(2).States()))
-		assert.False(t, v.Limited(0).Bounded())
-		again, ok := h.hub.View(room, 5)
-		require.True(t, ok)
-		assert.Same(t, &v.IDs()[0], &again.IDs()[0], "encoded once")
-
-		h.send(h.redis.leave(room, "c00"))
-		next, ok := h.hub.View(room, 0)
-		require.True(t, ok)
-		assert.Equal(t, 19, next.Total)
-		assert.Len(t, v.Limited(0).Members(), 20, "a view does not change")
-		_, ok = h.hub.View("elsewhere", 0)
-		assert.False(t, ok)
-		for i := range 10 { // more limits than are kept
-			assert.NotEmpty(t, next.Limited(i).IDs())
-		}
-		var none View
-		assert.Equal(t, "[]", string(none.Present()))
 	})
 }

@@ -167,7 +167,7 @@ func (h *Hub) HandleEvent(room, payload string) {
 		m.garbled(now)
 		return
 	}
-	m.receive(parcel{ev: &ev, size: len(payload), at: now}, now)
+	m.receive(&ev, len(payload), now)
 }
 
 // garbled makes good for an event that could not be read.

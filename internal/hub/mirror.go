@@ -2,6 +2,7 @@ package hub
 
 import (
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/meshpresence/mesh/internal/store"
@@ -37,15 +38,18 @@ const (
 type mirror struct {
 	hub    *Hub
 	room   string
-	refs   int   // watchers, and watches under way; guarded by Hub.mu
-	linger alarm // set while refs is 0
-	timer  alarm // the earliest of the times below
+	refs   int          // watchers, and watches under way; guarded by Hub.mu
+	linger alarm        // set while refs is 0
+	timer  alarm        // the earliest of the times below
+	joined atomic.Int64 // when a join last was reason to keep it, since Hub.born; 0: never
 
 	mu    sync.Mutex // guards the following
 	sinks audience
 	// changed is closed and replaced when something happened that a waiting
 	// Watch or View may have waited for; nil: nobody waits.
-	changed chan struct{}
+	changed  chan struct{}
+	arrivals arrivals
+	kept     int // its share of joins.kept
 
 	roster roster
 	past   history
@@ -75,6 +79,7 @@ type mirror struct {
 	triedAt  time.Time // when the last snapshot came in, or failed to
 	landedAt time.Time // when the last one was put to use
 
+	timerAt   time.Time // what timer is set to, unless it has just fired; zero: it is not set
 	retryAt   time.Time // a snapshot may be tried again
 	foldUntil time.Time
 	judgeAt   time.Time // the first doubt's time is up
@@ -113,6 +118,7 @@ func (m *mirror) close() {
 	m.held.clear()
 	m.pending.clear()
 	m.hub.alarms.cancel(&m.timer)
+	m.share(0)
 	m.wakeWaiters()
 }
 
@@ -152,8 +158,15 @@ func (m *mirror) waitChange() <-chan struct{} {
 	return m.changed
 }
 
-// wakeWaiters lets those who wait look again.
+// wakeWaiters lets those who wait look again: the mirror may have become what
+// they wait for, or what they wait for in vain.
 func (m *mirror) wakeWaiters() {
+	m.wakeWatchers()
+	m.arrivals.wakeAll()
+}
+
+// wakeWatchers lets those look again who wait for something to happen.
+func (m *mirror) wakeWatchers() {
 	if m.changed != nil {
 		close(m.changed)
 		m.changed = nil
@@ -180,6 +193,7 @@ func (m *mirror) tick() {
 	if m.closed {
 		return
 	}
+	m.timerAt = time.Time{} // it has fired
 	now := time.Now()
 	if due(&m.retryAt, now) {
 		m.enqueue()
@@ -230,10 +244,16 @@ func (m *mirror) rearm() {
 	if at := m.held.oldest(); !at.IsZero() {
 		consider(at.Add(holdFor))
 	}
-	switch {
-	case m.closed || first.IsZero():
+	if m.closed {
+		first = time.Time{}
+	}
+	if first.Equal(m.timerAt) {
+		return // as after most events
+	}
+	m.timerAt = first
+	if first.IsZero() {
 		m.hub.alarms.cancel(&m.timer)
-	default:
+	} else {
 		m.hub.alarms.set(&m.timer, first)
 	}
 }

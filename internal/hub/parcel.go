@@ -20,6 +20,13 @@ type parcel struct {
 	at   time.Time
 }
 
+// newParcel packs a copy of the event: most never wait, and need no memory of
+// their own.
+func newParcel(ev *store.Event, size int, now time.Time) parcel {
+	kept := *ev
+	return parcel{ev: &kept, size: size, at: now}
+}
+
 // parcels is a bounded list of events that wait.
 type parcels struct {
 	list  []parcel

@@ -42,7 +42,7 @@ func (m *mirror) install(now time.Time) {
 		m.tellDifference(&old, left)
 	}
 	for _, p := range rest {
-		m.receive(p, now)
+		m.receive(p.ev, p.size, now)
 	}
 	m.wakeWaiters()
 }

@@ -57,7 +57,7 @@ func TestRepairIsExactlyTheDifference(t *testing.T) {
 				h.agree(s)
 				assert.Equal(t, 2, h.snapshots())
 				assert.EqualValues(t, len(tt.want), h.hub.Stats().Repairs)
-				v, ok := h.hub.View(room, 0)
+				v, ok := h.hub.View(room)
 				assert.True(t, ok)
 				assert.EqualValues(t, h.redis.copy(room).pos.Seq, v.Seq)
 				h.send(h.redis.join(room, "next"))
@@ -78,7 +78,7 @@ func TestNewEpoch(t *testing.T) {
 		// new comes.
 		h.send(h.redis.join(room, "a", withState("1", false)))
 		assert.Empty(t, s.heard())
-		v, ok := h.hub.View(room, 0)
+		v, ok := h.hub.View(room)
 		assert.True(t, ok)
 		assert.Equal(t, 4, v.Total)
 		assert.EqualValues(t, 1, v.Seq)
@@ -126,7 +126,7 @@ func TestRedisForgotTheRoom(t *testing.T) {
 		h.pass(10500 * time.Millisecond) // the comparison has seen it
 		assert.Empty(t, s.heard())
 		assert.Equal(t, 2, h.snapshots())
-		v, ok := h.hub.View(room, 0)
+		v, ok := h.hub.View(room)
 		assert.True(t, ok)
 		assert.Equal(t, 2, v.Total)
 		assert.Equal(t, s.view.Epoch, v.Epoch, "updates still belong to the epoch that was")
@@ -210,7 +210,7 @@ func unlisted(told []string, h *house, t *testing.T, conn string) []string {
 	if len(told) > 0 {
 		return told
 	}
-	v, _ := h.hub.View(room, 0)
+	v, _ := h.hub.View(room)
 	for _, m := range v.Members() {
 		if m.Conn == conn {
 			return []string{"leave " + conn + " repair"}

@@ -1,68 +1,13 @@
 package hub
 
-import (
-	"bytes"
-	"encoding/json"
-	"strings"
-	"unique"
-
-	"github.com/meshpresence/mesh/internal/store"
-)
-
-// Member is one connection that is present in a room. It does not change:
-// what happens to a member makes another one.
-type Member struct {
-	Conn     string
-	JoinedAt int64           // unix ms
-	Meta     json.RawMessage // nil: none
-	State    json.RawMessage // nil: none
-	// StateSilent says that the state was stored and told nobody.
-	StateSilent bool
-
-	seq   uint64                // of its last change
-	owner unique.Handle[string] // incarnation that wrote it
-}
-
-// newMember makes a member of a record. It copies the strings, which share
-// memory with the whole message.
-func newMember(r *store.Record) *Member {
-	return &Member{
-		Conn:        strings.Clone(r.Conn),
-		JoinedAt:    r.JoinedAt,
-		Meta:        raw(r.Meta),
-		State:       raw(r.State),
-		StateSilent: r.StateSilent,
-		seq:         r.Seq,
-		owner:       unique.Make(r.Incarnation),
-	}
-}
-
-// raw returns b, nil if it is empty.
-func raw(b []byte) json.RawMessage {
-	if len(b) == 0 {
-		return nil
-	}
-	return b
-}
-
-// stateNews reports whether who knows the old member has to be told the
-// state of the new one. A silent state is told nobody; the state that
-// replaces a silent one always, for not everybody knew that one.
-func stateNews(old, now *Member) bool {
-	switch {
-	case now.State == nil:
-		return old.State != nil
-	case now.StateSilent:
-		return false
-	}
-	return old.StateSilent || !bytes.Equal(old.State, now.State)
-}
+import "github.com/meshpresence/mesh/internal/store"
 
 // roster is the members of a room, in an order that stays while they do.
 type roster struct {
 	list  []*Member
 	at    map[string]int // connection id -> index in list
-	image *image         // of list, nil: not made since the last change
+	image *image         // of the first of list; nil: not made since one of them changed
+	run   run            // of the first of list
 }
 
 func (r *roster) len() int { return len(r.list) }
@@ -77,14 +22,15 @@ func (r *roster) get(conn string) *Member {
 
 // put adds m, or puts it in place of its former self.
 func (r *roster) put(m *Member) {
-	r.image = nil
 	if i, ok := r.at[m.Conn]; ok {
+		r.touch(i)
 		r.list[i] = m
 		return
 	}
 	if r.at == nil {
 		r.at = make(map[string]int)
 	}
+	r.touch(len(r.list))
 	r.at[m.Conn] = len(r.list)
 	r.list = append(r.list, m)
 }
@@ -95,7 +41,7 @@ func (r *roster) remove(conn string) *Member {
 	if !ok {
 		return nil
 	}
-	r.image = nil
+	r.touch(i)
 	gone, last := r.list[i], len(r.list)-1
 	r.list[i] = r.list[last]
 	r.at[r.list[i].Conn] = i
@@ -103,6 +49,24 @@ func (r *roster) remove(conn string) *Member {
 	r.list = r.list[:last]
 	delete(r.at, conn)
 	return gone
+}
+
+// touch is called before the list changes at index i, and perhaps after it.
+func (r *roster) touch(i int) {
+	r.run.cut(r.list, i)
+	if r.image != nil && r.image.shows(i) {
+		r.image = nil
+	}
+}
+
+// picture returns an image of the first limit members (0 or less: of all). In a
+// larger room it outlives most changes: they are of members that it does not
+// show.
+func (r *roster) picture(limit int) *image {
+	if r.image == nil {
+		r.image = newImage(r.list, limit)
+	}
+	return r.image
 }
 
 // change does to the roster what the event says, and returns the member
@@ -124,7 +88,7 @@ func (r *roster) change(ev *store.Event) (old, now *Member) {
 		if ev.Type == store.State {
 			next.State, next.StateSilent = raw(ev.State), ev.StateSilent
 		} else {
-			next.Meta = raw(ev.Record.Meta)
+			next.describe(ev.Record.Meta)
 		}
 		next.seq = ev.Seq
 		now = &next

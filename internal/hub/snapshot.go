@@ -191,7 +191,7 @@ func (m *mirror) readFailed(err error, now time.Time) {
 	}
 	if m.want == CauseVerify {
 		for _, p := range rest {
-			m.receive(p, now)
+			m.receive(p.ev, p.size, now)
 		}
 	}
 }

@@ -6,39 +6,39 @@ import (
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// keptEncodings is for how many different limits a view's JSON is kept.
-const keptEncodings = 4
-
-// View is what a room looked like at one moment. It does not change, and is
-// safe for concurrent use; copies are cheap.
-type View struct {
+// Listing is who was in a room at one moment, as clients are told. It does not
+// change, and is safe for concurrent use; copies are cheap.
+type Listing struct {
 	Epoch string // as updates carry it; empty: nothing ever happened here
 	Seq   uint64 // updates with a higher one come later
 	Total int    // members of the room
 	Stale bool   // something may have been missed
+	// Bounded says that there are more members than are listed.
+	Bounded bool
+	// Present is the listed members as JSON, [{"id", "metadata"}]. It is shared:
+	// callers must not change it.
+	Present wire.Text
+}
 
+// View is a Listing, and what else a room looked like at that moment.
+type View struct {
+	Listing
 	image *image
-	limit int
+}
+
+// listing returns the mirror as it is. Conn is listed if it is a member.
+func (m *mirror) listing(stale bool, conn string) Listing {
+	limit := m.hub.cfg.Listed
+	l := Listing{Total: m.roster.len(), Stale: stale, Present: m.roster.present(limit, conn)}
+	l.Bounded = limit > 0 && l.Total > limit
+	l.Epoch, l.Seq = m.past.shown()
+	return l
 }
 
 // view returns a view of the mirror as it is.
-func (m *mirror) view(stale bool, limit int) View {
-	if m.roster.image == nil {
-		m.roster.image = newImage(m.roster.list)
-	}
-	v := View{Total: m.roster.len(), Stale: stale, image: m.roster.image, limit: limit}
-	v.Epoch, v.Seq = m.past.shown()
-	return v
+func (m *mirror) view(stale bool) View {
+	return View{Listing: m.listing(stale, ""), image: m.roster.picture(m.hub.cfg.Listed)}
 }
-
-// Limited returns the same view with at most limit members (0 or less: all).
-func (v View) Limited(limit int) View {
-	v.limit = limit
-	return v
-}
-
-// Bounded reports whether there are more members than the view lists.
-func (v View) Bounded() bool { return v.Total > len(v.Members()) }
 
 // Members returns the members that the view lists. The list is shared:
 // callers must not change it.
@@ -46,92 +46,86 @@ func (v View) Members() []*Member {
 	if v.image == nil {
 		return nil
 	}
-	list := v.image.members
-	if v.limit > 0 && v.limit < len(list) {
-		list = list[:v.limit:v.limit]
-	}
-	return list
+	return v.image.members
 }
 
-// Present returns the listed members as JSON, [{"id", "metadata"}]. What
-// Present, IDs and States return is made once and shared by all views of the
-// same moment: callers must not change it.
-func (v View) Present() []byte {
-	return v.encoding(func(e *encoding) *[]byte { return &e.present }, func(list []*Member) []byte {
-		members := make([]wire.Member, len(list))
-		for i, m := range list {
-			members[i] = wire.Member{ID: m.Conn, Metadata: m.Meta}
-		}
-		return wire.AppendMembers(nil, members)
-	})
-}
-
-// IDs returns the ids of the listed members as JSON, ["id"].
+// IDs returns the ids of the listed members as JSON, ["id"]. What IDs and States
+// return is made once and shared by all views of the same members: callers must
+// not change it.
 func (v View) IDs() []byte {
-	return v.encoding(func(e *encoding) *[]byte { return &e.ids }, func(list []*Member) []byte {
-		ids := make([]string, len(list))
-		for i, m := range list {
-			ids[i] = m.Conn
-		}
-		return wire.AppendIDs(nil, ids)
-	})
+	if v.image == nil {
+		return []byte("[]")
+	}
+	return v.image.ids()
 }
 
 // States returns the states of the listed members as JSON, {"id": state};
 // silent ones too.
 func (v View) States() []byte {
-	return v.encoding(func(e *encoding) *[]byte { return &e.states }, func(list []*Member) []byte {
-		states := make([]wire.StateOf, 0, len(list))
-		for _, m := range list {
-			if m.State != nil {
-				states = append(states, wire.StateOf{ID: m.Conn, State: m.State})
-			}
+	if v.image == nil {
+		return []byte("{}")
+	}
+	return v.image.states()
+}
+
+// image is the members that a view lists, at one moment, and their JSON once
+// somebody wanted it.
+type image struct {
+	members []*Member
+	limit   int // how many there would be at most; 0 or less: no limit
+
+	mu       sync.Mutex // guards the following
+	encoding struct{ ids, states []byte }
+}
+
+func newImage(list []*Member, limit int) *image {
+	if limit > 0 && len(list) > limit {
+		list = list[:limit]
+	}
+	return &image{members: append([]*Member(nil), list...), limit: limit}
+}
+
+// shows reports whether the image shows, or would show, the i-th member.
+func (i *image) shows(at int) bool { return i.limit <= 0 || at < i.limit }
+
+func (i *image) ids() []byte {
+	return i.once(&i.encoding.ids, func() []byte {
+		ids := make([]string, len(i.members))
+		for n, m := range i.members {
+			ids[n] = m.Conn
 		}
-		return wire.AppendStates(nil, states)
+		return wire.AppendIDs(nil, ids)
 	})
 }
 
-// image is the members of a room at one moment, and their JSON once somebody
-// wanted it.
-type image struct {
-	members []*Member
-
-	mu        sync.Mutex        // guards the following
-	encodings map[int]*encoding // by how many members
+func (i *image) states() []byte {
+	return i.once(&i.encoding.states, func() []byte {
+		size := len(`{}`)
+		for _, m := range i.members {
+			if m.State != nil {
+				size += len(m.Conn) + len(m.State) + len(`"":,`)
+			}
+		}
+		dst := append(make([]byte, 0, size), '{')
+		for _, m := range i.members {
+			if m.State == nil {
+				continue
+			}
+			if len(dst) > len(`{`) {
+				dst = append(dst, ',')
+			}
+			dst = wire.AppendState(dst, m.Conn, m.State)
+		}
+		return append(dst, '}')
+	})
 }
 
-// encoding is the JSON of the first so many members.
-type encoding struct {
-	present, ids, states []byte
-}
-
-func newImage(members []*Member) *image {
-	return &image{members: append([]*Member(nil), members...)}
-}
-
-// encoding returns one of the encodings of the listed members, made by build
-// at the first call.
-func (v View) encoding(which func(*encoding) *[]byte, build func([]*Member) []byte) []byte {
-	list := v.Members()
-	if v.image == nil {
-		return build(list)
-	}
-	i := v.image
+// once returns a part of the encoding, made by build at the first call.
+func (i *image) once(part *[]byte, build func() []byte) []byte {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	e := i.encodings[len(list)]
-	if e == nil {
-		e = new(encoding)
-		if i.encodings == nil {
-			i.encodings = make(map[int]*encoding)
-		}
-		if len(i.encodings) < keptEncodings {
-			i.encodings[len(list)] = e
-		}
-	}
-	part := which(e)
 	if *part == nil {
-		*part = build(list)
+		*part = build()
 	}
 	return *part
 }

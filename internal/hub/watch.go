@@ -40,7 +40,7 @@ func (m *mirror) watch(ctx context.Context, sink Sink, ready func(View)) (added 
 		settled := m.settled(time.Now())
 		if m.live && (settled || !patient) {
 			added = m.sinks.add(sink)
-			ready(m.view(!settled, 0))
+			ready(m.view(!settled))
 			m.mu.Unlock()
 			return added, nil
 		}
@@ -84,11 +84,10 @@ func (h *Hub) Unwatch(room string, sink Sink) bool {
 	return removed
 }
 
-// View returns a view of the room with at most limit members (0 or less: all). It is
-// false where this server does not mirror the room, or something may have
-// been missed: Redis has to be asked then. It waits, at most 250 ms, for
-// events that are known to be on their way.
-func (h *Hub) View(room string, limit int) (View, bool) {
+// View returns a view of the room. It is false where this server does not
+// mirror the room, or something may have been missed: Redis has to be asked
+// then. It waits, at most 250 ms, for events that are known to be on their way.
+func (h *Hub) View(room string) (View, bool) {
 	m := h.mirror(room)
 	if m == nil {
 		return View{}, false
@@ -101,7 +100,7 @@ func (h *Hub) View(room string, limit int) (View, bool) {
 			return View{}, false
 		}
 		if m.settled(time.Now()) {
-			v := m.view(false, limit)
+			v := m.view(false)
 			m.mu.Unlock()
 			return v, true
 		}
@@ -124,7 +123,7 @@ func (h *Hub) View(room string, limit int) (View, bool) {
 
 // StaleView returns what is known of the room, in order or not, for when
 // Redis does not answer. It never waits; false: nothing is known.
-func (h *Hub) StaleView(room string, limit int) (View, bool) {
+func (h *Hub) StaleView(room string) (View, bool) {
 	m := h.mirror(room)
 	if m == nil {
 		return View{}, false
@@ -134,7 +133,7 @@ func (h *Hub) StaleView(room string, limit int) (View, bool) {
 	if m.closed || !m.live {
 		return View{}, false
 	}
-	return m.view(!m.settled(time.Now()), limit), true
+	return m.view(!m.settled(time.Now())), true
 }
 
 // Watching reports whether any room is mirrored.

@@ -236,7 +236,7 @@ func (s *Socket) writeLarge(it *item) error {
 	case it.update != nil:
 		return s.writeShared(it.frame)
 	default:
-		return s.conn.WriteMessage(websocket.TextMessage, it.frame.Bytes())
+		return it.frame.Write(s.conn)
 	}
 }
 

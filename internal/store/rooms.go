@@ -26,7 +26,7 @@ func (s *Store) Snapshot(ctx context.Context, room string) (Snapshot, error) {
 	}
 	snap.Paged = true
 	byConn := make(map[string]Record, h.total)
-	err = s.scan(ctx, room, func(r Record) bool {
+	err = s.scan(ctx, room, 0, func(r Record) bool {
 		if r.Seq >= byConn[r.Conn].Seq {
 			byConn[r.Conn] = r
 		}
@@ -42,16 +42,17 @@ func (s *Store) Snapshot(ctx context.Context, room string) (Snapshot, error) {
 	return snap, nil
 }
 
-// scan reads a room page by page until f returns false. Records that are there
-// all the while come at least once.
-func (s *Store) scan(ctx context.Context, room string, f func(Record) bool) error {
-	var cursor uint64
+// page is a part of a room, and where the next one begins; 0: it was the last.
+type page struct {
+	pairs []string
+	next  uint64
+}
+
+// scan reads a room page by page, from a cursor on, until f returns false.
+// Records that are there all the while come at least once.
+func (s *Store) scan(ctx context.Context, room string, cursor uint64, f func(Record) bool) error {
 	key := s.keys.Members(room)
 	for {
-		type page struct {
-			pairs []string
-			next  uint64
-		}
 		p, err := read(ctx, s, key, func(ctx context.Context) (page, error) {
 			pairs, next, err := s.client.HScan(ctx, key, cursor, "", PageSize).Result()
 			return page{pairs, next}, err
@@ -59,19 +60,25 @@ func (s *Store) scan(ctx context.Context, room string, f func(Record) bool) erro
 		if err != nil {
 			return err
 		}
-		records, err := decodePairs(p.pairs)
-		if err != nil {
+		more, err := p.each(f)
+		if cursor = p.next; err != nil || !more || cursor == 0 {
 			return err
 		}
-		for _, r := range records {
-			if !f(r) {
-				return nil
-			}
-		}
-		if cursor = p.next; cursor == 0 {
-			return nil
+	}
+}
+
+// each calls f with the page's records until it returns false; then more is.
+func (p page) each(f func(Record) bool) (more bool, err error) {
+	records, err := decodePairs(p.pairs)
+	if err != nil {
+		return false, err
+	}
+	for _, r := range records {
+		if !f(r) {
+			return false, nil
 		}
 	}
+	return true, nil
 }
 
 func decodePairs(pairs []string) ([]Record, error) {
@@ -87,26 +94,51 @@ func decodePairs(pairs []string) ([]Record, error) {
 }
 
 // Some reads at most limit members of a room (limit < 0: all of them) and how
-// many there are. It reads no more pages than it needs.
+// many there are. It reads not many more than it returns, however large the room
+// is, and in most cases in one round trip.
 func (s *Store) Some(ctx context.Context, room string, limit int) ([]Record, int, error) {
 	if limit < 0 {
 		snap, err := s.Snapshot(ctx, room)
 		return snap.Records, len(snap.Records), err
 	}
-	total, err := s.Count(ctx, room)
+	total, first, err := s.glance(ctx, room, limit)
 	if err != nil || total == 0 || limit == 0 {
 		return nil, total, err
 	}
 	var records []Record
 	seen := make(map[string]struct{})
-	err = s.scan(ctx, room, func(r Record) bool {
+	take := func(r Record) bool {
 		if _, twice := seen[r.Conn]; !twice {
 			seen[r.Conn] = struct{}{}
 			records = append(records, r)
 		}
 		return len(records) < limit
-	})
+	}
+	if more, err := first.each(take); err != nil || !more || first.next == 0 {
+		return records, max(total, len(records)), err
+	}
+	err = s.scan(ctx, room, first.next, take)
 	return records, max(total, len(records)), err
+}
+
+// glance returns how many members a room has, and a page of about so many.
+func (s *Store) glance(ctx context.Context, room string, about int) (int, page, error) {
+	type seen struct {
+		total int64
+		first page
+	}
+	key := s.keys.Members(room)
+	g, err := read(ctx, s, key, func(ctx context.Context) (g seen, err error) {
+		pipe := s.client.Pipeline()
+		count := pipe.HLen(ctx, key)
+		some := pipe.HScan(ctx, key, 0, "", int64(min(max(about, 1), PageSize)))
+		if _, err = pipe.Exec(ctx); err == nil {
+			g.total = count.Val()
+			g.first.pairs, g.first.next = some.Val()
+		}
+		return g, err
+	})
+	return int(g.total), g.first, err
 }
 
 // Count returns how many members a room has.

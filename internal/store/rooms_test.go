@@ -193,6 +193,10 @@ func TestSomeMembers(t *testing.T) {
 			assert.Len(w, seen, want, "limit %d", limit)
 			assert.Len(w, records, want, "limit %d", limit)
 		}
+		before := w.Store.Stats()
+		_, _, err := w.Some(w.Context(), "r", 20)
+		require.NoError(w, err)
+		assert.EqualValues(w, 1, w.Store.Stats().Calls-before.Calls, "one round trip")
 		records, total, err := w.Some(w.Context(), "nowhere", 10)
 		require.NoError(w, err)
 		assert.Empty(w, records)

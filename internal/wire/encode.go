@@ -46,13 +46,25 @@ func AppendMembers(dst []byte, members []Member) []byte {
 		if i > 0 {
 			dst = append(dst, ',')
 		}
-		dst = append(dst, `{"id":`...)
-		dst = appendString(dst, members[i].ID)
-		dst = append(dst, `,"metadata":`...)
-		dst = appendValue(dst, members[i].Metadata)
-		dst = append(dst, '}')
+		dst = AppendMember(dst, members[i].ID, checked(members[i].Metadata))
 	}
 	return append(dst, ']')
+}
+
+// AppendMember appends one member as an object {id, metadata}. metadata must be
+// valid JSON, or empty: none.
+func AppendMember(dst []byte, id string, metadata []byte) []byte {
+	dst = append(appendString(append(dst, `{"id":`...), id), `,"metadata":`...)
+	if len(metadata) == 0 {
+		return append(dst, "null}"...)
+	}
+	return append(append(dst, metadata...), '}')
+}
+
+// AppendState appends one connection's state as a field of an object, from its
+// id to its state, which must be valid JSON.
+func AppendState(dst []byte, id string, state []byte) []byte {
+	return append(append(appendString(dst, id), ':'), state...)
 }
 
 // AppendIDs appends ids as a JSON array of strings.
@@ -91,11 +103,22 @@ func AppendStates(dst []byte, states []StateOf) []byte {
 // (somebody wrote to Redis by hand), becomes null: one broken record must not
 // make a frame with a whole room in it unreadable.
 func appendValue(dst []byte, raw []byte) []byte {
-	if len(raw) == 0 || !utf8.Valid(raw) || !json.Valid(raw) {
+	if raw = checked(raw); raw == nil {
 		return append(dst, "null"...)
 	}
 	return append(dst, raw...)
 }
+
+// checked returns raw, nil where it is no JSON.
+func checked(raw []byte) []byte {
+	if !Valid(raw) {
+		return nil
+	}
+	return raw
+}
+
+// Valid reports whether raw is one JSON value in valid UTF-8.
+func Valid(raw []byte) bool { return len(raw) > 0 && utf8.Valid(raw) && json.Valid(raw) }
 
 // appendPayload appends what a frame carries as its payload.
 func appendPayload(dst []byte, payload any) ([]byte, error) {

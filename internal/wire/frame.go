@@ -13,24 +13,68 @@ import (
 // concurrent use; a Frame must not be copied.
 type Frame struct {
 	data []byte
+	// rest is what follows; nil: nothing. Frames that answer different
+	// requests with the same large list share the list: a thousand connections
+	// that are back after a restart do not take its memory a thousand times.
+	rest Text
 
 	once     sync.Once // makes prepared and err
 	prepared *websocket.PreparedMessage
 	err      error
 }
 
-// Bytes returns the JSON text. It is shared: callers must not change it.
-func (f *Frame) Bytes() []byte { return f.data }
+// Bytes returns the JSON text. It may be shared: callers must not change it. A
+// frame that shares a list is put together at each call, see Write.
+func (f *Frame) Bytes() []byte {
+	if f.rest == nil {
+		return f.data
+	}
+	return f.append(make([]byte, 0, f.Size()))
+}
+
+// append appends the JSON text.
+func (f *Frame) append(dst []byte) []byte { return f.rest.Append(append(dst, f.data...)) }
 
 // Size returns the length of the JSON text in bytes.
-func (f *Frame) Size() int { return len(f.data) }
+func (f *Frame) Size() int { return len(f.data) + f.rest.Size() }
+
+// mostJoined is up to which size the parts of a frame are put together to be
+// written, which saves calls of the system.
+const mostJoined = 64 << 10
+
+// joined are buffers of up to mostJoined.
+var joined = sync.Pool{New: func() any { return new([]byte) }}
+
+// Write writes the frame as one text message, of several fragments where it
+// shares a long list.
+func (f *Frame) Write(conn *websocket.Conn) error {
+	switch {
+	case f.rest == nil:
+		return conn.WriteMessage(websocket.TextMessage, f.data)
+	case f.Size() <= mostJoined:
+		buf := joined.Get().(*[]byte)
+		defer joined.Put(buf)
+		*buf = f.append((*buf)[:0])
+		return conn.WriteMessage(websocket.TextMessage, *buf)
+	}
+	w, err := conn.NextWriter(websocket.TextMessage)
+	if err != nil {
+		return err
+	}
+	for _, piece := range append(Text{f.data}, f.rest...) {
+		if _, err := w.Write(piece); err != nil {
+			return err
+		}
+	}
+	return w.Close()
+}
 
 // Prepared returns the frame ready for gorilla/websocket. It is built at the
 // first call and shared from then on, so that many connections cost one
 // framing (and, where they compress, one compression).
 func (f *Frame) Prepared() (*websocket.PreparedMessage, error) {
 	f.once.Do(func() {
-		p, err := websocket.NewPreparedMessage(websocket.TextMessage, f.data)
+		p, err := websocket.NewPreparedMessage(websocket.TextMessage, f.Bytes())
 		if err != nil {
 			f.err = fmt.Errorf("mesh: cannot prepare a frame: %w", err)
 			return
@@ -113,6 +157,9 @@ func encode(id, command string, payload any) (*Frame, error) {
 	dst = append(dst, `"command":`...)
 	dst = appendString(dst, command)
 	dst = append(dst, `,"payload":`...)
+	if v, ok := payload.(EncodedView); ok && v.long() {
+		return v.frame(dst), nil
+	}
 	dst, err := appendPayload(dst, payload)
 	if err != nil {
 		return nil, err

@@ -1,11 +1,15 @@
 package wire
 
 import (
+	"bytes"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"math"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -50,7 +54,7 @@ func TestAnswers(t *testing.T) {
 		{"state snapshot", StateSnapshot{Success: true, Present: []string{"a", "b"}, States: states},
 			`{"success":true,"present":["a","b"],"states":{"a":[],"b":{"s":1.10}}}`},
 		{"state snapshot refused", StateSnapshot{}, `{"success":false,"present":[]}`},
-		{"encoded view", EncodedView{Success: true, Present: AppendMembers(nil, present), States: AppendStates(nil, nil)},
+		{"encoded view", EncodedView{Success: true, Present: Text{AppendMembers(nil, present)}, States: AppendStates(nil, nil)},
 			`{"success":true,"present":[{"id":"a","metadata":{"n":1e2}},{"id":"b","metadata":null}],"states":{}}`},
 	}
 	for _, test := range tests {
@@ -106,8 +110,6 @@ func TestBrokenJSONBecomesNull(t *testing.T) {
 		raw := json.RawMessage(broken)
 		assert.Equal(t, `[{"id":"a","metadata":null}]`, string(AppendMembers(nil, []Member{{"a", raw}})))
 		assert.Equal(t, `{"a":null}`, string(AppendStates(nil, []StateOf{{"a", raw}})))
-		u := Update{Type: UpdateState, State: raw}
-		assert.True(t, json.Valid(u.Frame().Bytes()))
 	}
 }
 
@@ -175,6 +177,15 @@ func TestPreparedOnASocket(t *testing.T) {
 	t.Parallel()
 	f, err := Push("x", strings.Repeat("é", 40_000))
 	require.NoError(t, err)
+	received(t, f.Bytes(), func(ws *websocket.Conn) error {
+		p, err := f.Prepared()
+		return errors.Join(err, ws.WritePreparedMessage(p))
+	})
+}
+
+// received checks what arrives where a server writes to a socket.
+func received(t *testing.T, want []byte, write func(*websocket.Conn) error) {
+	t.Helper()
 	upgrader := websocket.Upgrader{EnableCompression: true}
 	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
 		ws, err := upgrader.Upgrade(rw, r, nil)
@@ -182,9 +193,7 @@ func TestPreparedOnASocket(t *testing.T) {
 			return
 		}
 		defer ws.Close()
-		p, err := f.Prepared()
-		assert.NoError(t, err)
-		assert.NoError(t, ws.WritePreparedMessage(p))
+		assert.NoError(t, write(ws))
 	}))
 	defer server.Close()
 	for _, compress := range []bool{false, true} {
@@ -194,9 +203,40 @@ func TestPreparedOnASocket(t *testing.T) {
 		kind, got, err := ws.ReadMessage()
 		require.NoError(t, err)
 		assert.Equal(t, websocket.TextMessage, kind)
-		assert.Equal(t, f.Bytes(), got)
+		assert.Equal(t, want, got)
 		require.NoError(t, ws.Close())
 	}
+}
+
+// Frames with the same long lists share them, and reach a client as one text
+// message, compressed or not.
+func TestFramesShareLongLists(t *testing.T) {
+	t.Parallel()
+	for _, size := range []int{10, longView, mostJoined, 300_000} {
+		v := EncodedView{
+			Success: true, Present: Text{fmt.Appendf(nil, `["%s"]`, strings.Repeat("é", size/2))}, States: []byte(`{"a":1}`),
+			Extent: Extent{Total: 7, Epoch: "e", Seq: 3},
+		}
+		frames := make([]*Frame, 2)
+		for i := range frames {
+			f, err := Answer(strconv.Itoa(i), CommandSubscribePresence, v)
+			require.NoError(t, err)
+			want := fmt.Sprintf(`{"id":%d,"command":"mesh/subscribe-presence","payload":%s}`, i, v.AppendJSON(nil))
+			assert.Equal(t, want, string(f.Bytes()))
+			assert.Equal(t, len(want), f.Size())
+			assert.Equal(t, size >= longView, f.rest != nil)
+			frames[i] = f
+		}
+		if size >= longView {
+			assert.Same(t, &v.Present[0][0], &frames[0].rest[0][0])
+			assert.Same(t, &v.Present[0][0], &frames[1].rest[0][0])
+		}
+		received(t, frames[0].Bytes(), frames[0].Write)
+	}
+	none := EncodedView{States: bytes.Repeat([]byte("1"), longView)}
+	f, err := Push("x", none)
+	require.NoError(t, err)
+	assert.Equal(t, `{"command":"x","payload":`+string(none.AppendJSON(nil))+`}`, string(f.Bytes()))
 }
 
 func BenchmarkUpdateFrame(b *testing.B) {

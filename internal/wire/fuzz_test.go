@@ -54,6 +54,30 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
+// FuzzUnmarshal: reading in place comes to the same as encoding/json.
+func FuzzUnmarshal(f *testing.F) {
+	for _, seed := range []string{
+		`{"roomName":"lobby"}`, ` { "roomName" : "r\u00e9" , "roomName":"é" } `, `{"ROOMNAME":"x","roomName":"y"}`, `{"roomName":null}`, `{"roomName":1}`,
+		`{"roomName":"r","state":{"x":[1, 2]},"expireAfter":1.5e3,"silent":true}`, `{"state":null,"silent":null,"expireAfter":null}`,
+		`{"expireAfter":1e999}`, `{"expireAfter":"1"}`, `{"silent":"t"}`, `{"silent":false,"more":0}`, `{"roomName":"\ud800"}`, `{}`, `[]`, `null`, `"x"`, `0`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		if !Valid(payload) { // Decode has seen to it
+			return
+		}
+		var room, wantRoom RoomRequest
+		err, wantErr := Unmarshal(payload, &room), json.Unmarshal(payload, &wantRoom)
+		require.Equal(t, wantErr, err)
+		require.Equal(t, wantRoom, room)
+		var state, wantState PublishStateRequest
+		err, wantErr = Unmarshal(payload, &state), json.Unmarshal(payload, &wantState)
+		require.Equal(t, wantErr, err)
+		require.Equal(t, wantState, state)
+	})
+}
+
 // naiveDecode is Decode by way of a map, which unlike a struct tells names
 // apart by case.
 func naiveDecode(frame []byte) (Request, bool) {
@@ -113,6 +137,12 @@ func FuzzUpdate(f *testing.F) {
 	f.Add(byte(2), "\x7f\x1f\t\r", "\xed\xa0\x80é\xc3", int64(0), []byte(`{`), []byte(`1e400`), uint64(9), "\ufffd", false)
 	f.Add(byte(0), "0", "0", int64(1), []byte(`0`), bytes.Repeat([]byte{0xf8}, 400), uint64(1), "0", false) // a state where none belongs
 	f.Fuzz(func(t *testing.T, kind byte, conn, room string, at int64, meta, state []byte, seq uint64, epoch string, repair bool) {
+		if !Valid(meta) { // as the hub does
+			meta = nil
+		}
+		if !Valid(state) {
+			state = nil
+		}
 		u := &Update{
 			Type:         []string{UpdateJoin, UpdateLeave, UpdateState}[kind%3],
 			ConnectionID: conn, RoomName: room, Timestamp: at, Metadata: meta, State: state, Seq: seq, Epoch: epoch, Repair: repair,
@@ -121,10 +151,13 @@ func FuzzUpdate(f *testing.F) {
 			Type: u.Type, ConnectionID: conn, RoomName: room, Timestamp: at, Seq: seq, Epoch: epoch, Repair: repair,
 		}
 		if u.Type == UpdateJoin && len(meta) > 0 {
-			plain.Metadata = orNull(meta)
+			plain.Metadata = meta
 		}
 		if u.Type == UpdateState {
-			raw := orNull(state)
+			raw := json.RawMessage("null")
+			if state != nil {
+				raw = state
+			}
 			plain.State = &raw
 		}
 		want, err := json.Marshal(map[string]any{"command": PushPresenceUpdate, "payload": plain})
@@ -133,14 +166,6 @@ func FuzzUpdate(f *testing.F) {
 		require.True(t, json.Valid(got) && utf8.Valid(got), "%q", got)
 		require.Equal(t, parse(t, want), parse(t, got))
 	})
-}
-
-// orNull is what becomes of JSON on its way out.
-func orNull(raw []byte) json.RawMessage {
-	if !utf8.Valid(raw) || !json.Valid(raw) {
-		return json.RawMessage("null")
-	}
-	return raw
 }
 
 // parse decodes JSON with numbers as their digits.

@@ -124,28 +124,63 @@ type Extent struct {
 	Seq   uint64
 }
 
+// Text is JSON in pieces that follow each other.
+type Text [][]byte
+
+// Size returns the length in bytes.
+func (t Text) Size() (size int) {
+	for _, piece := range t {
+		size += len(piece)
+	}
+	return size
+}
+
+// Append appends the text.
+func (t Text) Append(dst []byte) []byte {
+	for _, piece := range t {
+		dst = append(dst, piece...)
+	}
+	return dst
+}
+
 // EncodedView is the answer to a subscribe, join or get-state command whose
 // lists are encoded already, see AppendMembers, AppendIDs and AppendStates.
-// They are written as they are.
+// They are written as they are, and must not be changed afterwards: frames may
+// share them.
 type EncodedView struct {
 	Success bool
-	Present []byte // empty: []
+	Present Text   // empty: []
 	States  []byte // empty: left out
 	Extent
 }
 
 // AppendJSON appends the answer.
 func (v EncodedView) AppendJSON(dst []byte) []byte {
-	dst = slices.Grow(dst, len(v.Present)+len(v.States)+len(v.Epoch)+128)
-	dst = strconv.AppendBool(append(dst, `{"success":`...), v.Success)
-	dst = append(dst, `,"present":`...)
+	dst = slices.Grow(dst, v.Present.Size()+len(v.States)+len(v.Epoch)+128)
+	dst = v.Present.Append(v.appendHead(dst))
+	dst = append(v.appendBetween(dst), v.States...)
+	return v.appendTail(dst)
+}
+
+// appendHead appends what comes before the members.
+func (v EncodedView) appendHead(dst []byte) []byte {
+	dst = append(strconv.AppendBool(append(dst, `{"success":`...), v.Success), `,"present":`...)
 	if len(v.Present) == 0 {
 		dst = append(dst, "[]"...)
 	}
-	dst = append(dst, v.Present...)
+	return dst
+}
+
+// appendBetween appends what comes between members and states.
+func (v EncodedView) appendBetween(dst []byte) []byte {
 	if len(v.States) > 0 {
-		dst = append(append(dst, `,"states":`...), v.States...)
+		dst = append(dst, `,"states":`...)
 	}
+	return dst
+}
+
+// appendTail appends what comes after them.
+func (v EncodedView) appendTail(dst []byte) []byte {
 	if v.Total > 0 {
 		dst = strconv.AppendInt(append(dst, `,"total":`...), int64(v.Total), 10)
 	}
@@ -157,6 +192,24 @@ func (v EncodedView) AppendJSON(dst []byte) []byte {
 		dst = appendString(append(dst, `,"epoch":`...), v.Epoch)
 	}
 	return append(dst, '}')
+}
+
+// longView is from which size on lists are shared between frames.
+const longView = 4 << 10
+
+// long reports whether frames share the lists.
+func (v EncodedView) long() bool { return v.Present.Size()+len(v.States) >= longView }
+
+// frame makes a frame that begins with dst and ends after the answer, and
+// shares the lists.
+func (v EncodedView) frame(dst []byte) *Frame {
+	dst = v.appendHead(dst)
+	head := len(dst)
+	dst = v.appendBetween(dst)
+	between := len(dst)
+	dst = append(v.appendTail(dst), '}')
+	rest := append(make(Text, 0, len(v.Present)+3), v.Present...)
+	return &Frame{data: dst[:head:head], rest: append(rest, dst[head:between:between], v.States, dst[between:])}
 }
 
 // Snapshot is the answer to CommandSubscribePresence and CommandJoinRoom. The
@@ -172,7 +225,7 @@ type Snapshot struct {
 func (s Snapshot) AppendJSON(dst []byte) []byte {
 	return EncodedView{
 		Success: s.Success,
-		Present: AppendMembers(nil, s.Present),
+		Present: Text{AppendMembers(nil, s.Present)},
 		States:  encodeStates(s.States),
 		Extent:  s.Extent,
 	}.AppendJSON(dst)
@@ -194,7 +247,7 @@ type StateSnapshot struct {
 func (s StateSnapshot) AppendJSON(dst []byte) []byte {
 	return EncodedView{
 		Success: s.Success,
-		Present: AppendIDs(nil, s.Present),
+		Present: Text{AppendIDs(nil, s.Present)},
 		States:  encodeStates(s.States),
 		Extent:  s.Extent,
 	}.AppendJSON(dst)

@@ -77,12 +77,13 @@ func Decode(frame []byte) (Request, error) {
 }
 
 // Bind decodes the payload into dst, a pointer to one of the request structs.
-// A missing payload counts as an empty object. The error wraps ErrPayload.
+// A missing payload counts as an empty object, see Unmarshal for others. The
+// error wraps ErrPayload.
 func (r *Request) Bind(dst any) error {
 	if len(r.Payload) == 0 {
 		return nil
 	}
-	if err := json.Unmarshal(r.Payload, dst); err != nil {
+	if err := Unmarshal(r.Payload, dst); err != nil {
 		return fmt.Errorf("%w of %s: %w", ErrPayload, r.Command, err)
 	}
 	return nil

@@ -21,8 +21,8 @@ type Update struct {
 	ConnectionID string
 	RoomName     string
 	Timestamp    int64           // unix ms
-	Metadata     json.RawMessage // join only; nil: left out
-	State        json.RawMessage // state only; nil: null
+	Metadata     json.RawMessage // join only, valid JSON; nil: left out
+	State        json.RawMessage // state only, valid JSON; nil: null
 	Seq          uint64          // never decreases within an epoch
 	Epoch        string
 	Repair       bool // makes good for missed updates; false: left out
@@ -54,12 +54,12 @@ func (u *Update) AppendJSON(dst []byte) []byte {
 	dst = append(dst, `,"timestamp":`...)
 	dst = strconv.AppendInt(dst, u.Timestamp, 10)
 	if u.Type == UpdateJoin && len(u.Metadata) > 0 {
-		dst = append(dst, `,"metadata":`...)
-		dst = appendValue(dst, u.Metadata)
+		dst = append(append(dst, `,"metadata":`...), u.Metadata...)
 	}
-	if u.Type == UpdateState {
-		dst = append(dst, `,"state":`...)
-		dst = appendValue(dst, u.State)
+	if u.Type == UpdateState && len(u.State) > 0 {
+		dst = append(append(dst, `,"state":`...), u.State...)
+	} else if u.Type == UpdateState {
+		dst = append(dst, `,"state":null`...)
 	}
 	dst = append(dst, `,"seq":`...)
 	dst = strconv.AppendUint(dst, u.Seq, 10)

@@ -12,6 +12,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 )
 
@@ -19,11 +20,11 @@ import (
 // allocation, and writing one call of the system. One goroutine may read and
 // one write.
 type Conn struct {
-	net  net.Conn
-	r    *bufio.Reader
-	long []byte // a frame that does not fit into the reader's buffer
-	skip int    // bytes of the last frame, to be discarded from r
-	out  []byte
+	net     net.Conn
+	r       *bufio.Reader
+	message []byte // of several frames, or larger than the reader's buffer
+	skip    int    // bytes of the last frame, to be discarded from r
+	out     []byte
 }
 
 // Dial opens a WebSocket at ws://addr/path. buffer is how many bytes are read
@@ -53,9 +54,10 @@ func Dial(addr, path string, buffer int) (*Conn, error) {
 // Close closes the connection without a close frame.
 func (c *Conn) Close() error { return c.net.Close() }
 
-// Next returns the payload of the next data frame, valid until the call after
-// it. Control frames are skipped; a close frame is an error.
+// Next returns the next message, valid until the call after it. Control frames
+// are skipped; a close frame is an error.
 func (c *Conn) Next() ([]byte, error) {
+	c.message = c.message[:0]
 	for {
 		if _, err := c.r.Discard(c.skip); err != nil {
 			return nil, err
@@ -65,7 +67,7 @@ func (c *Conn) Next() ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		op, size, n := head[0]&15, int(head[1]&127), 2
+		final, op, size, n := head[0]&128 != 0, head[0]&15, int(head[1]&127), 2
 		switch size {
 		case 126:
 			if head, err = c.r.Peek(4); err != nil {
@@ -78,34 +80,38 @@ func (c *Conn) Next() ([]byte, error) {
 			}
 			size, n = int(binary.BigEndian.Uint64(head[2:])), 10
 		}
-		data, err := c.payload(n, size)
-		switch {
-		case err != nil:
-			return nil, err
-		case op == 8:
-			return nil, fmt.Errorf("closed by the server: %q", data)
-		case op < 8:
-			return data, nil
+		if op < 8 && (op == 0 || !final || n+size > c.r.Size()) {
+			if err := c.gather(n, size); err != nil {
+				return nil, err
+			}
+			if final {
+				return c.message, nil
+			}
+			continue
 		}
-	}
-}
-
-// payload returns size bytes that begin n bytes ahead.
-func (c *Conn) payload(n, size int) ([]byte, error) {
-	if n+size <= c.r.Size() {
 		data, err := c.r.Peek(n + size)
 		if err != nil {
 			return nil, err
 		}
 		c.skip = n + size
-		return data[n:], nil
+		switch {
+		case op == 8:
+			return nil, fmt.Errorf("closed by the server: %q", data[n:])
+		case op < 8:
+			return data[n:], nil
+		}
 	}
+}
+
+// gather adds a frame to the message: size bytes that begin n bytes ahead.
+func (c *Conn) gather(n, size int) error {
 	if _, err := c.r.Discard(n); err != nil {
-		return nil, err
+		return err
 	}
-	c.long = append(c.long[:0], make([]byte, size)...)
-	_, err := io.ReadFull(c.r, c.long)
-	return c.long, err
+	at := len(c.message)
+	c.message = slices.Grow(c.message, size)[:at+size]
+	_, err := io.ReadFull(c.r, c.message[at:])
+	return err
 }
 
 // Write sends one text frame. It is masked, as a client's must be, with a key

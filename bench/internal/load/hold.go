@@ -10,9 +10,10 @@ type HoldConfig struct {
 	Addr        string
 	Dialect     Dialect
 	Connections int
-	Rooms       int  // that each is in
-	Names       int  // how many rooms there are
-	Drain       bool // read what they are sent
+	Rooms       int    // that each is in
+	Names       int    // how many rooms there are
+	Watch       string // a room that each subscribes to; "": none
+	Drain       bool   // read what they are sent
 }
 
 // Held is what Hold opened.
@@ -38,6 +39,12 @@ func Hold(cfg HoldConfig) (*Held, error) {
 					return
 				}
 				h.conns[i] = c
+				if cfg.Watch != "" {
+					if err := cfg.Dialect.Watch(c, cfg.Watch); err != nil {
+						failed <- fmt.Errorf("connection %d: %w", i, err)
+						return
+					}
+				}
 				for r := range cfg.Rooms {
 					if err := cfg.Dialect.Enter(c, fmt.Sprintf("room%d", (i+r)%cfg.Names)); err != nil {
 						failed <- fmt.Errorf("connection %d, room %d: %w", i, r, err)

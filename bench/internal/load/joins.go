@@ -2,35 +2,31 @@ package load
 
 import (
 	"fmt"
+	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
-// JoinsConfig is connections that enter and exit rooms that others are in.
+// JoinsConfig is connections that enter and exit rooms.
 type JoinsConfig struct {
 	Addr    string
 	Dialect Dialect
-	Rooms   int
-	PerRoom int // who stays in each room
+	Rooms   int // room0, room1, …
 	Workers int // connections that come and go, one request at a time each
 	Seconds float64
 }
 
-// JoinsResult says how often that was done.
+// JoinsResult says how often that was done, and how long the median join took.
 type JoinsResult struct {
 	Joins   int
 	Seconds float64
+	P50     float64 // seconds
 }
 
-// Joins fills the rooms and then has the workers enter and exit.
+// Joins has the workers enter and exit.
 func Joins(cfg JoinsConfig) (JoinsResult, error) {
-	held, err := Hold(HoldConfig{Addr: cfg.Addr, Dialect: cfg.Dialect, Connections: cfg.Rooms * cfg.PerRoom, Rooms: 1, Names: cfg.Rooms, Drain: true})
-	if err != nil {
-		return JoinsResult{}, err
-	}
-	defer held.Close()
-	var joins atomic.Int64
+	var mu sync.Mutex // guards took
+	var took []time.Duration
 	var working sync.WaitGroup
 	failed := make(chan error, cfg.Workers)
 	begun := time.Now()
@@ -43,14 +39,21 @@ func Joins(cfg JoinsConfig) (JoinsResult, error) {
 				return
 			}
 			defer c.Close()
-			for i := w; time.Now().Before(end); i++ {
+			var own []time.Duration
+			now := time.Now()
+			for i := w; now.Before(end); i++ {
 				room := fmt.Sprintf("room%d", i%cfg.Rooms)
-				if err := errorsOf(cfg.Dialect.Enter(c, room), cfg.Dialect.Exit(c, room)); err != nil {
+				err := cfg.Dialect.Enter(c, room)
+				own = append(own, time.Since(now))
+				if err := errorsOf(err, cfg.Dialect.Exit(c, room)); err != nil {
 					failed <- err
 					return
 				}
-				joins.Add(1)
+				now = time.Now()
 			}
+			mu.Lock()
+			took = append(took, own...)
+			mu.Unlock()
 		})
 	}
 	working.Wait()
@@ -59,5 +62,6 @@ func Joins(cfg JoinsConfig) (JoinsResult, error) {
 		return JoinsResult{}, err
 	default:
 	}
-	return JoinsResult{Joins: int(joins.Load()), Seconds: time.Since(begun).Seconds()}, nil
+	slices.Sort(took)
+	return JoinsResult{Joins: len(took), Seconds: time.Since(begun).Seconds(), P50: took[len(took)/2].Seconds()}, nil
 }

@@ -21,7 +21,10 @@ func startMesh(ctx context.Context, cfg Config) (http.Handler, func(context.Cont
 	srv, err := mesh.NewServer(mesh.Options{
 		Redis: client, PingInterval: time.Hour, LatencyInterval: -1,
 		Authenticate: func(context.Context, *http.Request) (any, error) { return person, nil },
-		Limits:       mesh.Limits{CommandsPerSecond: -1, UpgradesPerSecond: -1, RoomsPerConnection: -1},
+		Limits: mesh.Limits{
+			CommandsPerSecond: -1, UpgradesPerSecond: -1, RoomsPerConnection: -1,
+			SnapshotMembers: cfg.SnapshotMembers,
+		},
 	})
 	if err != nil {
 		return nil, nil, err

@@ -35,6 +35,8 @@ type Config struct {
 	Redis string // address
 	// StateInterval is that of the rule; of the library alone.
 	StateInterval time.Duration
+	// SnapshotMembers is the library's limit; 0: its default.
+	SnapshotMembers int
 }
 
 // Server is one that runs.

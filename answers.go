@@ -1,0 +1,104 @@
+package mesh
+
+import (
+	"context"
+	"encoding/json"
+	"slices"
+
+	"github.com/meshpresence/mesh/internal/hub"
+	"github.com/meshpresence/mesh/internal/owner"
+	"github.com/meshpresence/mesh/internal/wire"
+)
+
+func joinRoom(ctx context.Context, c *Connection, _ wire.Request, room string) (any, error) {
+	n := c.s.n
+	joined, err := n.join(ctx, c.own, room)
+	if refused(err) {
+		return wire.Snapshot{}, nil
+	} else if err != nil {
+		return nil, err
+	}
+	if n.rules.match(room).tracked {
+		switch err := n.maySee(ctx, c.id, room); {
+		case refused(err):
+			return wire.Snapshot{Success: true}, nil
+		case err != nil:
+			return nil, err
+		}
+	}
+	return c.joinAnswer(ctx, room, joined)
+}
+
+// joinAnswer lists who is in a room that the connection has joined, the
+// connection itself among them.
+func (c *Connection) joinAnswer(ctx context.Context, room string, joined owner.Joined) (any, error) {
+	n := c.s.n
+	if l, ok := c.listed(room, joined); ok {
+		return wire.EncodedView{Success: true, Present: l.Present, Extent: extentOf(l)}, nil
+	}
+	s, err := n.readPresent(ctx, room)
+	if err != nil {
+		return nil, err
+	}
+	limit := n.opts.Limits.SnapshotMembers
+	answer := wire.Snapshot{Success: true, Extent: wire.Extent{Stale: s.Stale, Epoch: s.Epoch, Seq: s.Seq}}
+	if !slices.ContainsFunc(s.Members, func(m Member) bool { return m.ID == c.id }) {
+		s.Members = append([]Member{c.Member()}, s.Members...)
+		if limit >= 0 && len(s.Members) > limit {
+			s.Members = s.Members[:limit]
+		}
+	}
+	for _, m := range s.Members {
+		answer.Present = append(answer.Present, wire.Member{ID: m.ID, Metadata: m.Metadata})
+	}
+	if s.Total > len(answer.Present) {
+		answer.Total = s.Total
+	}
+	return answer, nil
+}
+
+// listed returns who is in a room that the connection has joined, the connection
+// itself among them, from the mirror of the room; false: Redis has to be asked.
+func (c *Connection) listed(room string, joined owner.Joined) (hub.Listing, bool) {
+	if !joined.Again {
+		return c.s.n.hub.Joined(room, c.id, joined.Position, joined.Total)
+	}
+	v, ok := c.s.n.hub.View(room)
+	return v.Listing, ok && !v.Bounded // else it may not be among those who are listed
+}
+
+func extentOf(l hub.Listing) wire.Extent {
+	e := wire.Extent{Stale: l.Stale, Epoch: l.Epoch, Seq: l.Seq}
+	if l.Bounded {
+		e.Total = l.Total
+	}
+	return e
+}
+
+func getPresenceState(ctx context.Context, c *Connection, _ wire.Request, room string) (any, error) {
+	n := c.s.n
+	if err := n.maySee(ctx, c.id, room); refused(err) {
+		return wire.StateSnapshot{}, nil
+	} else if err != nil {
+		return nil, err
+	}
+	if v, ok := n.hub.View(room); ok {
+		return wire.EncodedView{Success: true, Present: wire.Text{v.IDs()}, States: v.States(), Extent: extentOf(v.Listing)}, nil
+	}
+	s, err := n.readPresent(ctx, room)
+	if err != nil {
+		return nil, err
+	}
+	answer := wire.StateSnapshot{Success: true, States: make(map[string]json.RawMessage)}
+	answer.Extent = wire.Extent{Stale: s.Stale, Epoch: s.Epoch, Seq: s.Seq}
+	for _, m := range s.Members {
+		answer.Present = append(answer.Present, m.ID)
+		if m.State != nil {
+			answer.States[m.ID] = m.State
+		}
+	}
+	if s.Total > len(s.Members) {
+		answer.Total = s.Total
+	}
+	return answer, nil
+}

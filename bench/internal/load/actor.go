@@ -1,0 +1,180 @@
+package load
+
+import (
+	"bytes"
+	"fmt"
+	"sync"
+	"time"
+)
+
+// The ids of requests say what was asked: an actor asks for each thing once at
+// a time.
+const (
+	askJoin  = '1'
+	askLeave = '2'
+	askWatch = '3'
+	askTurn  = '4' // to watch no more
+	askState = '5'
+)
+
+// overdueAfter is when a socket whose client is silent must have been closed by
+// a server of default options: a ping after 30 s, which it has not answered
+// 60 s later, and what a busy machine takes.
+const overdueAfter = 150 * time.Second
+
+// actor is one client of a Soak: in one room, watching another, or none.
+type actor struct {
+	s *Soak
+
+	mu      sync.Mutex // guards the fields below, and writing
+	c       *Conn      // nil: not connected
+	id      string
+	room    string
+	in      bool // as answered
+	watch   string
+	ledger  *Ledger // nil: not subscribed
+	asked   int     // requests that are not answered yet
+	silent  time.Time
+	comings int
+}
+
+// live connects, and comes back as the stock client does, until the soak ends.
+func (a *actor) live() {
+	for wait := time.Duration(0); a.s.sleep(wait); wait = a.s.backoff() {
+		if !a.s.turnToDial() {
+			return
+		}
+		addr := a.s.pick()
+		a.stay(addr)
+		a.s.gone(addr)
+	}
+}
+
+// stay is one connection, from beginning to end.
+func (a *actor) stay(addr string) {
+	c, err := Dial(addr, "/ws", 1<<10)
+	if err != nil {
+		a.s.counts.DialsFailed.Add(1)
+		return
+	}
+	defer c.Close()
+	line, err := c.await(`{"command":"mesh/assign-id"`)
+	if err == nil {
+		a.begin(c, string(value(line, `"payload":"`, '"')))
+		defer a.end()
+	}
+	for err == nil {
+		var frame []byte
+		if frame, err = c.Next(); err == nil {
+			a.take(frame)
+		}
+	}
+	a.s.counts.Ended.Add(1)
+}
+
+// begin enters the room, and watches one.
+func (a *actor) begin(c *Conn, id string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.c, a.id, a.silent, a.asked = c, id, time.Time{}, 0
+	a.comings++
+	a.askLocked(askJoin, "mesh/join-room", a.room, "")
+	if a.watch != "" {
+		a.askLocked(askWatch, "mesh/subscribe-presence", a.watch, "")
+	}
+}
+
+func (a *actor) end() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.c, a.in, a.ledger = nil, false, nil
+}
+
+func (a *actor) askLocked(what byte, command, room, more string) {
+	a.asked++
+	a.s.counts.Commands.Add(1)
+	_ = a.c.Write(fmt.Appendf(nil, `{"id":%c,"command":%q,"payload":{"roomName":%q%s}}`, what, command, room, more)) // the reader notices
+}
+
+// take takes in what the server sends.
+func (a *actor) take(frame []byte) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case bytes.HasPrefix(frame, []byte(`{"command":"mesh/presence-update"`)):
+		a.s.counts.Events.Add(1)
+		if a.ledger == nil {
+			a.s.violation(a, "told of a room that it does not watch: %s", frame)
+		} else if err := a.ledger.Apply(frame); err != nil {
+			a.s.violation(a, "%v", err)
+		}
+	case bytes.HasPrefix(frame, []byte(`{"id":`)):
+		a.answered(frame[6], frame)
+	case !a.silent.IsZero():
+	case bytes.HasPrefix(frame, []byte(`{"command":"ping"`)):
+		_ = a.c.Write([]byte(`{"id":9,"command":"pong","payload":{}}`))
+	case bytes.HasPrefix(frame, []byte(`{"command":"latency:request"`)):
+		_ = a.c.Write([]byte(`{"id":9,"command":"latency:response","payload":{}}`))
+	}
+}
+
+// answered takes in an answer. a.mu is held. After a refusal the client comes
+// back with a new connection.
+func (a *actor) answered(what byte, frame []byte) {
+	_, answer, _ := bytes.Cut(bytes.TrimSpace(frame), []byte(`"payload":`))
+	answer = bytes.TrimSuffix(answer, []byte("}"))
+	ok := bytes.Equal(answer, []byte("true")) || bytes.HasPrefix(answer, []byte(`{"success":true`))
+	a.asked--
+	if !ok {
+		a.s.refused(frame)
+		_ = a.c.Close()
+		return
+	}
+	switch what {
+	case askJoin:
+		a.in = true
+	case askTurn:
+		a.ledger = nil
+	case askWatch:
+		l, err := NewLedger(a.watch, answer)
+		if err != nil {
+			a.s.violation(a, "%v", err)
+			_ = a.c.Close()
+			return
+		}
+		a.ledger = l
+	}
+}
+
+// idleLocked reports whether it may be asked to do something.
+func (a *actor) idleLocked() bool { return a.c != nil && a.asked == 0 && a.in && a.silent.IsZero() }
+
+// act is one thing that an actor does.
+type act func(a *actor)
+
+func (a *actor) move() {
+	a.askLocked(askLeave, "mesh/leave-room", a.room, "")
+	a.room, a.in = a.s.room(), false
+	a.askLocked(askJoin, "mesh/join-room", a.room, "")
+}
+
+func (a *actor) state() {
+	more := `,"state":{"typing":true,"x":512,"y":384}`
+	if a.comings%4 == 0 {
+		more += `,"expireAfter":2000`
+	}
+	a.askLocked(askState, "mesh/publish-presence-state", a.room, more)
+}
+
+func (a *actor) turn() {
+	if a.watch == "" {
+		return
+	}
+	a.askLocked(askTurn, "mesh/unsubscribe-presence", a.watch, "")
+	a.watch = a.s.room()
+	a.askLocked(askWatch, "mesh/subscribe-presence", a.watch, "")
+}
+
+func (a *actor) drop() { _ = a.c.Close() }
+
+func (a *actor) die() { a.silent = time.Now() }

@@ -1,0 +1,79 @@
+package hub
+
+import (
+	"encoding/json"
+	"fmt"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func TestViews(t *testing.T) {
+	live(t, func(t *testing.T, h *house) {
+		h.hub.cfg.Listed = 5
+		for i := range 20 {
+			h.redis.join(room, fmt.Sprintf("c%02d", i), withState(`1`, false))
+		}
+		require.NoError(t, h.hub.Watch(t.Context(), room, &deafSink{}, func(View) {}))
+		view := func() View {
+			v, ok := h.hub.View(room)
+			require.True(t, ok)
+			return v
+		}
+		v := view()
+		assert.Equal(t, 20, v.Total)
+		assert.True(t, v.Bounded)
+		assert.Len(t, v.Members(), 5)
+		assert.Equal(t, `["c00","c01","c02","c03","c04"]`, string(v.IDs()))
+		assert.Equal(t, `{"c00":1,"c01":1,"c02":1,"c03":1,"c04":1}`, string(v.States()))
+		first := &v.States()[0]
+		assert.Same(t, first, &view().States()[0], "encoded once")
+
+		// What is not listed changes: c19 leaves, somebody else comes.
+		h.send(h.redis.leave(room, "c19"), h.redis.join(room, "d"), h.redis.leave(room, "c10"), h.redis.state(room, "d", "2", false))
+		assert.Equal(t, 19, view().Total)
+		assert.Same(t, first, &view().States()[0], "none of those listed has changed")
+		assert.EqualValues(t, 24, view().Seq)
+
+		h.send(h.redis.leave(room, "c00"))
+		next := view()
+		assert.Equal(t, 18, next.Total)
+		assert.Equal(t, `["c18","c01","c02","c03","c04"]`, string(next.IDs()), "the last one takes its place")
+		assert.Equal(t, `["c00","c01","c02","c03","c04"]`, string(v.IDs()), "a view does not change")
+		h.send(h.redis.state(room, "c02", "", false))
+		assert.Equal(t, `{"c18":1,"c01":1,"c03":1,"c04":1}`, string(view().States()))
+		h.send(h.redis.meta(room, "c04", `"new"`))
+		assert.Contains(t, text(view()), `{"id":"c04","metadata":"new"}`)
+		_, ok := h.hub.View("elsewhere")
+		assert.False(t, ok)
+		var none View
+		assert.Equal(t, "[] {}", fmt.Sprintf("%s %s", none.IDs(), none.States()))
+	})
+}
+
+// What is not JSON, because somebody wrote to Redis by hand, is as good as
+// nothing: no frame with a whole room in it may become unreadable.
+func TestMembersWithBrokenJSON(t *testing.T) {
+	live(t, func(t *testing.T, h *house) {
+		s := h.watch()
+		for i, broken := range []string{`{`, `1,2`, "\"\xff\"", ` `, ``} {
+			conn := fmt.Sprint("c", i)
+			h.send(h.redis.join(room, conn, withState(broken, false)), h.redis.meta(room, conn, broken))
+			v, ok := h.hub.View(room)
+			require.True(t, ok)
+			assert.Contains(t, text(v), `{"id":"`+conn+`","metadata":null}`)
+			assert.Equal(t, "{}", string(v.States()))
+			assert.Nil(t, v.Members()[i].Meta())
+			assert.Equal(t, []string{fmt.Sprintf(`join %s {"n":"%s"}`, conn, conn)}, s.heard())
+			h.send(h.redis.state(room, conn, "1", false), h.redis.state(room, conn, broken, false))
+			assert.Equal(t, []string{"state " + conn + " 1", "state " + conn}, s.heard())
+		}
+		for _, u := range s.updates {
+			assert.True(t, json.Valid(u.Frame().Bytes()), "%s", u.Frame().Bytes())
+		}
+	})
+}
+
+// text returns who is present, as a view lists them.
+func text(v View) string { return string(v.Present.Append(nil)) }
