@@ -23,6 +23,7 @@ type SoakConfig struct {
 	Rooms          []string
 	Watchers       float64 // share of the connections that watch a room
 	DialsPerSecond float64
+	Paused         bool // begin as Pause does
 
 	Moves  float64 // leave a room, join another
 	States float64
@@ -62,6 +63,7 @@ const maxExamples = 20
 func StartSoak(cfg SoakConfig) *Soak {
 	s := &Soak{cfg: cfg, addrs: cfg.Addrs, on: map[string]int{}, redis: redis.NewClient(&redis.Options{Addr: cfg.Redis})}
 	s.life, s.stop = context.WithCancel(context.Background()) // until Stop
+	s.paused.Store(cfg.Paused)
 	for i := range cfg.Connections {
 		a := &actor{s: s, room: s.room()}
 		if float64(i) < cfg.Watchers*float64(cfg.Connections) {
