@@ -139,7 +139,7 @@ func newGroup(b *testing.B, n int, rate float64) *group {
 	r := redistest.Start(b)
 	g := &group{b: b, client: r.Client(b), rate: rate, cfg: peer.MemberConfig{
 		Redis: r.Addr(),
-		Rules: []peer.Rule{{Expr: "^room"}, {Expr: "^ttl", TTL: 2 * time.Second}, {Expr: "^orphan", TTL: time.Second}},
+		Rules: []peer.Rule{{Expr: "^room"}, {Expr: "^ttl", TTL: 5 * time.Second}, {Expr: "^orphan", TTL: time.Second}},
 	}}
 	for range n {
 		p := start(b, "server")
@@ -180,6 +180,7 @@ func (g *group) measure(list map[string][]float64) {
 	g.share(connectCrowd, c)
 	g.share(watchShare, c)
 	g.share(watchShare, silent)
+	time.Sleep(5 * time.Second)                                   // the first heartbeat looks through all that there is
 	g.idle = g.during(1, func() { time.Sleep(20 * time.Second) }) // two comparisons, six renewals
 	g.idle = g.idle.less(g.idle, 19./20)                          // of a second
 	g.b.Logf("%d servers, per second while nothing happens: %v", n, g.idle)

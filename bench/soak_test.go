@@ -97,7 +97,6 @@ type soakMember struct {
 	addr string
 	born time.Time
 	base peer.Memory // before anybody connected
-	next *soakMember
 }
 
 // sample is what a server held at some moment.

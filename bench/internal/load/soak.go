@@ -35,7 +35,7 @@ type SoakConfig struct {
 // SoakCounts is what has happened so far.
 type SoakCounts struct {
 	Commands, Events, Ended, DialsFailed, Refused, Violations int64
-	Examples                                                  []string // of violations and refusals, the first few
+	Examples                                                  []string // of violations and refusals since the last look, the first few
 }
 
 // Soak is such clients at work.
@@ -53,10 +53,11 @@ type Soak struct {
 	addrs    []string
 	on       map[string]int // connections by server
 	nextDial time.Time
-	examples []string
+	examples []string // since the last look
+	kept     int      // so far
 }
 
-// maxExamples bounds what is kept in words.
+// maxExamples bounds what is told in words.
 const maxExamples = 20
 
 // StartSoak begins.
@@ -197,7 +198,7 @@ func (s *Soak) refused(frame []byte) {
 func (s *Soak) example(text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.examples) < maxExamples {
+	if s.kept++; s.kept <= maxExamples {
 		s.examples = append(s.examples, text)
 	}
 }
@@ -205,7 +206,8 @@ func (s *Soak) example(text string) {
 // Counts returns what has happened so far.
 func (s *Soak) Counts() SoakCounts {
 	s.mu.Lock()
-	examples := slices.Clone(s.examples)
+	examples := s.examples
+	s.examples = nil
 	s.mu.Unlock()
 	return SoakCounts{
 		Commands: s.counts.Commands.Load(), Events: s.counts.Events.Load(), Ended: s.counts.Ended.Load(),
