@@ -3,7 +3,9 @@ package mesh
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,7 +15,7 @@ import (
 
 const (
 	// hintDelay is within which time, at random, a server acts on a hint: the
-	// first one ends what ran out, the others find it gone.
+	// first one ends what ran out, and tells the others, who then need not look.
 	hintDelay = 300 * time.Millisecond
 	// ownersTurn is what a server waits before that where an entry is at stake.
 	// When Redis answered nobody for a while, too short for anybody's patience
@@ -46,8 +48,9 @@ type hints struct {
 	dropped, acted atomic.Uint64
 	resting        atomic.Pointer[time.Time] // until then no hint is acted on; nil: never was told to
 
-	mu      sync.Mutex // guards waiting
+	mu      sync.Mutex // guards the fields below
 	waiting map[hint]time.Time
+	lead    time.Duration // of this server's turn, for all hints of a burst
 }
 
 func newHints(n *node) *hints {
@@ -72,7 +75,12 @@ func (h *hints) add(kind expiryKind, room, conn string) {
 		h.dropped.Add(1)
 		return
 	}
-	wait := rand.N(hintDelay)
+	// What comes together goes together: a turn of its own for every hint would
+	// have all servers take a few each at any moment, and look at the same ones.
+	if len(h.waiting) == 0 {
+		h.lead = rand.N(hintDelay)
+	}
+	wait := h.lead
 	if kind == expiredConn {
 		wait += ownersTurn
 	}
@@ -177,6 +185,7 @@ func (h *hints) act(ctx context.Context, due []hint) {
 		return
 	}
 	var items []store.ReapItem
+	var of []hint // the hints that items are about
 	for i, r := range records {
 		if r.Entry == "" {
 			continue
@@ -189,6 +198,7 @@ func (h *hints) act(ctx context.Context, due []hint) {
 			item.Mode = store.ReapState
 		}
 		items = append(items, item)
+		of = append(of, due[i])
 	}
 	if len(items) == 0 {
 		return
@@ -207,9 +217,44 @@ func (h *hints) act(ctx context.Context, due []hint) {
 		h.n.opts.Logger.Debug("mesh: expired entries not ended", "error", err)
 		return
 	}
-	for _, s := range statuses {
+	var ended []hint
+	for i, s := range statuses {
 		if s == store.Ended {
 			h.acted.Add(1)
+			ended = append(ended, of[i])
+		}
+	}
+	h.tell(ctx, ended)
+}
+
+// tell has the other servers forget hints about what this one has ended. With
+// each of them looking by itself, what runs out would cost Redis the more, the
+// more servers there are. Who misses it looks, and finds nothing.
+func (h *hints) tell(ctx context.Context, ended []hint) {
+	if len(ended) == 0 {
+		return
+	}
+	var note strings.Builder
+	for _, k := range ended { // ids hold no spaces, names of rooms no line ends
+		fmt.Fprintf(&note, "%c %s %s\n", k.kind, k.conn, k.room)
+	}
+	if _, err := h.n.store.Publish(ctx, h.n.keys.Ended(), note.String()); err != nil {
+		h.n.opts.Logger.Debug("mesh: ended entries not told to the other servers", "error", err)
+	}
+}
+
+// told takes in what another server, or this one, has told. What it names has
+// ended: a hint that waits is of before, or of an entry that began and ran out
+// within the milliseconds since, which a lease sees to at the latest. It does
+// not block.
+func (h *hints) told(note string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for line := range strings.Lines(note) {
+		kind, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
+		conn, room, ok := strings.Cut(rest, " ")
+		if ok && len(kind) == 1 {
+			delete(h.waiting, hint{expiryKind(kind[0]), room, conn})
 		}
 	}
 }

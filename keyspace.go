@@ -146,6 +146,10 @@ func (k keyspace) EventsPrefix() string { return k.channels() + "presence:events
 // Control implements store.Keys.
 func (k keyspace) Control(incarnation string) string { return k.channels() + "server:" + incarnation }
 
+// Ended is the channel on which servers say what they have ended because it
+// had run out: see hints.
+func (k keyspace) Ended() string { return k.channels() + "ended" }
+
 // channels returns the prefix of channels. The sign before the number keeps a
 // prefix that ends in a digit apart from a shorter one with a longer number:
 // "app1" in database 0 from "app" in database 10.

@@ -63,6 +63,7 @@ func TestKeyNames(t *testing.T) {
 		"mesh:room-meta:lobby":         k.RoomMeta("lobby"),
 		"mesh:@3:presence:events:":     k.EventsPrefix(),
 		"mesh:@3:server:i1":            k.Control("i1"),
+		"mesh:@3:ended":                k.Ended(),
 	} {
 		assert.Equal(t, want, got)
 	}
@@ -183,7 +184,7 @@ func namesOf(k keyspace, room, conn string) map[string]string {
 		"both conn": k.Conn(room, conn), "both state": k.State(room, conn),
 		"conn meta": k.ConnMeta(conn), "conn owned": k.Owned(0, conn), "conn fence": k.Fence(0, conn),
 		"rooms": k.Rooms(k.RoomBucket(room)), "instances": k.Instances(), "dead": k.Dead(), "format": k.Format(),
-		"room channel": k.EventsPrefix() + room, "conn channel": k.Control(conn),
+		"room channel": k.EventsPrefix() + room, "conn channel": k.Control(conn), "ended channel": k.Ended(),
 	}
 }
 

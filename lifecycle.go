@@ -87,6 +87,7 @@ func (n *node) startParts(ctx context.Context) error {
 	n.listener.Add(n.keys.Control(n.lease.Incarnation()))
 	if n.expiry != nil {
 		n.hints.start()
+		n.listener.Add(n.keys.Ended())
 		n.expiry.Start(ctx)
 	}
 	return nil

@@ -208,6 +208,10 @@ func (n *node) Message(channel, payload string) {
 		n.hub.HandleEvent(room, payload)
 		return
 	}
+	if channel == n.keys.Ended() {
+		n.hints.told(payload)
+		return
+	}
 	n.control.message(payload)
 }
 
@@ -216,6 +220,9 @@ func (n *node) Subscribed(channel string, again bool) {
 	if room, ok := strings.CutPrefix(channel, n.keys.EventsPrefix()); ok {
 		n.hub.HandleSubscribed(room, again)
 		return
+	}
+	if channel == n.keys.Ended() {
+		return // what was missed, each server looks for itself
 	}
 	// The first time, too: after a rebirth others may have had something to
 	// say on it before it stood.

@@ -139,7 +139,10 @@ func newGroup(b *testing.B, n int, rate float64) *group {
 	r := redistest.Start(b)
 	g := &group{b: b, client: r.Client(b), rate: rate, cfg: peer.MemberConfig{
 		Redis: r.Addr(),
-		Rules: []peer.Rule{{Expr: "^room"}, {Expr: "^ttl", TTL: 2 * time.Second}, {Expr: "^orphan", TTL: time.Second}},
+		// Long enough that what runs out before its server's lease does is over
+		// when that ends.
+		LeaseTTL: 30 * time.Second,
+		Rules:    []peer.Rule{{Expr: "^room"}, {Expr: "^ttl", TTL: 5 * time.Second}, {Expr: "^orphan", TTL: time.Second}},
 	}}
 	for range n {
 		p := start(b, "server")
@@ -180,8 +183,10 @@ func (g *group) measure(list map[string][]float64) {
 	g.share(connectCrowd, c)
 	g.share(watchShare, c)
 	g.share(watchShare, silent)
-	g.idle = g.during(1, func() { time.Sleep(20 * time.Second) }) // two comparisons, six renewals
-	g.idle = g.idle.less(g.idle, 19./20)                          // of a second
+	time.Sleep(5 * time.Second) // the first heartbeat looks through all that there is
+	before := usage(g.b, g.client)
+	time.Sleep(2 * compared) // two renewals
+	g.idle = per(usage(g.b, g.client).Since(before), 2*compared.Seconds())
 	g.b.Logf("%d servers, per second while nothing happens: %v", n, g.idle)
 
 	add("join", g.during(c.Entries, func() { g.share(joinCrowd, c) }))
@@ -196,15 +201,20 @@ func (g *group) measure(list map[string][]float64) {
 				entries += s.Entries + s.Unwritten
 			}
 		}
-		time.Sleep(2 * time.Second) // for what others make of it
 	}))
 	add("orphan", g.orphaned())
 }
 
+// compared is how often a server compares what it watches with Redis.
+const compared = 10 * time.Second
+
 // during returns what each of n operations has cost, less what is there anyway.
+// It counts for a multiple of the time in which comparisons come round, so that
+// there are as many of them as were taken off.
 func (g *group) during(n int, do func()) cost {
 	begun, before := time.Now(), usage(g.b, g.client)
 	do()
+	time.Sleep(compared - time.Since(begun)%compared)
 	used := usage(g.b, g.client).Since(before)
 	return per(used, float64(n)).less(g.idle, time.Since(begun).Seconds()/float64(n))
 }

@@ -97,7 +97,6 @@ type soakMember struct {
 	addr string
 	born time.Time
 	base peer.Memory // before anybody connected
-	next *soakMember
 }
 
 // sample is what a server held at some moment.
@@ -115,7 +114,7 @@ func newSoak(t *testing.T) *soak {
 	r := redistest.Start(t)
 	s := &soak{t: t, began: time.Now(), client: r.Client(t), lastCPU: map[string]float64{}, lastLook: time.Now()}
 	s.cfg = peer.MemberConfig{
-		Redis: r.Addr(), LatencyInterval: time.Minute,
+		Redis: r.Addr(), LatencyInterval: time.Minute, Warn: true,
 		Rules: []peer.Rule{{Expr: "^room"}, {Expr: "^ttl", TTL: 15 * time.Second}},
 	}
 	for i := range max(*soakConnections/soakPerRoom, 10) {
@@ -152,19 +151,20 @@ func (s *soak) addrs() (list []string) {
 func (s *soak) rampUp() {
 	s.t.Helper()
 	n := (*soakConnections + perClientProcess - 1) / perClientProcess
-	each := *soakConnections / n
-	rate := float64(each) * *soakLoad
+	share := *soakConnections / n
+	rate := float64(share) * *soakLoad
 	for range n {
 		p := start(s.t, "load")
 		startSoak.on(p, load.SoakConfig{
-			Redis: s.cfg.Redis, Prefix: memberKeys, Addrs: s.addrs(), Connections: each, Rooms: s.rooms, Watchers: 0.25,
-			DialsPerSecond: 600 / float64(n),
-			Moves:          rate / 120, States: rate / 120, Turns: rate / 300, Drops: rate / 600, Deaths: rate / 5400,
+			Redis: s.cfg.Redis, Prefix: memberKeys, Addrs: s.addrs(), Connections: share, Rooms: s.rooms, Watchers: 0.25,
+			DialsPerSecond: 600 / float64(n), Paused: true,
+			Moves: rate / 120, States: rate / 120, Turns: rate / 300, Drops: rate / 600, Deaths: rate / 5400,
 		})
 		s.clients = append(s.clients, p)
 	}
 	s.settle(5 * time.Minute)
-	s.t.Logf("%d connections on %d servers after %v", each*n, len(s.servers), time.Since(s.began).Round(time.Second))
+	each(s.clients, func(p *process) bool { return pauseSoak.on(p, false) })
+	s.t.Logf("%d connections on %d servers after %v", share*n, len(s.servers), time.Since(s.began).Round(time.Second))
 }
 
 // each has all processes of clients do something at once.

@@ -23,6 +23,7 @@ type SoakConfig struct {
 	Rooms          []string
 	Watchers       float64 // share of the connections that watch a room
 	DialsPerSecond float64
+	Paused         bool // begin as Pause does
 
 	Moves  float64 // leave a room, join another
 	States float64
@@ -34,7 +35,7 @@ type SoakConfig struct {
 // SoakCounts is what has happened so far.
 type SoakCounts struct {
 	Commands, Events, Ended, DialsFailed, Refused, Violations int64
-	Examples                                                  []string // of violations and refusals, the first few
+	Examples                                                  []string // of violations and refusals since the last look, the first few
 }
 
 // Soak is such clients at work.
@@ -52,16 +53,18 @@ type Soak struct {
 	addrs    []string
 	on       map[string]int // connections by server
 	nextDial time.Time
-	examples []string
+	examples []string // since the last look
+	kept     int      // so far
 }
 
-// maxExamples bounds what is kept in words.
+// maxExamples bounds what is told in words.
 const maxExamples = 20
 
 // StartSoak begins.
 func StartSoak(cfg SoakConfig) *Soak {
 	s := &Soak{cfg: cfg, addrs: cfg.Addrs, on: map[string]int{}, redis: redis.NewClient(&redis.Options{Addr: cfg.Redis})}
 	s.life, s.stop = context.WithCancel(context.Background()) // until Stop
+	s.paused.Store(cfg.Paused)
 	for i := range cfg.Connections {
 		a := &actor{s: s, room: s.room()}
 		if float64(i) < cfg.Watchers*float64(cfg.Connections) {
@@ -195,7 +198,7 @@ func (s *Soak) refused(frame []byte) {
 func (s *Soak) example(text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.examples) < maxExamples {
+	if s.kept++; s.kept <= maxExamples {
 		s.examples = append(s.examples, text)
 	}
 }
@@ -203,7 +206,8 @@ func (s *Soak) example(text string) {
 // Counts returns what has happened so far.
 func (s *Soak) Counts() SoakCounts {
 	s.mu.Lock()
-	examples := slices.Clone(s.examples)
+	examples := s.examples
+	s.examples = nil
 	s.mu.Unlock()
 	return SoakCounts{
 		Commands: s.counts.Commands.Load(), Events: s.counts.Events.Load(), Ended: s.counts.Ended.Load(),

@@ -3,8 +3,10 @@ package peer
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"regexp"
 	"time"
 
@@ -20,6 +22,7 @@ type MemberConfig struct {
 	LeaseTTL        time.Duration
 	LatencyInterval time.Duration
 	Rules           []Rule
+	Warn            bool // write the library's warnings to the standard error
 }
 
 // Rule is one for mesh's TrackPresence.
@@ -39,8 +42,12 @@ type Member struct {
 }
 
 func (cfg MemberConfig) options(client *redis.Client) mesh.Options {
+	logger := slog.New(slog.DiscardHandler)
+	if cfg.Warn {
+		logger = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	}
 	return mesh.Options{
-		Redis: client, LeaseTTL: cfg.LeaseTTL, LatencyInterval: cfg.LatencyInterval,
+		Logger: logger, Redis: client, LeaseTTL: cfg.LeaseTTL, LatencyInterval: cfg.LatencyInterval,
 		Authenticate: func(context.Context, *http.Request) (any, error) { return person, nil },
 	}
 }

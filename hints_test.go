@@ -1,0 +1,79 @@
+package mesh
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh/meshtest"
+)
+
+// Every server hears of what runs out, and one looks: the others are told, and
+// need not ask Redis. So it costs the same with six servers as with two.
+func TestHintsCostTheSameWithMoreServers(t *testing.T) {
+	t.Parallel()
+	const entries = 20
+	looks := map[int]int{}
+	for _, servers := range []int{2, 6} {
+		t.Run(fmt.Sprintf("servers=%d", servers), func(t *testing.T) {
+			embedded(t, func(t *testing.T, w *world) {
+				var log commandLog
+				long := func(o *Options) { o.LeaseTTL = time.Minute }
+				var living []*testServer
+				for range servers {
+					s := w.server(long, log.logging)
+					s.track(".*", PresenceOptions{TTL: 2 * time.Second})
+					living = append(living, s)
+				}
+				s, line := w.mortal(long)
+				s.track(".*", PresenceOptions{TTL: 2 * time.Second})
+				w.sleep(2 * time.Minute) // all have been in touch for one lease: they may judge
+				for i := range entries {
+					s.dial().join(fmt.Sprintf("room %d", i%5))
+				}
+				watcher := living[0].dial()
+				watcher.subscribe("room 0")
+				line.cut()
+				before := log.sent("hget")
+				w.sleep(10 * time.Second)
+
+				require.Len(t, watcher.got(), entries/5, "leaves: %v", watcher.got())
+				var acted uint64
+				for _, l := range living {
+					acted += l.Stats().Hints
+				}
+				require.EqualValues(t, entries, acted)
+				looks[servers] = log.sent("hget") - before
+				require.NotZero(t, looks[servers])
+			})
+		})
+	}
+	require.Equal(t, looks[2], looks[6])
+}
+
+// A note names rooms as they are, and is about nothing else.
+func TestHintsForgetWhatOthersEnded(t *testing.T) {
+	t.Parallel()
+	embedded(t, func(t *testing.T, w *world) {
+		s := w.server()
+		h := s.n.hints
+		waiting := func() (n int) {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			return len(h.waiting)
+		}
+		h.add(expiredConn, "a room: with words", "c1")
+		h.add(expiredConn, "other", "c1")
+		require.Equal(t, 2, waiting())
+		for _, note := range []string{"", "\n", "c", "c c1", "c c2 other\n", "s c1 other\n", "c  c1 other\n", "cc c1 other\n"} {
+			s.n.Message(s.n.keys.Ended(), note)
+			require.Equal(t, 2, waiting(), "%q", note)
+		}
+		s.n.Message(s.n.keys.Ended(), "c c9 room\nc c1 a room: with words\n")
+		require.Equal(t, 1, waiting())
+		w.sleep(2 * time.Second) // the other is looked after, and is nothing
+		require.Zero(t, waiting())
+	}, meshtest.WithoutExpiredEvents())
+}
