@@ -76,10 +76,15 @@ func (s *Socket) silence() time.Duration {
 func (s *Socket) armExtra(after time.Duration) {
 	regular := s.cfg.PingInterval
 	if s.extraEvery == 0 || regular > 0 && regular <= s.extraEvery {
-		s.cfg.Wheel.Cancel(&s.extra)
+		if s.extra != nil {
+			s.cfg.Wheel.Cancel(s.extra)
+		}
 		return
 	}
-	s.cfg.Wheel.Schedule(&s.extra, after, s.onExtra)
+	if s.extra == nil {
+		s.extra = new(clock.Timer)
+	}
+	s.cfg.Wheel.Schedule(s.extra, after, s.onExtra)
 }
 
 // onExtra pings if no frame has come for extraEvery.

@@ -126,7 +126,7 @@ func (s *Socket) endLocked(e *End) {
 	}
 	s.ending = e
 	s.closed.Store(true)
-	s.stats.closes[e.Cause].Add(1)
+	s.stats().closes[e.Cause].Add(1)
 	if !e.flushes() {
 		s.dropQueue()
 	}
@@ -135,15 +135,26 @@ func (s *Socket) endLocked(e *End) {
 	}
 	s.due, s.pong = 0, nil
 	s.commands, s.commandBytes = nil, 0
-	for _, t := range []*clock.Timer{&s.pings, &s.extra, &s.latencies} {
-		s.cfg.Wheel.Cancel(t)
+	for _, t := range []*clock.Timer{&s.pings, s.extra, &s.latencies} {
+		if t != nil {
+			s.cfg.Wheel.Cancel(t)
+		}
 	}
 	if !s.running {
 		return // start does the rest
 	}
-	s.cancel(e)
-	s.cfg.Wheel.Schedule(&s.cut, grace, s.onCut)
+	(*life)(s).end()
+	s.armCut()
 	s.kickWriter()
+}
+
+// armCut has the network connection closed after the grace. The caller holds
+// mu.
+func (s *Socket) armCut() {
+	if s.cut == nil {
+		s.cut = new(clock.Timer)
+	}
+	s.cfg.Wheel.Schedule(s.cut, grace, s.onCut)
 }
 
 // onCut closes the network connection of one that did not end in time: what is
@@ -159,7 +170,7 @@ func (s *Socket) onCut() {
 	case s.flushed && !s.hurried:
 		s.hurried = true
 		s.dropQueue()
-		s.cfg.Wheel.Schedule(&s.cut, grace, s.onCut)
+		s.armCut()
 	default:
 		s.cutter.Go(s.sever)
 	}
@@ -167,7 +178,7 @@ func (s *Socket) onCut() {
 
 // sever closes the network connection without a word.
 func (s *Socket) sever() {
-	conn := s.conn.NetConn()
+	conn := s.netConn()
 	if secure, ok := conn.(*tls.Conn); ok {
 		conn = secure.NetConn() // its own Close may wait 5 s to send an alert
 	}
@@ -178,6 +189,9 @@ func (s *Socket) sever() {
 // writer.
 func (s *Socket) finish(err error) {
 	e, readable := s.classify(err)
+	if s.gate == nil && e.Cause == CauseProtocol {
+		s.closeWasSent()
+	}
 	s.end(e)
 	if !readable {
 		s.giveUpWriting()
@@ -190,10 +204,18 @@ func (s *Socket) finish(err error) {
 	_ = s.conn.Close() // over already, or nothing to be done about it
 	s.mu.Lock()
 	s.done = true
-	s.cfg.Wheel.Cancel(&s.cut)
+	s.cfg.Wheel.Cancel(s.cut)
 	s.mu.Unlock()
-	s.stats.exit(s)
+	s.stats().exit(s)
 	s.cutter.Wait()
+}
+
+// closeWasSent notes that the websocket package has told the peer by itself that
+// it refuses a frame.
+func (s *Socket) closeWasSent() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.closeSent = true
 }
 
 // classify says what an error of reading means, and whether the peer may still

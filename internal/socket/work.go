@@ -60,7 +60,7 @@ func (s *Socket) work() {
 			stopped = true
 			return
 		}
-		s.call(s.cfg.Handler.Command, req)
+		s.call(s.handler.Command, req)
 	}
 }
 
@@ -99,7 +99,7 @@ func (s *Socket) startBeside(req wire.Request) bool {
 			defer s.mu.Unlock()
 			s.beside--
 		}()
-		s.call(s.cfg.Handler.Concurrent, req)
+		s.call(s.handler.Concurrent, req)
 	})
 	return true
 }
@@ -113,7 +113,7 @@ func (s *Socket) call(handle func(context.Context, wire.Request), req wire.Reque
 		}
 	}()
 	defer s.recovered("command")
-	handle(s.ctx, req)
+	handle((*life)(s), req)
 	returned = true
 }
 
@@ -124,6 +124,6 @@ func (s *Socket) recovered(where string) {
 	if value == nil {
 		return
 	}
-	s.stats.panics.Add(1)
+	s.stats().panics.Add(1)
 	s.cfg.Log.Error("mesh: handler panicked", "in", where, "panic", limit.Shorten(fmt.Sprint(value)), "stack", string(debug.Stack()))
 }
