@@ -250,6 +250,16 @@ type ConnOptions struct {
 // it was not served at all, as [ErrClosed] does after Shutdown. Origins and
 // authentication are the app's to check: neither AllowedOrigins nor
 // Authenticate of [Options] is asked.
+//
+// While a handler of net/http waits for ServeConn, its stack, the request and
+// its buffers stay in memory: 28 KiB for each idle connection, where ServeHTTP
+// takes 10. What can be done about it is to return from the handler, with an
+// upgrader whose ReadBufferSize is 512 and that has a WriteBufferPool; Shutdown
+// waits for the connection all the same:
+//
+//	ctx := context.WithoutCancel(r.Context())
+//	go func() { _ = srv.ServeConn(ctx, ws, opts) }()
+//	return
 func (s *Server) ServeConn(ctx context.Context, ws *websocket.Conn, opts ConnOptions) error {
 	err := s.reserve()
 	if err == nil {

@@ -189,9 +189,6 @@ func (s *Socket) sever() {
 // writer.
 func (s *Socket) finish(err error) {
 	e, readable := s.classify(err)
-	if s.gate == nil && e.Cause == CauseProtocol {
-		s.closeWasSent()
-	}
 	s.end(e)
 	if !readable {
 		s.giveUpWriting()
@@ -208,14 +205,6 @@ func (s *Socket) finish(err error) {
 	s.mu.Unlock()
 	s.stats().exit(s)
 	s.cutter.Wait()
-}
-
-// closeWasSent notes that the websocket package has told the peer by itself that
-// it refuses a frame.
-func (s *Socket) closeWasSent() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.closeSent = true
 }
 
 // classify says what an error of reading means, and whether the peer may still

@@ -117,9 +117,8 @@ func (s *Socket) readFrames(idle func() bool) error {
 	}
 }
 
-// readAll reads one message. Its size is bounded here and not by the websocket
-// package, which would write a close frame by itself, and measures before
-// decompression.
+// readAll reads one message. Its size is bounded here once more because the
+// websocket package measures before decompression.
 func (s *Socket) readAll(r io.Reader) ([]byte, error) {
 	limit := s.cfg.FrameBytes
 	if limit <= 0 {

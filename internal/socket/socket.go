@@ -245,7 +245,7 @@ func (s *Socket) start(ctx context.Context) bool {
 	s.begun = time.Now()
 	s.tickAt = s.begun
 	_ = s.conn.SetReadDeadline(time.Time{}) // an error shows at the first read
-	s.conn.SetReadLimit(0)                  // readAll has one
+	s.conn.SetReadLimit(max(s.cfg.FrameBytes, 0))
 	s.setControlHandlers()
 	if s.gate != nil {
 		s.gate.shut = true

@@ -245,8 +245,13 @@ func release(buf *[]byte) {
 
 // writeJob writes j to the network. No lock is held.
 func (s *Socket) writeJob(j *job) error {
-	if s.gate == nil && len(j.items) == 1 && j.items[0].large() {
-		return s.writeLarge(j.items[0])
+	if s.gate == nil {
+		switch {
+		case len(j.items) == 1 && j.items[0].large():
+			return s.writeLarge(j.items[0])
+		case j.end != nil: // unless the websocket package has sent one
+			return s.conn.WriteControl(websocket.CloseMessage, j.end.closeMessage(), s.deadline())
+		}
 	}
 	buf := buffers.Get().(*[]byte)
 	defer release(buf)
