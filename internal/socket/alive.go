@@ -34,15 +34,15 @@ func (s *Socket) onPing() {
 	}
 	// After a stall frames may lie unread, and pings went out late: whoever
 	// seems silent is given another interval.
-	stalled := s.cfg.Wheel.LastStall().After(s.tickAt)
-	s.tickAt = time.Now()
+	stalled := s.cfg.Wheel.LastStall().After(s.begun.Add(s.tickAt))
+	s.tickAt = time.Since(s.begun)
 	switch unanswered := s.pingAt > 0 && time.Duration(s.seen.Load()) < s.pingAt; {
 	case !unanswered:
 		s.missed = 0
 	case !stalled:
 		s.missed++
 	}
-	if s.missed > s.cfg.MaxMissedPongs {
+	if int(s.missed) > s.cfg.MaxMissedPongs {
 		s.endLocked(&End{Cause: CauseSilent, Code: websocket.CloseInternalServerErr, Reason: "no sign of life"})
 		return
 	}

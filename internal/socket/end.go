@@ -172,7 +172,7 @@ func (s *Socket) onCut() {
 		s.dropQueue()
 		s.armCut()
 	default:
-		s.cutter.Go(s.sever)
+		s.workers.Go(s.sever)
 	}
 }
 
@@ -204,7 +204,6 @@ func (s *Socket) finish(err error) {
 	s.cfg.Wheel.Cancel(s.cut)
 	s.mu.Unlock()
 	s.stats().exit(s)
-	s.cutter.Wait()
 }
 
 // classify says what an error of reading means, and whether the peer may still

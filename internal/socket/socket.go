@@ -132,16 +132,15 @@ type Socket struct {
 
 	seen   atomic.Int64 // when a frame last came, as an offset from begun
 	closed atomic.Bool  // ending is set
+	shelf  uint8        // where stats keeps it: set once
+	place  uint32       // guarded by the shelf
 	// bytes are charged for what is queued and what is being written. They
 	// change with mu held; who only looks needs no lock.
 	bytes  atomic.Int64
-	shelf  int     // where stats keeps it: set once
-	place  int     // guarded by the shelf
 	behind *Socket // in the line of the flushers: guarded by them
 
 	writer  sync.WaitGroup // the writer, if there is one
-	workers sync.WaitGroup // the worker and concurrent commands
-	cutter  sync.WaitGroup // who closes the connection when the grace is over
+	workers sync.WaitGroup // the worker, concurrent commands, and who closes the connection when the grace is over
 
 	// mu guards the fields below. It is never held during I/O, nor while
 	// calling the handler.
@@ -165,12 +164,12 @@ type Socket struct {
 
 	commands     []wire.Request
 	commandBytes int
-	beside       int // concurrent commands running
+	beside       int32 // concurrent commands running
+	missed       int32 // pongs
 
 	pings      clock.Timer
 	pingAt     time.Duration // when the last regular ping that was written was begun; 0: none yet
-	tickAt     time.Time     // when pings last fired
-	missed     int
+	tickAt     time.Duration // when pings last fired
 	extra      *clock.Timer  // nil until there are extra pings
 	extraEvery time.Duration // 0: no extra pings
 	latencies  clock.Timer
@@ -243,7 +242,6 @@ func (s *Socket) start(ctx context.Context) bool {
 	s.running = true
 	s.parent = ctx
 	s.begun = time.Now()
-	s.tickAt = s.begun
 	_ = s.conn.SetReadDeadline(time.Time{}) // an error shows at the first read
 	s.conn.SetReadLimit(max(s.cfg.FrameBytes, 0))
 	s.setControlHandlers()

@@ -89,7 +89,7 @@ func (s *Socket) startBeside(req wire.Request) bool {
 	if s.ending != nil {
 		return true // of no interest any more
 	}
-	if limit := s.cfg.HandlerConcurrency; limit > 0 && s.beside >= limit {
+	if limit := s.cfg.HandlerConcurrency; limit > 0 && int(s.beside) >= limit {
 		return false
 	}
 	s.beside++
