@@ -2,10 +2,12 @@
 // frames, commands and signs of life, and nothing of rooms or presence. Once a
 // connection is given to a [Socket], nothing else may touch it.
 //
-// A socket has one reader, which is the goroutine that called [Socket.Run] and
-// which never waits for a command. A writer and a worker for commands exist
-// only while there is something to write or to do. All timers sit on a shared
-// [clock.Wheel].
+// A socket has one reader, which never waits for a command: the goroutine that
+// called [Socket.Run], or, over TCP, one that is there while frames come, for
+// which that goroutine waits. A worker for commands exists only while there is
+// something to do, and a writer while there is something to write: one of a few
+// that the sockets of a [Group] share, or of the socket's own where writing has
+// to wait. All timers sit on a shared [clock.Wheel].
 package socket
 
 import (
