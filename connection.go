@@ -109,15 +109,8 @@ func (c *Connection) Close(code int, reason string) { c.sock.Close(code, reason)
 func (s *Server) accept(ctx context.Context, ws *websocket.Conn, metadata json.RawMessage,
 	foreign func(*Connection, int, []byte),
 ) (*Connection, error) {
-	o := &s.n.opts
 	c := &Connection{s: s, id: rand.Text(), ws: ws, foreign: foreign, settled: make(chan struct{})}
-	c.sock = socket.New(socket.Config{
-		Conn: ws, Wheel: s.n.wheel, Handler: (*wireHandler)(c),
-		FrameBytes: o.Limits.FrameBytes, QueueBytes: o.Limits.QueueBytes, WriteTimeout: o.WriteTimeout,
-		PingInterval: o.PingInterval, MaxMissedPongs: o.missedPongs(), LatencyInterval: o.LatencyInterval,
-		CommandsPerSecond: o.Limits.CommandsPerSecond, HandlerConcurrency: o.HandlerConcurrency,
-		TakesForeign: foreign != nil, Stats: &s.sockets, Logger: o.Logger, Log: s.log,
-	})
+	c.sock = s.sockets.New(ws, (*wireHandler)(c))
 	own, err := s.n.connect(ctx, c.id, metadata, c.sock)
 	if err != nil {
 		return nil, turnAway(ws, err)
@@ -130,7 +123,7 @@ func (s *Server) accept(ctx context.Context, ws *websocket.Conn, metadata json.R
 	// Who knows the id may tell it to others, who may ask any server for it.
 	// Where Redis is away the client is not kept waiting for long.
 	if err := own.Registered(ctx); err != nil {
-		o.Logger.Debug("mesh: connection not registered yet", "conn", c.id, "error", err)
+		s.n.opts.Logger.Debug("mesh: connection not registered yet", "conn", c.id, "error", err)
 	}
 	_ = c.sock.Send(wire.AssignID(c.id)) // before anything else
 	return c, nil
@@ -155,6 +148,9 @@ type wireHandler Connection
 
 // Seen implements socket.Handler.
 func (h *wireHandler) Seen(time.Time) { h.own.Stamp() }
+
+// TakesForeign implements socket.Handler.
+func (h *wireHandler) TakesForeign() bool { return h.foreign != nil }
 
 // Foreign implements socket.Handler. A call that goes on when the connection
 // ends is left behind: the connection must not stay present until it returns.

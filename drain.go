@@ -126,6 +126,8 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	var late error
 	if !waitFor(ctx, s.gone, closingTime(ctx)) {
 		late = errors.New("mesh: handlers of connections are still running")
+	} else {
+		s.sockets.Wait()
 	}
 	return errors.Join(late, s.n.stop(ctx))
 }

@@ -32,7 +32,7 @@ type Server struct {
 	n        *node
 	upgrader websocket.Upgrader
 	arrivals arrivals
-	sockets  socket.Stats
+	sockets  *socket.Group
 	log      *limit.Log // of all sockets
 	hooks    hooks
 	handlers handlers
@@ -66,16 +66,25 @@ func NewServer(opts Options) (*Server, error) {
 		gone:  make(chan struct{}),
 		quit:  make(chan struct{}),
 	}
+	s.sockets = socket.NewGroup(s.socketConfig())
 	s.arrivals.bucket = limit.NewBucket(time.Now(), n.opts.Limits.UpgradesPerSecond, 1)
 	s.upgrader = websocket.Upgrader{
-		CheckOrigin: origins,
-		// What clients send is small; a longer read goes past the buffer. Those
-		// for writing are shared, since most sockets write little.
-		ReadBufferSize:  512,
-		WriteBufferPool: &sync.Pool{},
+		CheckOrigin:     origins,
+		WriteBufferPool: &sync.Pool{}, // a socket's writer needs none
 	}
 	n.control.sockets, n.control.closer = s.deliver, s.closeConn
 	return s, nil
+}
+
+// socketConfig says how the sockets behave.
+func (s *Server) socketConfig() socket.Config {
+	o := &s.n.opts
+	return socket.Config{
+		Wheel: s.n.wheel, FrameBytes: o.Limits.FrameBytes, QueueBytes: o.Limits.QueueBytes, WriteTimeout: o.WriteTimeout,
+		PingInterval: o.PingInterval, MaxMissedPongs: o.missedPongs(), LatencyInterval: o.LatencyInterval,
+		CommandsPerSecond: o.Limits.CommandsPerSecond, HandlerConcurrency: o.HandlerConcurrency,
+		Logger: o.Logger, Log: s.log,
+	}
 }
 
 // Start makes the server one of those that share the Redis: it returns when
@@ -206,7 +215,7 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) (*websocket.Con
 		refuseUpgrade(w, http.StatusServiceUnavailable)
 		return nil, nil
 	}
-	ws, err := s.upgrader.Upgrade(w, r, nil)
+	ws, err := socket.Upgrade(&s.upgrader, w, r)
 	if err != nil {
 		return nil, nil // the upgrader has answered
 	}
@@ -241,6 +250,16 @@ type ConnOptions struct {
 // it was not served at all, as [ErrClosed] does after Shutdown. Origins and
 // authentication are the app's to check: neither AllowedOrigins nor
 // Authenticate of [Options] is asked.
+//
+// While a handler of net/http waits for ServeConn, its stack, the request and
+// its buffers stay in memory: 28 KiB for each idle connection, where ServeHTTP
+// takes 10. What can be done about it is to return from the handler, with an
+// upgrader whose ReadBufferSize is 512 and that has a WriteBufferPool; Shutdown
+// waits for the connection all the same:
+//
+//	ctx := context.WithoutCancel(r.Context())
+//	go func() { _ = srv.ServeConn(ctx, ws, opts) }()
+//	return
 func (s *Server) ServeConn(ctx context.Context, ws *websocket.Conn, opts ConnOptions) error {
 	err := s.reserve()
 	if err == nil {

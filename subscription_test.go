@@ -331,7 +331,7 @@ func TestPutBackWhileEnding(t *testing.T) {
 	t.Parallel()
 	wheel := clock.NewWheel(0)
 	for i := range 20000 {
-		c := &Connection{subs: map[string]*subscription{}, sock: socket.New(socket.Config{Wheel: wheel})}
+		c := &Connection{subs: map[string]*subscription{}, sock: socket.NewGroup(socket.Config{Wheel: wheel}).New(nil, nil)}
 		subscribed := func() *subscription {
 			out := &socketOutlet{c: c, room: "r", answered: true}
 			return &subscription{room: "r", viewer: "v", out: out, most: -1}

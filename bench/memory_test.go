@@ -3,6 +3,7 @@ package bench
 import (
 	"flag"
 	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/meshpresence/mesh/bench/internal/load"
@@ -12,41 +13,48 @@ import (
 var idle = flag.Int("idle", 10_000, "`connections` of BenchmarkMemory")
 
 // BenchmarkMemory is what an idle connection costs a server: its resident set
-// with many connections, less that with none.
+// with many connections, less that with none, and what of it is heap and stacks.
 func BenchmarkMemory(b *testing.B) {
 	for _, rooms := range []int{1, 50} {
 		b.Run(fmt.Sprintf("rooms=%d", rooms), func(b *testing.B) {
-			rss := figures{}
-			kinds := []peer.Kind{peer.Gorilla, peer.Mesh, peer.MeshOwn, peer.Centrifuge}
+			rss, heap, stacks := figures{}, figures{}, figures{}
+			kinds := []peer.Kind{peer.Gorilla, peer.Mesh, peer.MeshOwn, peer.MeshGo, peer.Centrifuge}
 			for b.Loop() {
 				for _, k := range kinds {
-					server, addr := serve(b, peer.Config{Kind: k, Redis: redisOf(b, k)})
-					before := server.do(order{Memory: true}).Memory
-					start(b, "load").do(order{Hold: &load.HoldConfig{
-						Addr: addr, Dialect: dialect(k), Connections: *idle, Rooms: rooms, Names: max(*idle/20, 100), Drain: k == peer.Centrifuge,
-					}})
-					after := server.do(order{Memory: true}).Memory
-					n := float64(*idle) * 1024
-					if *profiles != "" {
-						server.do(order{Heap: fmt.Sprintf("%s/%s-%d.heap", *profiles, replaced(k), rooms)})
-					}
-					rss[k] = append(rss[k], float64(after.RSS-before.RSS)/n)
-					b.Logf("%s: per connection: RSS %.1f KiB, heap %.1f, stacks %.1f, goroutines %.2f", k,
-						float64(after.RSS-before.RSS)/n, float64(after.Heap-before.Heap)/n, float64(after.Stacks-before.Stacks)/n,
-						float64(after.Goroutines-before.Goroutines)/float64(*idle))
+					m := hold(b, k, rooms)
+					rss[k] = append(rss[k], float64(m.RSS)/1024)
+					heap[k] = append(heap[k], float64(m.Heap)/1024)
+					stacks[k] = append(stacks[k], float64(m.Stacks)/1024)
 				}
 			}
 			for _, k := range kinds {
-				b.ReportMetric(rss.median(k), fmt.Sprintf("%s-KiB", replaced(k)))
+				b.ReportMetric(rss.median(k), unit(k)+"-KiB")
+				b.ReportMetric(heap.median(k), unit(k)+"-heap-KiB")
+				b.ReportMetric(stacks.median(k), unit(k)+"-stack-KiB")
 			}
 		})
 	}
 }
 
-// replaced is a kind's name in a unit, which holds no space.
-func replaced(k peer.Kind) string {
-	if k == peer.MeshOwn {
-		return "own-upgrade"
+// hold returns what each of many connections costs one kind of server, in bytes.
+func hold(b *testing.B, k peer.Kind, rooms int) peer.Memory {
+	b.Helper()
+	server, addr := serve(b, peer.Config{Kind: k, Redis: redisOf(b, k)})
+	before := server.do(order{Memory: true}).Memory
+	start(b, "load").do(order{Hold: &load.HoldConfig{
+		Addr: addr, Dialect: dialect(k), Connections: *idle, Rooms: rooms, Names: max(*idle/20, 100), Drain: k == peer.Centrifuge,
+	}})
+	after := server.do(order{Memory: true}).Memory
+	if *profiles != "" {
+		server.do(order{Heap: fmt.Sprintf("%s/%s-%d.heap", *profiles, unit(k), rooms)})
 	}
-	return string(k)
+	each := peer.Memory{
+		RSS: (after.RSS - before.RSS) / *idle, Heap: (after.Heap - before.Heap) / *idle, Stacks: (after.Stacks - before.Stacks) / *idle,
+	}
+	b.Logf("%s: per connection: RSS %d bytes, heap %d, stacks %d, goroutines %.2f", k,
+		each.RSS, each.Heap, each.Stacks, float64(after.Goroutines-before.Goroutines)/float64(*idle))
+	return each
 }
+
+// unit is a kind's name in a unit, which holds no space.
+func unit(k peer.Kind) string { return strings.ReplaceAll(string(k), " ", "-") }

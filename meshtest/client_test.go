@@ -217,6 +217,6 @@ func TestCloseAndKill(t *testing.T) {
 		_ = eric.Write(websocket.TextMessage, make([]byte, 100<<10)) // the end may come before it is through
 		require.Equal(t, 1009, eric.AwaitClose().Code)
 		err = eric.Write(websocket.TextMessage, nil)
-		require.EqualError(t, err, `meshtest: connection closed: 1009 ""`)
+		require.EqualError(t, err, `meshtest: connection closed: 1009 "message too large"`)
 	})
 }

@@ -34,15 +34,15 @@ func (s *Socket) onPing() {
 	}
 	// After a stall frames may lie unread, and pings went out late: whoever
 	// seems silent is given another interval.
-	stalled := s.cfg.Wheel.LastStall().After(s.tickAt)
-	s.tickAt = time.Now()
+	stalled := s.cfg.Wheel.LastStall().After(s.begun.Add(s.tickAt))
+	s.tickAt = time.Since(s.begun)
 	switch unanswered := s.pingAt > 0 && time.Duration(s.seen.Load()) < s.pingAt; {
 	case !unanswered:
 		s.missed = 0
 	case !stalled:
 		s.missed++
 	}
-	if s.missed > s.cfg.MaxMissedPongs {
+	if int(s.missed) > s.cfg.MaxMissedPongs {
 		s.endLocked(&End{Cause: CauseSilent, Code: websocket.CloseInternalServerErr, Reason: "no sign of life"})
 		return
 	}
@@ -76,10 +76,15 @@ func (s *Socket) silence() time.Duration {
 func (s *Socket) armExtra(after time.Duration) {
 	regular := s.cfg.PingInterval
 	if s.extraEvery == 0 || regular > 0 && regular <= s.extraEvery {
-		s.cfg.Wheel.Cancel(&s.extra)
+		if s.extra != nil {
+			s.cfg.Wheel.Cancel(s.extra)
+		}
 		return
 	}
-	s.cfg.Wheel.Schedule(&s.extra, after, s.onExtra)
+	if s.extra == nil {
+		s.extra = new(clock.Timer)
+	}
+	s.cfg.Wheel.Schedule(s.extra, after, s.onExtra)
 }
 
 // onExtra pings if no frame has come for extraEvery.

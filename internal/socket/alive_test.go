@@ -198,7 +198,7 @@ type quickPeer struct {
 
 func (q *quickPeer) Write(p []byte) (int, error) {
 	n, err := q.Conn.Write(p)
-	if q.answer != nil && err == nil {
+	if q.answer != nil && err == nil && p[0]&0xf == websocket.TextMessage { // after a close frame a client says no more
 		q.answer()
 		time.Sleep(20 * time.Millisecond)
 	}

@@ -51,7 +51,7 @@ func BenchmarkFanOut(b *testing.B) {
 	w := wheel(b)
 	sockets := make([]*Socket, fanOut)
 	for i, conn := range sinks(b, &written) {
-		s := New(Config{Conn: conn, Wheel: w, Handler: new(handler), QueueBytes: 1 << 18, WriteTimeout: 10 * time.Second})
+		s := NewGroup(Config{Wheel: w, QueueBytes: 1 << 18, WriteTimeout: 10 * time.Second}).New(conn, new(handler))
 		ended.Go(func() { _ = s.Run(b.Context()) })
 		sockets[i] = s
 	}
@@ -122,7 +122,7 @@ func BenchmarkSlowQueue(b *testing.B) {
 func BenchmarkCounts(b *testing.B) {
 	var stats Stats
 	for i := range 100_000 {
-		s := &Socket{stats: &stats}
+		s := new(Socket)
 		s.bytes.Store(int64(i))
 		stats.enter(s)
 	}

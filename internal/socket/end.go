@@ -126,7 +126,7 @@ func (s *Socket) endLocked(e *End) {
 	}
 	s.ending = e
 	s.closed.Store(true)
-	s.stats.closes[e.Cause].Add(1)
+	s.stats().closes[e.Cause].Add(1)
 	if !e.flushes() {
 		s.dropQueue()
 	}
@@ -135,15 +135,26 @@ func (s *Socket) endLocked(e *End) {
 	}
 	s.due, s.pong = 0, nil
 	s.commands, s.commandBytes = nil, 0
-	for _, t := range []*clock.Timer{&s.pings, &s.extra, &s.latencies} {
-		s.cfg.Wheel.Cancel(t)
+	for _, t := range []*clock.Timer{&s.pings, s.extra, &s.latencies} {
+		if t != nil {
+			s.cfg.Wheel.Cancel(t)
+		}
 	}
 	if !s.running {
 		return // start does the rest
 	}
-	s.cancel(e)
-	s.cfg.Wheel.Schedule(&s.cut, grace, s.onCut)
+	(*life)(s).end()
+	s.armCut()
 	s.kickWriter()
+}
+
+// armCut has the network connection closed after the grace. The caller holds
+// mu.
+func (s *Socket) armCut() {
+	if s.cut == nil {
+		s.cut = new(clock.Timer)
+	}
+	s.cfg.Wheel.Schedule(s.cut, grace, s.onCut)
 }
 
 // onCut closes the network connection of one that did not end in time: what is
@@ -159,15 +170,15 @@ func (s *Socket) onCut() {
 	case s.flushed && !s.hurried:
 		s.hurried = true
 		s.dropQueue()
-		s.cfg.Wheel.Schedule(&s.cut, grace, s.onCut)
+		s.armCut()
 	default:
-		s.cutter.Go(s.sever)
+		s.workers.Go(s.sever)
 	}
 }
 
 // sever closes the network connection without a word.
 func (s *Socket) sever() {
-	conn := s.conn.NetConn()
+	conn := s.netConn()
 	if secure, ok := conn.(*tls.Conn); ok {
 		conn = secure.NetConn() // its own Close may wait 5 s to send an alert
 	}
@@ -190,10 +201,9 @@ func (s *Socket) finish(err error) {
 	_ = s.conn.Close() // over already, or nothing to be done about it
 	s.mu.Lock()
 	s.done = true
-	s.cfg.Wheel.Cancel(&s.cut)
+	s.cfg.Wheel.Cancel(s.cut)
 	s.mu.Unlock()
-	s.stats.exit(s)
-	s.cutter.Wait()
+	s.stats().exit(s)
 }
 
 // classify says what an error of reading means, and whether the peer may still

@@ -36,7 +36,7 @@ func TestFirstCloseWinsAndFlushes(t *testing.T) {
 			t.Errorf("ended with %v", e)
 		}
 		r.Close(4003, "third")
-		if n := r.stats.Counts().Closes["closed"]; n != 1 {
+		if n := r.group.Counts().Closes["closed"]; n != 1 {
 			t.Errorf("counted %d closes", n)
 		}
 	})
@@ -127,7 +127,7 @@ func TestCloseTellsWhoReads(t *testing.T) {
 				if took := time.Since(begun); closed != code || got < 3 || got > 20 || e.Code != 4001 || took > 2*grace+20*time.Millisecond+grace/8 {
 					t.Errorf("client got %d frames and close code %d; %v after %v", got, closed, e, took)
 				}
-				if n := r.stats.Counts().Dropped; n == 0 {
+				if n := r.group.Counts().Dropped; n == 0 {
 					t.Error("what was not written was not counted as dropped")
 				}
 			})

@@ -1,7 +1,10 @@
 package socket
 
 import (
+	"fmt"
 	"io"
+	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -48,7 +51,56 @@ func (s *Socket) control(pong []byte) {
 
 // read reads until reading fails and returns the error. Once the connection
 // ends, frames are thrown away until the peer has seen the close frame.
+//
+// Where it can be waited for what comes without the websocket package, this
+// goroutine does nothing else, and one that is there only while frames are read
+// reads them: a goroutine that has ever read a frame has a stack of twice the
+// size.
 func (s *Socket) read() error {
+	if s.gate == nil || s.gate.raw == nil {
+		return s.readFrames(func() bool { return false })
+	}
+	var r reading
+	for {
+		if err := s.gate.await(); err != nil {
+			return err
+		}
+		if r.frames(s); r.err != nil {
+			return r.err
+		}
+	}
+}
+
+// reading is how frames are read on a goroutine of their own.
+type reading struct {
+	done     sync.WaitGroup
+	err      error // why reading ended; nil: it did not
+	panicked any
+}
+
+// errReaderExited says that something ended the goroutine that read.
+var errReaderExited = fmt.Errorf("%w: the reading goroutine was ended", io.ErrClosedPipe)
+
+// frames reads the frames that have come. A panic is one of the caller.
+func (r *reading) frames(s *Socket) {
+	r.err = errReaderExited
+	r.done.Go(func() {
+		defer func() {
+			if value := recover(); value != nil {
+				r.panicked = fmt.Sprintf("%v\n\n%s", value, debug.Stack())
+			}
+		}()
+		r.err = s.readFrames(s.gate.idle)
+	})
+	r.done.Wait()
+	if r.panicked != nil {
+		panic(r.panicked)
+	}
+}
+
+// readFrames reads frames until reading fails, and returns the error, or until
+// there is nothing left to read, as idle tells.
+func (s *Socket) readFrames(idle func() bool) error {
 	for {
 		messageType, r, err := s.conn.NextReader()
 		if err != nil {
@@ -59,6 +111,9 @@ func (s *Socket) read() error {
 			return err
 		}
 		s.frame(messageType, data)
+		if idle() {
+			return nil
+		}
 	}
 }
 
@@ -83,7 +138,7 @@ func (s *Socket) live(now time.Time) bool {
 		return false
 	}
 	s.seen.Store(int64(s.offset(now)))
-	s.cfg.Handler.Seen(now)
+	s.handler.Seen(now)
 	return true
 }
 
@@ -105,8 +160,8 @@ func (s *Socket) frame(messageType int, data []byte) {
 		return
 	}
 	req, ours := decode(messageType, data)
-	if !ours && s.cfg.TakesForeign {
-		s.cfg.Handler.Foreign(s.ctx, messageType, data)
+	if !ours && s.handler.TakesForeign() {
+		s.handler.Foreign((*life)(s), messageType, data)
 		return
 	}
 	if !s.tolerated(now) || !ours {
@@ -134,15 +189,15 @@ func decode(messageType int, data []byte) (wire.Request, bool) {
 func (s *Socket) dispatch(now time.Time, req wire.Request) {
 	switch {
 	case !s.commandLimit.Take(now):
-		s.stats.limited.Add(1)
+		s.stats().limited.Add(1)
 		s.refuse(req, limitText, codeLimit, wire.NameCommandError)
-	case s.cfg.Handler.IsConcurrent(req.Command):
+	case s.handler.IsConcurrent(req.Command):
 		if !s.startBeside(req) {
-			s.stats.busy.Add(1)
+			s.stats().busy.Add(1)
 			s.refuse(req, besideText, wire.CodeBusy, wire.NameCommandError)
 		}
 	case !s.enqueue(req):
-		s.stats.busy.Add(1)
+		s.stats().busy.Add(1)
 		s.refuse(req, busyText, wire.CodeBusy, wire.NameCommandError)
 	}
 }

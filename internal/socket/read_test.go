@@ -72,7 +72,7 @@ func TestFullQueueAnswersBusy(t *testing.T) {
 		if got := r.got(); len(got) != 1 || got[0].code() != "" {
 			t.Fatalf("got %v, want an answer: the queue is empty", got)
 		}
-		if n := r.stats.Counts().Busy; n != 3 {
+		if n := r.group.Counts().Busy; n != 3 {
 			t.Errorf("counted %d busy, want 3", n)
 		}
 	})
@@ -207,7 +207,7 @@ func TestFloodCloses(t *testing.T) {
 func TestWhatIsNotMeshIsIgnored(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		h := new(handler)
+		h := &handler{meshOnly: true}
 		r := run(t, h, nil)
 		h.command = r.echo
 		h.foreign = func(int, []byte) { t.Error("Foreign was called") }
@@ -230,7 +230,7 @@ func TestForeignFrames(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		h := new(handler)
-		r := run(t, h, func(c *Config) { c.TakesForeign, c.CommandsPerSecond = true, 1 })
+		r := run(t, h, func(c *Config) { c.CommandsPerSecond = 1 })
 		h.command = r.echo
 		var got []string
 		h.foreign = func(messageType int, data []byte) {
@@ -251,7 +251,7 @@ func TestForeignFrames(t *testing.T) {
 		if len(got) != 102 || got[0] != "1 hello" || got[1] != "2 raw" {
 			t.Errorf("foreign frames: %d, %q", len(got), got[:2])
 		}
-		if n := r.stats.Counts().Panics; n != 1 {
+		if n := r.group.Counts().Panics; n != 1 {
 			t.Errorf("counted %d panics, want 1", n)
 		}
 	})

@@ -36,7 +36,8 @@ func (h *hijacked) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return h.conn, h.rw, nil
 }
 
-// upgrade makes a WebSocket of the two ends of a network connection.
+// upgrade makes a WebSocket of the two ends of a network connection, as an app
+// would that compresses, or as is done here.
 func upgrade(tb testing.TB, serverEnd, clientEnd net.Conn, compress bool) (server, client *websocket.Conn) {
 	tb.Helper()
 	type upgraded struct {
@@ -51,8 +52,12 @@ func upgrade(tb testing.TB, serverEnd, clientEnd net.Conn, compress bool) (serve
 			done <- upgraded{err: err}
 			return
 		}
-		u := websocket.Upgrader{EnableCompression: compress}
-		conn, err := u.Upgrade(&hijacked{conn: serverEnd, rw: rw}, req, nil)
+		var conn *websocket.Conn
+		if w := (&hijacked{conn: serverEnd, rw: rw}); compress {
+			conn, err = (&websocket.Upgrader{EnableCompression: true}).Upgrade(w, req, nil)
+		} else {
+			conn, err = Upgrade(new(websocket.Upgrader), w, req)
+		}
 		done <- upgraded{conn, err}
 	}()
 	dialer := websocket.Dialer{
@@ -76,6 +81,7 @@ type handler struct {
 	begin      func(ctx context.Context, req wire.Request) func(context.Context) // nil: no command overlaps
 	concurrent func(ctx context.Context, req wire.Request)
 	foreign    func(messageType int, data []byte)
+	meshOnly   bool // has no use for foreign frames
 	seen       atomic.Int64
 }
 
@@ -93,6 +99,7 @@ func (h *handler) IsConcurrent(string) bool { return h.concurrent != nil }
 func (h *handler) Concurrent(ctx context.Context, req wire.Request) {
 	h.concurrent(ctx, req)
 }
+func (h *handler) TakesForeign() bool { return h.foreign != nil && !h.meshOnly }
 func (h *handler) Foreign(_ context.Context, messageType int, data []byte) {
 	if h.foreign != nil {
 		h.foreign(messageType, data)
@@ -148,7 +155,7 @@ func prepare(t *testing.T, h *handler, change func(*Config)) *rig {
 
 func prepareOn(t *testing.T, h *handler, server, client *websocket.Conn, change func(*Config)) *rig {
 	cfg := Config{
-		Conn: server, Handler: h, FrameBytes: 1 << 16, QueueBytes: 1 << 18,
+		FrameBytes: 1 << 16, QueueBytes: 1 << 18,
 		WriteTimeout: 10 * time.Second, MaxMissedPongs: 1,
 	}
 	if change != nil {
@@ -157,7 +164,7 @@ func prepareOn(t *testing.T, h *handler, server, client *websocket.Conn, change 
 	if cfg.Wheel == nil {
 		cfg.Wheel = wheel(t)
 	}
-	return &rig{Socket: New(cfg), t: t, h: h, client: client}
+	return &rig{Socket: NewGroup(cfg).New(server, h), t: t, h: h, client: client}
 }
 
 // start runs the socket; reading: and the client reads.

@@ -2,9 +2,12 @@
 // frames, commands and signs of life, and nothing of rooms or presence. Once a
 // connection is given to a [Socket], nothing else may touch it.
 //
-// A socket has one reader, which is the goroutine that called [Socket.Run] and
-// which never waits for a command. A writer, a worker for commands and an
-// answerer for those that overlap exist only while there is something to do. All timers sit on a shared
+// A socket has one reader, which never waits for a command: the goroutine that
+// called [Socket.Run], or, over TCP, one that is there while frames come, for
+// which that goroutine waits. A worker for commands, and an answerer for those
+// that overlap, exist only while there is something to do, and a writer while
+// there is something to write: one of a few that the sockets of a [Group] share,
+// or of the socket's own where writing has to wait. All timers sit on a shared
 // [clock.Wheel].
 package socket
 
@@ -68,21 +71,21 @@ type Handler interface {
 	// Concurrent is called on a goroutine of its own for commands for which
 	// IsConcurrent is true, at most Config.HandlerConcurrency at once.
 	Concurrent(ctx context.Context, req wire.Request)
-	// Foreign is handed frames that are not Mesh's if Config.TakesForeign. It
+	// TakesForeign tells whether Foreign has a use for frames that are not
+	// Mesh's. They then do not count towards the limit of frames per second.
+	// Otherwise they are ignored. It is always the same for a connection.
+	TakesForeign() bool
+	// Foreign is handed frames that are not Mesh's if TakesForeign. It
 	// is called on the reader's goroutine, in order: while it blocks, nothing
 	// is read, and Run does not return. The context ends with the connection,
 	// and then it must return. data may be kept.
 	Foreign(ctx context.Context, messageType int, data []byte)
 }
 
-// Config says how a [Socket] behaves. Conn, Wheel and Handler are required.
+// Config says how the sockets of a [Group] behave. Wheel is required.
 type Config struct {
-	// Conn is a connection on the server's side, which the socket takes over:
-	// its handlers, limits and deadlines are set anew.
-	Conn *websocket.Conn
-	// Wheel must run until Run has returned.
-	Wheel   *clock.Wheel
-	Handler Handler
+	// Wheel must run until Run of every socket has returned.
+	Wheel *clock.Wheel
 
 	// FrameBytes is the size of the largest message accepted, after
 	// decompression; a larger one closes with 1009. Not positive: no limit.
@@ -117,27 +120,23 @@ type Config struct {
 	// once; more are answered with EBUSY. Defaults to
 	// DefaultHandlerConcurrency; negative: no limit.
 	HandlerConcurrency int
-	// TakesForeign says that Handler.Foreign has a use for frames that are not
-	// Mesh's. They then do not count towards the limit of frames per second.
-	// Otherwise they are ignored.
-	TakesForeign bool
 
-	// Stats counts for all sockets that share it. Defaults to one of its own.
-	Stats *Stats
 	// Logger is told of each connection, at Debug. Defaults to silence.
 	Logger *slog.Logger
-	// Log is told of what should not happen, by all sockets that share it.
-	// Defaults to one of its own on Logger.
+	// Log is told of what should not happen. Defaults to one of its own on
+	// Logger.
 	Log *limit.Log
 }
 
 // Socket is one WebSocket connection. Its methods are safe for concurrent use
 // and, but for Run, never block.
 type Socket struct {
-	cfg   Config
-	conn  *websocket.Conn
-	stats *Stats
-	begun time.Time // offsets count from here
+	group   *Group
+	cfg     *Config // the group's
+	conn    *websocket.Conn
+	gate    *gate // before the network connection; nil: somebody else upgraded it
+	handler Handler
+	begun   time.Time // offsets count from here
 
 	// Of the reader alone.
 	commandLimit limit.Bucket
@@ -145,82 +144,75 @@ type Socket struct {
 
 	seen   atomic.Int64 // when a frame last came, as an offset from begun
 	closed atomic.Bool  // ending is set
+	shelf  uint8        // where stats keeps it: set once
+	place  uint32       // guarded by the shelf
 	// bytes are charged for what is queued and what is being written. They
 	// change with mu held; who only looks needs no lock.
-	bytes atomic.Int64
-	shelf int // where stats keeps it: set once
-	place int // guarded by the shelf
+	bytes  atomic.Int64
+	behind *Socket // in the line of the flushers: guarded by them
 
 	writer  sync.WaitGroup // the writer, if there is one
-	workers sync.WaitGroup // the worker, the answerer and concurrent commands
-	cutter  sync.WaitGroup // who closes the connection when the grace is over
+	workers sync.WaitGroup // the worker, the answerer, concurrent commands, and who closes the connection when the grace is over
 
 	// mu guards the fields below. It is never held during I/O, nor while
 	// calling the handler.
-	mu      sync.Mutex
-	ctx     context.Context // of commands; set by Run
-	cancel  context.CancelCauseFunc
-	running bool
-	done    bool // the connection is closed for good: nothing left to cut
-	ending  *End // why the connection ends; nil: it does not
+	mu         sync.Mutex
+	parent     context.Context // given to Run
+	over       chan struct{}   // closed when ending is set; nil: nobody has asked for it
+	afterwards *after          // to be called then
+	ending     *End            // why the connection ends; nil: it does not
+	queue      queue
+	pong       []byte // payload of the control pong that is due
 
-	queue     queue
-	due       due // what the writer is to send before the queue
+	running   bool
+	done      bool // the connection is closed for good: nothing left to cut
+	due       due  // what the writer is to send before the queue
 	writing   bool
 	broken    bool // no more can be written
 	closeSent bool
-	flushed   bool   // something of the queue was written since ending is set, the close frame was not
-	hurried   bool   // the first grace was over before the close frame was written
-	pong      []byte // payload of the control pong that is due
+	flushed   bool // something of the queue was written since ending is set, the close frame was not
+	hurried   bool // the first grace was over before the close frame was written
+	working   bool
 
 	commands     []waiting
 	pending      []pending // begun in that order, answered in that order
 	commandBytes int       // of both
 	owed         int       // room for the answers that are to come
-	working      bool
 	answering    bool
-	beside       int // concurrent commands running
+	beside       int32 // concurrent commands running
+	missed       int32 // pongs
 
 	pings      clock.Timer
 	pingAt     time.Duration // when the last regular ping that was written was begun; 0: none yet
-	tickAt     time.Time     // when pings last fired
-	missed     int
-	extra      clock.Timer
+	tickAt     time.Duration // when pings last fired
+	extra      *clock.Timer  // nil until there are extra pings
 	extraEvery time.Duration // 0: no extra pings
 	latencies  clock.Timer
 	latencyAt  time.Duration // when the oldest open latency request was begun to be written; 0: none
 	latency    time.Duration // the round trip to be told
-	cut        clock.Timer
+	cut        *clock.Timer  // nil until the connection ends
 }
 
-// New returns a socket for cfg.Conn. Nothing is read or written before Run;
-// frames sent earlier are queued, so that they come first.
-func New(cfg Config) *Socket {
-	if cfg.CommandQueue == 0 {
-		cfg.CommandQueue = DefaultCommandQueue
-	}
-	if cfg.HandlerConcurrency == 0 {
-		cfg.HandlerConcurrency = DefaultHandlerConcurrency
-	}
-	if cfg.Stats == nil {
-		cfg.Stats = new(Stats)
-	}
-	if cfg.Logger == nil {
-		cfg.Logger = slog.New(slog.DiscardHandler)
-	}
-	if cfg.Log == nil {
-		cfg.Log = limit.NewLog(cfg.Logger)
-	}
+// newSocket is Group.New.
+func newSocket(g *Group, conn *websocket.Conn, handler Handler) *Socket {
 	now := time.Now()
-	return &Socket{
-		cfg:          cfg,
-		conn:         cfg.Conn,
-		stats:        cfg.Stats,
+	s := &Socket{
+		group:        g,
+		cfg:          &g.cfg,
+		conn:         conn,
+		handler:      handler,
 		begun:        now,
-		commandLimit: limit.NewBucket(now, cfg.CommandsPerSecond, burstSeconds),
-		frameLimit:   limit.NewBucket(now, floodFactor*cfg.CommandsPerSecond, burstSeconds),
+		commandLimit: limit.NewBucket(now, g.cfg.CommandsPerSecond, burstSeconds),
+		frameLimit:   limit.NewBucket(now, floodFactor*g.cfg.CommandsPerSecond, burstSeconds),
 	}
+	if conn != nil {
+		s.gate, _ = conn.NetConn().(*gate)
+	}
+	return s
 }
+
+// stats counts what happens.
+func (s *Socket) stats() *Stats { return &s.group.stats }
 
 // Run reads until the connection ends and returns why, as an [*End]. When it
 // returns the connection is closed, no goroutine of the socket is left and no
@@ -263,20 +255,21 @@ func (s *Socket) start(ctx context.Context) bool {
 		return false
 	}
 	s.running = true
-	s.ctx, s.cancel = context.WithCancelCause(ctx)
+	s.parent = ctx
 	s.begun = time.Now()
-	s.tickAt = s.begun
 	_ = s.conn.SetReadDeadline(time.Time{}) // an error shows at the first read
 	s.conn.SetReadLimit(max(s.cfg.FrameBytes, 0))
 	s.setControlHandlers()
+	if s.gate != nil {
+		s.gate.shut = true
+	}
 	if s.ending != nil {
-		s.cancel(s.ending)
-		s.cfg.Wheel.Schedule(&s.cut, grace, s.onCut)
+		s.armCut()
 	} else {
 		s.armTimers()
 	}
 	s.kickWriter()
-	s.stats.enter(s)
+	s.stats().enter(s)
 	return true
 }
 

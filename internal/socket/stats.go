@@ -75,11 +75,11 @@ func (sh *shelf) measure(c *Counts) {
 
 // enter takes a socket that begins to run.
 func (s *Stats) enter(it *Socket) {
-	it.shelf = int(s.next.Add(1) % shelves)
+	it.shelf = uint8(s.next.Add(1) % shelves)
 	sh := &s.shelves[it.shelf]
 	sh.mu.Lock()
 	defer sh.mu.Unlock()
-	it.place = len(sh.list)
+	it.place = uint32(len(sh.list))
 	sh.list = append(sh.list, it)
 }
 

@@ -8,7 +8,7 @@ func TestCountsLookAtEverySocket(t *testing.T) {
 	var stats Stats
 	sockets := make([]*Socket, n)
 	for i := range sockets {
-		sockets[i] = &Socket{stats: &stats}
+		sockets[i] = new(Socket)
 		sockets[i].bytes.Store(int64(i))
 		stats.enter(sockets[i])
 	}

@@ -28,9 +28,9 @@ func serve(t *testing.T, change func(*Config)) (*Socket, *websocket.Conn, <-chan
 			t.Error(err)
 			return
 		}
-		cfg := Config{Conn: conn, Wheel: w, Handler: new(handler)}
+		cfg := Config{Wheel: w}
 		change(&cfg)
-		s := New(cfg)
+		s := NewGroup(cfg).New(conn, new(handler))
 		sockets <- s
 		ended <- s.Run(context.WithoutCancel(req.Context()))
 	}))

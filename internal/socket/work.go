@@ -28,7 +28,7 @@ func (p *pending) owes() int { return 256 + len(p.req.ID) }
 // enqueue lets a command wait for its turn; false: too many wait already. Those
 // that wait for their answer count as well.
 func (s *Socket) enqueue(req wire.Request) bool {
-	overlap := s.cfg.Handler.Overlaps(req.Command)
+	overlap := s.handler.Overlaps(req.Command)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ending != nil {
@@ -98,7 +98,7 @@ func (s *Socket) work() {
 		if next.overlap {
 			s.begin(next.req)
 		} else {
-			s.call(s.cfg.Handler.Command, next.req)
+			s.call(s.handler.Command, next.req)
 		}
 	}
 	stopped = true
@@ -139,7 +139,7 @@ func (s *Socket) begin(req wire.Request) {
 		s.owed += p.owes()
 	}()
 	defer s.recovered("command")
-	p.rest = s.cfg.Handler.Begin(s.ctx, req)
+	p.rest = s.handler.Begin((*life)(s), req)
 }
 
 // answer waits for the commands that have been begun, and answers them, one
@@ -203,7 +203,7 @@ func (s *Socket) startBeside(req wire.Request) bool {
 	if s.ending != nil {
 		return true // of no interest any more
 	}
-	if limit := s.cfg.HandlerConcurrency; limit > 0 && s.beside >= limit {
+	if limit := s.cfg.HandlerConcurrency; limit > 0 && int(s.beside) >= limit {
 		return false
 	}
 	s.beside++
@@ -213,7 +213,7 @@ func (s *Socket) startBeside(req wire.Request) bool {
 			defer s.mu.Unlock()
 			s.beside--
 		}()
-		s.call(s.cfg.Handler.Concurrent, req)
+		s.call(s.handler.Concurrent, req)
 	})
 	return true
 }
@@ -227,7 +227,7 @@ func (s *Socket) call(handle func(context.Context, wire.Request), req wire.Reque
 		}
 	}()
 	defer s.recovered("command")
-	handle(s.ctx, req)
+	handle((*life)(s), req)
 	returned = true
 }
 
@@ -238,6 +238,6 @@ func (s *Socket) recovered(where string) {
 	if value == nil {
 		return
 	}
-	s.stats.panics.Add(1)
+	s.stats().panics.Add(1)
 	s.cfg.Log.Error("mesh: handler panicked", "in", where, "panic", limit.Shorten(fmt.Sprint(value)), "stack", string(debug.Stack()))
 }

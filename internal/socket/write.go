@@ -72,13 +72,13 @@ func (s *Socket) push(it *item) error {
 	}
 	if replaced := s.queue.push(it); replaced != nil {
 		s.bytes.Add(-int64(replaced.charge))
-		s.stats.coalesced.Add(1)
+		s.stats().coalesced.Add(1)
 	}
 	s.bytes.Add(int64(it.charge))
 	if limit > 0 && s.queued() > limit {
 		removed, freed := s.queue.coalesce()
 		s.bytes.Add(-int64(freed))
-		s.stats.coalesced.Add(uint64(removed))
+		s.stats().coalesced.Add(uint64(removed))
 	}
 	if limit > 0 && s.queued() > limit {
 		s.endLocked(&End{Cause: CauseSlow, Code: websocket.CloseTryAgainLater, Reason: "connection is too slow"})
@@ -93,7 +93,7 @@ func (s *Socket) dropQueue() {
 	for it := s.queue.head; it != nil; it = it.next {
 		s.bytes.Add(-int64(it.charge))
 	}
-	s.stats.dropped.Add(uint64(s.queue.clear()))
+	s.stats().dropped.Add(uint64(s.queue.clear()))
 }
 
 // giveUpWriting has the writer write no more.
@@ -108,9 +108,15 @@ func (s *Socket) giveUpWriting() {
 // it. The caller holds mu. Once ending is set and the writer has stopped there
 // is nothing to write any more, so finish can wait for it.
 func (s *Socket) kickWriter() {
-	if s.running && !s.writing && s.toWrite() {
-		s.writing = true
-		s.writer.Go(s.write)
+	if !s.running || s.writing || !s.toWrite() {
+		return
+	}
+	s.writing = true
+	if s.gate != nil && s.gate.raw != nil {
+		s.writer.Add(1)
+		s.group.flushers.add(s)
+	} else {
+		s.writer.Go(func() { s.write(new(job)) })
 	}
 }
 
@@ -121,22 +127,28 @@ func (s *Socket) toWrite() bool {
 
 // job is what is written at once.
 type job struct {
-	due   due     // one of them, or
-	items []*item // frames of the queue, or
-	end   *End    // a close frame
-	pong  []byte  // with duePong
-	rtt   time.Duration
-	at    time.Duration // when it was begun: an answer may come before its writing returns
+	due    due     // one of them, or
+	items  []*item // frames of the queue, until they have been encoded, or
+	end    *End    // a close frame
+	pong   []byte  // with duePong
+	rtt    time.Duration
+	at     time.Duration // when it was begun: an answer may come before its writing returns
+	frames int           // how many items there were
+	charge int           // and what was charged for them
 }
 
-// write writes until there is nothing left to.
-func (s *Socket) write() {
-	var j job
-	for s.next(&j) {
-		if err := s.writeJob(&j); err != nil {
-			s.stats.dropped.Add(uint64(len(j.items))) // as far as anybody knows
-			s.writeFailed(err)
-		}
+// write writes until there is nothing left to, after j, which was done.
+func (s *Socket) write(j *job) {
+	for s.next(j) {
+		s.written(j, s.writeJob(j))
+	}
+}
+
+// written notes how the writing of j went.
+func (s *Socket) written(j *job, err error) {
+	if err != nil {
+		s.stats().dropped.Add(uint64(j.frames)) // as far as anybody knows
+		s.writeFailed(err)
 	}
 }
 
@@ -145,11 +157,7 @@ func (s *Socket) write() {
 func (s *Socket) next(j *job) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.account(j)
-	clear(j.items)
-	*j = job{items: j.items[:0]}
-	if !s.toWrite() {
-		s.writing = false
+	if !s.doneWith(j) {
 		return false
 	}
 	if j.due = s.due & -s.due; j.due != 0 {
@@ -168,7 +176,28 @@ func (s *Socket) next(j *job) bool {
 		s.closeSent = true
 		j.end = s.ending
 	}
+	j.frames = len(j.items)
+	for _, it := range j.items {
+		j.charge += it.charge
+	}
 	return true
+}
+
+// more accounts for the job that was done; false: there is nothing left to
+// write, and the writer has stopped.
+func (s *Socket) more(j *job) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.doneWith(j)
+}
+
+// doneWith is more for callers that hold mu.
+func (s *Socket) doneWith(j *job) bool {
+	s.account(j)
+	clear(j.items)
+	*j = job{items: j.items[:0]}
+	s.writing = s.toWrite()
+	return s.writing
 }
 
 // together returns how much may be written together: a small part of what may
@@ -183,88 +212,136 @@ func (s *Socket) together() int {
 // account notes that j was done. The caller holds mu.
 func (s *Socket) account(j *job) {
 	switch {
-	case len(j.items) > 0:
-		charged := 0
-		for _, it := range j.items {
-			charged += it.charge
-		}
-		s.bytes.Add(-int64(charged))
+	case j.frames > 0:
+		s.bytes.Add(-int64(j.charge))
 		s.flushed = s.ending != nil && s.ending.flushes()
 		s.kickWorker()
 	case j.due == duePing:
 		s.pingAt = j.at
 	case j.end != nil && !s.done && !s.hurried: // the peer's turn
 		s.flushed = false
-		s.cfg.Wheel.Schedule(&s.cut, grace, s.onCut)
+		s.armCut()
 	}
 }
 
-// writeJob writes j to the network. No lock is held.
-func (s *Socket) writeJob(j *job) error {
-	deadline := time.Time{}
+// deadline returns until when what is being written now may take; zero: there
+// is no limit.
+func (s *Socket) deadline() time.Time {
 	if s.cfg.WriteTimeout > 0 {
-		deadline = time.Now().Add(s.cfg.WriteTimeout)
+		return time.Now().Add(s.cfg.WriteTimeout)
 	}
-	_ = s.conn.SetWriteDeadline(deadline) // never fails
-	switch {
-	case len(j.items) == 1 && j.items[0].large():
-		return s.writeLarge(j.items[0])
-	case len(j.items) > 0:
-		return s.writeTogether(j.items, deadline)
-	case j.end != nil:
-		return s.conn.WriteControl(websocket.CloseMessage, j.end.closeMessage(), deadline)
-	case j.due == duePong:
-		return s.conn.WriteControl(websocket.PongMessage, j.pong, deadline)
-	case j.due == dueLatencyRequest:
-		return s.writeShared(wire.LatencyRequest())
-	case j.due == dueLatency:
-		f, err := wire.Push(wire.PushLatency, j.rtt.Milliseconds())
-		if err != nil {
-			return err
-		}
-		return s.conn.WriteMessage(websocket.TextMessage, f.Bytes())
-	default:
-		return s.writeShared(wire.Ping())
-	}
-}
-
-// writeLarge writes a frame by itself, compressed where that was agreed on.
-func (s *Socket) writeLarge(it *item) error {
-	switch {
-	case it.foreign != nil:
-		return s.conn.WriteMessage(it.foreign.kind, it.foreign.data)
-	case it.update != nil:
-		return s.writeShared(it.frame)
-	default:
-		return it.frame.Write(s.conn)
-	}
+	return time.Time{}
 }
 
 // buffers are those in which frames are put together.
 var buffers = sync.Pool{New: func() any { return new([]byte) }}
 
-// writeTogether writes frames with one call of the system: for most of what is
-// sent that call is what sending costs. They go past the websocket package,
-// which writes one by one; nothing else of it is under way then, but for a
-// close frame of its own when it meets a frame that it refuses, and writes of a
-// network connection do not mix. Small frames are never compressed: that is
-// each sender's choice, and there is little to gain.
-func (s *Socket) writeTogether(items []*item, deadline time.Time) error {
-	buf := buffers.Get().(*[]byte)
-	defer buffers.Put(buf)
-	*buf = (*buf)[:0]
-	for _, it := range items {
-		*buf = it.append(*buf)
+// release gives a buffer back, unless it has become large.
+func release(buf *[]byte) {
+	if cap(*buf) <= 4*togetherBytes {
+		buffers.Put(buf)
 	}
-	conn := s.conn.NetConn()
+}
+
+// writeJob writes j to the network. No lock is held.
+func (s *Socket) writeJob(j *job) error {
+	if s.gate == nil {
+		switch {
+		case len(j.items) == 1 && j.items[0].large():
+			return s.writeLarge(j.items[0])
+		case j.end != nil: // unless the websocket package has sent one
+			return s.conn.WriteControl(websocket.CloseMessage, j.end.closeMessage(), s.deadline())
+		}
+	}
+	if pieces := j.pieces(); pieces != nil {
+		return s.writeBytes(pieces)
+	}
+	buf := buffers.Get().(*[]byte)
+	defer release(buf)
+	if err := j.encode(buf); err != nil {
+		return err
+	}
+	return s.writeBytes(net.Buffers{*buf})
+}
+
+// pieces returns what is to go over the network where most of it is shared with
+// other sockets: to put it together would take its memory for each of them. Nil:
+// it is not.
+func (j *job) pieces() net.Buffers {
+	if len(j.items) != 1 || j.items[0].frame == nil {
+		return nil
+	}
+	return j.items[0].frame.Pieces()
+}
+
+// encode puts into buf what is to go over the network, with one call of the
+// system: for most of what is sent that call is what sending costs. It is framed
+// here and goes past the websocket package, which writes one by one. What was
+// encoded is let go of: the frames may be the last of an older state.
+func (j *job) encode(buf *[]byte) error {
+	dst := (*buf)[:0]
+	switch {
+	case len(j.items) > 0:
+		for _, it := range j.items {
+			dst = it.append(dst)
+		}
+		clear(j.items)
+		j.items = j.items[:0]
+	case j.end != nil:
+		dst = wire.AppendMessage(dst, websocket.CloseMessage, j.end.closeMessage())
+	case j.due == duePong:
+		dst = wire.AppendMessage(dst, websocket.PongMessage, j.pong)
+	case j.due == dueLatencyRequest:
+		dst = wire.AppendMessage(dst, websocket.TextMessage, wire.LatencyRequest().Bytes())
+	case j.due == dueLatency:
+		f, err := wire.Push(wire.PushLatency, j.rtt.Milliseconds())
+		if err != nil {
+			return err
+		}
+		dst = wire.AppendMessage(dst, websocket.TextMessage, f.Bytes())
+	default:
+		dst = wire.AppendMessage(dst, websocket.TextMessage, wire.Ping().Bytes())
+	}
+	*buf = dst
+	return nil
+}
+
+// writeBytes writes to the network, and waits for it. Where the connection was
+// upgraded by somebody else, the websocket package may be writing a close frame
+// of its own just then, when it meets a frame that it refuses: writes of a
+// network connection do not mix.
+func (s *Socket) writeBytes(data net.Buffers) error {
+	conn, deadline := s.netConn(), s.deadline()
 	_ = conn.SetWriteDeadline(deadline) // an error shows at the write
-	_, err := conn.Write(*buf)
+	_, err := data.WriteTo(conn)
+	if network := net.Error(nil); errors.As(err, &network) && network.Timeout() && time.Now().Before(deadline) {
+		// The websocket package has set a deadline of its own.
+		return websocket.ErrCloseSent
+	}
 	return err
 }
 
-// writeShared writes a frame that other connections are sent too.
-func (s *Socket) writeShared(f *wire.Frame) error {
-	p, err := f.Prepared()
+// netConn returns the network connection itself.
+func (s *Socket) netConn() net.Conn {
+	if s.gate != nil {
+		return s.gate.Conn
+	}
+	return s.conn.NetConn()
+}
+
+// writeLarge writes a frame by itself through the websocket package, which
+// compresses it where that was agreed on, by whoever upgraded the connection.
+// Small frames are never compressed: that is each sender's choice, and there is
+// little to gain.
+func (s *Socket) writeLarge(it *item) error {
+	_ = s.conn.SetWriteDeadline(s.deadline()) // never fails
+	switch {
+	case it.foreign != nil:
+		return s.conn.WriteMessage(it.foreign.kind, it.foreign.data)
+	case it.update == nil:
+		return it.frame.Write(s.conn)
+	}
+	p, err := it.frame.Prepared() // other connections are sent it too
 	if err != nil {
 		return err
 	}

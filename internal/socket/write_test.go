@@ -52,8 +52,7 @@ func TestFramesSentBeforeRunComeFirst(t *testing.T) {
 func TestSlowReaderIsClosedAndOthersAreNot(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		stats := new(Stats)
-		limit := func(c *Config) { c.QueueBytes, c.Stats = 10_000, stats }
+		limit := func(c *Config) { c.QueueBytes = 10_000 }
 		slow := prepare(t, new(handler), limit).start(false)
 		quick := run(t, new(handler), limit)
 		begun := time.Now()
@@ -81,7 +80,7 @@ func TestSlowReaderIsClosedAndOthersAreNot(t *testing.T) {
 		if n := len(quick.got()); n != sent {
 			t.Errorf("quick got %d of %d", n, sent)
 		}
-		if c := stats.Counts(); c.Closes["slow"] != 1 || c.Dropped == 0 || c.Coalesced != 0 {
+		if c := slow.group.Counts(); c.Closes["slow"] != 1 || c.Dropped == 0 || c.Coalesced != 0 {
 			t.Errorf("counted %+v", c)
 		}
 	})
@@ -145,8 +144,8 @@ func TestStatesCoalesce(t *testing.T) {
 		if len(kept) != 0 || len(last) != 0 {
 			t.Errorf("lost joins %v, states %v", kept, last)
 		}
-		if r.QueueBytes() != 0 || r.stats.Counts().Coalesced == 0 {
-			t.Errorf("%d bytes queued, counted %+v", r.QueueBytes(), r.stats.Counts())
+		if r.QueueBytes() != 0 || r.group.Counts().Coalesced == 0 {
+			t.Errorf("%d bytes queued, counted %+v", r.QueueBytes(), r.group.Counts())
 		}
 	})
 }

@@ -84,21 +84,35 @@ func (f *Frame) Prepared() (*websocket.PreparedMessage, error) {
 	return f.prepared, f.err
 }
 
+// Pieces returns the frame as a WebSocket message in the pieces that it shares
+// with other frames; nil where it shares none, or is so short that it is better
+// put together. The pieces must not be changed.
+func (f *Frame) Pieces() [][]byte {
+	if f.rest == nil || f.Size() <= mostJoined {
+		return nil
+	}
+	head := append(appendHeader(nil, websocket.TextMessage, f.Size()), f.data...)
+	return append([][]byte{head}, f.rest...)
+}
+
 // AppendMessage appends a WebSocket message as a server sends it: one frame,
 // neither masked nor compressed (RFC 6455, section 5.2). kind is that of the
-// websocket package, for text or binary.
+// websocket package.
 func AppendMessage(dst []byte, kind int, data []byte) []byte {
+	return append(appendHeader(dst, kind, len(data)), data...)
+}
+
+func appendHeader(dst []byte, kind, size int) []byte {
 	const final = 0x80
 	dst = append(dst, final|byte(kind))
-	switch n := len(data); {
-	case n < 126:
-		dst = append(dst, byte(n))
-	case n < 1<<16:
-		dst = binary.BigEndian.AppendUint16(append(dst, 126), uint16(n))
+	switch {
+	case size < 126:
+		return append(dst, byte(size))
+	case size < 1<<16:
+		return binary.BigEndian.AppendUint16(append(dst, 126), uint16(size))
 	default:
-		dst = binary.BigEndian.AppendUint64(append(dst, 127), uint64(n))
+		return binary.BigEndian.AppendUint64(append(dst, 127), uint64(size))
 	}
-	return append(dst, data...)
 }
 
 // Answer encodes the answer to a request: its id as Request.ID has it, its

@@ -49,6 +49,12 @@ func startMesh(ctx context.Context, cfg Config) (http.Handler, func(context.Cont
 		if err != nil {
 			return
 		}
-		_ = srv.ServeConn(r.Context(), ws, mesh.ConnOptions{Metadata: person})
+		opts := mesh.ConnOptions{Metadata: person}
+		if cfg.Kind == MeshGo {
+			ctx := context.WithoutCancel(r.Context())
+			go func() { _ = srv.ServeConn(ctx, ws, opts) }() // ends with the connection, which Shutdown awaits
+			return
+		}
+		_ = srv.ServeConn(r.Context(), ws, opts)
 	}), stop, nil
 }

@@ -24,7 +24,8 @@ type Kind string
 // The kinds.
 const (
 	Mesh       Kind = "mesh"       // http.Handle("/ws", srv)
-	MeshOwn    Kind = "mesh own"   // the app upgrades, and calls ServeConn
+	MeshOwn    Kind = "mesh own"   // the app upgrades, and its handler calls ServeConn
+	MeshGo     Kind = "mesh go"    // the same on a goroutine of its own: the handler returns
 	Gorilla    Kind = "gorilla"    // from memory, without Redis
 	Centrifuge Kind = "centrifuge" // with its Redis broker and presence manager
 )
@@ -52,7 +53,7 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	stop := func(context.Context) error { return nil }
 	var err error
 	switch cfg.Kind {
-	case Mesh, MeshOwn:
+	case Mesh, MeshOwn, MeshGo:
 		handler, stop, err = startMesh(ctx, cfg)
 	case Centrifuge:
 		handler, stop, err = startCentrifuge(cfg)
