@@ -24,18 +24,20 @@ type mutation struct {
 var mutations = []mutation{
 	{
 		name: "reap without the entry id", file: "internal/store/lua/reap.lua",
-		old: "if not r or r.entry ~= entry then",
-		new: "if not r then",
+		old: "if id ~= entry then",
+		new: "entry = id or entry\n  if not id then",
 	},
 	{
 		name: "reap though the key is there", file: "internal/store/lua/reap.lua",
-		old: "if r.ttl == '0' or redis.call('EXISTS', k.conn) == 1 then",
-		new: "if r.ttl == '0' then",
+		old: "if ttl == '0' or call('EXISTS', connKey) == 1 then",
+		new: "if ttl == '0' then",
 	},
 	{
 		name: "refresh though absent", file: "internal/store/lua/commit.lua",
-		old: "        out = update(k, a)\n      end\n      ai = ai + 13",
-		new: "        out = update(k, a)\n        if out == '0' then\n          out = join(k, a)\n        end\n      end\n      ai = ai + 13",
+		old: "  local v, out = read(key, conn)\n  if not v then\n    return out\n  end\n  local ttl = sub(name, 2)",
+		new: "  local v, out = read(key, conn)\n  local ttl = sub(name, 2)\n  if out == '0' then\n" +
+			"    v = entry .. mine .. ttl .. ' 0 0 . 0 0 0 ' .. nowText .. ' 1\\n'\n    call('HSET', key, conn, v)\n  end\n" +
+			"  if not v then\n    return out\n  end",
 	},
 	{
 		name: "no fence", file: "internal/store/lua/commit.lua",

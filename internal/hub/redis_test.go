@@ -273,6 +273,6 @@ func encodeEvent(t store.EventType, p store.Position, prev string, at int64, r s
 	if r.StateSilent {
 		flag = "s"
 	}
-	return fmt.Sprintf("%c %s %s %s %d . %s %s inc %d %d 0 1 1 %s 0 %d\n%s%s",
-		t, p.Epoch, p.Tag, prev, at, r.Conn, r.Entry, p.Seq, r.JoinedAt, flag, len(r.Meta), r.Meta, r.State)
+	return fmt.Sprintf("%c %s %s %s %d . %s %s inc 0 %d 1 %s 1 %d 0 %d %d\n%s%s",
+		t, p.Epoch, p.Tag, prev, at, r.Conn, r.Entry, len(r.State), flag, len(r.Meta), r.JoinedAt, p.Seq, r.Meta, r.State)
 }
