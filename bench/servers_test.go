@@ -183,7 +183,7 @@ func (g *group) measure(list map[string][]float64) {
 	g.share(connectCrowd, c)
 	g.share(watchShare, c)
 	g.share(watchShare, silent)
-	time.Sleep(5 * time.Second) // the first heartbeat looks through all that there is
+	time.Sleep(11 * time.Second) // the first heartbeat looks through all that there is
 	before := usage(g.b, g.client)
 	time.Sleep(2 * compared) // two renewals
 	g.idle = per(usage(g.b, g.client).Since(before), 2*compared.Seconds())
