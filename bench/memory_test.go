@@ -12,6 +12,9 @@ import (
 
 var idle = flag.Int("idle", 10_000, "`connections` of BenchmarkMemory")
 
+// perRoom is how many connections are in each room.
+const perRoom = 50
+
 // BenchmarkMemory is what an idle connection costs a server: its resident set
 // with many connections, less that with none, and what of it is heap and stacks.
 func BenchmarkMemory(b *testing.B) {
@@ -42,7 +45,7 @@ func hold(b *testing.B, k peer.Kind, rooms int) peer.Memory {
 	server, addr := serve(b, peer.Config{Kind: k, Redis: redisOf(b, k)})
 	before := server.do(order{Memory: true}).Memory
 	start(b, "load").do(order{Hold: &load.HoldConfig{
-		Addr: addr, Dialect: dialect(k), Connections: *idle, Rooms: rooms, Names: max(*idle/20, 100), Drain: k == peer.Centrifuge,
+		Addr: addr, Dialect: dialect(k), Connections: *idle, Rooms: rooms, Names: max(*idle*rooms/perRoom, rooms), Drain: k == peer.Centrifuge,
 	}})
 	after := server.do(order{Memory: true}).Memory
 	if *profiles != "" {

@@ -30,9 +30,11 @@ type entry struct {
 	interval time.Duration
 
 	endedNow bool // the last ending found the entry, and ended it
-	// ending is an earlier id that has to leave first, with its cause.
+	// ending is an earlier id that has to leave first, with its cause, and
+	// whether it may have a state in Redis.
 	ending string
 	cause  store.Cause
+	stated bool
 	due    time.Duration // when silence was to end it, since Owner.born; 0: it did not
 	// before is the id that a rejoin replaced before the new one was tried:
 	// Redis may still hold it.
@@ -104,6 +106,7 @@ func (e *entry) leave(cause store.Cause) {
 	case e.before != "":
 		e.ending, e.cause = e.before, cause
 	}
+	e.stated = e.state.data != nil || e.stateWritten < e.state.version
 	e.over()
 	e.changed()
 }
@@ -161,7 +164,7 @@ func (e *entry) next(inc string, after *store.Op) (store.Op, bool) {
 	op := store.Op{Room: e.room, Conn: e.c.id, Entry: e.id, TTL: e.ttl}
 	switch {
 	case e.ending != "":
-		op.Kind, op.Entry, op.Cause = store.OpLeave, e.ending, e.cause
+		op.Kind, op.Entry, op.Cause, op.Stated = store.OpLeave, e.ending, e.cause, e.stated
 		return op, true
 	case !e.want:
 		e.settle()
