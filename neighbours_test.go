@@ -185,11 +185,16 @@ func (n *tenant) fill(server int, conns ...string) {
 }
 
 // count returns how often the subscribers were told something.
-func (n *tenant) count(what string) int {
+// heard returns what the tenant's second server has told.
+func (n *tenant) heard() []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
+	return slices.Clone(n.told)
+}
+
+func (n *tenant) count(what string) int {
 	c := 0
-	for _, told := range n.told {
+	for _, told := range n.heard() {
 		if strings.HasPrefix(told, what) {
 			c++
 		}
@@ -252,7 +257,7 @@ func twoApplications(t *testing.T, w *world, one, other func() Options, database
 	}
 	told := func(n *tenant, what string, times int) {
 		t.Helper()
-		w.eventually(10*time.Second, func() bool { alive(); return n.count(what) == times }, "%s: %d of %d, %v", what, n.count(what), times, n.told)
+		w.eventually(10*time.Second, func() bool { alive(); return n.count(what) == times }, "%s: %d of %d, %v", what, n.count(what), times, n.heard())
 	}
 	for _, n := range []*tenant{a, b} {
 		told(n, "join ", 3*len(rooms))
@@ -263,7 +268,7 @@ func twoApplications(t *testing.T, w *world, one, other func() Options, database
 	}
 	require.NoError(t, a.clients[0].Close()) // as good as dead
 	told(a, "leave ", 2*len(rooms))
-	require.Zero(t, b.count("leave"), "%v", b.told)
+	require.Zero(t, b.count("leave"), "%v", b.heard())
 
 	if databases {
 		require.NoError(t, a.clients[1].FlushDB(t.Context()).Err())
@@ -277,9 +282,9 @@ func twoApplications(t *testing.T, w *world, one, other func() Options, database
 		alive()
 		w.sleep(100 * time.Millisecond)
 	}
-	require.Equal(t, 2*len(rooms), a.count("leave"), "%v", a.told)
-	require.Zero(t, b.count("leave"), "%v", b.told)
-	require.Equal(t, 3*len(rooms), b.count("join"), "%v", b.told)
+	require.Equal(t, 2*len(rooms), a.count("leave"), "%v", a.heard())
+	require.Zero(t, b.count("leave"), "%v", b.heard())
+	require.Equal(t, 3*len(rooms), b.count("join"), "%v", b.heard())
 	for i, room := range rooms {
 		ids, err := b.servers[0].PresentConnections(t.Context(), room)
 		require.NoError(t, err)
@@ -296,5 +301,5 @@ func twoApplications(t *testing.T, w *world, one, other func() Options, database
 		_ = b.servers[0].Touch("dead")
 		return b.count("leave "+roomTimed+" c2") == 1
 	}, "who is silent leaves")
-	require.Equal(t, 1, b.count("leave"), "%v", b.told)
+	require.Equal(t, 1, b.count("leave"), "%v", b.heard())
 }
