@@ -236,7 +236,7 @@ func (r *rig) atRest() {
 		inc, size := r.incarnation(), 0
 		r.redis.do(func() { size = len(r.redis.owned[where{l.bucket, inc}]) })
 		l.mu.Lock()
-		running, queued, flying, held := l.running, l.queue.n, l.flying, l.held
+		running, queued, flying, held := l.running, l.queue.n, l.taken, l.held
 		if l.heldOf != inc {
 			held = 0
 		}
