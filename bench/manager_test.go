@@ -4,11 +4,8 @@ import (
 	"context"
 	"fmt"
 	"regexp"
-	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"testing"
 	"time"
 
@@ -43,12 +40,12 @@ func BenchmarkManager(b *testing.B) {
 			library: libraryManager, raw: rawPipelines, simple: simplePipelines, other: centrifugeManager,
 		} {
 			client := redistest.Start(b).Client(b)
-			before := usedHere(b)
+			before := processorTime()
 			perSecond := run(b, client)
 			ops := perSecond * during.Seconds()
 			rounds[k] = append(rounds[k], perSecond)
-			cpu[k] = append(cpu[k], usedCPU(b, client)*1e6/ops)
-			own[k] = append(own[k], (usedHere(b)-before)*1e6/ops)
+			cpu[k] = append(cpu[k], usage(b, client).CPU*1e6/ops)
+			own[k] = append(own[k], (processorTime()-before)*1e6/ops)
 		}
 	}
 	for _, k := range kinds {
@@ -85,30 +82,6 @@ func throng(b *testing.B, join, leave func(room, conn string) error) float64 {
 	}
 	working.Wait()
 	return float64(done.Load()) / time.Since(begun).Seconds()
-}
-
-// usedCPU is the processor time that a Redis has used so far, in seconds.
-func usedCPU(b *testing.B, client *redis.Client) (total float64) {
-	b.Helper()
-	info, err := client.Info(b.Context(), "cpu").Result()
-	require.NoError(b, err)
-	for line := range strings.Lines(info) {
-		name, value, _ := strings.Cut(strings.TrimSpace(line), ":")
-		if name == "used_cpu_user" || name == "used_cpu_sys" {
-			seconds, err := strconv.ParseFloat(value, 64)
-			require.NoError(b, err)
-			total += seconds
-		}
-	}
-	return total
-}
-
-// usedHere is the processor time that this process has used so far, in seconds.
-func usedHere(b *testing.B) float64 {
-	b.Helper()
-	var r syscall.Rusage
-	require.NoError(b, syscall.Getrusage(syscall.RUSAGE_SELF, &r))
-	return float64(r.Utime.Nano()+r.Stime.Nano()) / 1e9
 }
 
 func libraryManager(b *testing.B, client *redis.Client) float64 {

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
-	"strconv"
 	"sync"
 	"testing"
 	"time"
@@ -51,24 +50,11 @@ func BenchmarkRefresh(b *testing.B) {
 // is looked at once for each entry.
 func perEntry(b *testing.B, client *redis.Client, look string, run func()) (cpu, entries float64) {
 	b.Helper()
-	require.NoError(b, client.ConfigResetStat(b.Context()).Err())
-	before := usedCPU(b, client)
+	before := usage(b, client)
 	run()
-	used := usedCPU(b, client) - before
-	looked := float64(calls(b, client, look))
-	return used * 1e6 / looked, looked / float64(calls(b, client, "evalsha"))
-}
-
-// calls is how often a command has run since statistics began.
-func calls(b *testing.B, client *redis.Client, command string) int {
-	b.Helper()
-	info, err := client.Info(b.Context(), "commandstats").Result()
-	require.NoError(b, err)
-	m := regexp.MustCompile(`cmdstat_` + command + `:calls=(\d+)`).FindStringSubmatch(info)
-	require.NotNil(b, m, command)
-	n, err := strconv.Atoi(m[1])
-	require.NoError(b, err)
-	return n
+	did := usage(b, client).Since(before)
+	looked := float64(did.Commands[look])
+	return did.CPU * 1e6 / looked, looked / float64(did.Scripts())
 }
 
 func refreshed(b *testing.B, client *redis.Client) (float64, float64) {
