@@ -63,7 +63,7 @@ func held() []metric {
 		one(gauge, "rooms", "Rooms that connections of this server are in.", "Rooms", func(s *mesh.Stats) int { return s.Rooms }),
 		one(gauge, "unwritten_changes", "Entries and connections whose last change Redis has not confirmed yet.", "Unwritten",
 			func(s *mesh.Stats) int { return s.Unwritten }),
-		one(gauge, "watched_rooms", "Rooms that somebody on this server watches.", "Watched", func(s *mesh.Stats) int { return s.Watched }),
+		one(gauge, "watched_rooms", "Rooms that somebody on this server watches, or that several of its connections just joined.", "Watched", func(s *mesh.Stats) int { return s.Watched }),
 		one(gauge, "subscriptions", "Watchers of rooms on this server.", "Subscriptions", func(s *mesh.Stats) int { return s.Subscriptions }),
 		one(gauge, "stale_rooms", "Watched rooms that may have missed something.", "Stale", func(s *mesh.Stats) int { return s.Stale }),
 		one(gauge, "queue_bytes", "Bytes that wait to be written to sockets.", "QueuedBytes", func(s *mesh.Stats) int64 { return s.QueuedBytes }),
