@@ -33,6 +33,7 @@ func (b *batch) add(it item, op store.Op) {
 // flight is a batch on its way to Redis.
 type flight struct {
 	*batch
+	beside  bool // something is done meanwhile
 	began   time.Time
 	landed  chan struct{} // closed when the answer is there
 	results []store.OpResult
@@ -48,12 +49,15 @@ func (l *lane) run() {
 	var backoff time.Duration
 	limit := firstLimit
 	for f := l.send(l.take(nil), limit); f != nil; {
-		next := l.ahead(f)
+		var next *batch
+		if f.beside {
+			next = l.ahead(f)
+		}
 		<-f.landed
 		if f.err == nil {
 			backoff, limit = 0, firstLimit
 			l.settle(f.inc, f.number)
-			follow := l.send(l.stillGood(next), limit)
+			follow := l.start(l.stillGood(next), limit, true)
 			l.over(f)
 			if follow == nil {
 				follow = l.send(l.take(nil), limit)
@@ -82,13 +86,17 @@ func (l *lane) run() {
 	}
 }
 
-// ahead takes a batch while another one flies, where enough is queued to fill
-// it: to wait for more would not make it larger. Nil: there is not.
-func (l *lane) ahead(f *flight) *batch {
+// full reports whether enough is queued to fill a batch: to wait for more would
+// not make it larger.
+func (l *lane) full() bool {
 	l.mu.Lock()
-	full := l.queue.n >= store.MaxOps
-	l.mu.Unlock()
-	if !full {
+	defer l.mu.Unlock()
+	return l.queue.n >= store.MaxOps
+}
+
+// ahead takes a batch while another one flies; nil: there is none to be taken.
+func (l *lane) ahead(f *flight) *batch {
+	if !l.full() {
 		return nil
 	}
 	return l.take(f)
@@ -185,8 +193,15 @@ func (l *lane) pop(b *batch, mayEnd bool) (it item, last bool) {
 	return it, l.queue.n == 0
 }
 
-// send has the store commit a batch; nil: there is none.
+// send has the store commit a batch (nil: there is none), and waits for it
+// unless the next one can be taken meanwhile.
 func (l *lane) send(b *batch, limit time.Duration) *flight {
+	return l.start(b, limit, b != nil && l.full())
+}
+
+// start is send for callers that know whether they have something to do
+// meanwhile.
+func (l *lane) start(b *batch, limit time.Duration, beside bool) *flight {
 	if b == nil {
 		return nil
 	}
@@ -196,13 +211,18 @@ func (l *lane) send(b *batch, limit time.Duration) *flight {
 		known = 0
 	}
 	l.mu.Unlock()
-	f := &flight{batch: b, began: time.Now(), landed: make(chan struct{})}
-	go func() { // run waits for it
+	f := &flight{batch: b, beside: beside, began: time.Now(), landed: make(chan struct{})}
+	fly := func() {
 		defer close(f.landed)
 		ctx, cancel := context.WithTimeout(l.o.stop, limit)
 		defer cancel()
 		f.results, f.err = l.o.cfg.Store.Commit(ctx, l.bucket, b.inc, b.number, known, b.ops)
-	}()
+	}
+	if beside {
+		go fly() // run waits for it
+	} else {
+		fly()
+	}
 	return f
 }
 
