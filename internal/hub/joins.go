@@ -71,11 +71,12 @@ func (j *joins) note(room string, now time.Time) int {
 // Joined returns who is in the room, for a connection of this server that has
 // just joined it. At is where the room stood right after, and total how many
 // members it had: the room is listed as it was then or later, with whoever
-// joined it before, and with the connection itself (unless it has left
-// meanwhile), also where the list is bounded.
+// joined it before, and with the connection itself, also where the list is
+// bounded.
 //
-// It is false where the room is not mirrored, or something may have been
-// missed: Redis has to be asked then. It waits, at most 250 ms, for events that
+// It is false where the room is not mirrored, something may have been missed, or
+// the connection is not in: it has left meanwhile, or Redis went back to an older
+// copy. Redis has to be asked then. It waits, at most 250 ms, for events that
 // are on their way.
 func (h *Hub) Joined(room, conn string, at store.Position, total int) (Listing, bool) {
 	m, watched := h.find(room)
@@ -163,9 +164,12 @@ func (m *mirror) await(conn string, at store.Position) (Listing, bool) {
 			return Listing{}, false
 		}
 		if pos := &m.past.pos; pos.Epoch == at.Epoch && pos.Seq >= at.Seq {
-			l := m.listing(false, conn)
+			in, l := m.roster.get(conn) != nil, Listing{}
+			if in {
+				l = m.listing(false, conn)
+			}
 			m.mu.Unlock()
-			return l, true
+			return l, in
 		}
 		come := m.arrivals.add(at.Seq)
 		m.mu.Unlock()

@@ -229,6 +229,19 @@ func TestMirrorOfAGrownRoom(t *testing.T) {
 	})
 }
 
+// Who is not in the room any more when the answer is made is not answered with a
+// list in which it is missing.
+func TestJoinOfOneThatHasLeft(t *testing.T) {
+	live(t, func(t *testing.T, h *house) {
+		h.crowded(room)
+		join := h.redis.join(room, "third")
+		r := h.redis.copy(room)
+		h.send(join, h.redis.leave(room, "third"))
+		_, ok := h.hub.Joined(room, "third", r.pos, len(r.members))
+		assert.False(t, ok)
+	})
+}
+
 // enterSeen is enter where the event has come before the answer.
 func (h *house) enterSeen(room, conn string) (event string, l Listing, ok bool) {
 	event = h.redis.join(room, conn)
