@@ -188,8 +188,8 @@ func (m *mirror) await(conn string, at store.Position) (Listing, bool) {
 	}
 }
 
-// arrivals are those who wait for a mirror to come to a position. Whoever has
-// given up is forgotten when it comes there, or when something is amiss: soon.
+// arrivals are those who wait for a mirror to come to a position, by seq. Whoever
+// has given up is forgotten when it comes there, or when something is amiss: soon.
 type arrivals []arrival
 
 // arrival is closed when the mirror has come to a seq.
@@ -201,24 +201,26 @@ type arrival struct {
 // add returns what is closed when the mirror has come to seq, or something else
 // has happened to it.
 func (a *arrivals) add(seq uint64) <-chan struct{} {
-	come := make(chan struct{})
-	*a = append(*a, arrival{seq, come})
+	come, i := make(chan struct{}), len(*a)
+	for i > 0 && (*a)[i-1].seq > seq { // few: they come about in order
+		i--
+	}
+	*a = slices.Insert(*a, i, arrival{seq, come})
 	return come
 }
 
 // wake lets those look who wait for a seq up to the given one, and nobody else:
 // when many join at once, each waits for an event of his own.
 func (a *arrivals) wake(seq uint64) {
-	if len(*a) == 0 {
-		return
+	list := *a
+	for len(list) > 0 && list[0].seq <= seq {
+		close(list[0].come)
+		list[0] = arrival{}
+		list = list[1:]
 	}
-	*a = slices.DeleteFunc(*a, func(w arrival) bool {
-		if w.seq > seq {
-			return false
-		}
-		close(w.come)
-		return true
-	})
+	if *a = list; len(list) == 0 {
+		*a = nil
+	}
 }
 
 // wakeAll lets everybody look.
