@@ -38,12 +38,18 @@ const (
 	// keep: what they take is bounded, however many rooms are joined. They count
 	// as of the last join, and no mirror counts less than leastShare.
 	mostKept, leastShare = 64 << 10, 16
+	// hasty is for how long no join waits for its event after vainWaits in a row
+	// did so in vain: where events are late, a client that joins many rooms, one
+	// after the other, would wait for each.
+	hasty, vainWaits = 2 * inFlight, 2
 )
 
 // joins knows which rooms were joined lately, and how much is mirrored for
 // joins.
 type joins struct {
-	kept atomic.Int64 // the sum of all mirrors' shares
+	kept   atomic.Int64 // the sum of all mirrors' shares
+	vain   atomic.Int32 // how many have waited in vain since one did not
+	vainAt atomic.Int64 // when the last of them gave up, since Hub.born
 
 	mu         sync.Mutex // guards the following
 	turned     time.Time  // when young became old
@@ -169,7 +175,14 @@ func (m *mirror) await(conn string, at store.Position) (Listing, bool) {
 				l = m.listing(false, conn)
 			}
 			m.mu.Unlock()
+			if patience != nil {
+				m.hub.joins.vain.Store(0)
+			}
 			return l, in
+		}
+		if patience == nil && m.hub.isHasty() {
+			m.mu.Unlock()
+			return Listing{}, false
 		}
 		come := m.arrivals.add(at.Seq)
 		m.mu.Unlock()
@@ -180,12 +193,24 @@ func (m *mirror) await(conn string, at store.Position) (Listing, bool) {
 		select {
 		case <-come:
 		case <-patience.C:
+			m.hub.waitedInVain()
 			m.checkExpected()
 			return Listing{}, false
 		case <-m.hub.ctx.Done():
 			return Listing{}, false
 		}
 	}
+}
+
+// waitedInVain notes that a join has waited for an event that did not come.
+func (h *Hub) waitedInVain() {
+	h.joins.vainAt.Store(int64(time.Since(h.born)))
+	h.joins.vain.Add(1)
+}
+
+// isHasty reports whether joins waited in vain just now.
+func (h *Hub) isHasty() bool {
+	return h.joins.vain.Load() >= vainWaits && time.Since(h.born)-time.Duration(h.joins.vainAt.Load()) < hasty
 }
 
 // arrivals are those who wait for a mirror to come to a position, by seq. Whoever
