@@ -64,7 +64,7 @@ func (c *Connection) listed(room string, joined owner.Joined) (hub.Listing, bool
 		return c.s.n.hub.Joined(room, c.id, joined.Position, joined.Total)
 	}
 	v, ok := c.s.n.hub.View(room)
-	return v.Listing, ok && !v.Bounded // else it may not be among those who are listed
+	return v.Listing, ok && slices.ContainsFunc(v.Members(), func(m *hub.Member) bool { return m.Conn == c.id })
 }
 
 func extentOf(l hub.Listing) wire.Extent {

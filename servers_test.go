@@ -172,10 +172,12 @@ func TestLooksNeedAServerThatRuns(t *testing.T) {
 func TestServersAreCountedOnlyWhereItIsCheap(t *testing.T) {
 	t.Parallel()
 	embedded(t, func(t *testing.T, w *world) {
-		s, c := w.tracked(), w.client()
-		buckets := s.n.keys
-		buckets.buckets = maxOwnedSizes
-		s.n.keys = buckets // as if on a cluster
+		s, err := NewServer(w.options())
+		require.NoError(t, err)
+		s.n.keys.buckets = maxOwnedSizes // as if on a cluster; before anybody looks
+		require.NoError(t, s.Start(t.Context()))
+		defer func() { require.NoError(t, s.Shutdown(context.Background())) }()
+		c := w.client()
 		list, err := s.Servers(t.Context())
 		require.NoError(t, err)
 		require.Len(t, list, 1)

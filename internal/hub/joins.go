@@ -38,12 +38,18 @@ const (
 	// keep: what they take is bounded, however many rooms are joined. They count
 	// as of the last join, and no mirror counts less than leastShare.
 	mostKept, leastShare = 64 << 10, 16
+	// hasty is for how long no join waits for its event after vainWaits in a row
+	// did so in vain: where events are late, a client that joins many rooms, one
+	// after the other, would wait for each.
+	hasty, vainWaits = 2 * inFlight, 2
 )
 
 // joins knows which rooms were joined lately, and how much is mirrored for
 // joins.
 type joins struct {
-	kept atomic.Int64 // the sum of all mirrors' shares
+	kept   atomic.Int64 // the sum of all mirrors' shares
+	vain   atomic.Int32 // how many have waited in vain since one did not
+	vainAt atomic.Int64 // when the last of them gave up, since Hub.born
 
 	mu         sync.Mutex // guards the following
 	turned     time.Time  // when young became old
@@ -71,11 +77,12 @@ func (j *joins) note(room string, now time.Time) int {
 // Joined returns who is in the room, for a connection of this server that has
 // just joined it. At is where the room stood right after, and total how many
 // members it had: the room is listed as it was then or later, with whoever
-// joined it before, and with the connection itself (unless it has left
-// meanwhile), also where the list is bounded.
+// joined it before, and with the connection itself, also where the list is
+// bounded.
 //
-// It is false where the room is not mirrored, or something may have been
-// missed: Redis has to be asked then. It waits, at most 250 ms, for events that
+// It is false where the room is not mirrored, something may have been missed, or
+// the connection is not in: it has left meanwhile, or Redis went back to an older
+// copy. Redis has to be asked then. It waits, at most 250 ms, for events that
 // are on their way.
 func (h *Hub) Joined(room, conn string, at store.Position, total int) (Listing, bool) {
 	m, watched := h.find(room)
@@ -163,9 +170,19 @@ func (m *mirror) await(conn string, at store.Position) (Listing, bool) {
 			return Listing{}, false
 		}
 		if pos := &m.past.pos; pos.Epoch == at.Epoch && pos.Seq >= at.Seq {
-			l := m.listing(false, conn)
+			in, l := m.roster.get(conn) != nil, Listing{}
+			if in {
+				l = m.listing(false, conn)
+			}
 			m.mu.Unlock()
-			return l, true
+			if patience != nil {
+				m.hub.joins.vain.Store(0)
+			}
+			return l, in
+		}
+		if patience == nil && m.hub.isHasty() {
+			m.mu.Unlock()
+			return Listing{}, false
 		}
 		come := m.arrivals.add(at.Seq)
 		m.mu.Unlock()
@@ -176,6 +193,7 @@ func (m *mirror) await(conn string, at store.Position) (Listing, bool) {
 		select {
 		case <-come:
 		case <-patience.C:
+			m.hub.waitedInVain()
 			m.checkExpected()
 			return Listing{}, false
 		case <-m.hub.ctx.Done():
@@ -184,8 +202,19 @@ func (m *mirror) await(conn string, at store.Position) (Listing, bool) {
 	}
 }
 
-// arrivals are those who wait for a mirror to come to a position. Whoever has
-// given up is forgotten when it comes there, or when something is amiss: soon.
+// waitedInVain notes that a join has waited for an event that did not come.
+func (h *Hub) waitedInVain() {
+	h.joins.vainAt.Store(int64(time.Since(h.born)))
+	h.joins.vain.Add(1)
+}
+
+// isHasty reports whether joins waited in vain just now.
+func (h *Hub) isHasty() bool {
+	return h.joins.vain.Load() >= vainWaits && time.Since(h.born)-time.Duration(h.joins.vainAt.Load()) < hasty
+}
+
+// arrivals are those who wait for a mirror to come to a position, by seq. Whoever
+// has given up is forgotten when it comes there, or when something is amiss: soon.
 type arrivals []arrival
 
 // arrival is closed when the mirror has come to a seq.
@@ -197,24 +226,26 @@ type arrival struct {
 // add returns what is closed when the mirror has come to seq, or something else
 // has happened to it.
 func (a *arrivals) add(seq uint64) <-chan struct{} {
-	come := make(chan struct{})
-	*a = append(*a, arrival{seq, come})
+	come, i := make(chan struct{}), len(*a)
+	for i > 0 && (*a)[i-1].seq > seq { // few: they come about in order
+		i--
+	}
+	*a = slices.Insert(*a, i, arrival{seq, come})
 	return come
 }
 
 // wake lets those look who wait for a seq up to the given one, and nobody else:
 // when many join at once, each waits for an event of his own.
 func (a *arrivals) wake(seq uint64) {
-	if len(*a) == 0 {
-		return
+	list := *a
+	for len(list) > 0 && list[0].seq <= seq {
+		close(list[0].come)
+		list[0] = arrival{}
+		list = list[1:]
 	}
-	*a = slices.DeleteFunc(*a, func(w arrival) bool {
-		if w.seq > seq {
-			return false
-		}
-		close(w.come)
-		return true
-	})
+	if *a = list; len(list) == 0 {
+		*a = nil
+	}
 }
 
 // wakeAll lets everybody look.

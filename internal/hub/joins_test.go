@@ -229,6 +229,52 @@ func TestMirrorOfAGrownRoom(t *testing.T) {
 	})
 }
 
+// Where events are late, not every join of a client that joins many rooms waits.
+func TestJoinsDoNotAllWaitInVain(t *testing.T) {
+	live(t, func(t *testing.T, h *house) {
+		h.crowded(room)
+		inVain := func(conn string) time.Duration {
+			began := time.Now()
+			_, _, ok := h.enter(room, conn)
+			assert.False(t, ok)
+			return time.Since(began)
+		}
+		waits := []time.Duration{inFlight, inFlight, 0, 0}
+		for i, want := range waits {
+			assert.Equal(t, want, inVain(fmt.Sprint("late", i)), "%d", i)
+		}
+		h.pass(hasty)
+		waits = []time.Duration{inFlight, 0} // it has been tried again
+		for i, want := range waits {
+			assert.Equal(t, want, inVain(fmt.Sprint("later", i)), "%d", i)
+		}
+		h.pass(time.Second) // it has been read anew
+		_, _, ok := h.enterSeen(room, "seen")
+		assert.True(t, ok, "where nothing is to be waited for, the mirror answers")
+
+		event := h.redis.join(room, "waits")
+		r := h.redis.copy(room)
+		time.AfterFunc(inFlight/2, func() { h.hub.HandleEvent(room, event) })
+		_, ok = h.hub.Joined(room, "waits", r.pos, len(r.members))
+		assert.True(t, ok)
+		assert.Equal(t, inFlight, inVain("once"))
+		assert.Equal(t, inFlight, inVain("twice"), "once in vain is no habit")
+	})
+}
+
+// Who is not in the room any more when the answer is made is not answered with a
+// list in which it is missing.
+func TestJoinOfOneThatHasLeft(t *testing.T) {
+	live(t, func(t *testing.T, h *house) {
+		h.crowded(room)
+		join := h.redis.join(room, "third")
+		r := h.redis.copy(room)
+		h.send(join, h.redis.leave(room, "third"))
+		_, ok := h.hub.Joined(room, "third", r.pos, len(r.members))
+		assert.False(t, ok)
+	})
+}
+
 // enterSeen is enter where the event has come before the answer.
 func (h *house) enterSeen(room, conn string) (event string, l Listing, ok bool) {
 	event = h.redis.join(room, conn)

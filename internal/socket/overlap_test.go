@@ -88,6 +88,19 @@ func runOverlapping(t *testing.T, change func(*Config)) *overlap {
 	return o
 }
 
+// idle checks that nothing is left of the commands.
+func (o *overlap) idle(t *testing.T) {
+	t.Helper()
+	synctest.Wait()
+	s := o.r.Socket
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.working || s.answering || s.pending != nil || s.commands != nil || s.owed != 0 || s.commandBytes != 0 {
+		t.Fatalf("working %t, answering %t, %d pending, %d waiting, %d owed, %d bytes",
+			s.working, s.answering, len(s.pending), len(s.commands), s.owed, s.commandBytes)
+	}
+}
+
 func equal(t *testing.T, what string, got, want any) {
 	t.Helper()
 	if fmt.Sprint(got) != fmt.Sprint(want) {
@@ -123,7 +136,9 @@ func TestOverlappingCommandsAreBounded(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		o := runOverlapping(t, func(c *Config) { c.CommandQueue = 8 })
-		o.say(1, slices.Repeat([]string{"over"}, 12)...)
+		o.say(1, "over") // the answerer waits for it
+		o.say(2, slices.Repeat([]string{"over"}, 8)...)
+		o.say(10, slices.Repeat([]string{"over"}, 3)...)
 		equal(t, "begun", o.noted(), "begin1 begin2 begin3 begin4 begin5 begin6 begin7 begin8 begin9")
 		equal(t, "answers", o.answered(), []string{"10EBUSY", "11EBUSY", "12EBUSY"})
 		o.answer(9)
@@ -173,6 +188,7 @@ func TestOverlappingCommandsThatFail(t *testing.T) {
 				equal(t, "answers", o.answered(), []string(nil))
 				o.answer(2)
 				equal(t, "answers", o.answered(), []string{"1", "2ESERVER", "3ESERVER", "4", "5"})
+				o.idle(t)
 			})
 		})
 	}
@@ -215,14 +231,6 @@ func TestOverlappingCommandsLeaveNoGoroutine(t *testing.T) {
 		o := runOverlapping(t, nil)
 		o.say(1, "over", "over", "over")
 		o.answer(3)
-		o.r.mu.Lock()
-		defer o.r.mu.Unlock()
-		s := o.r.Socket
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		if s.working || s.answering || s.pending != nil || s.commands != nil || s.owed != 0 || s.commandBytes != 0 {
-			t.Fatalf("working %t, answering %t, %d pending, %d waiting, %d owed, %d bytes",
-				s.working, s.answering, len(s.pending), len(s.commands), s.owed, s.commandBytes)
-		}
+		o.idle(t)
 	})
 }

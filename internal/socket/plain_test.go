@@ -214,6 +214,25 @@ func TestStuckOverTCP(t *testing.T) {
 	}
 }
 
+// TestWriteAfterOneThatWaited: the time for a write is over with that write.
+func TestWriteAfterOneThatWaited(t *testing.T) {
+	t.Parallel()
+	const timeout = time.Second
+	p := newPlain(t, new(handler), Config{WriteTimeout: timeout}, here)
+	s, client := p.dial()
+	for _, size := range []int{16 << 20, 1} { // what has to wait, and what has not
+		if err := s.SendMessage(websocket.BinaryMessage, make([]byte, size)); err != nil {
+			t.Fatal(err)
+		}
+		if _, data, err := client.ReadMessage(); err != nil || len(data) != size {
+			t.Fatalf("got %d bytes (%v), want %d", len(data), err, size)
+		}
+		if size > 1 {
+			time.Sleep(timeout + timeout/4) // nothing tells that it is over
+		}
+	}
+}
+
 // TestFramesInPieces: frames that come in pieces, or several at once, are read
 // like others.
 func TestFramesInPieces(t *testing.T) {

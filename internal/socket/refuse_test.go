@@ -138,6 +138,7 @@ func TestRecovered(t *testing.T) {
 		h.foreign = func(int, []byte) { panic(errors.New("foreign")) }
 		r.start(true)
 		r.say(`{"id":1,"command":"mesh/noop"}`)
+		synctest.Wait() // the first of several alike is logged
 		r.say(`foreign`)
 		r.say(`{"id":2,"command":"mesh/noop"}`)
 		if got := r.got(); len(got) != 2 || got[0].code() != wire.CodeServer || got[1].ID != "2" || got[1].code() != "" {

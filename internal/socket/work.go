@@ -168,12 +168,19 @@ func (s *Socket) answer() {
 		if !ok {
 			break
 		}
-		s.call(func(ctx context.Context, _ wire.Request) { next.rest(ctx) }, next.req)
-		s.mu.Lock()
-		s.owed -= next.owes()
-		s.mu.Unlock()
+		s.settle(next)
 	}
 	stopped = true
+}
+
+// settle waits for a command that has been begun, and answers it.
+func (s *Socket) settle(p pending) {
+	defer func() { // also if it ends this goroutine
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.owed -= p.owes()
+	}()
+	s.call(func(ctx context.Context, _ wire.Request) { p.rest(ctx) }, p.req)
 }
 
 // nextPending takes the first command that waits for its answer; false: there is

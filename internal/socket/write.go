@@ -314,6 +314,10 @@ func (s *Socket) writeBytes(data net.Buffers) error {
 	conn, deadline := s.netConn(), s.deadline()
 	_ = conn.SetWriteDeadline(deadline) // an error shows at the write
 	_, err := data.WriteTo(conn)
+	if s.gate != nil {
+		_ = conn.SetWriteDeadline(time.Time{}) // once it is over, no flusher could write any more
+		return err
+	}
 	if network := net.Error(nil); errors.As(err, &network) && network.Timeout() && time.Now().Before(deadline) {
 		// The websocket package has set a deadline of its own.
 		return websocket.ErrCloseSent
