@@ -411,20 +411,24 @@ local function perform(name)
 end
 
 local reply, answers = {}, 0
-local size = #args
-while ai <= size do
-  local out, used, touched = perform(args[ai])
-  if out then
-    answers = answers + 1
-    reply[answers] = out
-    if type(out) == 'number' then
+
+local function performAll()
+  local size = #args
+  while ai <= size do
+    local out, used, touched = perform(args[ai])
+    if out then
       answers = answers + 1
-      reply[answers] = position or ''
+      reply[answers] = out
+      if type(out) == 'number' then
+        answers = answers + 1
+        reply[answers] = position or ''
+      end
     end
+    ai, ki = ai + 1 + used, ki + touched
   end
-  ai, ki = ai + 1 + used, ki + touched
 end
-finish(keys[3])
+
+local why = attempt(performAll, keys[3])
 local come, go = {}, {}
 for name, there in pairs(owned) do
   if there then
@@ -435,4 +439,7 @@ for name, there in pairs(owned) do
 end
 spread('SADD', keys[2], come)
 spread('SREM', keys[2], go)
+if why then
+  error(why, 0)
+end
 return reply

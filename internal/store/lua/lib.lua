@@ -116,12 +116,18 @@ local function enter(name, membersKey, channels)
   epoch, moved, home, size, before = nil, false, nil, nil, nil
 end
 
--- finish writes what has been collected.
-local function finish(roomsKey)
+-- attempt does the work of a call and then writes what has been collected. That
+-- it does also where Redis stops the work in its midst, as it does when the user
+-- has lost a right: what has been changed must not stand under a position that
+-- nobody misses, nor the number of what has been told be given again. Returns
+-- what is to be raised then.
+local function attempt(work, roomsKey)
+  local fine, why = pcall(work)
   settle()
   spread('MSET', nil, standing)
   spread('SADD', roomsKey, filled)
   spread('SREM', roomsKey, emptied)
+  return not fine and why
 end
 
 -- stand makes sure that it is known where the room at hand stands (fresh: the
