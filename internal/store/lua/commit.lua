@@ -284,9 +284,9 @@ local function join(mark, conn, entry, attrs, meta, left, state, stateLeft, conn
   if failed(new) then
     return '! ' .. new.err
   end
+  advance(mark, next)
   sized(1)
   count(mine, 1)
-  advance(mark, next)
   if connKey then
     if left ~= '0' then
       call('SET', connKey, entry, 'PX', left)
@@ -428,7 +428,7 @@ local function performAll()
   end
 end
 
-local why = attempt(performAll, keys[3])
+local stopped = attempt(performAll, keys[3])
 local come, go = {}, {}
 for name, there in pairs(owned) do
   if there then
@@ -439,7 +439,4 @@ for name, there in pairs(owned) do
 end
 spread('SADD', keys[2], come)
 spread('SREM', keys[2], go)
-if why then
-  error(why, 0)
-end
-return reply
+return stopped or reply

@@ -120,14 +120,14 @@ end
 -- it does also where Redis stops the work in its midst, as it does when the user
 -- has lost a right: what has been changed must not stand under a position that
 -- nobody misses, nor the number of what has been told be given again. Returns
--- what is to be raised then.
+-- what Redis said then, as the script's reply: raised, it would be in other words.
 local function attempt(work, roomsKey)
   local fine, why = pcall(work)
   settle()
   spread('MSET', nil, standing)
   spread('SADD', roomsKey, filled)
   spread('SREM', roomsKey, emptied)
-  return not fine and why
+  return not fine and { err = why }
 end
 
 -- stand makes sure that it is known where the room at hand stands (fresh: the
@@ -206,12 +206,12 @@ end
 -- remove ends an entry of the room at hand that is known to be there, with the
 -- keys of its own, where it has any.
 local function remove(conn, entry, inc, connKey, stateKey, mark, cause)
+  advance(mark)
   call('HDEL', members, conn)
   if connKey then
     call('DEL', connKey, stateKey)
   end
   sized(-1)
   count(inc, -1)
-  advance(mark)
   publish('L', cause, conn, entry .. inc .. BARE .. seq .. '\n')
 end

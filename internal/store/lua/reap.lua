@@ -121,9 +121,6 @@ local function judgeAll()
   end
 end
 
-local why = attempt(judgeAll, keys[1])
+local stopped = attempt(judgeAll, keys[1])
 leaveIndex()
-if why then
-  error(why, 0)
-end
-return reply
+return stopped or reply
