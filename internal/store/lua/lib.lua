@@ -147,11 +147,11 @@ local function stand(fresh)
     return nil
   end
   local i = find(p, ' ', 1, true) or 0
-  local j = find(p, ' ', i + 1, true) or 0
-  local k = find(p, ' ', j + 1, true) or #p + 1
-  if j == 0 or find(p, '^%d', i + 1) ~= i + 1 then
+  local _, j = find(p, '^%d+ ', i + 1)
+  if i == 0 or not j then
     return ODD
   end
+  local k = find(p, ' ', j + 1, true) or #p + 1
   epoch, seq, tag, position, homes = sub(p, 1, i - 1), sub(p, i + 1, j - 1), sub(p, j + 1, k - 1), sub(p, 1, k - 1), sub(p, k)
 end
 
