@@ -71,6 +71,7 @@ func TestStoppedAfterTheFirstWrite(t *testing.T) {
 	_, err = w.Commit(w.Context(), 0, "I", 9, 0, []Op{join("r", "e", "e1")})
 	require.ErrorIs(w, err, ErrForbidden)
 	assert.EqualValues(w, 4, w.position("r").Seq)
+	assert.Contains(w, w.owned("I"), OwnedRef{"e", "e1", "r"}, "it ends with its server")
 }
 
 // What Redis says then is told in its own words: the client library acts on how

@@ -240,6 +240,7 @@ local function rejoin(mark, conn, entry, attrs, meta, left, state, stateLeft, co
     owned[indexed(conn, entry)] = true
     return sized(0)
   end
+  owned[indexed(conn, entry)] = true
   if by == mine then
     owned[indexed(conn, id)] = false
   else
@@ -255,7 +256,6 @@ local function rejoin(mark, conn, entry, attrs, meta, left, state, stateLeft, co
     call('DEL', connKey)
   end
   setState(stateKey, state, stateLeft)
-  owned[indexed(conn, entry)] = true
   publish('R', '.', conn, record)
   return sized(0)
 end
@@ -285,6 +285,7 @@ local function join(mark, conn, entry, attrs, meta, left, state, stateLeft, conn
     return '! ' .. new.err
   end
   advance(mark, next)
+  owned[indexed(conn, entry)] = true
   sized(1)
   count(mine, 1)
   if connKey then
@@ -295,7 +296,6 @@ local function join(mark, conn, entry, attrs, meta, left, state, stateLeft, conn
       setState(stateKey, state, stateLeft)
     end
   end
-  owned[indexed(conn, entry)] = true
   publish('J', '.', conn, record)
   return size
 end
