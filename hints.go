@@ -23,6 +23,10 @@ const (
 	// their owners' refreshes are on the way: those come first. An owner that
 	// is not heard of by then does not refresh.
 	ownersTurn = 500 * time.Millisecond
+	// tellWithin is how long after it looked a server tells the others what has
+	// ended. Whoever joins anew after that look keeps his key for longer, so that
+	// a hint about him is never taken for one about what has ended.
+	tellWithin = 500 * time.Millisecond
 	// hintStep is how often waiting hints are looked through.
 	hintStep = 25 * time.Millisecond
 	// hintsHeld bounds the hints that wait. More are dropped: what they are
@@ -224,14 +228,17 @@ func (h *hints) act(ctx context.Context, due []hint) {
 			ended = append(ended, of[i])
 		}
 	}
-	h.tell(ctx, ended)
+	h.tell(ctx, ended, began)
 }
 
-// tell has the other servers forget hints about what this one has ended. With
-// each of them looking by itself, what runs out would cost Redis the more, the
-// more servers there are. Who misses it looks, and finds nothing.
-func (h *hints) tell(ctx context.Context, ended []hint) {
-	if len(ended) == 0 {
+// tell has the other servers forget hints about what this one has ended since
+// then. With each of them looking by itself, what runs out would cost Redis the
+// more, the more servers there are. Who misses it looks, and finds nothing: so
+// it is left alone where it comes too late.
+func (h *hints) tell(ctx context.Context, ended []hint, since time.Time) {
+	ctx, cancel := context.WithDeadline(ctx, since.Add(tellWithin))
+	defer cancel()
+	if len(ended) == 0 || ctx.Err() != nil {
 		return
 	}
 	var note strings.Builder
@@ -244,9 +251,9 @@ func (h *hints) tell(ctx context.Context, ended []hint) {
 }
 
 // told takes in what another server, or this one, has told. What it names has
-// ended: a hint that waits is of before, or of an entry that began and ran out
-// within the milliseconds since, which a lease sees to at the latest. It does
-// not block.
+// ended: a hint that waits is of before (see tellWithin), or of a state that
+// began and ran out in the moment since, which ends with its entry at the
+// latest. It does not block.
 func (h *hints) told(note string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -77,3 +77,25 @@ func TestHintsForgetWhatOthersEnded(t *testing.T) {
 		require.Zero(t, waiting())
 	}, meshtest.WithoutExpiredEvents())
 }
+
+// A note that comes late may meet a hint about who has joined anew and run out
+// since: whoever was held up after it looked says nothing.
+func TestHintsAreNotToldLate(t *testing.T) {
+	t.Parallel()
+	embedded(t, func(t *testing.T, w *world) {
+		from, to := w.server().n.hints, w.server().n.hints
+		waiting := func() (n int) {
+			to.mu.Lock()
+			defer to.mu.Unlock()
+			return len(to.waiting)
+		}
+		ended := []hint{{expiredConn, "room", "c1"}}
+		to.add(expiredConn, "room", "c1")
+		from.tell(t.Context(), ended, time.Now().Add(-tellWithin))
+		w.sleep(time.Millisecond)
+		require.Equal(t, 1, waiting())
+		from.tell(t.Context(), ended, time.Now().Add(time.Millisecond-tellWithin))
+		w.sleep(0)
+		require.Zero(t, waiting())
+	}, meshtest.WithoutExpiredEvents())
+}

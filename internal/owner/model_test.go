@@ -200,7 +200,7 @@ func (m *model) fault() {
 		if rng.IntN(100) >= share {
 			return x
 		}
-		switch rng.IntN(4) {
+		switch rng.IntN(5) {
 		case 0:
 			x.never = true
 		case 1:
@@ -209,6 +209,8 @@ func (m *model) fault() {
 			x.late = time.Millisecond + upTo(3*time.Second)
 		case 3:
 			x.before, x.lost = upTo(1800*time.Millisecond), rng.IntN(2) > 0
+		case 4:
+			x.half = true
 		}
 		return x
 	})

@@ -521,9 +521,12 @@ func TestOpRefusedAlone(t *testing.T) {
 	for _, broken := range []struct {
 		name string
 		key  func(Keys) string
+		mine string
 	}{
-		{"members", func(k Keys) string { return k.Members("bad") }},
-		{"seq", func(k Keys) string { return k.Seq("bad") }},
+		{"members", func(k Keys) string { return k.Members("bad") }, "mine"},
+		{"seq", func(k Keys) string { return k.Seq("bad") }, "mine"},
+		{"seq that counts nothing", func(k Keys) string { return k.Seq("bad") }, "mine 7x too"},
+		{"seq without an epoch", func(k Keys) string { return k.Seq("bad") }, "7 8"},
 	} {
 		t.Run(broken.name, func(t *testing.T) {
 			t.Parallel()
@@ -531,7 +534,7 @@ func TestOpRefusedAlone(t *testing.T) {
 				w.ok("I", join("good", "b", "b1"), join("bad", "b", "x1"), join("bad", "d", "x2"))
 				key := broken.key(w.keys)
 				require.NoError(w, w.rdb.Del(w.Context(), key).Err())
-				require.NoError(w, w.rdb.Set(w.Context(), key, "mine", 0).Err())
+				require.NoError(w, w.rdb.Set(w.Context(), key, broken.mine, 0).Err())
 				w.listen()
 				held := w.dump()
 				state := func(room, entry string) Op {

@@ -240,6 +240,7 @@ local function rejoin(mark, conn, entry, attrs, meta, left, state, stateLeft, co
     owned[indexed(conn, entry)] = true
     return sized(0)
   end
+  owned[indexed(conn, entry)] = true
   if by == mine then
     owned[indexed(conn, id)] = false
   else
@@ -255,7 +256,6 @@ local function rejoin(mark, conn, entry, attrs, meta, left, state, stateLeft, co
     call('DEL', connKey)
   end
   setState(stateKey, state, stateLeft)
-  owned[indexed(conn, entry)] = true
   publish('R', '.', conn, record)
   return sized(0)
 end
@@ -284,9 +284,10 @@ local function join(mark, conn, entry, attrs, meta, left, state, stateLeft, conn
   if failed(new) then
     return '! ' .. new.err
   end
+  advance(mark, next)
+  owned[indexed(conn, entry)] = true
   sized(1)
   count(mine, 1)
-  advance(mark, next)
   if connKey then
     if left ~= '0' then
       call('SET', connKey, entry, 'PX', left)
@@ -295,7 +296,6 @@ local function join(mark, conn, entry, attrs, meta, left, state, stateLeft, conn
       setState(stateKey, state, stateLeft)
     end
   end
-  owned[indexed(conn, entry)] = true
   publish('J', '.', conn, record)
   return size
 end
@@ -411,20 +411,24 @@ local function perform(name)
 end
 
 local reply, answers = {}, 0
-local size = #args
-while ai <= size do
-  local out, used, touched = perform(args[ai])
-  if out then
-    answers = answers + 1
-    reply[answers] = out
-    if type(out) == 'number' then
+
+local function performAll()
+  local size = #args
+  while ai <= size do
+    local out, used, touched = perform(args[ai])
+    if out then
       answers = answers + 1
-      reply[answers] = position or ''
+      reply[answers] = out
+      if type(out) == 'number' then
+        answers = answers + 1
+        reply[answers] = position or ''
+      end
     end
+    ai, ki = ai + 1 + used, ki + touched
   end
-  ai, ki = ai + 1 + used, ki + touched
 end
-finish(keys[3])
+
+local stopped = attempt(performAll, keys[3])
 local come, go = {}, {}
 for name, there in pairs(owned) do
   if there then
@@ -435,4 +439,4 @@ for name, there in pairs(owned) do
 end
 spread('SADD', keys[2], come)
 spread('SREM', keys[2], go)
-return reply
+return stopped or reply

@@ -116,12 +116,18 @@ local function enter(name, membersKey, channels)
   epoch, moved, home, size, before = nil, false, nil, nil, nil
 end
 
--- finish writes what has been collected.
-local function finish(roomsKey)
+-- attempt does the work of a call and then writes what has been collected. That
+-- it does also where Redis stops the work in its midst, as it does when the user
+-- has lost a right: what has been changed must not stand under a position that
+-- nobody misses, nor the number of what has been told be given again. Returns
+-- what Redis said then, as the script's reply: raised, it would be in other words.
+local function attempt(work, roomsKey)
+  local fine, why = pcall(work)
   settle()
   spread('MSET', nil, standing)
   spread('SADD', roomsKey, filled)
   spread('SREM', roomsKey, emptied)
+  return not fine and { err = why }
 end
 
 -- stand makes sure that it is known where the room at hand stands (fresh: the
@@ -141,11 +147,11 @@ local function stand(fresh)
     return nil
   end
   local i = find(p, ' ', 1, true) or 0
-  local j = find(p, ' ', i + 1, true) or 0
-  local k = find(p, ' ', j + 1, true) or #p + 1
-  if j == 0 or find(p, '^%d', i + 1) ~= i + 1 then
+  local _, j = find(p, '^%d+ ', i + 1)
+  if i == 0 or not j then
     return ODD
   end
+  local k = find(p, ' ', j + 1, true) or #p + 1
   epoch, seq, tag, position, homes = sub(p, 1, i - 1), sub(p, i + 1, j - 1), sub(p, j + 1, k - 1), sub(p, 1, k - 1), sub(p, k)
 end
 
@@ -200,12 +206,12 @@ end
 -- remove ends an entry of the room at hand that is known to be there, with the
 -- keys of its own, where it has any.
 local function remove(conn, entry, inc, connKey, stateKey, mark, cause)
+  advance(mark)
   call('HDEL', members, conn)
   if connKey then
     call('DEL', connKey, stateKey)
   end
   sized(-1)
   count(inc, -1)
-  advance(mark)
   publish('L', cause, conn, entry .. inc .. BARE .. seq .. '\n')
 end

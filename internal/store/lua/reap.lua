@@ -103,20 +103,24 @@ end
 local total = tonumber(args[5])
 readPositions(2, total)
 local reply = {}
-local ki, ai = 2 + total, 6
-while ai <= #args do
-  if args[ai] == 'R' then
-    enter(args[ai + 1], keys[ki], channels)
-    ki, ai = ki + 1, ai + 2
-  elseif args[ai] == 'I' then
-    leaveIndex()
-    ownedKey, fenceKey, fenced = keys[ki], keys[ki + 1], nil
-    ki, ai = ki + 2, ai + 1
-  else
-    reply[#reply + 1] = judge(args[ai], args[ai + 1], args[ai + 2], args[ai + 3], keys[ki], keys[ki + 1])
-    ki, ai = ki + 2, ai + 4
+
+local function judgeAll()
+  local ki, ai = 2 + total, 6
+  while ai <= #args do
+    if args[ai] == 'R' then
+      enter(args[ai + 1], keys[ki], channels)
+      ki, ai = ki + 1, ai + 2
+    elseif args[ai] == 'I' then
+      leaveIndex()
+      ownedKey, fenceKey, fenced = keys[ki], keys[ki + 1], nil
+      ki, ai = ki + 2, ai + 1
+    else
+      reply[#reply + 1] = judge(args[ai], args[ai + 1], args[ai + 2], args[ai + 3], keys[ki], keys[ki + 1])
+      ki, ai = ki + 2, ai + 4
+    end
   end
 end
-finish(keys[1])
+
+local stopped = attempt(judgeAll, keys[1])
 leaveIndex()
-return reply
+return stopped or reply
