@@ -87,11 +87,12 @@ func (l *lane) run() {
 }
 
 // full reports whether enough is queued to fill a batch: to wait for more would
-// not make it larger.
+// not make it larger. While batches fail nothing is taken ahead: what has been
+// taken counts as tried, and sweep cannot let go of it.
 func (l *lane) full() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.queue.n >= store.MaxOps
+	return l.queue.n >= l.o.most && l.down.IsZero()
 }
 
 // ahead takes a batch while another one flies; nil: there is none to be taken.
@@ -114,7 +115,7 @@ func (l *lane) stillGood(b *batch) *batch {
 	return nil
 }
 
-// take moves items from the queue into a batch of at most MaxOps and MaxBytes,
+// take moves items from the queue into a batch of at most Owner.most ops and MaxBytes,
 // but for those of the one that flies (nil: none does). An item without a
 // difference is dropped from the queue. It returns nil, and ends the run under
 // the lock that offer takes, where nothing is left and none flies.
@@ -142,7 +143,7 @@ func (l *lane) take(flying *flight) *batch {
 		for n := 1; ok; n++ {
 			b.add(it, op)
 			size += op.Size()
-			if full = len(b.ops) == store.MaxOps || size >= store.MaxBytes; full || n == together {
+			if full = len(b.ops) == l.o.most || size >= store.MaxBytes; full || n == together {
 				break
 			}
 			op, ok = it.next(b.inc, &b.ops[len(b.ops)-1])
@@ -172,7 +173,7 @@ func (l *lane) begin() *batch {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.number++
-	room := min(l.queue.n, store.MaxOps)
+	room := min(l.queue.n, l.o.most)
 	return &batch{
 		number: l.number, inc: inc, at: time.Now(), items: make([]item, 0, room), ops: make([]store.Op, 0, room),
 	}

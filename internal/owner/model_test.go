@@ -45,6 +45,9 @@ func TestModel(t *testing.T) {
 					rig: r, rng: rand.New(rand.NewPCG(uint64(seed), 7)), lives: 1,
 					conns: make(map[string]*Conn), rooms: make(map[string]map[string]bool),
 				}
+				if seed%2 == 1 {
+					r.most = 3 // so that much is taken ahead
+				}
 				r.rule("short", 2*time.Second)
 				r.rule("long", 6*time.Second)
 				r.pace("b", 200*time.Millisecond)

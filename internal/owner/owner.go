@@ -79,6 +79,7 @@ type Owner struct {
 	cfg   Config
 	born  time.Time // base of the monotonic readings in Conn.seen
 	lanes []*lane
+	most  int // ops of a batch
 
 	stop    context.Context // ends when lanes must give up
 	giveUp  context.CancelFunc
@@ -144,6 +145,7 @@ func New(cfg Config) *Owner {
 	o := &Owner{
 		log:       limit.NewLog(cfg.Logger),
 		cfg:       cfg,
+		most:      store.MaxOps,
 		born:      time.Now(),
 		lastAudit: time.Now(),
 		conns:     make(map[string]*Conn),
