@@ -87,8 +87,8 @@ func (s *Socket) flush(f *flusher) {
 		s.writer.Done()
 		return
 	}
-	if f.job.pieces() != nil { // long: it would have to wait
-		s.writeAlone(f, s.writeJob)
+	if pieces := f.job.pieces(); pieces != nil { // long: it would have to wait
+		s.writeAlone(f, func() error { return s.writeBytes(pieces) })
 		return
 	}
 	err := f.job.encode(f.buf)
@@ -97,7 +97,7 @@ func (s *Socket) flush(f *flusher) {
 		if n, err = f.try.try(s.gate.raw, *f.buf); err == nil && n < len(*f.buf) {
 			buf := f.buf
 			f.buf = buffers.Get().(*[]byte)
-			s.writeAlone(f, func(*job) error {
+			s.writeAlone(f, func() error {
 				defer release(buf)
 				return s.writeBytes(net.Buffers{(*buf)[n:]})
 			})
@@ -118,12 +118,12 @@ func (s *Socket) flush(f *flusher) {
 // writeAlone has a writer of the socket's own write what the network does not
 // take at once, and then the rest of the queue. It is the writer that was
 // counted.
-func (s *Socket) writeAlone(f *flusher, write func(j *job) error) {
+func (s *Socket) writeAlone(f *flusher, write func() error) {
 	j := f.job
 	f.job = job{}
 	go func() { // counted: finish waits for it
 		defer s.writer.Done()
-		s.written(&j, write(&j))
+		s.written(&j, write())
 		s.write(&j)
 	}()
 }

@@ -2,6 +2,7 @@ package socket
 
 import (
 	"log/slog"
+	"time"
 
 	"github.com/gorilla/websocket"
 
@@ -44,5 +45,18 @@ func (g *Group) Counts() Counts { return g.stats.Counts() }
 // read or written before Run; frames sent earlier are queued, so that they come
 // first.
 func (g *Group) New(conn *websocket.Conn, handler Handler) *Socket {
-	return newSocket(g, conn, handler)
+	now := time.Now()
+	s := &Socket{
+		group:        g,
+		cfg:          &g.cfg,
+		conn:         conn,
+		handler:      handler,
+		begun:        now,
+		commandLimit: limit.NewBucket(now, g.cfg.CommandsPerSecond, burstSeconds),
+		frameLimit:   limit.NewBucket(now, floodFactor*g.cfg.CommandsPerSecond, burstSeconds),
+	}
+	if conn != nil {
+		s.gate, _ = conn.NetConn().(*gate)
+	}
+	return s
 }

@@ -1,8 +1,6 @@
 package socket
 
 import (
-	"github.com/gorilla/websocket"
-
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
@@ -50,7 +48,7 @@ func (it *item) append(dst []byte) []byte {
 	if it.foreign != nil {
 		return wire.AppendMessage(dst, it.foreign.kind, it.foreign.data)
 	}
-	return wire.AppendMessage(dst, websocket.TextMessage, it.frame.Bytes())
+	return it.frame.AppendMessage(dst)
 }
 
 // member names whose state an update carries.

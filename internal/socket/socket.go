@@ -193,24 +193,6 @@ type Socket struct {
 	cut        *clock.Timer  // nil until the connection ends
 }
 
-// newSocket is Group.New.
-func newSocket(g *Group, conn *websocket.Conn, handler Handler) *Socket {
-	now := time.Now()
-	s := &Socket{
-		group:        g,
-		cfg:          &g.cfg,
-		conn:         conn,
-		handler:      handler,
-		begun:        now,
-		commandLimit: limit.NewBucket(now, g.cfg.CommandsPerSecond, burstSeconds),
-		frameLimit:   limit.NewBucket(now, floodFactor*g.cfg.CommandsPerSecond, burstSeconds),
-	}
-	if conn != nil {
-		s.gate, _ = conn.NetConn().(*gate)
-	}
-	return s
-}
-
 // stats counts what happens.
 func (s *Socket) stats() *Stats { return &s.group.stats }
 

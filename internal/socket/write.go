@@ -292,15 +292,15 @@ func (j *job) encode(buf *[]byte) error {
 	case j.due == duePong:
 		dst = wire.AppendMessage(dst, websocket.PongMessage, j.pong)
 	case j.due == dueLatencyRequest:
-		dst = wire.AppendMessage(dst, websocket.TextMessage, wire.LatencyRequest().Bytes())
+		dst = wire.LatencyRequest().AppendMessage(dst)
 	case j.due == dueLatency:
 		f, err := wire.Push(wire.PushLatency, j.rtt.Milliseconds())
 		if err != nil {
 			return err
 		}
-		dst = wire.AppendMessage(dst, websocket.TextMessage, f.Bytes())
+		dst = f.AppendMessage(dst)
 	default:
-		dst = wire.AppendMessage(dst, websocket.TextMessage, wire.Ping().Bytes())
+		dst = wire.Ping().AppendMessage(dst)
 	}
 	*buf = dst
 	return nil

@@ -95,6 +95,12 @@ func (f *Frame) Pieces() [][]byte {
 	return append([][]byte{head}, f.rest...)
 }
 
+// AppendMessage appends the frame as a WebSocket message, see the function
+// AppendMessage.
+func (f *Frame) AppendMessage(dst []byte) []byte {
+	return f.append(appendHeader(dst, websocket.TextMessage, f.Size()))
+}
+
 // AppendMessage appends a WebSocket message as a server sends it: one frame,
 // neither masked nor compressed (RFC 6455, section 5.2). kind is that of the
 // websocket package.
