@@ -12,6 +12,8 @@ import (
 
 var watching = flag.Int("watching", 20, "`members` of BenchmarkCursors that watch")
 
+var cursors = newJob("cursors", load.Cursors)
+
 // BenchmarkCursors is 500 members of one room who move their cursors, 30 states
 // a second each: as they come, and with an interval of 200 ms between those of
 // a member. What each watcher is told is beside the bound of members/interval.
@@ -23,9 +25,9 @@ func BenchmarkCursors(b *testing.B) {
 			for b.Loop() {
 				server, addr := serve(b, peer.Config{Kind: peer.Mesh, Redis: redisOf(b, peer.Mesh), StateInterval: interval})
 				before := server.do(order{Memory: true}).Memory
-				r := start(b, "load").do(order{Cursors: &load.CursorsConfig{
+				r := cursors.on(start(b, "load"), load.CursorsConfig{
 					Addr: addr, Publishers: members, Watchers: *watching, PerSecond: perSecond, Seconds: seconds,
-				}}).Cursors
+				})
 				after := server.do(order{Memory: true}).Memory
 				rate = append(rate, float64(r.Frames)/float64(*watching)/r.Seconds)
 				late, lost = append(late, r.Slowest*1e3), append(lost, float64(r.Missing))

@@ -11,7 +11,7 @@ import (
 )
 
 // cpuTime is the processor time that a process has taken, in seconds.
-var cpuTime = newJob("processor time", func(struct{}) (float64, error) { return processorTime(), nil })
+var cpuTime = newJob("processor time", func(struct{}) (float64, error) { return peer.ProcessorTime(), nil })
 
 // BenchmarkSocketJoins is joins through the socket into rooms of 50, each
 // answered with members and metadata, and the leaving again: 64 connections,

@@ -40,12 +40,12 @@ func BenchmarkManager(b *testing.B) {
 			library: libraryManager, raw: rawPipelines, simple: simplePipelines, other: centrifugeManager,
 		} {
 			client := redistest.Start(b).Client(b)
-			before := processorTime()
+			before := peer.ProcessorTime()
 			perSecond := run(b, client)
 			ops := perSecond * during.Seconds()
 			rounds[k] = append(rounds[k], perSecond)
 			cpu[k] = append(cpu[k], usage(b, client).CPU*1e6/ops)
-			own[k] = append(own[k], (processorTime()-before)*1e6/ops)
+			own[k] = append(own[k], (peer.ProcessorTime()-before)*1e6/ops)
 		}
 	}
 	for _, k := range kinds {

@@ -43,7 +43,6 @@ type order struct {
 	Fanout  *load.FanoutConfig
 	Joins   *load.JoinsConfig
 	Hold    *load.HoldConfig
-	Cursors *load.CursorsConfig
 	Memory  bool
 	Profile string // write a CPU profile there until the process ends
 	Heap    string // write a heap profile there
@@ -53,13 +52,12 @@ type order struct {
 
 // report is the answer to an order.
 type report struct {
-	Err     string
-	Addr    string
-	Fanout  load.FanoutResult
-	Joins   load.JoinsResult
-	Cursors load.CursorsResult
-	Memory  peer.Memory
-	Result  json.RawMessage // of a job
+	Err    string
+	Addr   string
+	Fanout load.FanoutResult
+	Joins  load.JoinsResult
+	Memory peer.Memory
+	Result json.RawMessage // of a job
 }
 
 // obey carries out orders until the parent is gone.
@@ -84,8 +82,6 @@ func obey(in io.Reader, out io.Writer) int {
 			r.Fanout, err = load.Fanout(*o.Fanout)
 		case o.Joins != nil:
 			r.Joins, err = load.Joins(*o.Joins)
-		case o.Cursors != nil:
-			r.Cursors, err = load.Cursors(*o.Cursors)
 		case o.Hold != nil:
 			if held != nil {
 				held.Close()

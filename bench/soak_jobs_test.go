@@ -3,7 +3,6 @@ package bench
 import (
 	"context"
 	"errors"
-	"syscall"
 	"time"
 
 	"github.com/meshpresence/mesh"
@@ -42,7 +41,7 @@ var (
 	lookSoak = newJob("soak look", func(bool) (s soakServer, err error) {
 		s.Memory, err = peer.ReadMemory()
 		s.Stats = member.Server.Stats()
-		s.CPU = processorTime()
+		s.CPU = peer.ProcessorTime()
 		return s, err
 	})
 
@@ -56,16 +55,7 @@ var (
 		if soaking == nil {
 			return soakClients{}, errors.New("no soak")
 		}
-		return soakClients{SoakCounts: soaking.Counts(), CPU: processorTime()}, nil
+		return soakClients{SoakCounts: soaking.Counts(), CPU: peer.ProcessorTime()}, nil
 	})
 	stopSoak = newJob("soak stop", func(bool) (bool, error) { soaking.Stop(); return true, nil })
 )
-
-// processorTime is what this process has used so far, in seconds.
-func processorTime() float64 {
-	var u syscall.Rusage
-	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {
-		return 0
-	}
-	return time.Duration(u.Utime.Nano() + u.Stime.Nano()).Seconds()
-}

@@ -98,14 +98,20 @@ func ReadMemory() (Memory, error) {
 	}
 	var m runtime.MemStats
 	runtime.ReadMemStats(&m)
-	var used syscall.Rusage
-	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &used); err != nil {
-		return Memory{}, err
-	}
-	out := Memory{CPU: time.Duration(used.Utime.Nano() + used.Stime.Nano()).Seconds(), Heap: int(m.HeapAlloc), Stacks: int(m.StackInuse), Goroutines: runtime.NumGoroutine()}
+	out := Memory{CPU: ProcessorTime(), Heap: int(m.HeapAlloc), Stacks: int(m.StackInuse), Goroutines: runtime.NumGoroutine()}
 	if f := strings.Fields(string(statm)); len(f) > 1 {
 		pages, _ := strconv.Atoi(f[1])
 		out.RSS = pages * os.Getpagesize()
 	}
 	return out, nil
+}
+
+// ProcessorTime is what this process has used so far, in seconds; 0: the system
+// does not say.
+func ProcessorTime() float64 {
+	var u syscall.Rusage
+	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {
+		return 0
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano()).Seconds()
 }
