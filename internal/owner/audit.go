@@ -266,7 +266,7 @@ func (o *Owner) endStray(l *lane, ref store.OwnedRef) {
 	if ref.Room == "" {
 		op = store.Op{Kind: store.OpDisconnect, Conn: ref.Conn}
 	}
-	l.offer(&stray{o: o, ref: ref, op: op})
+	l.offer(&stray{o: o, ref: ref, op: op}, background)
 }
 
 // writeMissing writes what had been written before the audit began and was
@@ -277,7 +277,7 @@ func (c *Conn) writeMissing(l *lane, inc string, seen map[store.OwnedRef]struct{
 	if _, ok := seen[store.OwnedRef{Conn: c.id}]; !ok && c.reg.written && c.reg.lane() == l && c.reg.incarnation == inc &&
 		c.reg.writtenAt.Before(began) {
 		c.reg.forgetWritten()
-		c.reg.offer()
+		c.reg.offer(background)
 	}
 	if c.reg.written && c.reg.lane() == l && c.reg.incarnation == inc {
 		held++
@@ -305,7 +305,7 @@ func (o *Owner) verify(l *lane) {
 		for _, e := range c.entries {
 			if e.lane == l && e.want && e.written {
 				e.refresh, e.stateWritten, e.metaWritten = true, 0, 0
-				l.offer(e)
+				l.offer(e, background)
 			}
 		}
 		c.mu.Unlock()
@@ -342,7 +342,7 @@ func (c *Conn) rewriteMeta(stands store.MetaValue) {
 	defer c.mu.Unlock()
 	if c.reg.written && (stands.Owner == "" || stands.Version < c.metaVersion) {
 		c.reg.forgetWritten()
-		c.reg.offer()
+		c.reg.offer(background)
 	}
 }
 

@@ -117,7 +117,7 @@ func (c *Conn) SetMeta(version uint64, meta []byte) {
 		c.metaVersion, c.meta = version, meta
 		for _, e := range c.entries {
 			if e.want {
-				e.changed()
+				e.changed(asked)
 			}
 		}
 	}
@@ -151,7 +151,7 @@ func (c *Conn) Flush(ctx context.Context) error {
 	for _, e := range c.entries {
 		if e.want {
 			all = append(all, e.wait())
-			e.lane.offer(e)
+			e.lane.offer(e, asked)
 		}
 	}
 	c.mu.Unlock()
@@ -190,7 +190,7 @@ func (c *Conn) Join(ctx context.Context, room string) (Joined, error) {
 		c.ttlChanged()
 	}
 	w := e.wait()
-	e.lane.offer(e)
+	e.lane.offer(e, asked)
 	c.mu.Unlock()
 	if err := w.Await(ctx); err != nil {
 		return Joined{}, err
@@ -210,9 +210,9 @@ func (c *Conn) Leave(ctx context.Context, room string, cause store.Cause) (bool,
 	var w Write
 	if in {
 		e.wake() // asleep: it had left already, and now it will not come back
-		e.leave(cause)
+		e.leave(cause, asked)
 		w = e.wait()
-		e.lane.offer(e)
+		e.lane.offer(e, asked)
 	}
 	c.mu.Unlock()
 	if c.waking.Load() {
@@ -274,8 +274,8 @@ func (c *Conn) Close(cause store.Cause) {
 	c.closed = true
 	for _, e := range c.entries {
 		e.wake()
-		e.leave(cause)
-		e.lane.offer(e) // also one that slept: it has nothing to write but itself to remove
+		e.leave(cause, routine)
+		e.lane.offer(e, routine) // also one that slept: it has nothing to write but itself to remove
 	}
 	c.closeIfOver()
 }
@@ -292,7 +292,7 @@ func (c *Conn) isClosed() bool {
 // closeIfOver: the registration goes when the last entry has gone.
 func (c *Conn) closeIfOver() {
 	if c.closed && len(c.entries) == 0 {
-		c.reg.offer()
+		c.reg.offer(routine)
 	}
 }
 
@@ -307,7 +307,7 @@ func (c *Conn) retime() {
 			}
 			e.ttl, e.refresh = ttl, true
 			e.armLife()
-			e.changed()
+			e.changed(e.restoring())
 		}
 	}
 	c.ttlChanged()
@@ -323,7 +323,7 @@ func (c *Conn) reborn(stalled bool) {
 			// Also one that the lane was quick to write anew already. Whoever
 			// waits is not told that a state has been set that ends here.
 			e.answer(e.rev, ErrUnavailable)
-			e.leave(store.CauseSilent)
+			e.leave(store.CauseSilent, routine)
 			e.sleep()
 		case e.tried && e.incarnation == inc:
 			// Written anew already, or about to be.
@@ -334,7 +334,7 @@ func (c *Conn) reborn(stalled bool) {
 	if c.reg.incarnation != inc {
 		c.reg.written = false
 	}
-	c.reg.offer()
+	c.reg.offer(background)
 	c.mu.Unlock()
 	if stalled && c.link != nil {
 		c.link.PingNow()

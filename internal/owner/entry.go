@@ -62,9 +62,18 @@ type entry struct {
 func newEntryID() string { return rand.Text()[:16] }
 
 // changed marks a difference and offers the entry to its lane. Conn.mu is held.
-func (e *entry) changed() {
+func (e *entry) changed(u urgency) {
 	e.rev++
-	e.lane.offer(e)
+	e.lane.offer(e, u)
+}
+
+// restoring is how soon something has to be written that Redis had held. A key
+// with a short TTL would expire while it waits in a long backlog.
+func (e *entry) restoring() urgency {
+	if e.ttl > 0 && e.ttl <= shortTTL {
+		return timed
+	}
+	return background
 }
 
 // join makes the entry wanted. Conn.mu is held.
@@ -76,7 +85,7 @@ func (e *entry) join() {
 	e.since = time.Since(e.c.o.born)
 	e.c.o.enter(e)
 	e.armLife()
-	e.changed()
+	e.changed(asked)
 }
 
 // obey asks the rules what they say about the room. Conn.mu is held.
@@ -94,7 +103,7 @@ func (e *entry) mint() {
 }
 
 // leave ends the entry. Conn.mu is held.
-func (e *entry) leave(cause store.Cause) {
+func (e *entry) leave(cause store.Cause, u urgency) {
 	if !e.want {
 		return
 	}
@@ -108,7 +117,7 @@ func (e *entry) leave(cause store.Cause) {
 	}
 	e.stated = e.state.data != nil || e.stateWritten < e.state.version
 	e.over()
-	e.changed()
+	e.changed(u)
 }
 
 // over: the entry is not present any more, and its state ends with it.
@@ -136,7 +145,7 @@ func (e *entry) forgetWritten() {
 func (e *entry) rejoin() {
 	e.mint()
 	e.c.o.stats.rejoined.Add(1)
-	e.changed()
+	e.changed(e.restoring())
 }
 
 func (e *entry) conn() *Conn { return e.c }
@@ -269,7 +278,7 @@ func (e *entry) done(op store.Op, res store.OpResult) {
 	}
 	switch { // what changed meanwhile
 	case e.differs():
-		e.lane.offer(e)
+		e.lane.offerAgain(e)
 	case !e.want:
 		e.settle()
 	}
@@ -362,5 +371,5 @@ func (e *entry) later() {
 	if e.retry == nil {
 		e.retry = new(clock.Timer)
 	}
-	e.c.o.cfg.Wheel.Schedule(e.retry, retryAfter, func() { e.lane.offer(e) })
+	e.c.o.cfg.Wheel.Schedule(e.retry, retryAfter, func() { e.lane.offerAgain(e) })
 }

@@ -120,10 +120,10 @@ func (l *lane) stillGood(b *batch) *batch {
 // difference is dropped from the queue. It returns nil, and ends the run under
 // the lock that offer takes, where nothing is left and none flies.
 func (l *lane) take(flying *flight) *batch {
-	b, size := l.begin(), 0
+	b, size, patient := l.begin(), 0, 0
 	var again []item
 	for {
-		it, last := l.pop(b, flying == nil && len(again) == 0)
+		it, u, last := l.pop(b, patient < l.o.portion, flying == nil && len(again) == 0)
 		if it == nil {
 			break
 		}
@@ -143,6 +143,9 @@ func (l *lane) take(flying *flight) *batch {
 		for n := 1; ok; n++ {
 			b.add(it, op)
 			size += op.Size()
+			if !u.pressing() {
+				patient++
+			}
 			if full = len(b.ops) == l.o.most || size >= store.MaxBytes; full || n == together {
 				break
 			}
@@ -156,8 +159,7 @@ func (l *lane) take(flying *flight) *batch {
 	defer l.mu.Unlock()
 	for _, it := range again {
 		if !it.mark().queued {
-			it.mark().queued = true
-			l.queue.push(it)
+			l.enqueue(it, it.mark().urgency)
 		}
 	}
 	if len(b.ops) == 0 {
@@ -179,19 +181,20 @@ func (l *lane) begin() *batch {
 	}
 }
 
-// pop takes the next item off the queue; where there is none and nothing was
-// taken before it also ends the run, if it may.
-func (l *lane) pop(b *batch, mayEnd bool) (it item, last bool) {
+// pop takes the next item off the queue (all: also one that is not pressing)
+// with its urgency. If there is none and nothing was taken before, it also ends
+// the run, if it may.
+func (l *lane) pop(b *batch, all, mayEnd bool) (it item, u urgency, last bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if it = l.queue.pop(); it == nil {
+	if it = l.queue.pop(all); it == nil {
 		if mayEnd && len(b.ops) == 0 {
 			l.running = false
 		}
-		return nil, true
+		return nil, 0, true
 	}
 	it.mark().queued = false
-	return it, l.queue.n == 0
+	return it, it.mark().urgency, l.queue.n == 0
 }
 
 // send has the store commit a batch (nil: there is none), and waits for it

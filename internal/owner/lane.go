@@ -25,8 +25,9 @@ type item interface {
 
 // mark is what a lane keeps of an item.
 type mark struct {
-	queued bool
-	number uint64 // of the last batch that it was taken for; of the lane's run alone
+	queued  bool
+	urgency urgency // with which it waits, or was taken the last time
+	number  uint64  // of the last batch that it was taken for; of the lane's run alone
 }
 
 // lane writes the items of one bucket, one batch at a time (flight.go): callers
@@ -35,8 +36,9 @@ type mark struct {
 type lane struct {
 	o      *Owner
 	bucket int
+	swept  time.Time // when items that are over were last let go; of the lane's run alone
 
-	mu      sync.Mutex // guards the fields below, and mark.queued
+	mu      sync.Mutex // guards the fields below, mark.queued and mark.urgency
 	queue   queue
 	running bool
 	closed  bool
@@ -60,19 +62,42 @@ type lane struct {
 	busy     int  // heartbeats in a row at which there was no comparing
 }
 
-// offer queues an item that may have something to write.
-func (l *lane) offer(it item) {
+// offer queues an item that may have something to write. One that waits already
+// keeps the higher of the two urgencies.
+func (l *lane) offer(it item, u urgency) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed || it.mark().queued {
+	m := it.mark()
+	if l.closed {
 		return
 	}
-	it.mark().queued = true
-	l.queue.push(it)
+	if m.queued {
+		if u < m.urgency {
+			l.queue.move(it, m.urgency, u)
+			m.urgency = u
+		}
+		return
+	}
+	l.enqueue(it, u)
 	if !l.running {
 		l.running = true
 		l.o.workers.Go(l.run)
 	}
+}
+
+// offerAgain queues an item of which a batch did not write everything.
+func (l *lane) offerAgain(it item) {
+	l.mu.Lock()
+	u := it.mark().urgency
+	l.mu.Unlock()
+	l.offer(it, u)
+}
+
+// enqueue puts an item that is not queued into the queue. l.mu is held.
+func (l *lane) enqueue(it item, u urgency) {
+	m := it.mark()
+	m.queued, m.urgency = true, u
+	l.queue.push(it, u)
 }
 
 func (l *lane) close() {
@@ -156,9 +181,16 @@ func (l *lane) back(b *batch) {
 	l.queue.back(back)
 }
 
+// sweepEvery is how often items that are over are looked for while Redis is away.
+const sweepEvery = time.Second
+
 // sweep lets go of queued items that are over: while Redis is away, clients
 // that come and go must not fill the memory.
 func (l *lane) sweep() {
+	if time.Since(l.swept) < sweepEvery {
+		return // it looks at everything that waits
+	}
+	l.swept = time.Now()
 	l.mu.Lock()
 	queue := l.queue.clear()
 	for _, it := range queue {
@@ -167,7 +199,7 @@ func (l *lane) sweep() {
 	l.mu.Unlock()
 	for _, it := range queue {
 		if it.pending() {
-			l.offer(it)
+			l.offerAgain(it)
 		}
 	}
 }

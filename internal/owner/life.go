@@ -12,6 +12,10 @@ import (
 // late: the frames that came meanwhile are still to be read.
 const afterStall = 300 * time.Millisecond
 
+// shortTTL is the longest TTL of which every refresh is timed. The key of
+// a longer one has seconds left when its refresh begins to wait.
+const shortTTL = 5 * time.Second
+
 // life is what an entry with a TTL needs beside the others.
 type life struct {
 	silence clock.Timer // the owner's clock: ends the entry
@@ -73,8 +77,8 @@ func (e *entry) judge() {
 	}
 	due := time.Since(c.o.born) - e.idle() + e.ttl
 	pending := e.ending
-	e.leave(store.CauseSilent)
-	if e.ending != pending { // an earlier one that is still to be ended keeps its own
+	e.leave(store.CauseSilent, asked) // not timed: of all members of a room at once they would hold up refreshes
+	if e.ending != pending {          // an earlier one that is still to be ended keeps its own
 		e.due = due
 	}
 	e.sleep()
@@ -93,10 +97,15 @@ func (e *entry) keep() {
 		return
 	}
 	e.armRefresh()
-	if e.idle() < e.ttl {
-		e.refresh = true
-		e.lane.offer(e)
+	if e.idle() >= e.ttl {
+		return
 	}
+	u := routine
+	if e.refresh || e.ttl <= shortTTL { // the last one still waits: a third of the key's time is gone
+		u = timed
+	}
+	e.refresh = true
+	e.lane.offer(e, u)
 }
 
 // lapse leaves an entry whose TTL has passed to whoever cleans up; the next
@@ -116,7 +125,7 @@ func (e *entry) unlapse() {
 	e.wake()
 	e.refresh = true
 	e.armLife()
-	e.changed()
+	e.changed(timed)
 }
 
 // armExpiry schedules the end of the state just set. Conn.mu is held.
@@ -170,7 +179,7 @@ func (o *Owner) EndLapsed(ctx context.Context, room string) (int, error) {
 		c.mu.Lock()
 		if e := c.entries[room]; e != nil && e.want && e.ttl > 0 && e.idle() >= e.ttl {
 			e.endedNow = false
-			e.leave(store.CauseSilent)
+			e.leave(store.CauseSilent, asked)
 			e.sleep()
 			ended = append(ended, e.wait())
 		}

@@ -46,7 +46,7 @@ func TestModel(t *testing.T) {
 					conns: make(map[string]*Conn), rooms: make(map[string]map[string]bool),
 				}
 				if seed%2 == 1 {
-					r.most = 3 // so that much is taken ahead
+					r.most, r.portion = 3, 2 // so that much is taken ahead
 				}
 				r.rule("short", 2*time.Second)
 				r.rule("long", 6*time.Second)

@@ -80,6 +80,8 @@ type Owner struct {
 	born  time.Time // base of the monotonic readings in Conn.seen
 	lanes []*lane
 	most  int // ops of a batch
+	// portion is how many of them may be routine or background.
+	portion int
 
 	stop    context.Context // ends when lanes must give up
 	giveUp  context.CancelFunc
@@ -146,11 +148,15 @@ func New(cfg Config) *Owner {
 		log:       limit.NewLog(cfg.Logger),
 		cfg:       cfg,
 		most:      store.MaxOps,
+		portion:   store.MaxOps,
 		born:      time.Now(),
 		lastAudit: time.Now(),
 		conns:     make(map[string]*Conn),
 		rooms:     make(map[string]map[*entry]struct{}),
 		stats:     counters{late: histogram.New(histogram.Lags()...)},
+	}
+	if cfg.Buckets > 1 {
+		o.portion = clusterPortion
 	}
 	// A lifetime begins: lanes write until Stop gives up on them.
 	o.stop, o.giveUp = context.WithCancel(context.Background())
@@ -183,7 +189,7 @@ func (o *Owner) Connect(id string, meta []byte, link Link, known func()) (*Conn,
 	known()
 	o.conns[id] = c
 	o.mu.Unlock()
-	o.lanes[o.cfg.ConnBucket(id)].offer(&c.reg)
+	c.reg.offer(asked)
 	return c, nil
 }
 

@@ -458,7 +458,7 @@ func TestOnceInABatch(t *testing.T) {
 		require.NoError(r, c.Registered(r.Context()))
 		l := &lane{o: r.Owner, running: true} // nobody runs it but this test
 		for _, room := range []string{"x", "y"} {
-			l.offer(&eager{entry: &entry{c: c, room: room}, l: l})
+			l.offer(&eager{entry: &entry{c: c, room: room}, l: l}, asked)
 		}
 		for range 3 {
 			batch := l.take(nil).items
@@ -478,7 +478,7 @@ func (e *eager) next(_ string, after *store.Op) (store.Op, bool) {
 	if after != nil {
 		return store.Op{}, false
 	}
-	e.l.offer(e)
+	e.l.offer(e, asked)
 	return store.Op{}, true
 }
 

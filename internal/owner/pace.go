@@ -44,7 +44,7 @@ func (e *entry) setPaced(s state) {
 	e.state = s
 	e.rev++
 	if !s.held {
-		e.lane.offer(e)
+		e.lane.offer(e, asked)
 	} else if !before.held {
 		e.armPace()
 	}
@@ -113,7 +113,7 @@ func (e *entry) release() {
 		return
 	}
 	e.state.held = false
-	e.lane.offer(e)
+	e.lane.offer(e, asked)
 }
 
 // repace takes another interval. Conn.mu is held.

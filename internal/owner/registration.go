@@ -72,7 +72,7 @@ func (r *registration) done(op store.Op, res store.OpResult) {
 	c := r.c
 	if res.Err != nil {
 		c.o.refused(c.id, res.Err)
-		c.o.cfg.Wheel.Schedule(&c.retry, retryAfter, r.offer)
+		c.o.cfg.Wheel.Schedule(&c.retry, retryAfter, func() { r.lane().offerAgain(r) })
 		return
 	}
 	if op.Kind == store.OpConnect && res.MetaVersion > op.MetaVersion {
@@ -93,7 +93,18 @@ func (r *registration) done(op store.Op, res store.OpResult) {
 			close(r.ready)
 		}
 	}
-	r.offer()
+	if r.differs() {
+		r.lane().offerAgain(r)
+	}
+}
+
+// differs reports whether Redis is not known to hold what it should. Conn.mu is
+// held.
+func (r *registration) differs() bool {
+	if r.c.closed {
+		return len(r.c.entries) == 0
+	}
+	return !r.written
 }
 
 func (r *registration) forgetWritten() {
@@ -105,7 +116,7 @@ func (r *registration) forgetWritten() {
 
 func (r *registration) lane() *lane { return r.c.o.lanes[r.c.o.cfg.ConnBucket(r.c.id)] }
 
-func (r *registration) offer() { r.lane().offer(r) }
+func (r *registration) offer(u urgency) { r.lane().offer(r, u) }
 
 // finish lets go of a connection that is over. Conn.mu is held.
 func (r *registration) finish() {

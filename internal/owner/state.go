@@ -83,7 +83,7 @@ func (e *entry) setState(s state) {
 		e.flow.older = append(e.flow.older, e.state)
 	}
 	e.state = s
-	e.changed()
+	e.changed(asked)
 }
 
 // unwritten returns the state after a version that is to be written next: the

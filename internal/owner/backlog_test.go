@@ -1,0 +1,177 @@
+package owner
+
+import (
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+
+	"github.com/meshpresence/mesh/internal/store"
+)
+
+// crowd is how many connections make a backlog. At crowdCost an op, Redis needs
+// 2.6 s for one change of each: longer than a key with a TTL of a second lasts.
+const (
+	crowd      = 10_000
+	crowdBatch = 16
+	crowdCost  = 200 * time.Microsecond
+	// extra is how much longer an operation may take beside a backlog.
+	extra = 50 * time.Millisecond
+)
+
+// crowded is an owner with a crowd that is at rest, and some connections that
+// are in use.
+type crowded struct {
+	*rig
+	crowd []*Conn
+	few   []*Conn // in rooms with TTLs of 1, 2 and 4 s, touched ten times a second
+	work  sync.WaitGroup
+	over  atomic.Bool
+}
+
+func newCrowded(r *rig) *crowded {
+	r.most, r.portion = crowdBatch, crowdBatch
+	w := &crowded{rig: r}
+	for _, ttl := range []time.Duration{1, 2, 4} {
+		room := fmt.Sprint("ttl", int(ttl))
+		r.rule(room, ttl*time.Second)
+		for i := range 10 {
+			c := r.connect(fmt.Sprint(room, "-", i))
+			r.join(c, room)
+			w.few = append(w.few, c)
+		}
+	}
+	for i := range crowd {
+		w.crowd = append(w.crowd, r.connect(fmt.Sprint("crowd", i)))
+	}
+	w.all(func(c *Conn) { _, _ = c.Join(r.Context(), "hall") })
+	w.work.Wait()
+	r.forgetSaid()
+	r.plan(func(_ int, ops []store.Op) fault {
+		return fault{before: time.Millisecond + time.Duration(len(ops))*crowdCost}
+	})
+	return w
+}
+
+// all does something for each of the crowd, at once.
+func (w *crowded) all(do func(c *Conn)) {
+	for _, c := range w.crowd {
+		w.work.Go(func() { do(c) })
+	}
+}
+
+// use touches the few ten times a second until the test ends. Keys that have
+// expired end their entries, as other servers would have it.
+func (w *crowded) use() {
+	w.work.Go(func() {
+		for range time.Tick(100 * time.Millisecond) {
+			if w.over.Load() {
+				return
+			}
+			for _, c := range w.few {
+				c.Seen()
+			}
+			w.redis.do(w.redis.reap)
+		}
+	})
+}
+
+// watch lets time pass, and returns the longest that a join and a leave of an
+// unrelated connection took.
+func (w *crowded) watch(name string, d time.Duration) (longest time.Duration) {
+	for step := range int(d / (50 * time.Millisecond)) {
+		began := time.Now()
+		room := fmt.Sprint("room", step)
+		c := w.connect(fmt.Sprint(name, step))
+		_, err := c.Join(w.Context(), room)
+		assert.NoError(w, err)
+		longest = max(longest, time.Since(began))
+		began = time.Now()
+		_, err = c.Leave(w.Context(), room, store.CauseLeft)
+		assert.NoError(w, err)
+		longest = max(longest, time.Since(began))
+		c.Close(store.CauseClosed)
+		time.Sleep(max(0, 50*time.Millisecond-time.Since(began)))
+	}
+	return longest
+}
+
+// backlogs are what makes everything be written at once.
+var backlogs = []struct {
+	name string
+	make func(w *crowded)
+}{
+	{"comparison", func(w *crowded) { w.Heartbeat(-1, true) }},
+	{"rebirth", func(w *crowded) {
+		w.reborn("I2", false)
+		w.work.Go(func() { // others clean up after the old incarnation, later
+			time.Sleep(5 * time.Second)
+			w.redis.do(func() { w.redis.bury("I1") })
+		})
+	}},
+	{"mass disconnect", func(w *crowded) {
+		for _, c := range w.crowd {
+			c.Close(store.CauseClosed)
+		}
+	}},
+	{"mass join", func(w *crowded) { w.all(func(c *Conn) { _, _ = c.Join(w.Context(), "yard") }) }},
+	{"mass join of one room each", func(w *crowded) { w.all(func(c *Conn) { _, _ = c.Join(w.Context(), "of "+c.ID()) }) }},
+	{"mass connect", func(w *crowded) {
+		for i := range crowd {
+			w.connect(fmt.Sprint("more", i))
+		}
+	}},
+	{"mass leave", func(w *crowded) { w.all(func(c *Conn) { _, _ = c.Leave(w.Context(), "hall", store.CauseLeft) }) }},
+	{"states of all", func(w *crowded) {
+		w.all(func(c *Conn) { _ = c.PublishState(w.Context(), "hall", []byte("s"), 0, false) })
+	}},
+	{"metadata of all", func(w *crowded) {
+		for _, c := range w.crowd {
+			c.SetMeta(7, []byte("m"))
+		}
+	}},
+	{"other rules", func(w *crowded) {
+		w.rule("hall", 30*time.Second)
+		w.Retime()
+	}},
+	{"redis emptied", func(w *crowded) {
+		w.redis.do(func() {
+			w.redis.flush()
+			w.redis.number[where{0, "I1"}] = 1 << 40 // it has no number to miss
+		})
+		w.reborn("I2", false)
+	}},
+}
+
+// A backlog of work that can wait delays nothing else: keys with a short TTL
+// are refreshed in time, and joins and leaves of others take at most 50 ms more.
+func TestNoBacklogDelaysOthers(t *testing.T) {
+	for _, b := range backlogs {
+		t.Run(b.name, func(t *testing.T) {
+			virtual(t, func(r *rig) {
+				w := newCrowded(r)
+				defer w.over.Store(true)
+				w.use()
+				alone := w.watch("alone", 3*time.Second)
+				calls := r.calls()
+				b.make(w)
+				synctest.Wait()
+				beside := w.watch("beside", 4*time.Second)
+				assert.Greater(r, r.calls()-calls, crowd/crowdBatch, "there was a backlog")
+				assert.LessOrEqual(r, beside, alone+extra)
+				for _, e := range w.said() {
+					assert.NotRegexp(r, "^L ttl", e, "a member that was alive")
+				}
+				r.sleep(10 * time.Second)
+				r.heal()
+				w.over.Store(true)
+				w.work.Wait()
+				r.atRest()
+			})
+		})
+	}
+}

@@ -1,0 +1,34 @@
+package owner
+
+// urgency says how soon an item has to be written. A lane serves all
+// urgencies in every batch, each by its share, so that no backlog of one of
+// them delays another: ten thousand entries that are compared with Redis must
+// not hold up the refresh of a key that is about to expire.
+type urgency uint8
+
+const (
+	// timed: the item's key in Redis expires soon.
+	timed urgency = iota
+	// asked: a caller or a subscriber waits for it.
+	asked
+	// routine: nobody waits and nothing expires soon. Leaves of closed
+	// connections, and refreshes of keys with much time left.
+	routine
+	// background: comparison with Redis, and rewriting after a rebirth or after
+	// lost data.
+	background
+	urgencies
+)
+
+// shares is how many items of each urgency are taken in turn while all of them
+// wait. An urgency with nothing waiting leaves its share to the others.
+var shares = [urgencies]int{timed: 8, asked: 4, routine: 2, background: 1}
+
+// clusterPortion bounds the ops of one batch that are routine or background on
+// a Redis with several buckets. There each bucket has a lane, dozens of them
+// write to the same node at once, and an urgent batch waits behind one batch of
+// each.
+const clusterPortion = 32
+
+// pressing reports whether the item must not wait for a portion.
+func (u urgency) pressing() bool { return u < routine }
