@@ -33,8 +33,9 @@ type stray struct {
 	marked mark // the lane's
 }
 
-func (s *stray) conn() *Conn { return nil } // all of them have one turn
-func (s *stray) mark() *mark { return &s.marked }
+func (s *stray) conn() *Conn  { return nil } // all of them have one turn
+func (s *stray) place() place { return place{} }
+func (s *stray) mark() *mark  { return &s.marked }
 
 // next implements item.
 func (s *stray) next(_ string, after *store.Op) (store.Op, bool) {

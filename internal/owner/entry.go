@@ -150,6 +150,8 @@ func (e *entry) rejoin() {
 
 func (e *entry) conn() *Conn { return e.c }
 
+func (e *entry) place() place { return place{room: e.room} }
+
 func (e *entry) mark() *mark { return &e.marked }
 
 // pending implements item.

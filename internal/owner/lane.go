@@ -16,6 +16,8 @@ type item interface {
 	done(op store.Op, res store.OpResult)
 	// conn returns the connection that the item is of.
 	conn() *Conn
+	// place returns the room that the item is of, or the connection.
+	place() place
 	// mark returns what the lane keeps of the item.
 	mark() *mark
 	// pending reports whether there is something to write, or to wait for.
@@ -27,6 +29,7 @@ type item interface {
 type mark struct {
 	queued  bool
 	urgency urgency // with which it waits, or was taken the last time
+	stay    uint32  // counts its stays in a line
 	number  uint64  // of the last batch that it was taken for; of the lane's run alone
 }
 
@@ -38,7 +41,7 @@ type lane struct {
 	bucket int
 	swept  time.Time // when items that are over were last let go; of the lane's run alone
 
-	mu      sync.Mutex // guards the fields below, mark.queued and mark.urgency
+	mu      sync.Mutex // guards the fields below, and mark but number
 	queue   queue
 	running bool
 	closed  bool

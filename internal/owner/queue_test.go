@@ -121,10 +121,11 @@ func TestManyEntriesOfOneHoldUpNobody(t *testing.T) {
 	})
 }
 
-func lineup(q *queue, u urgency, n int) []item {
+// lineup has an item of each of n connections wait, in as many rooms.
+func lineup(q *queue, u urgency, n, rooms int) []item {
 	items := make([]item, n)
 	for i := range items {
-		items[i] = &entry{c: &Conn{id: fmt.Sprint(u, i)}, marked: mark{urgency: u}}
+		items[i] = &entry{c: &Conn{id: fmt.Sprint(u, i)}, room: fmt.Sprint(u, i%rooms), marked: mark{urgency: u}}
 		q.push(items[i], u)
 	}
 	return items
@@ -136,7 +137,7 @@ func TestQueueSharesOut(t *testing.T) {
 	t.Parallel()
 	var q queue
 	for u := range urgencies {
-		lineup(&q, u, 100)
+		lineup(&q, u, 100, 10)
 	}
 	round := 0
 	for _, share := range shares {
@@ -156,7 +157,7 @@ func TestQueueSharesOut(t *testing.T) {
 	assert.Equal(t, [urgencies]int{timed: 8, asked: 4}, got)
 
 	q.clear()
-	lineup(&q, background, 3)
+	lineup(&q, background, 3, 1)
 	assert.Nil(t, q.pop(false))
 	for range 3 {
 		assert.NotNil(t, q.pop(true))
@@ -164,62 +165,85 @@ func TestQueueSharesOut(t *testing.T) {
 	assert.Zero(t, q)
 }
 
-// Behind a backlog of asked items the newest and the oldest are served in turn.
-func TestQueueServesNewestAndOldest(t *testing.T) {
-	t.Parallel()
-	var q queue
-	backlog := lineup(&q, asked, 100)
-	for i := range 20 {
-		assert.Same(t, backlog[i], q.pop(true))
-		late := &Conn{id: "late"}
-		entries := []item{&registration{c: late}, &entry{c: late}}
-		q.push(entries[0], asked)
-		q.push(entries[1], asked)
-		assert.Same(t, entries[0], q.pop(true))
-		q.back([]item{&entry{c: &Conn{}, marked: mark{urgency: asked}}})
-		q.pop(true) // what was put back goes first
-		assert.Same(t, entries[1], q.pop(true), "in the order of its connection")
-	}
-	// A connection with more than a newcomer's items waits for its turns.
-	var crowd []item
-	busy := &Conn{id: "busy"}
-	for range 2 * newcomer {
-		it := &entry{c: busy}
-		crowd = append(crowd, it)
-		q.push(it, asked)
-	}
-	served := 0
-	for range 2 * 2 * newcomer {
-		if q.pop(true).conn() == busy {
-			served++
+// rank returns after how many others an item is taken.
+func rank(q *queue, it item) int {
+	for n := 0; ; n++ {
+		if q.pop(true) == it {
+			return n
 		}
 	}
-	assert.Equal(t, newcomer, served)
+}
+
+// However many wait to join one room, or a room each, or whatever one connection
+// has to write, an item of another connection and room is soon taken.
+func TestQueueServesWhatHasJustCome(t *testing.T) {
+	t.Parallel()
+	for name, rooms := range map[string]int{"one room": 1, "some rooms": 40, "a room each": 1000} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var q queue
+			backlog := lineup(&q, asked, 1000, rooms)
+			for range 20 {
+				late := &Conn{id: "late"}
+				q.push(&registration{c: late}, asked)
+				own := &entry{c: late, room: "other"}
+				q.push(own, asked)
+				assert.LessOrEqual(t, rank(&q, own), 4)
+			}
+			assert.Zero(t, backlog[0].mark().stay-1, "the oldest advance, too")
+		})
+	}
+	t.Run("of one connection", func(t *testing.T) {
+		t.Parallel()
+		for _, u := range []urgency{timed, asked, routine, background} {
+			var q queue
+			busy := &Conn{id: "busy"}
+			for i := range 1000 {
+				q.push(&entry{c: busy, room: fmt.Sprint(i), marked: mark{urgency: u}}, u)
+			}
+			other := &entry{c: &Conn{}, room: "other", marked: mark{urgency: u}}
+			q.push(other, u)
+			assert.LessOrEqual(t, rank(&q, other), 1)
+		}
+	})
+	t.Run("of one room", func(t *testing.T) {
+		t.Parallel()
+		for _, u := range []urgency{timed, asked, routine, background} {
+			var q queue
+			lineup(&q, u, 1000, 1)
+			other := &entry{c: &Conn{}, room: "other", marked: mark{urgency: u}}
+			q.push(other, u)
+			assert.LessOrEqual(t, rank(&q, other), 1)
+		}
+	})
 }
 
 // An item that becomes more urgent loses its place in one line and has one in
-// the other. Nothing is kept of where it was.
+// the other, also if it waits behind another one of its connection.
 func TestQueueMoves(t *testing.T) {
 	t.Parallel()
 	var q queue
-	items := lineup(&q, background, 50)
-	for range 100 {
-		q.move(items[7], background, timed)
-		assert.Same(t, items[7], q.lines[timed].turns[0].items[0])
-		q.move(items[7], timed, background)
-		assert.Zero(t, q.lines[timed])
+	items := lineup(&q, background, 50, 5)
+	c := items[7].conn()
+	behind := []item{&entry{c: c, room: "x"}, &entry{c: c, room: "y"}}
+	for _, it := range behind {
+		it.mark().urgency = background
+		q.push(it, background)
 	}
+	q.move(behind[1], background, timed)
+	assert.Same(t, behind[1], q.pop(true))
+	q.move(items[7], background, timed)
+	assert.Same(t, items[7], q.pop(true))
 	assert.Equal(t, 50, q.n)
-	assert.Len(t, q.lines[background].turns, 50)
 	for _, it := range items[10:] {
 		q.move(it, background, asked)
 	}
-	rest := 0
+	seen := make(map[item]bool)
 	for it := q.pop(true); it != nil; it = q.pop(true) {
-		rest++
+		assert.False(t, seen[it])
+		seen[it] = true
 	}
-	assert.Equal(t, 50, rest)
-	assert.Zero(t, q)
-	q.move(items[0], background, timed) // it is in no line
+	assert.Len(t, seen, 50)
+	assert.True(t, seen[behind[0]], "it has followed the one that was moved")
 	assert.Zero(t, q)
 }

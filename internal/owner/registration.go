@@ -24,6 +24,8 @@ type registration struct {
 
 func (r *registration) conn() *Conn { return r.c }
 
+func (r *registration) place() place { return place{conn: r.c} }
+
 func (r *registration) mark() *mark { return &r.marked }
 
 // pending implements item.
