@@ -27,6 +27,7 @@ type edge struct {
 	owner owner.Store
 	lease lease.Store
 	hub   hub.Store
+	batch int // ops of one call at most; 0: as many as the store takes
 }
 
 // wheelStep is how fine the owner's clock is.
@@ -124,7 +125,7 @@ func newNode(opts Options) (*node, error) {
 		Incarnation: n.lease.Incarnation, Fenced: n.lease.Fenced, Doubt: n.lease.Doubt,
 		TTL:           func(room string) time.Duration { return n.rules.match(room).ttl },
 		StateInterval: func(room string) time.Duration { return n.rules.match(room).interval },
-		EndSilent:     opts.expirationEvents(), MaxRooms: opts.Limits.RoomsPerConnection,
+		BatchOps:      at.batch, EndSilent: opts.expirationEvents(), MaxRooms: opts.Limits.RoomsPerConnection,
 		Wrote: n.hub.Expect, MetaChanged: func(c *owner.Conn) { n.watchers.recheck(c.ID()) }, Logger: opts.Logger,
 	})
 	if opts.expirationEvents() {

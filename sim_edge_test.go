@@ -23,6 +23,7 @@ type simEdge struct {
 	fails  float64       // which part of calls fails
 	refuse float64       // which part of batches has one entry refused
 	text   string        // what Redis is said to have answered
+	cost   time.Duration // of each op of a batch
 }
 
 var simRefusals = []string{
@@ -51,6 +52,26 @@ func (e *simEdge) wait() {
 	e.mu.Unlock()
 	if gate != nil {
 		<-gate
+	}
+}
+
+// setCost has every op of a batch take so long.
+func (e *simEdge) setCost(cost time.Duration) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.cost = cost
+}
+
+// work takes the time that a batch costs.
+func (e *simEdge) work(ctx context.Context, ops int) {
+	e.mu.Lock()
+	d := e.cost * time.Duration(ops)
+	e.mu.Unlock()
+	if d > 0 {
+		select {
+		case <-time.After(d):
+		case <-ctx.Done():
+		}
 	}
 }
 
@@ -115,6 +136,7 @@ type simOwnerStore struct {
 
 func (o simOwnerStore) Commit(ctx context.Context, bucket int, inc string, number, known uint64, ops []store.Op) ([]store.OpResult, error) {
 	return simCall(o.e, func() ([]store.OpResult, error) {
+		o.e.work(ctx, len(ops))
 		i := o.e.victim(len(ops))
 		if i < 0 {
 			return o.Store.Commit(ctx, bucket, inc, number, known, ops)
@@ -169,5 +191,5 @@ func (l simLeaseStore) Publish(ctx context.Context, channel, payload string) (in
 }
 
 func (e *simEdge) of(st *store.Store) edge {
-	return edge{owner: simOwnerStore{st, e}, lease: simLeaseStore{st, e}, hub: st}
+	return edge{owner: simOwnerStore{st, e}, lease: simLeaseStore{st, e}, hub: st, batch: simBatch}
 }

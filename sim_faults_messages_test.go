@@ -1,7 +1,5 @@
 package mesh
 
-import "time"
-
 // loseMessages drops, doubles and delays a part of what Redis publishes to
 // some servers.
 func (s *sim) loseMessages() bool {
@@ -18,10 +16,7 @@ func (s *sim) loseHints() bool {
 	hit := s.some()
 	s.note("hints get lost at %d servers", len(hit))
 	s.setLoss(hit, func(l *simLink) { l.hintLoss = 1 })
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	at := time.Now().Add(s.between(0.5, 8) + time.Duration(len(s.later)))
-	s.later = append(s.later, simLater{at, func() { s.setLoss(hit, func(l *simLink) { l.hintLoss = 0 }) }})
+	s.after(s.between(0.5, 8), func() { s.setLoss(hit, func(l *simLink) { l.hintLoss = 0 }) })
 	return true
 }
 

@@ -25,6 +25,7 @@ func simFaultList() []simFault {
 		{"pauselong", false, func(s *sim) bool { return s.pause(1.1, 3) }},
 		{"callsfail", false, (*sim).callsFail},
 		{"entryrefused", false, (*sim).entriesRefused},
+		{"backlog", true, (*sim).backlog},
 		// Of a server's way to Redis.
 		{"cutshort", false, func(s *sim) bool { return s.partition(true, 0.1, 0.9) }},
 		{"cutlong", false, func(s *sim) bool { return s.partition(true, 2, 8) }},

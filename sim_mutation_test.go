@@ -67,6 +67,10 @@ var mutations = []mutation{
 		new: "if true {",
 	},
 	{
+		name: "one queue", file: "internal/owner/lane.go",
+		old: "	m.queued, m.urgency = true, u\n", new: "	u = background\n	m.queued, m.urgency = true, u\n",
+	},
+	{
 		name: "nobody unconfirmed", file: "internal/hub/repair.go",
 		old: "m.doubts[conn] = now.Add(m.hub.cfg.Unconfirmed)\n	m.hub.counters",
 		new: "m.doubts[conn] = now\n	m.hub.counters",

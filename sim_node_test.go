@@ -19,6 +19,8 @@ type simNode struct {
 	p    *PresenceManager
 	born time.Time
 
+	crowded bool // it has a backlog; of the goroutine of the schedule
+
 	// Guarded by sim.mu.
 	up, dead  bool
 	cut, hang bool      // by a fault of its own

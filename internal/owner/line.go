@@ -5,24 +5,25 @@ import "slices"
 // line holds the items of one urgency. It is fair to rooms and to connections:
 //
 //   - Each room has its turn, one item at a time. A crowd that joins one room
-//     does not delay a join of another.
+//     does not delay a join of another. Rooms that have had a turn and rooms that
+//     have just come are served alternately: with thousands of either, the others
+//     do not wait for all of them.
 //   - Each connection has one item in the turns of rooms, and the others wait
 //     behind it in their order. A connection whose metadata is in a hundred
 //     rooms does not delay another connection.
-//   - In a line that is served newest first, too, half of the turns go to rooms
-//     that have just come, and half of a room's to its newest item. Behind a
-//     backlog that takes seconds, an operation that has just begun is answered at
-//     once. The oldest advance at half the speed; their callers may have given up
-//     already.
+//   - If pop is asked for the newest, too, every third turn is that of the room
+//     that came last, and every second of a room's that of its newest item. Behind
+//     a backlog that takes seconds, an operation that has just begun is answered
+//     at once. The callers of the oldest may have given up already.
 //
 // The zero line is empty.
 type line struct {
+	first  []slot  // what was put back; it goes before all turns
 	fresh  []*turn // those that have not been served since they came; the oldest first
 	turns  []*turn // the others; the first is next
 	of     map[place]*turn
 	conns  map[*Conn]conveyor
-	newest bool   // the last turn was the newest fresh one
-	clock  uint64 // of turn.at
+	served int // turns
 	n      int
 }
 
@@ -35,10 +36,9 @@ type place struct {
 
 // turn is what waits for one place.
 type turn struct {
-	place  place
-	items  []slot
-	oldest bool   // the last item was the oldest one
-	at     uint64 // when it came, or was served; 0: it goes first
+	place place
+	items []slot
+	odd   bool // it has been served an odd number of times
 }
 
 // slot holds an item for as long as that has the same stay: an item that was
@@ -65,53 +65,34 @@ func (l *line) push(it item) {
 		l.conns[it.conn()] = c
 		return
 	}
-	l.put(it)
+	l.put(it, &l.fresh)
 }
 
-// put appends an item to its turn.
-func (l *line) put(it item) {
+// put appends an item to its turn; one that there was none of before joins the
+// given turns.
+func (l *line) put(it item, turns *[]*turn) {
 	l.placed(it, 1)
-	t, fresh := l.turn(it.place())
-	if fresh {
-		l.clock++
-		t.at = l.clock
-		l.fresh = append(l.fresh, t)
+	t := l.of[it.place()]
+	if t == nil {
+		if l.of == nil {
+			l.of = make(map[place]*turn)
+		}
+		t = &turn{place: it.place()}
+		l.of[t.place] = t
+		*turns = append(*turns, t)
 	}
 	t.items = append(t.items, slot{it, it.mark().stay})
 }
 
-// back puts items in front again, in their order.
+// back puts items in front of all others, in their order.
 func (l *line) back(items []item) {
-	var first, touched []*turn
-	of := make(map[*turn][]slot)
-	for _, it := range items {
+	first := make([]slot, len(items), len(items)+len(l.first))
+	for i, it := range items {
 		l.placed(it, 1)
-		t, fresh := l.turn(it.place())
-		if fresh {
-			first = append(first, t)
-		}
-		if of[t] == nil {
-			touched = append(touched, t)
-		}
-		of[t] = append(of[t], slot{it, it.mark().stay})
+		first[i] = slot{it, it.mark().stay}
 	}
-	for _, t := range touched {
-		t.items = append(of[t], t.items...)
-	}
-	l.turns = append(first, l.turns...)
+	l.first = append(first, l.first...)
 	l.n += len(items)
-}
-
-func (l *line) turn(p place) (t *turn, fresh bool) {
-	if t = l.of[p]; t != nil {
-		return t, false
-	}
-	if l.of == nil {
-		l.of = make(map[place]*turn)
-	}
-	t = &turn{place: p}
-	l.of[p] = t
-	return t, true
 }
 
 // placed counts the items in turns of an item's connection, and returns what
@@ -130,54 +111,73 @@ func (l *line) placed(it item, by int) conveyor {
 // others. The line is not empty.
 func (l *line) pop(newest bool) item {
 	for {
-		t := l.next(newest)
-		it := t.pop(newest)
-		if len(t.items) > 0 {
-			l.clock++
-			t.at = l.clock
-			l.turns = append(l.turns, t)
-		} else {
-			delete(l.of, t.place)
-		}
+		it, turns := l.take(newest)
 		if it != nil {
-			l.leave(it)
+			l.leave(it, turns)
 			return it
 		}
 	}
 }
 
-// next takes the turn that is served now out of the line.
-func (l *line) next(newest bool) *turn {
-	if l.newest = newest && !l.newest && len(l.fresh) > 0; l.newest {
-		last := len(l.fresh) - 1
+// take is pop for an item, or for a slot that its item has left: nil. It also
+// returns the turns that the next item of its connection joins. Only after the
+// newest it is among the fresh ones: otherwise what the oldest connections had
+// waiting would pass for new.
+func (l *line) take(newest bool) (item, *[]*turn) {
+	if len(l.first) > 0 {
+		s := l.first[0]
+		l.first[0] = slot{}
+		if l.first = l.first[1:]; s.stale() {
+			return nil, nil
+		}
+		return s.item, &l.turns
+	}
+	t, fresh := l.next(newest)
+	it := t.pop(fresh || newest && t.odd)
+	t.odd = !t.odd
+	if len(t.items) > 0 {
+		l.turns = append(l.turns, t)
+	} else {
+		delete(l.of, t.place)
+	}
+	if fresh {
+		return it, &l.fresh
+	}
+	return it, &l.turns
+}
+
+// next takes the turn that is served now out of the line, and reports whether
+// it is served as the newest.
+func (l *line) next(newest bool) (*turn, bool) {
+	l.served++
+	last := len(l.fresh) - 1
+	if newest && l.served%3 == 0 && last >= 0 {
 		t := l.fresh[last]
 		l.fresh[last] = nil
 		l.fresh = l.fresh[:last]
-		return t
+		return t, true
 	}
-	from := &l.turns
-	if len(l.turns) == 0 || len(l.fresh) > 0 && l.fresh[0].at < l.turns[0].at {
-		from = &l.fresh
+	from := &l.fresh
+	if last < 0 || l.served%3 == 1 && len(l.turns) > 0 {
+		from = &l.turns
 	}
 	t := (*from)[0]
 	(*from)[0] = nil
 	*from = (*from)[1:]
-	return t
+	return t, false
 }
 
-// pop takes the oldest item; newest: in turns with the newest. nil: all of them
-// have left.
+// pop takes the oldest item, or the newest; nil: all of them have left.
 func (t *turn) pop(newest bool) item {
-	t.oldest = !newest || !t.oldest
 	for len(t.items) > 0 {
 		last := len(t.items) - 1
 		var s slot
-		if t.oldest {
-			s, t.items[0] = t.items[0], slot{}
-			t.items = t.items[1:]
-		} else {
+		if newest {
 			s, t.items[last] = t.items[last], slot{}
 			t.items = t.items[:last]
+		} else {
+			s, t.items[0] = t.items[0], slot{}
+			t.items = t.items[1:]
 		}
 		if !s.stale() {
 			return s.item
@@ -195,12 +195,12 @@ func (l *line) remove(it item) {
 		l.less()
 		return
 	}
-	l.leave(it)
+	l.leave(it, &l.turns)
 }
 
 // leave notes that an item is in no turn any more, and has the next one of its
-// connection follow.
-func (l *line) leave(it item) {
+// connection follow, in a turn that joins the given ones.
+func (l *line) leave(it item, turns *[]*turn) {
 	it.mark().stay++
 	switch c := l.placed(it, -1); {
 	case c.placed > 0:
@@ -209,7 +209,7 @@ func (l *line) leave(it item) {
 		c.behind[0] = nil
 		c.behind = c.behind[1:]
 		l.conns[it.conn()] = c
-		l.put(next)
+		l.put(next, turns)
 	default:
 		delete(l.conns, it.conn())
 	}
@@ -226,13 +226,14 @@ func (l *line) less() {
 // appendTo appends all items of the line, those of each connection in their
 // order.
 func (l *line) appendTo(items []item) []item {
+	placed := l.first
 	for _, t := range l.of {
-		for _, s := range t.items {
-			if !s.stale() {
-				it := s.item
-				it.mark().stay++
-				items = append(items, it)
-			}
+		placed = append(placed, t.items...)
+	}
+	for _, s := range placed {
+		if !s.stale() {
+			s.item.mark().stay++
+			items = append(items, s.item)
 		}
 	}
 	for _, c := range l.conns {

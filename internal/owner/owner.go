@@ -9,6 +9,7 @@
 package owner
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -57,6 +58,8 @@ type Config struct {
 	// StateInterval is the rule's for a room: how long after a state of a member
 	// the next one is told at the earliest, 0: each is told. Defaults to 0.
 	StateInterval func(room string) time.Duration
+	// BatchOps is how many ops one call carries at most. Defaults to store.MaxOps.
+	BatchOps int
 	// EndSilent makes the owner's clock end entries that fell silent.
 	EndSilent bool
 	// MaxRooms bounds the rooms of one connection; negative: no bound.
@@ -147,16 +150,15 @@ func New(cfg Config) *Owner {
 	o := &Owner{
 		log:       limit.NewLog(cfg.Logger),
 		cfg:       cfg,
-		most:      store.MaxOps,
-		portion:   store.MaxOps,
+		most:      cmp.Or(cfg.BatchOps, store.MaxOps),
 		born:      time.Now(),
 		lastAudit: time.Now(),
 		conns:     make(map[string]*Conn),
 		rooms:     make(map[string]map[*entry]struct{}),
 		stats:     counters{late: histogram.New(histogram.Lags()...)},
 	}
-	if cfg.Buckets > 1 {
-		o.portion = clusterPortion
+	if o.portion = o.most; cfg.Buckets > 1 {
+		o.portion = min(o.most, clusterPortion)
 	}
 	// A lifetime begins: lanes write until Stop gives up on them.
 	o.stop, o.giveUp = context.WithCancel(context.Background())
@@ -189,7 +191,7 @@ func (o *Owner) Connect(id string, meta []byte, link Link, known func()) (*Conn,
 	known()
 	o.conns[id] = c
 	o.mu.Unlock()
-	c.reg.offer(asked)
+	c.reg.offer(arriving)
 	return c, nil
 }
 

@@ -40,7 +40,7 @@ func (q *queue) pop(all bool) item {
 	if u == urgencies {
 		return nil
 	}
-	it := q.lines[u].pop(u == asked)
+	it := q.lines[u].pop(u.newest())
 	if q.n--; q.n == 0 {
 		*q = queue{} // an idle lane keeps no memory
 	}

@@ -40,7 +40,7 @@ func TestQueueGivesEachConnectionItsTurn(t *testing.T) {
 	assert.Equal(t, "b0", first[1].(*entry).room)
 	q.back(first)
 	assert.Equal(t, 8, q.n)
-	assert.Equal(t, []string{"a0", "b0", "c0", "a1", "b1", "c1", "a2", "a3"}, drained(&q))
+	assert.Equal(t, []string{"a0", "b0", "c0", "a1", "c1", "b1", "a2", "a3"}, drained(&q))
 	assert.Zero(t, q)
 	q.back(first)
 	q.push(&stray{}, background)
@@ -151,10 +151,10 @@ func TestQueueSharesOut(t *testing.T) {
 		assert.Equal(t, shares, got)
 	}
 	var got [urgencies]int
-	for range 12 {
+	for range 14 {
 		got[q.pop(false).mark().urgency]++
 	}
-	assert.Equal(t, [urgencies]int{timed: 8, asked: 4}, got)
+	assert.Equal(t, [urgencies]int{timed: 8, asked: 4, arriving: 2}, got)
 
 	q.clear()
 	lineup(&q, background, 3, 1)
@@ -185,10 +185,10 @@ func TestQueueServesWhatHasJustCome(t *testing.T) {
 			backlog := lineup(&q, asked, 1000, rooms)
 			for range 20 {
 				late := &Conn{id: "late"}
-				q.push(&registration{c: late}, asked)
+				q.push(&registration{c: late}, arriving)
 				own := &entry{c: late, room: "other"}
 				q.push(own, asked)
-				assert.LessOrEqual(t, rank(&q, own), 4)
+				assert.LessOrEqual(t, rank(&q, own), 6)
 			}
 			assert.Zero(t, backlog[0].mark().stay-1, "the oldest advance, too")
 		})

@@ -11,6 +11,9 @@ const (
 	timed urgency = iota
 	// asked: a caller or a subscriber waits for it.
 	asked
+	// arriving: a connection is new. Its registration has a share of its own,
+	// because a crowd that connects is no crowd in one room.
+	arriving
 	// routine: nobody waits and nothing expires soon. Leaves of closed
 	// connections, and refreshes of keys with much time left.
 	routine
@@ -22,7 +25,7 @@ const (
 
 // shares is how many items of each urgency are taken in turn while all of them
 // wait. An urgency with nothing waiting leaves its share to the others.
-var shares = [urgencies]int{timed: 8, asked: 4, routine: 2, background: 1}
+var shares = [urgencies]int{timed: 8, asked: 4, arriving: 2, routine: 2, background: 1}
 
 // clusterPortion bounds the ops of one batch that are routine or background on
 // a Redis with several buckets. There each bucket has a lane, dozens of them
@@ -32,3 +35,7 @@ const clusterPortion = 32
 
 // pressing reports whether the item must not wait for a portion.
 func (u urgency) pressing() bool { return u < routine }
+
+// newest reports whether the newest items are served, too, and not the oldest
+// alone. Callers wait for them.
+func (u urgency) newest() bool { return u == asked || u == arriving }

@@ -219,6 +219,9 @@ func TestTheLeaseHasItsOwnPlaces(t *testing.T) {
 			for range cap(p.writes) {
 				p.writes <- struct{}{}
 			}
+			for len(p.reads) < cap(p.reads) { // without a cluster those of s, too
+				p.reads <- struct{}{}
+			}
 		}
 		full, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 		defer cancel()
@@ -236,6 +239,30 @@ func TestTheLeaseHasItsOwnPlaces(t *testing.T) {
 		require.NoError(t, s.DeclareDead(ctx, "I"))
 		require.NoError(t, s.Fence(ctx, buckets-1, "I"))
 	}
+}
+
+// Whatever clients read, and set one by one, does not delay a batch of changes,
+// and leaves connections of the pool to it.
+func TestBatchesDoNotWaitForWhatClientsAsk(t *testing.T) {
+	t.Parallel()
+	client := redistest.Start(t).Client(t)
+	s := New(client, testKeys{buckets: 1})
+	assert.Less(t, cap(s.reads), client.Options().PoolSize)
+	for len(s.reads) < cap(s.reads) {
+		s.reads <- struct{}{}
+	}
+	full, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	_, err := s.Count(full, "r")
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	_, _, err = s.SetConnMeta(full, "c", 0, 0, nil)
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	_, err = s.Commit(t.Context(), 0, "I", 1, 0, []Op{{Kind: OpJoin, Room: "r", Conn: "c", Entry: "E"}})
+	require.NoError(t, err)
+	_, known := s.Generation(t.Context())
+	assert.True(t, known)
+	require.NoError(t, s.Ping(t.Context()))
+	require.NoError(t, s.Cleaned(t.Context(), "I"))
 }
 
 // A client that goes while Redis is asked on its behalf is no failure of Redis's:

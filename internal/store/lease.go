@@ -81,7 +81,7 @@ func (s *Store) DeclareDead(ctx context.Context, inc string) error {
 
 // Cleaned takes an incarnation off the list of the dead, when nothing of it is left.
 func (s *Store) Cleaned(ctx context.Context, inc string) error {
-	_, err := call(ctx, s, func(ctx context.Context) (int64, error) {
+	_, err := within(ctx, s, s.leases, func(ctx context.Context) (int64, error) {
 		return s.client.ZRem(ctx, s.keys.Dead(), inc).Result()
 	})
 	return err

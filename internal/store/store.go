@@ -63,13 +63,16 @@ const (
 	// callTimeout is how long any one call may take: clients are told within
 	// 2 s that Redis is away.
 	callTimeout = 1800 * time.Millisecond
-	// maxCalls bounds the calls under way at once, those included that have
-	// been given up and that the client library has not returned from yet.
-	// Scripts have places of their own: what clients read must not keep a
-	// heartbeat waiting. So has each bucket, bucketCalls of them where there
-	// are many: the calls to a node that swallows everything would in the end
-	// take the places of those to all others. And so has the lease, in whose
-	// bucket clients write, too: no storm of theirs must have a renewal queue.
+	// maxCalls bounds the calls under way at once. Calls that were given up count
+	// until the client library has returned from them. Calls that must not wait
+	// for others have places of their own:
+	//
+	//   - Batches of changes do not wait for what clients read, nor for metadata
+	//     that clients set one by one. These also leave a part of the pool's
+	//     connections free (see patientCalls).
+	//   - On a cluster each bucket has bucketCalls, so that calls to a node that
+	//     swallows everything do not take the places of those to all others.
+	//   - The lease has leaseCalls: no load of clients delays a renewal.
 	maxCalls    = 256
 	bucketCalls = 16
 	leaseCalls  = 64
@@ -84,7 +87,7 @@ type Store struct {
 	client redis.UniversalClient
 	keys   Keys
 	reads  chan struct{} // places for plain commands that are of no one bucket
-	leases chan struct{} // places for the scripts that keep the list of the living
+	leases chan struct{} // places for calls that say which servers live, and whether Redis is the same
 	places []places      // by bucket
 	calls  sync.WaitGroup
 	listed bool // see RequireLease
@@ -100,27 +103,37 @@ type Store struct {
 // places bound the calls under way to one bucket.
 type places struct {
 	reads  chan struct{} // plain commands
-	writes chan struct{} // scripts
+	writes chan struct{} // scripts, but those that clients call one by one
 	fences chan struct{} // those that lock the dead out
 }
 
 // New returns a store on client, which stays the caller's to close.
 func New(client redis.UniversalClient, keys Keys) *Store {
 	s := &Store{
-		client: client, keys: keys, reads: make(chan struct{}, maxCalls), leases: make(chan struct{}, leaseCalls),
+		client: client, keys: keys, reads: make(chan struct{}, patientCalls(client)), leases: make(chan struct{}, leaseCalls),
 		places: make([]places, keys.Buckets()),
 		took:   histogram.New(histogram.Calls()...),
 	}
-	each := maxCalls
-	if len(s.places) > 1 {
-		each = bucketCalls
-	}
 	for i := range s.places {
-		s.places[i] = places{
-			reads: make(chan struct{}, each), writes: make(chan struct{}, each), fences: make(chan struct{}, leaseCalls),
+		p := places{reads: s.reads, writes: make(chan struct{}, maxCalls), fences: make(chan struct{}, leaseCalls)}
+		if len(s.places) > 1 {
+			p.reads, p.writes = make(chan struct{}, bucketCalls), make(chan struct{}, bucketCalls)
 		}
+		s.places[i] = p
 	}
 	return s
+}
+
+// patientCalls is how many reads, and changes that clients make one by one, are
+// under way at once: three quarters of the connections that the client may
+// open. A call that gets no connection waits in the client's queue, and all
+// that come after it wait there, too.
+func patientCalls(client redis.UniversalClient) int {
+	c, ok := client.(*redis.Client)
+	if !ok {
+		return maxCalls
+	}
+	return min(max(c.Options().PoolSize*3/4, 1), maxCalls)
 }
 
 // at returns the places of the bucket that a key is in: the number in its hash
@@ -164,7 +177,7 @@ func (s *Store) Wait(ctx context.Context) error {
 
 // Ping asks Redis whether it is there.
 func (s *Store) Ping(ctx context.Context) error {
-	_, err := call(ctx, s, func(ctx context.Context) (string, error) { return s.client.Ping(ctx).Result() })
+	_, err := within(ctx, s, s.leases, func(ctx context.Context) (string, error) { return s.client.Ping(ctx).Result() })
 	return err
 }
 
@@ -186,7 +199,7 @@ func (s *Store) Generation(ctx context.Context) (string, bool) {
 
 // process is Generation, and why it could not be learned.
 func (s *Store) process(ctx context.Context) (string, error) {
-	return call(ctx, s, func(ctx context.Context) (string, error) {
+	return within(ctx, s, s.leases, func(ctx context.Context) (string, error) {
 		cluster, ok := s.client.(*redis.ClusterClient)
 		if !ok {
 			return runID(ctx, s.client)
