@@ -133,6 +133,24 @@ const (
 	lastLimit  = 2 * time.Second // the store gives up before
 )
 
+// While Redis answers nothing at all, attempts are short: one must begin soon
+// after it answers again, for the reason of maxBackoff. That answers never come
+// in time may also be because they take so long, and go to nobody: after
+// maxSilent attempts the next ones are given longer all the same.
+const (
+	silentLimit = 350 * time.Millisecond
+	maxSilent   = 8
+)
+
+// nextLimit returns how long the attempt after one may take that began at the
+// given time and was not answered, and how many in a row have met silence.
+func (l *lane) nextLimit(limit time.Duration, silent int, began time.Time) (time.Duration, int) {
+	if answered := l.o.cfg.Answered; answered != nil && silent < maxSilent && answered(l.bucket).Before(began) {
+		return silentLimit, silent + 1
+	}
+	return min(2*max(limit, firstLimit), lastLimit), silent
+}
+
 // again puts a batch whose outcome is unknown back, to be decided anew.
 func (l *lane) again(b *batch) {
 	l.mu.Lock()
