@@ -215,9 +215,9 @@ func TestTheLeaseHasItsOwnPlaces(t *testing.T) {
 	t.Parallel()
 	for _, buckets := range []int{1, 4} {
 		s := New(redistest.Start(t).Client(t), testKeys{buckets: buckets})
-		for _, p := range s.places {
-			for range cap(p.writes) {
-				p.writes <- struct{}{}
+		for i := range s.places {
+			for range cap(s.places[i].writes) {
+				s.places[i].writes <- struct{}{}
 			}
 		}
 		full, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)

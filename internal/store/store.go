@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -97,13 +96,6 @@ type Store struct {
 	reaped    reaped
 }
 
-// places bound the calls under way to one bucket.
-type places struct {
-	reads  chan struct{} // plain commands
-	writes chan struct{} // scripts
-	fences chan struct{} // those that lock the dead out
-}
-
 // New returns a store on client, which stays the caller's to close.
 func New(client redis.UniversalClient, keys Keys) *Store {
 	s := &Store{
@@ -117,23 +109,10 @@ func New(client redis.UniversalClient, keys Keys) *Store {
 	}
 	for i := range s.places {
 		s.places[i] = places{
-			reads: make(chan struct{}, each), writes: make(chan struct{}, each), fences: make(chan struct{}, leaseCalls),
+			bucket: i, reads: make(chan struct{}, each), writes: make(chan struct{}, each), fences: make(chan struct{}, leaseCalls),
 		}
 	}
 	return s
-}
-
-// at returns the places of the bucket that a key is in: the number in its hash
-// tag.
-func (s *Store) at(key string) places {
-	if len(s.places) > 1 {
-		_, rest, _ := strings.Cut(key, "{")
-		tag, _, _ := strings.Cut(rest, "}")
-		if b, err := strconv.Atoi(tag); err == nil && b >= 0 && b < len(s.places) {
-			return s.places[b]
-		}
-	}
-	return s.places[0]
 }
 
 // RequireLease makes Commit refuse, with ErrLost, what comes from an incarnation
@@ -230,38 +209,42 @@ type result[T any] struct {
 // interrupt a read when its context ends (unless told to), so f runs beside
 // the caller, who stops waiting: the outcome is then unknown.
 func call[T any](ctx context.Context, s *Store, f func(context.Context) (T, error)) (T, error) {
-	return within(ctx, s, s.reads, f)
+	return within(ctx, s, place{s.reads, nowhere}, f)
 }
 
 // read is call for a command of one key.
 func read[T any](ctx context.Context, s *Store, key string, f func(context.Context) (T, error)) (T, error) {
-	return within(ctx, s, s.at(key).reads, f)
+	return within(ctx, s, s.at(key).read(), f)
 }
 
-func within[T any](ctx context.Context, s *Store, slots chan struct{}, f func(context.Context) (T, error)) (T, error) {
+func within[T any](ctx context.Context, s *Store, at place, f func(context.Context) (T, error)) (T, error) {
+	asked := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	// By the caller, never by the goroutine below when it has the answer: both
 	// cases of the last select would be ready then, and every other answer lost.
 	defer cancel()
 	var none T
 	select {
-	case slots <- struct{}{}:
+	case at.slots <- struct{}{}:
 	case <-ctx.Done():
-		return none, s.failed(ctx.Err())
+		return none, s.failed(at, asked, ctx.Err())
 	}
 	s.nCalls.Add(1)
 	began := time.Now()
 	done := make(chan result[T], 1)
 	s.calls.Go(func() {
 		v, err := f(ctx)
-		<-slots
+		<-at.slots
+		if answered(err) && at.bucket != nowhere {
+			s.places[at.bucket].health.answer()
+		}
 		done <- result[T]{v, err}
 	})
 	select {
 	case r := <-done:
 		s.took.Observe(time.Since(began))
 		if r.err != nil {
-			return none, s.failed(r.err)
+			return none, s.failed(at, asked, r.err)
 		}
 		return r.value, nil
 	case <-ctx.Done():
@@ -269,13 +252,13 @@ func within[T any](ctx context.Context, s *Store, slots chan struct{}, f func(co
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) && time.Since(began) >= suspicious {
 			s.suspect(ctx)
 		}
-		return none, s.failed(ctx.Err())
+		return none, s.failed(at, asked, ctx.Err())
 	}
 }
 
 // failed counts and marks an error of Redis or of the way to it. That the caller
 // has gone, say with a client's connection, is no failure of Redis's.
-func (s *Store) failed(err error) error {
+func (s *Store) failed(at place, asked time.Time, err error) error {
 	if !errors.Is(err, context.Canceled) {
 		s.nFailures.Add(1)
 	}
@@ -284,6 +267,7 @@ func (s *Store) failed(err error) error {
 			return err
 		}
 	}
+	s.suffered(at.bucket, time.Since(asked), err)
 	switch {
 	case redis.HasErrorPrefix(err, outOfMemory):
 		err = fmt.Errorf("%w: %w", ErrFull, err)
@@ -301,8 +285,11 @@ const outOfMemory = "OOM "
 
 // refusal is the error for one op that Redis refused, in its words.
 func refusal(text string) error {
-	if strings.HasPrefix(text, outOfMemory) {
+	switch {
+	case strings.HasPrefix(text, outOfMemory):
 		return fmt.Errorf("%w: %w: %s", ErrUnavailable, ErrFull, text)
+	case aboutData(text):
+		return fmt.Errorf("%w: %w: %s", ErrUnavailable, ErrData, text)
 	}
 	return fmt.Errorf("%w: %s", ErrUnavailable, text)
 }
@@ -319,12 +306,12 @@ func reload(client redis.UniversalClient) {
 
 // run executes a script by its hash, with its text where Redis lacks it.
 func run(ctx context.Context, s *Store, script *redis.Script, keys []string, args ...any) (any, error) {
-	return runIn(ctx, s, s.at(keys[0]).writes, script, keys, args...)
+	return runIn(ctx, s, s.at(keys[0]).write(), script, keys, args...)
 }
 
 // runIn is run with places other than those of the first key's bucket.
-func runIn(ctx context.Context, s *Store, slots chan struct{}, script *redis.Script, keys []string, args ...any) (any, error) {
-	return within(ctx, s, slots, func(ctx context.Context) (any, error) {
+func runIn(ctx context.Context, s *Store, at place, script *redis.Script, keys []string, args ...any) (any, error) {
+	return within(ctx, s, at, func(ctx context.Context) (any, error) {
 		return script.Run(ctx, s.client, keys, args...).Result()
 	})
 }
