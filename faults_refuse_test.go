@@ -68,6 +68,9 @@ func saveFails(ctx context.Context, admin redis.UniversalClient) error {
 }
 
 var refuseCases = []faultCase{
+	{"no replicas for a moment", shortRefusal(noReplicas, 1800*time.Millisecond, 2*time.Second, 2200*time.Millisecond)},
+	{"no replicas for a moment, longer", shortRefusal(noReplicas, 500*time.Millisecond, 1600*time.Millisecond, 2400*time.Millisecond, 3*time.Second)},
+	{"read only for a moment", shortRefusal(readOnly, 1500*time.Millisecond, 2500*time.Millisecond)},
 	{"memory full", takesNoWrites(memoryFull, 2*time.Second)},
 	{"no replicas", takesNoWrites(noReplicas, 2*time.Second)},
 	{"read only", takesNoWrites(readOnly, 0)},
@@ -184,4 +187,26 @@ func loading(t *testing.T) {
 	d.stayed(stay)
 	require.Contains(t, strings.Join(log.texts(), "\n"), "LOADING")
 	d.over()
+}
+
+// shortRefusal: Redis takes no writes for several times, each too short for
+// anybody's patience and most of them longer than a key lives. Nobody is told
+// to have left who shows life, and afterwards the bounds hold.
+func shortRefusal(r refusal, lengths ...time.Duration) func(t *testing.T) {
+	const lease = 10 * time.Second
+	return func(t *testing.T) {
+		w := realWorld(t)
+		c := newMob(w, 3, 20, lease)
+		admin := w.client()
+		for _, away := range lengths {
+			c.patient()
+			require.NoError(t, r.begin(t.Context(), admin))
+			w.sleep(away)
+			require.NoError(t, r.end(t.Context(), admin))
+			w.sleep(1500 * time.Millisecond)
+			c.stays("after %v", away)
+		}
+		c.patient()
+		c.bounds(lease)
+	}
 }
