@@ -103,7 +103,7 @@ func (s *sim) startNode() {
 
 // apply brings a server's faults about. s.mu is held.
 func (n *simNode) apply() {
-	n.link.set(n.dead || n.cut || n.s.allCut, n.hang || n.paused || n.s.allHang)
+	n.link.set(n.dead || n.cut || n.s.allCut, n.hang || n.paused || n.s.allHang, n.s.refusal)
 	own := n.cut || n.hang || n.paused || n.failing
 	bad := own || n.s.allCut || n.s.allHang
 	now := time.Now()
