@@ -3,6 +3,7 @@ package mesh
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"sync"
 	"testing"
 	"time"
@@ -16,6 +17,7 @@ import (
 // second, which show life five times a second, and subscribers on every server.
 type mob struct {
 	w        *world
+	room     string
 	servers  []*testServer // the last one has no connections: it writes nothing
 	watchers []*peer
 	lines    []*lifeline // of the servers that have one
@@ -25,20 +27,19 @@ type mob struct {
 	silent map[string]bool
 }
 
-const mobRoom = "mob"
-
 // newMob starts servers, the first of which can be cut off, and has everybody
 // join. It returns when all servers may judge.
-func newMob(w *world, servers, each int, lease time.Duration, setup ...func(*Options)) *mob {
+func newMob(w *world, room string, servers, each int, lease time.Duration, setup ...func(*Options)) *mob {
 	w.t.Helper()
-	c := &mob{w: w, ids: make(map[*testServer][]string), silent: make(map[string]bool)}
+	c := &mob{w: w, room: room, ids: make(map[*testServer][]string), silent: make(map[string]bool)}
 	setup = append(setup, leaseOf(lease))
 	for i := range servers {
 		s, line := w.mortal(setup...)
+		s.track("^plain$", PresenceOptions{})
 		s.track(".*", PresenceOptions{TTL: time.Second})
 		c.servers, c.lines = append(c.servers, s), append(c.lines, line)
 		p := s.dial()
-		p.subscribe(mobRoom)
+		p.subscribe(room)
 		c.watchers = append(c.watchers, p)
 		for n := range each {
 			if i == servers-1 {
@@ -46,7 +47,7 @@ func newMob(w *world, servers, each int, lease time.Duration, setup ...func(*Opt
 			}
 			id := fmt.Sprintf("s%d-%d", i, n)
 			require.NoError(w.t, s.Presence().Connect(w.t.Context(), id, nil))
-			require.NoError(w.t, s.Presence().Join(w.t.Context(), mobRoom, id))
+			require.NoError(w.t, s.Presence().Join(w.t.Context(), room, id))
 			c.ids[s] = append(c.ids[s], id)
 		}
 	}
@@ -160,7 +161,7 @@ func TestAShortOutageEndsNobody(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			embedded(t, func(t *testing.T, w *world) {
-				c := newMob(w, 3, 4, lease)
+				c := newMob(w, "mob", 3, 4, lease)
 				for away := 500 * time.Millisecond; away <= 3*time.Second; away += 170 * time.Millisecond {
 					c.patient()
 					outage.begin(w.mem)
@@ -177,12 +178,41 @@ func TestAShortOutageEndsNobody(t *testing.T) {
 	}
 }
 
+// Redis takes no writes for about as long as a lease, less or more, so that
+// renewals fail, too: no server is declared dead, and no key's end is acted on.
+func TestRefusalsAroundTheLeaseEndNobody(t *testing.T) {
+	t.Parallel()
+	const lease = 3 * time.Second
+	embedded(t, func(t *testing.T, w *world) {
+		c := newMob(w, "mob", 3, 4, lease)
+		for s, ids := range c.ids {
+			for _, id := range ids {
+				require.NoError(t, s.Presence().Join(t.Context(), "plain", id))
+			}
+		}
+		for _, p := range c.watchers {
+			p.subscribe("plain")
+		}
+		for away := 700 * time.Millisecond; away <= lease*3/2; away += 110 * time.Millisecond {
+			w.sleep(2*lease + rand.N(lease))
+			outages["refused"].begin(w.mem)
+			w.sleep(away)
+			outages["refused"].end(w.mem)
+			w.sleep(4 * time.Second)
+			c.stays("after %v", away)
+		}
+		for _, s := range c.servers {
+			require.Zero(t, s.Stats().Reborn)
+		}
+	})
+}
+
 // Writes are refused again and again, with moments in between that an owner may
 // miss.
 func TestRefusalsInARowEndNobody(t *testing.T) {
 	t.Parallel()
 	embedded(t, func(t *testing.T, w *world) {
-		c := newMob(w, 3, 4, 10*time.Second)
+		c := newMob(w, "mob", 3, 4, 10*time.Second)
 		for range 20 {
 			c.patient()
 			for range 4 {
@@ -207,7 +237,7 @@ func TestCleanExpiredAfterAShortOutage(t *testing.T) {
 			t.Parallel()
 			embedded(t, func(t *testing.T, w *world) {
 				ctx := t.Context()
-				c := newMob(w, 3, 4, lease, expirationOff)
+				c := newMob(w, "mob", 3, 4, lease, expirationOff)
 				idle := c.servers[2].Presence()
 				for away := 1500 * time.Millisecond; away <= 3*time.Second; away += 170 * time.Millisecond {
 					c.patient()
@@ -218,10 +248,10 @@ func TestCleanExpiredAfterAShortOutage(t *testing.T) {
 					if early == 0 {
 						work.Wait() // the call comes right after it
 					}
-					_, _ = idle.CleanExpired(ctx, mobRoom)
+					_, _ = idle.CleanExpired(ctx, c.room)
 					work.Wait()
 					for range 10 {
-						n, err := idle.CleanExpired(ctx, mobRoom)
+						n, err := idle.CleanExpired(ctx, c.room)
 						require.NoError(t, err)
 						require.Zero(t, n)
 						w.sleep(50 * time.Millisecond)
@@ -233,13 +263,13 @@ func TestCleanExpiredAfterAShortOutage(t *testing.T) {
 				began := time.Now()
 				c.lines[0].cut()
 				w.sleep(2500 * time.Millisecond)
-				n, err := idle.CleanExpired(ctx, mobRoom)
+				n, err := idle.CleanExpired(ctx, c.room)
 				require.NoError(t, err)
 				require.Equal(t, 4, n)
 				require.Less(t, time.Since(began), 4*time.Second)
 				outages["refused"].begin(w.mem)
 				began = time.Now()
-				_, err = idle.CleanExpired(ctx, mobRoom)
+				_, err = idle.CleanExpired(ctx, c.room)
 				require.ErrorIs(t, err, ErrUnavailable)
 				require.Less(t, time.Since(began), 3*time.Second)
 				outages["refused"].end(w.mem)

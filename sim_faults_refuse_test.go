@@ -29,9 +29,31 @@ func (s *sim) refuseWrites() bool {
 	if time.Now().Before(s.takes) {
 		return false
 	}
+	return s.refuse(s.between(0.5, 3))
+}
+
+// refuseBetween refuses writes if all servers may judge and the next renewal of
+// any is far enough away for keys to run out before: so they may judge still.
+func (s *sim) refuseBetween() bool {
+	s.mu.Lock()
+	nodes := s.living()
+	s.mu.Unlock()
+	oldest := time.Duration(0)
+	for _, n := range nodes {
+		_, ok := n.p.n.lease.Judge()
+		if n.paused || !ok {
+			return false
+		}
+		oldest = max(oldest, n.p.Stats().LeaseAge)
+	}
+	most := (s.lease/3 - oldest - 50*time.Millisecond).Seconds()
+	return most > 1.6 && time.Now().After(s.takes) && s.refuse(s.between(1.2, most))
+}
+
+// refuse refuses writes for as long as d, with an instant in between perhaps.
+func (s *sim) refuse(d time.Duration) bool {
 	text := simNoWrites[s.rng.IntN(len(simNoWrites))]
 	s.setRefusal(text)
-	d := s.between(0.5, 3)
 	s.takes = time.Now().Add(d + time.Second)
 	if s.rng.IntN(4) > 0 {
 		s.disturb(d, func() { s.setRefusal("") })
@@ -56,6 +78,16 @@ func (s *sim) setRefusal(text string) {
 		n.apply()
 	}
 	s.noted("writes are refused: %q", text)
+}
+
+// fray is what happens in a fragile run besides.
+func (s *sim) fray() {
+	if s.rng.IntN(20) == 0 {
+		s.clean()
+	}
+	if s.rng.IntN(4) == 0 && s.refuseBetween() {
+		s.inject("refusedbetween")
+	}
 }
 
 // clean has an administrator clean up by hand.
@@ -92,7 +124,7 @@ func (s *sim) frail() bool {
 	s.lease, s.ttl, s.touch = 10*time.Second, time.Second, 200*time.Millisecond
 	s.menu = nil
 	for _, f := range simFaultList() {
-		if f.name == "refused" || slices.Contains([]string{"kill", "start", "hintsaway", "hintsfalse"}, f.name) && rng.IntN(4) == 0 {
+		if slices.Contains([]string{"refused", "kill", "start", "hintsaway", "hintsfalse"}, f.name) && rng.IntN(5) == 0 {
 			s.menu = append(s.menu, f)
 		}
 	}
@@ -101,7 +133,7 @@ func (s *sim) frail() bool {
 
 // fragileSeed says whether a run is one of those, and draws what it is like.
 func fragileSeed(seed int64) (*rand.Rand, bool) {
-	rng := rand.New(rand.NewPCG(uint64(seed), 21))
+	rng := rand.New(rand.NewPCG(uint64(seed), 22))
 	return rng, rng.IntN(8) == 0 && *simFaults == ""
 }
 

@@ -236,8 +236,8 @@ func (s *sim) run() {
 		for time.Now().Before(end) && !s.failed() {
 			s.step(time.Duration(5+s.rng.IntN(120)) * time.Millisecond)
 			s.act()
-			if s.fragile && s.rng.IntN(20) == 0 {
-				s.clean()
+			if s.fragile {
+				s.fray()
 			}
 			if time.Now().After(fault) && len(s.menu) > 0 {
 				fault = time.Now().Add(s.between(0, 5))

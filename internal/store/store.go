@@ -218,7 +218,6 @@ func read[T any](ctx context.Context, s *Store, key string, f func(context.Conte
 }
 
 func within[T any](ctx context.Context, s *Store, at place, f func(context.Context) (T, error)) (T, error) {
-	asked := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	// By the caller, never by the goroutine below when it has the answer: both
 	// cases of the last select would be ready then, and every other answer lost.
@@ -227,7 +226,7 @@ func within[T any](ctx context.Context, s *Store, at place, f func(context.Conte
 	select {
 	case at.slots <- struct{}{}:
 	case <-ctx.Done():
-		return none, s.failed(at, asked, ctx.Err())
+		return none, s.failed(ctx.Err()) // never sent: that says nothing about Redis
 	}
 	s.nCalls.Add(1)
 	began := time.Now()
@@ -244,7 +243,8 @@ func within[T any](ctx context.Context, s *Store, at place, f func(context.Conte
 	case r := <-done:
 		s.took.Observe(time.Since(began))
 		if r.err != nil {
-			return none, s.failed(at, asked, r.err)
+			s.suffered(ctx, at.bucket, time.Since(began), r.err)
+			return none, s.failed(r.err)
 		}
 		return r.value, nil
 	case <-ctx.Done():
@@ -252,13 +252,14 @@ func within[T any](ctx context.Context, s *Store, at place, f func(context.Conte
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) && time.Since(began) >= suspicious {
 			s.suspect(ctx)
 		}
-		return none, s.failed(at, asked, ctx.Err())
+		s.suffered(ctx, at.bucket, time.Since(began), ctx.Err())
+		return none, s.failed(ctx.Err())
 	}
 }
 
 // failed counts and marks an error of Redis or of the way to it. That the caller
 // has gone, say with a client's connection, is no failure of Redis's.
-func (s *Store) failed(at place, asked time.Time, err error) error {
+func (s *Store) failed(err error) error {
 	if !errors.Is(err, context.Canceled) {
 		s.nFailures.Add(1)
 	}
@@ -267,7 +268,6 @@ func (s *Store) failed(at place, asked time.Time, err error) error {
 			return err
 		}
 	}
-	s.suffered(at.bucket, time.Since(asked), err)
 	switch {
 	case redis.HasErrorPrefix(err, outOfMemory):
 		err = fmt.Errorf("%w: %w", ErrFull, err)

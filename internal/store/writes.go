@@ -106,8 +106,8 @@ func (s *Store) TryWrite(ctx context.Context, bucket int) error {
 	switch {
 	case err == nil:
 		s.places[bucket].health.wrote(began)
-	case !errors.Is(err, context.Canceled):
-		s.places[bucket].health.failed(!answered(err))
+	case answered(err): // whatever Redis said
+		s.places[bucket].health.failed(false)
 	}
 	return err
 }
@@ -127,11 +127,13 @@ func (s *Store) unwell(bucket int, broken bool) {
 	}
 }
 
-// suffered notes the error of a call, if it says something about Redis.
-func (s *Store) suffered(bucket int, took time.Duration, err error) {
+// suffered notes the error of a call that took so long, if it says something
+// about Redis. ctx is the call's: if it has ended, the caller has given up. The
+// client library also returns, at once, the timeout of an earlier dial.
+func (s *Store) suffered(ctx context.Context, bucket int, took time.Duration, err error) {
 	switch {
-	case errors.Is(err, context.Canceled):
-	case errors.Is(err, context.DeadlineExceeded) && took < hurried:
+	case errors.Is(err, context.Canceled), errors.Is(err, errFormat):
+	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil && took < hurried:
 	case answered(err) && aboutData(err.Error()):
 	default:
 		s.unwell(bucket, !answered(err))

@@ -117,6 +117,23 @@ func TestWritesSinceAFailure(t *testing.T) {
 		require.Error(t, err)
 		mem.Resume()
 		require.Equal(t, first, s.Writes(0), "a caller without patience is no failure")
+		for range cap(s.places[0].reads) {
+			s.places[0].reads <- struct{}{}
+		}
+		_, err = s.OwnedSize(ctx, 0, "I")
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Equal(t, first, s.Writes(0), "what was never sent is no failure")
+		for range cap(s.places[0].reads) {
+			<-s.places[0].reads
+		}
+		mem.Hang()
+		_, err = s.OwnedSize(ctx, 1, "I")
+		require.Error(t, err)
+		mem.Resume()
+		require.True(t, s.Writes(0).Broken, "no answer")
+		time.Sleep(10 * time.Second)
+		require.NoError(t, s.TryWrite(ctx, 0))
+		time.Sleep(10 * time.Second)
 
 		mem.SetError("READONLY You can't write against a read only replica.")
 		_, err = s.OwnedSize(ctx, 0, "I")
