@@ -18,6 +18,7 @@ type simNode struct {
 	edge *simEdge
 	p    *PresenceManager
 	born time.Time
+	idle bool // has no connections, so that it writes nothing but its lease
 
 	// Guarded by sim.mu.
 	up, dead  bool
@@ -84,6 +85,7 @@ func (s *sim) startNode() {
 		}
 	}
 	s.mu.Lock()
+	n.idle = s.fragile && len(s.nodes) == 0
 	s.nodes = append(s.nodes, n)
 	n.apply()
 	s.noted("start %s", n.name)
