@@ -59,7 +59,7 @@ func (k hint) turn() time.Duration {
 }
 
 // hints acts on expired events that others sent: late, double, or false, they
-// only make somebody look.
+// only make a server look.
 type hints struct {
 	n    *node
 	wake chan struct{}
@@ -86,7 +86,7 @@ func (h *hints) add(kind expiryKind, room, conn string) {
 		return // this server's own clock knows better
 	}
 	if kind == expiredState && !h.n.hub.Watches(room) {
-		return // nobody here to be told; a server where somebody is will see to it
+		return // this server has no subscribers of that room: one that has will act
 	}
 	h.put(hint{kind, room, conn}, h.n.keys.RoomBucket(room), true)
 }

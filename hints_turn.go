@@ -9,8 +9,8 @@ import (
 )
 
 // A server ends entries of other servers because their keys are gone. A key is
-// also gone if Redis took no writes for a while, too short for anybody's
-// patience to suffer: then its owner could not refresh it, and will as soon as
+// also gone if Redis took no writes for a while, too short for any
+// server's patience to suffer: then its owner could not refresh it, and will as soon as
 // Redis takes writes again. So the owner's turn comes first.
 //
 // Interleavings that the rules below exclude, with TTL 1 s (a key lives for two):
@@ -75,7 +75,7 @@ func mayAct(w store.Writes, learned time.Time, turn, lead time.Duration, now tim
 }
 
 // trials find out whether Redis takes writes, bucket by bucket, as long as
-// somebody wants to know. The zero value is ready for use.
+// hints wait there. The zero value is ready for use.
 type trials struct {
 	mu   sync.Mutex // guards of
 	of   map[int]*trial
@@ -125,7 +125,7 @@ func (t *trials) want(ctx context.Context, s *store.Store, bucket int, fresh boo
 	})
 }
 
-// forget forgets buckets that nobody waits for.
+// forget forgets buckets in which no hint waits.
 func (t *trials) forget(wanted map[int]store.Writes) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -104,7 +104,7 @@ func (c *mob) leaves() (n []int) {
 	return n
 }
 
-// stays checks that nobody has been told to have left.
+// stays checks that no subscriber has been told of a leave.
 func (c *mob) stays(format string, args ...any) {
 	c.w.t.Helper()
 	require.Equal(c.w.t, make([]int, len(c.watchers)), c.leaves(), fmt.Sprintf(format, args...))
@@ -152,8 +152,8 @@ var outages = map[string]struct{ begin, end func(*meshtest.Redis) }{
 	"cut":  {(*meshtest.Redis).Cut, (*meshtest.Redis).Heal},
 }
 
-// Redis fails for a while, shorter than anybody's patience but longer than a
-// key lives: nobody is told to have left who shows life.
+// Redis fails for a while, shorter than the servers' patience but longer than a
+// key lives: connections that show life stay.
 func TestAShortOutageEndsNobody(t *testing.T) {
 	t.Parallel()
 	const lease = 10 * time.Second

@@ -22,8 +22,8 @@ var simNoWrites = []string{
 	"CLUSTERDOWN The cluster is down",
 }
 
-// refuseWrites has Redis refuse all writes for a moment: too short for anybody's
-// patience, and long enough for keys with a short TTL to run out. Sometimes it
+// refuseWrites has Redis refuse all writes for a moment: too short for the
+// servers' patience, and long enough for keys with a short TTL to run out. Sometimes it
 // takes them for an instant in between.
 func (s *sim) refuseWrites() bool {
 	if time.Now().Before(s.takes) {

@@ -133,10 +133,10 @@ const (
 	lastLimit  = 2 * time.Second // the store gives up before
 )
 
-// While Redis answers nothing at all, attempts are short: one must begin soon
-// after it answers again, for the reason of maxBackoff. That answers never come
-// in time may also be because they take so long, and go to nobody: after
-// maxSilent attempts the next ones are given longer all the same.
+// While Redis answers nothing at all, attempts are short. One must begin soon
+// after Redis answers again, for the same reason as maxBackoff. Redis may also be
+// so slow that every answer comes too late and is not seen. So the attempts after
+// maxSilent short ones are given longer.
 const (
 	silentLimit = 350 * time.Millisecond
 	maxSilent   = 8
