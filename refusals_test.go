@@ -81,19 +81,26 @@ func (c *mob) live(ctx context.Context) {
 	}
 }
 
-// patient waits until all servers may judge, and have just renewed: an outage
-// that begins now is over before a renewal is due, if it is short.
+// patient waits until all servers may judge and have just renewed. A short
+// outage that begins then is over before a renewal is due. Servers that were
+// slow to start may renew at other times: then it does not wait for that.
 func (c *mob) patient() {
 	c.w.t.Helper()
-	c.w.eventually(time.Minute, func() bool {
+	var since time.Time // when all of them might judge
+	c.w.eventually(c.w.unhurried(time.Minute), func() bool {
+		oldest := time.Duration(0)
 		for _, s := range c.servers {
-			_, ok := s.n.lease.Judge()
-			if !ok || s.Stats().LeaseAge > 400*time.Millisecond {
+			if _, ok := s.n.lease.Judge(); !ok {
+				since = time.Time{}
 				return false
 			}
+			oldest = max(oldest, s.Stats().LeaseAge)
 		}
-		return true
-	}, "all servers may judge, just after they have renewed")
+		if since.IsZero() {
+			since = time.Now()
+		}
+		return oldest < 400*time.Millisecond || time.Since(since) > c.servers[0].n.opts.LeaseTTL/2
+	}, "all servers may judge")
 }
 
 // leaves returns how many leaves each watcher was told of.
