@@ -3,6 +3,7 @@ package mesh
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -68,6 +69,9 @@ func saveFails(ctx context.Context, admin redis.UniversalClient) error {
 }
 
 var refuseCases = []faultCase{
+	{"no replicas for a moment", shortRefusal(noReplicas, 1800*time.Millisecond, 2*time.Second, 2200*time.Millisecond)},
+	{"no replicas for a moment, longer", shortRefusal(noReplicas, 500*time.Millisecond, 1600*time.Millisecond, 2400*time.Millisecond, 3*time.Second)},
+	{"read only for a moment", shortRefusal(readOnly, 1500*time.Millisecond, 2500*time.Millisecond)},
 	{"memory full", takesNoWrites(memoryFull, 2*time.Second)},
 	{"no replicas", takesNoWrites(noReplicas, 2*time.Second)},
 	{"read only", takesNoWrites(readOnly, 0)},
@@ -184,4 +188,53 @@ func loading(t *testing.T) {
 	d.stayed(stay)
 	require.Contains(t, strings.Join(log.texts(), "\n"), "LOADING")
 	d.over()
+}
+
+// shortRefusal: Redis takes no writes for several times, each too short for
+// anybody's patience and most of them longer than a key lives. Nobody is told
+// to have left who shows life, and afterwards the bounds hold.
+func shortRefusal(r refusal, lengths ...time.Duration) func(t *testing.T) {
+	return func(t *testing.T) {
+		w := realWorld(t)
+		refuseShortly(newMob(w, "mob", 3, 20, 10*time.Second), w.client(), r, lengths...)
+	}
+}
+
+// refuseShortly has the Redis that admin leads to take no writes, several times.
+func refuseShortly(c *mob, admin redis.UniversalClient, r refusal, lengths ...time.Duration) {
+	w, ctx := c.w, c.w.t.Context()
+	for _, away := range lengths {
+		c.patient()
+		require.NoError(w.t, r.begin(ctx, admin))
+		w.sleep(away)
+		require.NoError(w.t, r.end(ctx, admin))
+		w.sleep(1500 * time.Millisecond)
+		c.stays("after %v", away)
+	}
+	c.patient()
+	c.bounds(c.servers[0].n.opts.LeaseTTL)
+}
+
+// A node of a cluster takes no writes, for longer than a lease too, while the
+// leases are kept by another one and nobody's patience suffers.
+func TestClusterNodeRefusesWrites(t *testing.T) {
+	t.Parallel()
+	if testing.Short() {
+		t.Skip("takes real seconds")
+	}
+	w := ownCluster(t)
+	admin := w.client().(*redis.ClusterClient)
+	leases, err := admin.MasterForKey(t.Context(), w.keys().Instances())
+	require.NoError(t, err)
+	for i := 0; ; i++ {
+		room := fmt.Sprint("room", i)
+		node, err := admin.MasterForKey(t.Context(), w.keys().Members(room))
+		require.NoError(t, err)
+		if node.Options().Addr == leases.Options().Addr {
+			continue
+		}
+		lacksReplicas := refusal{begin: configured("min-replicas-to-write", "9"), end: configured("min-replicas-to-write", "0")}
+		refuseShortly(newMob(w, room, 3, 20, 4*time.Second), node, lacksReplicas, 1800*time.Millisecond, 2*time.Second, 6*time.Second)
+		return
+	}
 }

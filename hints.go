@@ -2,8 +2,6 @@ package mesh
 
 import (
 	"context"
-	"errors"
-	"fmt"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -14,21 +12,18 @@ import (
 )
 
 const (
-	// hintDelay is within which time, at random, a server acts on a hint: the
-	// first one ends what ran out, and tells the others, who then need not look.
+	// hintDelay bounds the random delay after which a server acts on a hint. The
+	// first server to act ends the entry and tells the others, which then need
+	// not look. If an entry is at stake, ownersTurn comes before that.
 	hintDelay = 300 * time.Millisecond
-	// ownersTurn is what a server waits before that where an entry is at stake.
-	// When Redis answered nobody for a while, too short for anybody's patience
-	// to suffer, the keys of entries with a short TTL ran out meanwhile, and
-	// their owners' refreshes are on the way: those come first. An owner that
-	// is not heard of by then does not refresh.
-	ownersTurn = 500 * time.Millisecond
-	// tellWithin is how long after it looked a server tells the others what has
-	// ended. Whoever joins anew after that look keeps his key for longer, so that
-	// a hint about him is never taken for one about what has ended.
+	// tellWithin is how long after its look a server tells the others what has
+	// ended. A connection that joins again after that look keeps its key for
+	// longer, so that a hint about it is never taken for one about what ended.
 	tellWithin = 500 * time.Millisecond
-	// hintStep is how often waiting hints are looked through.
-	hintStep = 25 * time.Millisecond
+	// hintStep is how often waiting hints are looked through, and blockedStep is
+	// that while Redis takes no writes.
+	hintStep    = 25 * time.Millisecond
+	blockedStep = 100 * time.Millisecond
 	// hintsHeld bounds the hints that wait. More are dropped: what they are
 	// about ends with its owner's lease at the latest.
 	hintsHeld = 16384
@@ -41,8 +36,30 @@ type hint struct {
 	conn string
 }
 
+// waitingHint is what is kept of a hint.
+type waitingHint struct {
+	learned time.Time
+	lead    time.Duration // of this server's turn, in the hint's burst
+	bucket  int
+}
+
+// dueHint is a hint whose time has come.
+type dueHint struct {
+	hint
+	waitingHint
+}
+
+// turn is how long the owner has to act first, without an outage. A state's key
+// is never refreshed.
+func (k hint) turn() time.Duration {
+	if k.kind == expiredConn {
+		return ownersTurn
+	}
+	return 0
+}
+
 // hints acts on expired events that others sent: late, double, or false, they
-// only make somebody look.
+// only make a server look.
 type hints struct {
 	n    *node
 	wake chan struct{}
@@ -52,13 +69,15 @@ type hints struct {
 	dropped, acted atomic.Uint64
 	resting        atomic.Pointer[time.Time] // until then no hint is acted on; nil: never was told to
 
+	trials trials // of writes in the buckets of waiting hints
+
 	mu      sync.Mutex // guards the fields below
-	waiting map[hint]time.Time
+	waiting map[hint]waitingHint
 	lead    time.Duration // of this server's turn, for all hints of a burst
 }
 
 func newHints(n *node) *hints {
-	return &hints{n: n, wake: make(chan struct{}, 1), waiting: make(map[hint]time.Time)}
+	return &hints{n: n, wake: make(chan struct{}, 1), waiting: make(map[hint]waitingHint)}
 }
 
 // add takes a hint. It does not block.
@@ -67,11 +86,15 @@ func (h *hints) add(kind expiryKind, room, conn string) {
 		return // this server's own clock knows better
 	}
 	if kind == expiredState && !h.n.hub.Watches(room) {
-		return // nobody here to be told; a server where somebody is will see to it
+		return // this server has no subscribers of that room: one that has will act
 	}
+	h.put(hint{kind, room, conn}, h.n.keys.RoomBucket(room), true)
+}
+
+// put has a hint wait, from now on.
+func (h *hints) put(k hint, bucket int, wake bool) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	k := hint{kind, room, conn}
 	if _, ok := h.waiting[k]; ok {
 		return
 	}
@@ -79,19 +102,19 @@ func (h *hints) add(kind expiryKind, room, conn string) {
 		h.dropped.Add(1)
 		return
 	}
-	// What comes together goes together: a turn of its own for every hint would
-	// have all servers take a few each at any moment, and look at the same ones.
+	// Hints that arrive together have one lead. With a lead for every hint all
+	// servers would take a few each at any moment, and look at the same ones.
 	if len(h.waiting) == 0 {
 		h.lead = rand.N(hintDelay)
 	}
-	wait := h.lead
-	if kind == expiredConn {
-		wait += ownersTurn
+	h.waiting[k] = waitingHint{time.Now(), h.lead, bucket}
+	if len(h.waiting) == 1 && wake { // otherwise run is awake, and looks again soon
+		h.rouse()
 	}
-	h.waiting[k] = time.Now().Add(wait)
-	if len(h.waiting) > 1 {
-		return // it is awake, and looks again soon
-	}
+}
+
+// rouse has run look through the hints now.
+func (h *hints) rouse() {
 	select {
 	case h.wake <- struct{}{}:
 	default:
@@ -116,14 +139,15 @@ func (h *hints) start() {
 func (h *hints) stop() {
 	h.quit()
 	h.work.Wait()
+	h.trials.work.Wait() // run starts them
 }
 
-// run looks after hints as they come due; it sleeps while there are none.
+// run acts on hints as they come due. It sleeps while there are none.
 func (h *hints) run(ctx context.Context) {
 	t := time.NewTimer(time.Hour)
 	defer t.Stop()
 	for {
-		due, next := h.due(time.Now())
+		due, next := h.due(ctx, time.Now())
 		if len(due) > 0 {
 			h.act(ctx, due)
 			continue
@@ -138,116 +162,40 @@ func (h *hints) run(ctx context.Context) {
 	}
 }
 
-// due takes the hints whose time has come, and says when the next one's does.
-func (h *hints) due(now time.Time) ([]hint, time.Duration) {
+// due takes the hints whose time has come, and says when to look again. It has
+// writes tried in the buckets of the others.
+func (h *hints) due(ctx context.Context, now time.Time) ([]dueHint, time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	buckets := make(map[int]store.Writes)
+	fresh := make(map[int]bool) // whether there is a hint that no write has succeeded since
 	next := time.Hour
-	var due []hint
-	for k, at := range h.waiting {
-		wait := at.Sub(now)
-		if wait > 0 {
-			next = min(next, wait)
-		} else if len(due) < store.MaxOps {
-			due = append(due, k)
+	var due []dueHint
+	for k, wait := range h.waiting {
+		w, ok := buckets[wait.bucket]
+		if !ok {
+			w = h.n.store.Writes(wait.bucket)
+			buckets[wait.bucket] = w
+		}
+		at, ok := turnOver(w, wait.learned, k.turn())
+		switch {
+		case !ok:
+			fresh[wait.bucket] = fresh[wait.bucket] || w.Last.Before(wait.learned)
+			next = min(next, blockedStep)
+		case !mayAct(w, wait.learned, k.turn(), wait.lead, now):
+			next = min(next, max(at.Add(wait.lead).Sub(now), time.Millisecond), hintStep)
+		case len(due) < store.MaxOps:
+			due = append(due, dueHint{k, wait})
 			delete(h.waiting, k)
-		} else {
-			next = 0
+		default:
+			next = time.Millisecond
 		}
 	}
-	if len(h.waiting) > 0 {
-		next = max(min(next, hintStep), time.Millisecond)
+	for bucket := range buckets {
+		h.trials.want(ctx, h.n.store, bucket, fresh[bucket], h.rouse)
 	}
+	h.trials.forget(buckets)
 	return due, next
-}
-
-// act looks at what Redis holds of the hinted entries, where the write would
-// go, and ends what has run out.
-//
-// On a cluster the nodes fail each by itself. While one was away nobody could
-// refresh what is kept there, and what ran out on the replica that took its
-// place says nothing about its owner; but the lease, kept by another node, may
-// have been renewed in time all along. So it is looked for failovers first:
-// after one no hint is acted on for one lease, see node.failover.
-func (h *hints) act(ctx context.Context, due []hint) {
-	if err := h.n.expiry.Look(ctx); err != nil || h.rests() {
-		h.dropped.Add(uint64(len(due)))
-		return
-	}
-	j, ok := h.n.lease.Judge()
-	if !ok {
-		h.dropped.Add(uint64(len(due)))
-		return
-	}
-	refs := make([]store.OwnedRef, len(due))
-	for i, k := range due {
-		refs[i] = store.OwnedRef{Room: k.room, Conn: k.conn}
-	}
-	records, err := h.n.store.Records(ctx, refs)
-	if err != nil {
-		h.dropped.Add(uint64(len(due)))
-		return
-	}
-	var items []store.ReapItem
-	var of []hint // the hints that items are about
-	for i, r := range records {
-		if r.Entry == "" {
-			continue
-		}
-		item := store.ReapItem{
-			Mode: store.ReapExpired, Room: due[i].room, Conn: r.Conn, Entry: r.Entry, Incarnation: r.Incarnation,
-			StateVersion: r.StateVersion,
-		}
-		if due[i].kind == expiredState {
-			item.Mode = store.ReapState
-		}
-		items = append(items, item)
-		of = append(of, due[i])
-	}
-	if len(items) == 0 {
-		return
-	}
-	if h.rests() { // since just now
-		h.dropped.Add(uint64(len(items)))
-		return
-	}
-	began := time.Now()
-	statuses, err := h.n.store.Reap(ctx, j, items)
-	if errors.Is(err, store.ErrClock) {
-		h.n.lease.ClockRefused(time.Since(began))
-	}
-	if err != nil {
-		h.dropped.Add(uint64(len(items)))
-		h.n.opts.Logger.Debug("mesh: expired entries not ended", "error", err)
-		return
-	}
-	var ended []hint
-	for i, s := range statuses {
-		if s == store.Ended {
-			h.acted.Add(1)
-			ended = append(ended, of[i])
-		}
-	}
-	h.tell(ctx, ended, began)
-}
-
-// tell has the other servers forget hints about what this one has ended since
-// then. With each of them looking by itself, what runs out would cost Redis the
-// more, the more servers there are. Who misses it looks, and finds nothing: so
-// it is left alone where it comes too late.
-func (h *hints) tell(ctx context.Context, ended []hint, since time.Time) {
-	ctx, cancel := context.WithDeadline(ctx, since.Add(tellWithin))
-	defer cancel()
-	if len(ended) == 0 || ctx.Err() != nil {
-		return
-	}
-	var note strings.Builder
-	for _, k := range ended { // ids hold no spaces, names of rooms no line ends
-		fmt.Fprintf(&note, "%c %s %s\n", k.kind, k.conn, k.room)
-	}
-	if _, err := h.n.store.Publish(ctx, h.n.keys.Ended(), note.String()); err != nil {
-		h.n.opts.Logger.Debug("mesh: ended entries not told to the other servers", "error", err)
-	}
 }
 
 // told takes in what another server, or this one, has told. What it names has

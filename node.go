@@ -235,6 +235,7 @@ func (n *node) Subscribed(channel string, again bool) {
 // Lost implements store.Handler.
 func (n *node) Lost() {
 	n.trouble.Store(true)
+	n.store.Disturbed()
 	n.contact.lose(n.lease.Suspend) // until it is known whether it is the same Redis: see checkProcess
 	n.hub.HandleLost()
 }

@@ -44,6 +44,7 @@ func simFaultList() []simFault {
 		// Of Redis.
 		{"error", false, (*sim).errors},
 		{"scriptflush", true, func(s *sim) bool { return s.admin.ScriptFlush(s.ctx).Err() == nil }},
+		{"refused", false, (*sim).refuseWrites},
 		{"flushall", false, (*sim).flushAll},
 		{"restart", false, (*sim).restart},
 		{"rollback", false, (*sim).rollback},
@@ -54,7 +55,7 @@ func simFaultList() []simFault {
 // pickFaults chooses what may go wrong in this run: each seed something else,
 // so that one fault does not always hide another.
 func (s *sim) pickFaults() []simFault {
-	all := simFaultList()
+	all := slices.DeleteFunc(simFaultList(), func(f simFault) bool { return f.name == "refused" && *simFaults == "" })
 	calm := s.rng.IntN(4) == 0
 	var menu []simFault
 	for _, f := range all {

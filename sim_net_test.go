@@ -24,6 +24,7 @@ type simLink struct {
 	hold  time.Duration // the next batch with a holdOp sits in a proxy for that long, whatever becomes of its connection
 	loss  float64       // which part of messages is dropped, doubled, overtaken
 
+	refuse   string  // what Redis answers to all writes; "": it takes them
 	holdOp   string  // a store.OpKind
 	hintLoss float64 // which part of expired events is dropped, doubled, or comes seconds late
 }
@@ -53,11 +54,11 @@ func (l *simLink) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	return client, ctx.Err()
 }
 
-// set cuts, hangs or heals the link.
-func (l *simLink) set(cut, hang bool) {
+// set cuts, hangs or heals the link, and says how Redis refuses writes.
+func (l *simLink) set(cut, hang bool, refuse string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.cut = cut
+	l.cut, l.refuse = cut, refuse
 	switch {
 	case hang && l.hung == nil:
 		l.hung = make(chan struct{})
@@ -153,10 +154,22 @@ func (w *simWire) collect() {
 func (w *simWire) requests() {
 	defer w.end()
 	for request := range w.sent {
-		if !w.delay(request) || !w.write(request) {
+		script := isScript(request)
+		if !w.delay(request, script) {
+			return
+		}
+		if answer := w.l.refused(request, script); answer != nil {
+			if _, err := w.near.Write(answer); err != nil {
+				return
+			}
+		} else if !w.write(request) {
 			return
 		}
 	}
+}
+
+func isScript(request []byte) bool {
+	return bytes.Contains(request, []byte("evalsha")) || bytes.Contains(request, []byte("eval\r"))
 }
 
 func (w *simWire) write(data []byte) bool {
@@ -165,9 +178,8 @@ func (w *simWire) write(data []byte) bool {
 }
 
 // delay keeps a request for as long as the link wants. False: it gets lost.
-func (w *simWire) delay(request []byte) bool {
+func (w *simWire) delay(request []byte, script bool) bool {
 	l := w.l
-	script := bytes.Contains(request, []byte("evalsha")) || bytes.Contains(request, []byte("eval\r"))
 	l.mu.Lock()
 	hold := time.Duration(0)
 	if l.hold > 0 && script && bytes.Contains(request, []byte("\r\n"+l.holdOp+"\r\n")) {

@@ -18,6 +18,7 @@ type simNode struct {
 	edge *simEdge
 	p    *PresenceManager
 	born time.Time
+	idle bool // has no connections, so that it writes nothing but its lease
 
 	crowded bool // it has a backlog; of the goroutine of the schedule
 
@@ -86,6 +87,7 @@ func (s *sim) startNode() {
 		}
 	}
 	s.mu.Lock()
+	n.idle = s.fragile && len(s.nodes) == 0
 	s.nodes = append(s.nodes, n)
 	n.apply()
 	s.noted("start %s", n.name)
@@ -105,7 +107,7 @@ func (s *sim) startNode() {
 
 // apply brings a server's faults about. s.mu is held.
 func (n *simNode) apply() {
-	n.link.set(n.dead || n.cut || n.s.allCut, n.hang || n.paused || n.s.allHang)
+	n.link.set(n.dead || n.cut || n.s.allCut, n.hang || n.paused || n.s.allHang, n.s.refusal)
 	own := n.cut || n.hang || n.paused || n.failing
 	bad := own || n.s.allCut || n.s.allHang
 	now := time.Now()

@@ -80,7 +80,7 @@ func (s *sim) call(c *simClient, what string, f func(ctx context.Context) error,
 func (s *sim) connect() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	nodes := s.running()
+	nodes := slices.DeleteFunc(s.running(), func(n *simNode) bool { return n.idle })
 	if len(nodes) == 0 {
 		return
 	}

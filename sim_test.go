@@ -77,6 +77,8 @@ type sim struct {
 	admin   *redis.Client // goes past all links
 	lease   time.Duration
 	ttl     time.Duration
+	touch   time.Duration // how often connections show life
+	fragile bool          // see frail
 	rooms   []string
 	menu    []simFault
 	later   []simLater
@@ -109,6 +111,8 @@ type sim struct {
 	ghosts    time.Time // until then Redis may hold what has ended
 	allCut    bool
 	allHang   bool
+	takes     time.Time     // from then on it may refuse writes again
+	refusal   string        // with which Redis refuses writes; "": it takes them
 	stepped   time.Time     // when Redis's clock last did
 	ahead     time.Duration // of Redis's clock
 	told      map[string]int
@@ -147,6 +151,9 @@ func newSim(t *testing.T, seed int64) *sim {
 	case 1:
 		opts = append(opts, meshtest.WithConfigForbidden())
 	}
+	if _, fragile := fragileSeed(seed); fragile {
+		opts = nil // with expired events, at once
+	}
 	mem, err := meshtest.NewRedis(opts...)
 	if err != nil {
 		t.Fatal(err)
@@ -155,7 +162,7 @@ func newSim(t *testing.T, seed int64) *sim {
 	past.MaxRetries = -1 // whoever follows the schedule must not wait
 	s := &sim{
 		seed: seed, rng: rng, mem: mem, admin: redis.NewClient(past), lease: time.Duration(3+rng.IntN(3)) * time.Second,
-		ttl: time.Duration(1+rng.IntN(6)) * time.Second, start: time.Now(), ctx: context.Background(), over: make(chan struct{}),
+		ttl: time.Duration(1+rng.IntN(6)) * time.Second, touch: 400 * time.Millisecond, start: time.Now(), ctx: context.Background(), over: make(chan struct{}),
 		clients: make(map[string]*simClient), entries: make(map[simKey]*simEntry),
 		log: newSimLogs(), injected: make(map[string]int), told: make(map[string]int), recovered: make(map[string][]time.Duration),
 	}
@@ -170,6 +177,7 @@ func newSim(t *testing.T, seed int64) *sim {
 		s.rooms = append(s.rooms, fmt.Sprintf("plain%d", i), fmt.Sprintf("ttl%d", i))
 	}
 	s.menu = s.pickFaults()
+	s.fragile = s.frail()
 	return s
 }
 
@@ -221,10 +229,16 @@ func (s *sim) run() {
 	}
 	for round := range 2 {
 		end := time.Now().Add(time.Duration(10+s.rng.IntN(15)) * time.Second)
+		if s.fragile { // for the servers to become patient, and be it still
+			end = end.Add(2 * s.lease)
+		}
 		fault := time.Now().Add(s.between(1, 4))
 		for time.Now().Before(end) && !s.failed() {
 			s.step(time.Duration(5+s.rng.IntN(120)) * time.Millisecond)
 			s.act()
+			if s.fragile {
+				s.fray()
+			}
 			if time.Now().After(fault) && len(s.menu) > 0 {
 				fault = time.Now().Add(s.between(0, 5))
 				f := s.menu[s.rng.IntN(len(s.menu))]
@@ -254,7 +268,7 @@ func (s *sim) step(d time.Duration) {
 	defer s.mu.Unlock()
 	now := time.Now()
 	for _, c := range s.list() {
-		if !c.silent && !c.node.still() && now.Sub(c.seen) >= 400*time.Millisecond {
+		if !c.silent && !c.node.still() && now.Sub(c.seen) >= s.touch {
 			c.seen = now
 			if err := c.node.p.Touch(c.id); err != nil && !c.node.dead {
 				s.fail("touch %s: %v", c.id, err)
@@ -300,7 +314,7 @@ func (s *sim) close(t *testing.T) {
 	}
 	s.mu.Unlock()
 	for _, n := range nodes {
-		n.link.set(true, false)
+		n.link.set(true, false, "")
 		if n.resume != nil {
 			n.resume()
 		}

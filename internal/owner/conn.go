@@ -12,8 +12,14 @@ import (
 	"github.com/meshpresence/mesh/internal/store"
 )
 
-// retryAfter is how long something that Redis refused alone waits.
-const retryAfter = time.Second
+const (
+	// retryAfter is how long an op waits that Redis refused alone.
+	retryAfter = time.Second
+	// refreshRetry is retryAfter for an entry whose key may run out: well below
+	// the half second after which other servers act on that. It is retryAfter if
+	// Redis will refuse it again soon, see entry.later.
+	refreshRetry = 150 * time.Millisecond
+)
 
 // wakeAfter is how long after a frame that ended a silence rooms are joined
 // again, where the frame itself did not say what it wants.

@@ -267,7 +267,7 @@ func (e *entry) done(op store.Op, res store.OpResult) {
 			// being wanted, as after an outage.
 			e.refusedTo(op, fmt.Errorf("%w: %w", ErrUnavailable, res.Err))
 		}
-		e.later()
+		e.later(res.Err)
 		return
 	}
 	switch op.Kind {
@@ -366,12 +366,4 @@ func (e *entry) vanished() {
 		return
 	}
 	e.rejoin()
-}
-
-// later offers the entry again after a while: Redis refused it alone.
-func (e *entry) later() {
-	if e.retry == nil {
-		e.retry = new(clock.Timer)
-	}
-	e.c.o.cfg.Wheel.Schedule(e.retry, retryAfter, func() { e.lane.offerAgain(e) })
 }

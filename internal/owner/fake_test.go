@@ -1,6 +1,7 @@
 package owner
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -73,11 +74,12 @@ type fakeStore struct {
 	sizes    int            // calls of OwnedSize
 	asked    map[string]int // times that the metadata of a connection was read
 
-	plan   func(call int, ops []store.Op) fault // nil: none
-	refuse func(op store.Op) bool               // of one op
-	mute   func(bucket int) bool                // reads nothing from there; nil: all is read
-	bucket func(conn string) int                // of a connection; nil: 0
-	work   sync.WaitGroup
+	plan    func(call int, ops []store.Op) fault // nil: none
+	refuse  func(op store.Op) bool               // of one op
+	refusal error                                // what refuse is told as; nil: errRefused
+	mute    func(bucket int) bool                // reads nothing from there; nil: all is read
+	bucket  func(conn string) int                // of a connection; nil: 0
+	work    sync.WaitGroup
 }
 
 func newFakeStore() *fakeStore {
@@ -176,7 +178,7 @@ func (f *fakeStore) run(w where, number, known uint64, ops []store.Op) ([]store.
 	results := make([]store.OpResult, len(ops))
 	for i, op := range ops {
 		if f.refuse != nil && f.refuse(op) {
-			results[i] = store.OpResult{Err: errRefused}
+			results[i] = store.OpResult{Err: cmp.Or(f.refusal, errRefused)}
 			continue
 		}
 		results[i] = f.execute(w, op)

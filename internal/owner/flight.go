@@ -3,6 +3,7 @@ package owner
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"time"
 
 	"github.com/meshpresence/mesh/internal/store"
@@ -15,6 +16,10 @@ const (
 	// aheadFor is how old a batch may be that was taken ahead: what it says of
 	// time was true when it was taken.
 	aheadFor = 50 * time.Millisecond
+	// maxBackoff is the longest pause after a batch that Redis refused. When it
+	// takes writes again, all refreshes have to be there well before another
+	// server acts on a key that ran out in between, half a second later.
+	maxBackoff = 200 * time.Millisecond
 )
 
 // batch is what goes in one call: ops, and the item that each is of.
@@ -47,7 +52,7 @@ type flight struct {
 // other.
 func (l *lane) run() {
 	var backoff time.Duration
-	limit := firstLimit
+	limit, silent := firstLimit, 0
 	for f := l.send(l.take(nil), limit); f != nil; {
 		var next *batch
 		if f.beside {
@@ -55,7 +60,7 @@ func (l *lane) run() {
 		}
 		<-f.landed
 		if f.err == nil {
-			backoff, limit = 0, firstLimit
+			backoff, limit, silent = 0, firstLimit, 0
 			l.settle(f.inc, f.number)
 			follow := l.start(l.stillGood(next), limit, true)
 			l.over(f)
@@ -74,9 +79,10 @@ func (l *lane) run() {
 		// The client library may hand out, at once, the timeout of a dial that
 		// it made before: that is no waiting. Nor need it have been the whole
 		// limit: the store may give up before.
-		if errors.Is(f.err, context.DeadlineExceeded) && time.Since(f.began) >= firstLimit {
-			backoff, limit = 0, min(2*limit, lastLimit)
-		} else if backoff = min(max(2*backoff, 25*time.Millisecond), time.Second); !l.o.pause(backoff) {
+		if errors.Is(f.err, context.DeadlineExceeded) && time.Since(f.began) >= min(limit, firstLimit) {
+			backoff = 0
+			limit, silent = l.nextLimit(limit, silent, f.began)
+		} else if backoff = min(max(2*backoff, 25*time.Millisecond), maxBackoff); !l.o.pause(backoff - rand.N(backoff/8)) {
 			l.mu.Lock()
 			l.running = false
 			l.mu.Unlock()

@@ -161,6 +161,24 @@ const (
 	lastLimit  = 2 * time.Second // the store gives up before
 )
 
+// While Redis answers nothing at all, attempts are short. One must begin soon
+// after Redis answers again, for the same reason as maxBackoff. Redis may also be
+// so slow that every answer comes too late and is not seen. So the attempts after
+// maxSilent short ones are given longer.
+const (
+	silentLimit = 350 * time.Millisecond
+	maxSilent   = 8
+)
+
+// nextLimit returns how long the attempt after one may take that began at the
+// given time and was not answered, and how many in a row have met silence.
+func (l *lane) nextLimit(limit time.Duration, silent int, began time.Time) (time.Duration, int) {
+	if answered := l.o.cfg.Answered; answered != nil && silent < maxSilent && answered(l.bucket).Before(began) {
+		return silentLimit, silent + 1
+	}
+	return min(2*max(limit, firstLimit), lastLimit), silent
+}
+
 // again puts a batch whose outcome is unknown back, to be decided anew.
 func (l *lane) again(b *batch) {
 	l.mu.Lock()

@@ -2,6 +2,7 @@ package owner
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"github.com/meshpresence/mesh/internal/clock"
@@ -169,6 +170,20 @@ func (e *entry) stopTimers() {
 		}
 	}
 	e.stopPace()
+}
+
+// later offers the entry again after a while: Redis refused it alone. Memory is
+// not freed, and an operator's key not deleted, within a moment; and neither
+// refuses the refresh of a key. Conn.mu is held.
+func (e *entry) later(why error) {
+	if e.retry == nil {
+		e.retry = new(clock.Timer)
+	}
+	after := retryAfter
+	if e.want && e.ttl > 0 && !errors.Is(why, store.ErrFull) && !errors.Is(why, store.ErrData) {
+		after = refreshRetry
+	}
+	e.c.o.cfg.Wheel.Schedule(e.retry, after, func() { e.lane.offerAgain(e) })
 }
 
 // EndLapsed ends the entries of this server in a room whose connections have

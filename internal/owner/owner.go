@@ -69,6 +69,8 @@ type Config struct {
 	// Doubt is called when Redis has lost something that it had acknowledged, or
 	// everything. It must not block.
 	Doubt func()
+	// Answered returns when Redis last answered a call of a bucket. Optional.
+	Answered func(bucket int) time.Time
 	// Wrote is told how far a room has come by this server's own writes. It must not block.
 	Wrote func(room string, p store.Position)
 	// MetaChanged is called when a connection's metadata has changed, perhaps

@@ -215,7 +215,8 @@ func TestTheLeaseHasItsOwnPlaces(t *testing.T) {
 	t.Parallel()
 	for _, buckets := range []int{1, 4} {
 		s := New(redistest.Start(t).Client(t), testKeys{buckets: buckets})
-		for _, p := range s.places {
+		for i := range s.places {
+			p := &s.places[i]
 			for range cap(p.writes) {
 				p.writes <- struct{}{}
 			}

@@ -2,9 +2,11 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // Size is roughly how many bytes the op adds to a call.
@@ -50,6 +52,7 @@ func (s *Store) commit(ctx context.Context, r *request, ops []Op, order []int, r
 		r.add(&ops[i])
 	}
 	keys, args := r.call()
+	began := time.Now()
 	reply, err := run(ctx, s, commitScript, keys, args...)
 	if err != nil {
 		return nil, err
@@ -63,6 +66,8 @@ func (s *Store) commit(ctx context.Context, r *request, ops []Op, order []int, r
 		return nil, ErrLost
 	}
 	answers, _ := reply.([]any)
+	health := &s.at(keys[0]).health
+	health.wrote(began) // at least the batch's number
 	for _, i := range order {
 		if len(answers) == 0 {
 			return nil, fmt.Errorf("%d ops not all answered: %w", len(order), errFormat)
@@ -73,6 +78,9 @@ func (s *Store) commit(ctx context.Context, r *request, ops []Op, order []int, r
 			continue
 		}
 		results[i], answers = decodeAnswer(&ops[i], answers)
+		if err := results[i].Err; errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrData) && !errors.Is(err, ErrFull) {
+			health.failed(false)
+		}
 	}
 	if len(answers) > 0 {
 		return nil, fmt.Errorf("%d ops and more answers: %w", len(order), errFormat)

@@ -26,7 +26,7 @@ type Instance struct {
 func (s *Store) Instances(ctx context.Context, limit int) (list []Instance, now int64, err error) {
 	keys := []string{s.keys.Instances(), s.keys.Dead()}
 	// Not in the places of the lease: who looks must not keep a heartbeat waiting.
-	reply, err := runIn(ctx, s, s.at(keys[0]).reads, instancesScript, keys, limit)
+	reply, err := runIn(ctx, s, s.at(keys[0]).read(), instancesScript, keys, limit)
 	if err != nil {
 		return nil, 0, err
 	}

@@ -12,10 +12,14 @@ import (
 // anything it sent can sit in a proxy.
 const fenceLife = 24 * time.Hour
 
+// leasing is where the scripts run that keep the list of the living. It is in
+// bucket 0.
+func (s *Store) leasing() place { return place{s.leases, 0} }
+
 // Register puts an incarnation on the list of the living for ttl and returns
 // Redis's time (unix ms).
 func (s *Store) Register(ctx context.Context, inc string, ttl time.Duration) (int64, error) {
-	reply, err := runIn(ctx, s, s.leases, registerScript, []string{s.keys.Instances()}, inc, millis(ttl))
+	reply, err := runIn(ctx, s, s.leasing(), registerScript, []string{s.keys.Instances()}, inc, millis(ttl))
 	if err != nil {
 		return 0, err
 	}
@@ -37,10 +41,12 @@ func (s *Store) Renew(ctx context.Context, inc string, ttl time.Duration, beat s
 	if wantDead {
 		want = "1"
 	}
-	reply, err := runIn(ctx, s, s.leases, renewScript, keys, inc, millis(ttl), s.keys.Control(inc), beat, want)
+	began := time.Now()
+	reply, err := runIn(ctx, s, s.leasing(), renewScript, keys, inc, millis(ttl), s.keys.Control(inc), beat, want)
 	if err != nil {
 		return Renewal{}, err
 	}
+	s.places[0].health.wrote(began)
 	f, err := texts(reply)
 	if err != nil || len(f) < 6 {
 		return Renewal{}, fmt.Errorf("renew: %w", errFormat)
@@ -63,7 +69,7 @@ func (s *Store) Renew(ctx context.Context, inc string, ttl time.Duration, beat s
 // Bury moves an incarnation whose lease has run out from the living to the
 // dead. True: this call did.
 func (s *Store) Bury(ctx context.Context, j Judgment, inc string) (bool, error) {
-	reply, err := runIn(ctx, s, s.leases, buryScript, []string{s.keys.Instances(), s.keys.Dead()}, inc, j.Now, millis(j.Tolerance))
+	reply, err := runIn(ctx, s, s.leasing(), buryScript, []string{s.keys.Instances(), s.keys.Dead()}, inc, j.Now, millis(j.Tolerance))
 	if err != nil {
 		return false, err
 	}
@@ -75,13 +81,13 @@ func (s *Store) Bury(ctx context.Context, j Judgment, inc string) (bool, error) 
 
 // DeclareDead moves the caller's own incarnation to the dead.
 func (s *Store) DeclareDead(ctx context.Context, inc string) error {
-	_, err := runIn(ctx, s, s.leases, declareScript, []string{s.keys.Instances(), s.keys.Dead()}, inc)
+	_, err := runIn(ctx, s, s.leasing(), declareScript, []string{s.keys.Instances(), s.keys.Dead()}, inc)
 	return err
 }
 
 // Cleaned takes an incarnation off the list of the dead, when nothing of it is left.
 func (s *Store) Cleaned(ctx context.Context, inc string) error {
-	_, err := within(ctx, s, s.leases, func(ctx context.Context) (int64, error) {
+	_, err := within(ctx, s, place{s.leases, nowhere}, func(ctx context.Context) (int64, error) {
 		return s.client.ZRem(ctx, s.keys.Dead(), inc).Result()
 	})
 	return err
@@ -90,7 +96,7 @@ func (s *Store) Cleaned(ctx context.Context, inc string) error {
 // Fence locks an incarnation out of a bucket: none of its writes is taken any more.
 func (s *Store) Fence(ctx context.Context, bucket int, inc string) error {
 	key := s.keys.Fence(bucket, inc)
-	_, err := runIn(ctx, s, s.at(key).fences, fenceScript, []string{key}, millis(fenceLife))
+	_, err := runIn(ctx, s, s.at(key).fence(), fenceScript, []string{key}, millis(fenceLife))
 	return err
 }
 

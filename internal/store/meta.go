@@ -103,7 +103,7 @@ func (s *Store) DeleteRoomMeta(ctx context.Context, room string) error {
 }
 
 func (s *Store) setMeta(ctx context.Context, key string, version, known uint64, data []byte, owned, conn string) (MetaValue, bool, error) {
-	reply, err := runIn(ctx, s, s.at(key).reads, metaScript, []string{key}, version, data, owned, s.keys.Control(""), conn, newTag(), known)
+	reply, err := runIn(ctx, s, s.at(key).read(), metaScript, []string{key}, version, data, owned, s.keys.Control(""), conn, newTag(), known)
 	if err != nil {
 		return MetaValue{}, false, err
 	}

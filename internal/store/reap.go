@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+
+	"github.com/redis/go-redis/v9"
 )
 
 // Reap ends entries and states that are not the caller's, each only where its
@@ -64,7 +66,10 @@ func (s *Store) reapPart(ctx context.Context, j Judgment, bucket int, items []Re
 	for i, n := range order {
 		at := part[n]
 		if lines[i] == "" || lines[i][0] == '!' {
-			refused = fmt.Errorf("%w: %s", ErrUnavailable, lines[i])
+			refused = refusal(lines[i])
+			if !aboutData(lines[i]) {
+				s.unwell(bucket, false)
+			}
 			continue
 		}
 		out[at] = ReapStatus(lines[i][0])
@@ -73,6 +78,32 @@ func (s *Store) reapPart(ctx context.Context, j Judgment, bucket int, items []Re
 		}
 	}
 	return refused
+}
+
+// Lapsed returns which of a room's connections have no per-connection key, in
+// the given order. Those of entries without a TTL never have one.
+func (s *Store) Lapsed(ctx context.Context, room string, conns []string) ([]string, error) {
+	var lapsed []string
+	for part := range slices.Chunk(conns, MaxOps) {
+		found, err := read(ctx, s, s.keys.Members(room), func(ctx context.Context) ([]*redis.IntCmd, error) {
+			pipe := s.client.Pipeline()
+			cmds := make([]*redis.IntCmd, len(part))
+			for i, conn := range part {
+				cmds[i] = pipe.Exists(ctx, s.keys.Conn(room, conn))
+			}
+			_, err := pipe.Exec(ctx)
+			return cmds, err
+		})
+		if err != nil {
+			return nil, err
+		}
+		for i, cmd := range found {
+			if cmd.Val() == 0 {
+				lapsed = append(lapsed, part[i])
+			}
+		}
+	}
+	return lapsed, nil
 }
 
 // OwnedPage reads part of an incarnation's index; cursor and next as in SCAN.

@@ -124,7 +124,7 @@ func (s *Store) checkCommands(ctx context.Context) error {
 	for _, do := range []func(context.Context, redis.Scripter, []string, ...any) *redis.Cmd{
 		rightsScript.Eval, rightsScript.Run,
 	} {
-		reply, err := within(ctx, s, s.leases, func(ctx context.Context) (any, error) {
+		reply, err := within(ctx, s, s.leasing(), func(ctx context.Context) (any, error) {
 			return do(ctx, s.client, []string{key}, s.keys.EventsPrefix(), s.keys.Control("")).Result()
 		})
 		if err != nil {

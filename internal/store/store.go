@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -100,13 +99,6 @@ type Store struct {
 	reaped    reaped
 }
 
-// places bound the calls under way to one bucket.
-type places struct {
-	reads  chan struct{} // plain commands
-	writes chan struct{} // scripts, but those that clients call one by one
-	fences chan struct{} // those that lock the dead out
-}
-
 // New returns a store on client, which stays the caller's to close.
 func New(client redis.UniversalClient, keys Keys) *Store {
 	s := &Store{
@@ -115,11 +107,11 @@ func New(client redis.UniversalClient, keys Keys) *Store {
 		took:   histogram.New(histogram.Calls()...),
 	}
 	for i := range s.places {
-		p := places{reads: s.reads, writes: make(chan struct{}, maxCalls), fences: make(chan struct{}, leaseCalls)}
+		p := &s.places[i]
+		p.bucket, p.reads, p.writes, p.fences = i, s.reads, make(chan struct{}, maxCalls), make(chan struct{}, leaseCalls)
 		if len(s.places) > 1 {
 			p.reads, p.writes = make(chan struct{}, bucketCalls), make(chan struct{}, bucketCalls)
 		}
-		s.places[i] = p
 	}
 	return s
 }
@@ -134,19 +126,6 @@ func patientCalls(client redis.UniversalClient) int {
 		return maxCalls
 	}
 	return min(max(c.Options().PoolSize*3/4, 1), maxCalls)
-}
-
-// at returns the places of the bucket that a key is in: the number in its hash
-// tag.
-func (s *Store) at(key string) places {
-	if len(s.places) > 1 {
-		_, rest, _ := strings.Cut(key, "{")
-		tag, _, _ := strings.Cut(rest, "}")
-		if b, err := strconv.Atoi(tag); err == nil && b >= 0 && b < len(s.places) {
-			return s.places[b]
-		}
-	}
-	return s.places[0]
 }
 
 // RequireLease makes Commit refuse, with ErrLost, what comes from an incarnation
@@ -177,7 +156,7 @@ func (s *Store) Wait(ctx context.Context) error {
 
 // Ping asks Redis whether it is there.
 func (s *Store) Ping(ctx context.Context) error {
-	_, err := within(ctx, s, s.leases, func(ctx context.Context) (string, error) { return s.client.Ping(ctx).Result() })
+	_, err := within(ctx, s, place{s.leases, nowhere}, func(ctx context.Context) (string, error) { return s.client.Ping(ctx).Result() })
 	return err
 }
 
@@ -199,7 +178,7 @@ func (s *Store) Generation(ctx context.Context) (string, bool) {
 
 // process is Generation, and why it could not be learned.
 func (s *Store) process(ctx context.Context) (string, error) {
-	return within(ctx, s, s.leases, func(ctx context.Context) (string, error) {
+	return within(ctx, s, place{s.leases, nowhere}, func(ctx context.Context) (string, error) {
 		cluster, ok := s.client.(*redis.ClusterClient)
 		if !ok {
 			return runID(ctx, s.client)
@@ -243,37 +222,41 @@ type result[T any] struct {
 // interrupt a read when its context ends (unless told to), so f runs beside
 // the caller, who stops waiting: the outcome is then unknown.
 func call[T any](ctx context.Context, s *Store, f func(context.Context) (T, error)) (T, error) {
-	return within(ctx, s, s.reads, f)
+	return within(ctx, s, place{s.reads, nowhere}, f)
 }
 
 // read is call for a command of one key.
 func read[T any](ctx context.Context, s *Store, key string, f func(context.Context) (T, error)) (T, error) {
-	return within(ctx, s, s.at(key).reads, f)
+	return within(ctx, s, s.at(key).read(), f)
 }
 
-func within[T any](ctx context.Context, s *Store, slots chan struct{}, f func(context.Context) (T, error)) (T, error) {
+func within[T any](ctx context.Context, s *Store, at place, f func(context.Context) (T, error)) (T, error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	// By the caller, never by the goroutine below when it has the answer: both
 	// cases of the last select would be ready then, and every other answer lost.
 	defer cancel()
 	var none T
 	select {
-	case slots <- struct{}{}:
+	case at.slots <- struct{}{}:
 	case <-ctx.Done():
-		return none, s.failed(ctx.Err())
+		return none, s.failed(ctx.Err()) // never sent: that says nothing about Redis
 	}
 	s.nCalls.Add(1)
 	began := time.Now()
 	done := make(chan result[T], 1)
 	s.calls.Go(func() {
 		v, err := f(ctx)
-		<-slots
+		<-at.slots
+		if answered(err) && at.bucket != nowhere {
+			s.places[at.bucket].health.answer()
+		}
 		done <- result[T]{v, err}
 	})
 	select {
 	case r := <-done:
 		s.took.Observe(time.Since(began))
 		if r.err != nil {
+			s.suffered(ctx, at.bucket, time.Since(began), r.err)
 			return none, s.failed(r.err)
 		}
 		return r.value, nil
@@ -282,6 +265,7 @@ func within[T any](ctx context.Context, s *Store, slots chan struct{}, f func(co
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) && time.Since(began) >= suspicious {
 			s.suspect(ctx)
 		}
+		s.suffered(ctx, at.bucket, time.Since(began), ctx.Err())
 		return none, s.failed(ctx.Err())
 	}
 }
@@ -314,8 +298,11 @@ const outOfMemory = "OOM "
 
 // refusal is the error for one op that Redis refused, in its words.
 func refusal(text string) error {
-	if strings.HasPrefix(text, outOfMemory) {
+	switch {
+	case strings.HasPrefix(text, outOfMemory):
 		return fmt.Errorf("%w: %w: %s", ErrUnavailable, ErrFull, text)
+	case aboutData(text):
+		return fmt.Errorf("%w: %w: %s", ErrUnavailable, ErrData, text)
 	}
 	return fmt.Errorf("%w: %s", ErrUnavailable, text)
 }
@@ -332,12 +319,12 @@ func reload(client redis.UniversalClient) {
 
 // run executes a script by its hash, with its text where Redis lacks it.
 func run(ctx context.Context, s *Store, script *redis.Script, keys []string, args ...any) (any, error) {
-	return runIn(ctx, s, s.at(keys[0]).writes, script, keys, args...)
+	return runIn(ctx, s, s.at(keys[0]).write(), script, keys, args...)
 }
 
 // runIn is run with places other than those of the first key's bucket.
-func runIn(ctx context.Context, s *Store, slots chan struct{}, script *redis.Script, keys []string, args ...any) (any, error) {
-	return within(ctx, s, slots, func(ctx context.Context) (any, error) {
+func runIn(ctx context.Context, s *Store, at place, script *redis.Script, keys []string, args ...any) (any, error) {
+	return within(ctx, s, at, func(ctx context.Context) (any, error) {
 		return script.Run(ctx, s.client, keys, args...).Result()
 	})
 }

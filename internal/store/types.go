@@ -29,6 +29,9 @@ var (
 	// ErrFull says that Redis has no memory left for what was asked for. It is
 	// an ErrUnavailable.
 	ErrFull = errors.New("store: redis is out of memory")
+	// ErrData says that Redis refused an op because of what a key holds, which
+	// is nothing of this library's. It is an ErrUnavailable.
+	ErrData = errors.New("store: a key holds something else")
 )
 
 // Keys names what the store keeps. Names of one room share a hash slot; names

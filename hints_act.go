@@ -1,0 +1,125 @@
+package mesh
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/meshpresence/mesh/internal/store"
+)
+
+// act looks at what Redis holds of the hinted entries, on the node that takes
+// the write, and ends what has run out.
+//
+// On a cluster the nodes fail each by itself. While one was away its keys could
+// not be refreshed, and what ran out on the replica that took its place says
+// nothing about its owner; but the lease, kept by another node, may have been
+// renewed in time all along. So failovers are looked for first. After one no
+// hint is acted on for one lease, see node.failover.
+func (h *hints) act(ctx context.Context, due []dueHint) {
+	if err := h.n.expiry.Look(ctx); err != nil || h.rests() {
+		h.dropped.Add(uint64(len(due)))
+		return
+	}
+	j, ok := h.n.lease.Judge()
+	if !ok {
+		h.dropped.Add(uint64(len(due)))
+		return
+	}
+	refs := make([]store.OwnedRef, len(due))
+	for i, k := range due {
+		refs[i] = store.OwnedRef{Room: k.room, Conn: k.conn}
+	}
+	asked := time.Now()
+	records, err := h.n.store.Records(ctx, refs)
+	if err != nil {
+		h.failed(due, asked)
+		return
+	}
+	items, of := h.items(due, records)
+	if len(items) == 0 {
+		return
+	}
+	if h.rests() { // since just now
+		h.dropped.Add(uint64(len(items)))
+		return
+	}
+	began := time.Now()
+	statuses, err := h.n.store.Reap(ctx, j, items)
+	if errors.Is(err, store.ErrClock) {
+		h.n.lease.ClockRefused(time.Since(began))
+	}
+	if err != nil {
+		h.n.opts.Logger.Debug("mesh: expired entries not ended", "error", err)
+		h.failed(of, asked)
+		return
+	}
+	var ended []hint
+	for i, s := range statuses {
+		if s == store.Ended {
+			h.acted.Add(1)
+			ended = append(ended, of[i].hint)
+		}
+	}
+	h.tell(ctx, ended, began)
+}
+
+// items returns what is to be ended of what records hold, and the hint about
+// each. Hints wait again if something failed since they came due: the owner may
+// have been refused just now.
+func (h *hints) items(due []dueHint, records []store.Record) (items []store.ReapItem, of []dueHint) {
+	now := time.Now()
+	for i, r := range records {
+		k := due[i]
+		if r.Entry == "" {
+			continue
+		}
+		if at, ok := turnOver(h.n.store.Writes(k.bucket), k.learned, k.turn()); !ok || now.Before(at) {
+			h.put(k.hint, k.bucket, false)
+			continue
+		}
+		item := store.ReapItem{
+			Mode: store.ReapExpired, Room: k.room, Conn: r.Conn, Entry: r.Entry, Incarnation: r.Incarnation,
+			StateVersion: r.StateVersion,
+		}
+		if k.kind == expiredState {
+			item.Mode = store.ReapState
+		}
+		items = append(items, item)
+		of = append(of, k)
+	}
+	return items, of
+}
+
+// failed has hints wait again whose bucket has failed since the given time: a
+// short outage must not lose them. Others are dropped.
+func (h *hints) failed(due []dueHint, since time.Time) {
+	for _, k := range due {
+		if h.n.store.Writes(k.bucket).Failed.Before(since) {
+			h.dropped.Add(1)
+			continue
+		}
+		h.put(k.hint, k.bucket, false)
+	}
+}
+
+// tell has the other servers forget hints about what this one has ended. If
+// each of them looked by itself, what runs out would cost Redis more with every
+// server. A server that misses it looks, and finds nothing. So it is not told
+// if it would come too late.
+func (h *hints) tell(ctx context.Context, ended []hint, since time.Time) {
+	ctx, cancel := context.WithDeadline(ctx, since.Add(tellWithin))
+	defer cancel()
+	if len(ended) == 0 || ctx.Err() != nil {
+		return
+	}
+	var note strings.Builder
+	for _, k := range ended { // ids hold no spaces, names of rooms no line ends
+		fmt.Fprintf(&note, "%c %s %s\n", k.kind, k.conn, k.room)
+	}
+	if _, err := h.n.store.Publish(ctx, h.n.keys.Ended(), note.String()); err != nil {
+		h.n.opts.Logger.Debug("mesh: ended entries not told to the other servers", "error", err)
+	}
+}

@@ -1,0 +1,142 @@
+package owner
+
+import (
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh/internal/store"
+)
+
+// othersAct is when another server acts on a key that ran out: counted from the
+// moment when Redis takes writes again.
+const othersAct = 500 * time.Millisecond
+
+// until returns when a connection's key runs out.
+func (r *rig) until(room, conn string) (until time.Time) {
+	r.redis.do(func() { until = r.redis.rooms[room][conn].until })
+	return until
+}
+
+// Whatever Redis does to writes and for however long: when it takes them again,
+// the keys of entries with a TTL are refreshed well before another server acts.
+func TestRefreshesComeFirstAfterAnOutage(t *testing.T) {
+	for name, fail := range map[string]func(r *rig, on bool){
+		"batches refused": func(r *rig, on bool) {
+			r.plan(func(int, []store.Op) fault { return map[bool]fault{true: {never: true, err: errRefused}}[on] })
+		},
+		"ops refused": func(r *rig, on bool) { r.refuse(func(store.Op) bool { return on }) },
+		"no answers": func(r *rig, on bool) {
+			r.plan(func(int, []store.Op) fault { return map[bool]fault{true: {never: true, after: time.Hour}}[on] })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			for away := 1000 * time.Millisecond; away <= 3*time.Second; away += 130 * time.Millisecond {
+				t.Run(fmt.Sprint(away), func(t *testing.T) {
+					virtual(t, func(r *rig) {
+						r.rule("x", time.Second)
+						c := r.connect("a")
+						r.join(c, "x")
+						for range 20 {
+							r.sleep(100 * time.Millisecond)
+							c.Seen()
+						}
+						fail(r, true)
+						began := time.Now()
+						for time.Since(began) < away {
+							r.sleep(min(100*time.Millisecond, away-time.Since(began)))
+							c.Seen()
+						}
+						fail(r, false)
+						back := time.Now()
+						for r.until("x", "a").Before(time.Now()) && time.Since(back) < othersAct {
+							r.sleep(10 * time.Millisecond)
+							c.Seen()
+						}
+						assert.Less(r, time.Since(back), othersAct-100*time.Millisecond)
+						r.heal()
+						require.Empty(r, leavesIn(r.said()))
+					}, func(cfg *Config) {
+						cfg.Answered = func(int) time.Time { return time.Time{} } // never in time
+					})
+				})
+			}
+		})
+	}
+}
+
+func leavesIn(lines []string) (leaves []string) {
+	for _, l := range lines {
+		if l[0] == 'L' {
+			leaves = append(leaves, l)
+		}
+	}
+	return leaves
+}
+
+// A Redis that answers late, and no answer comes in time, is waited for longer:
+// at once if late answers are seen to come, after a few attempts otherwise.
+func TestASlowRedisIsGivenLonger(t *testing.T) {
+	for name, seen := range map[string]bool{"late answers are seen": true, "nothing is seen": false} {
+		t.Run(name, func(t *testing.T) {
+			var newest atomic.Pointer[time.Time]
+			virtual(t, func(r *rig) {
+				in := r.connect("in")
+				r.sleep(time.Second)
+				r.plan(func(int, []store.Op) fault {
+					if seen {
+						at := time.Now().Add(time.Hour) // one is on its way
+						newest.Store(&at)
+					}
+					return fault{after: time.Second}
+				})
+				before := r.calls()
+				_, _ = in.Join(r.Context(), "x")
+				r.sleep(6 * time.Second)
+				assert.NotContains(r, r.said(), "L in/x l")
+				if seen {
+					assert.LessOrEqual(r, r.calls()-before, 2)
+				}
+				r.heal()
+				r.sleep(3 * time.Second)
+				r.atRest()
+			}, func(cfg *Config) {
+				cfg.Answered = func(int) time.Time {
+					if at := newest.Load(); at != nil {
+						return *at
+					}
+					return time.Time{}
+				}
+			})
+		})
+	}
+}
+
+// An op that Redis refuses for what it holds, or for want of memory, is not
+// tried several times a second.
+func TestARefusalForGoodIsNotRetriedOften(t *testing.T) {
+	for _, why := range []error{store.ErrData, store.ErrFull} {
+		t.Run(why.Error(), func(t *testing.T) {
+			virtual(t, func(r *rig) {
+				r.rule("x", time.Second)
+				c := r.connect("a")
+				r.sleep(time.Second)
+				r.redis.do(func() { r.redis.refusal = why })
+				r.refuse(func(op store.Op) bool { return op.Room == "x" })
+				before := r.calls()
+				_, err := c.Join(r.Context(), "x")
+				assert.ErrorIs(r, err, why)
+				for range 50 {
+					r.sleep(100 * time.Millisecond)
+					c.Seen()
+				}
+				assert.LessOrEqual(r, r.calls()-before, 16) // a refresh comes every 0.7 s as well
+				r.heal()
+			})
+		})
+	}
+}

@@ -1,0 +1,41 @@
+package store
+
+import (
+	"strconv"
+	"strings"
+)
+
+// places bound the calls under way to one bucket.
+type places struct {
+	bucket int
+	reads  chan struct{} // plain commands
+	writes chan struct{} // scripts, but those that clients call one by one
+	fences chan struct{} // those that lock the dead out
+	health writes
+}
+
+func (p *places) read() place  { return place{p.reads, p.bucket} }
+func (p *places) write() place { return place{p.writes, p.bucket} }
+func (p *places) fence() place { return place{p.fences, p.bucket} }
+
+// place is where a call waits for its turn, and the bucket that it is of.
+type place struct {
+	slots  chan struct{}
+	bucket int // nowhere: none, or several
+}
+
+// nowhere is the bucket of calls that are of no one bucket.
+const nowhere = -1
+
+// at returns the places of the bucket that a key is in: the number in its hash
+// tag.
+func (s *Store) at(key string) *places {
+	if len(s.places) > 1 {
+		_, rest, _ := strings.Cut(key, "{")
+		tag, _, _ := strings.Cut(rest, "}")
+		if b, err := strconv.Atoi(tag); err == nil && b >= 0 && b < len(s.places) {
+			return &s.places[b]
+		}
+	}
+	return &s.places[0]
+}
