@@ -240,19 +240,19 @@ func within[T any](ctx context.Context, s *Store, at place, f func(context.Conte
 	began := time.Now()
 	done := make(chan result[T], 1)
 	s.calls.Go(func() {
-		r := result[T]{err: errHook}
+		r, replied := result[T]{err: errHook}, false
 		defer func() {
 			if value := recover(); value != nil {
 				r = result[T]{err: hookPanic(value)}
 			}
 			<-at.slots
-			if answered(r.err) && at.bucket != nowhere {
+			if replied && at.bucket != nowhere {
 				s.places[at.bucket].health.answer()
 			}
 			done <- r
 		}()
 		v, err := f(ctx) // calls the app's hooks of the client
-		r = result[T]{v, err}
+		r, replied = result[T]{v, err}, answered(err)
 	})
 	select {
 	case r := <-done:
