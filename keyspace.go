@@ -115,7 +115,7 @@ func (k keyspace) Fence(bucket int, incarnation string) string {
 // Rooms implements store.Keys.
 func (k keyspace) Rooms(bucket int) string { return k.in(bucket) + "presence:rooms" }
 
-// Instances implements store.Keys. It shares bucket 0 with Dead and Format.
+// Instances implements store.Keys. It shares bucket 0 with Dead, Format and Spread.
 func (k keyspace) Instances() string { return k.in(0) + "instances" }
 
 // Dead implements store.Keys.
@@ -123,6 +123,21 @@ func (k keyspace) Dead() string { return k.in(0) + "dead" }
 
 // Format implements store.Keys.
 func (k keyspace) Format() string { return k.in(0) + "format" }
+
+// OtherFormat implements store.Keys: the name that Format has if the same
+// prefix is used on a cluster without being one here, and the reverse.
+func (k keyspace) OtherFormat() string {
+	k.cluster = !k.cluster
+	return k.Format()
+}
+
+// Spread implements store.Keys.
+func (k keyspace) Spread() string {
+	if !k.cluster {
+		return ""
+	}
+	return k.in(0) + "buckets"
+}
 
 // Canary implements store.Keys. Each call mints a new name, which on a cluster
 // may fall into any slot.

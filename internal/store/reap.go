@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 )
 
 // Reap ends entries and states that are not the caller's, each only where its
@@ -64,7 +65,7 @@ func (s *Store) reapPart(ctx context.Context, j Judgment, bucket int, items []Re
 	for i, n := range order {
 		at := part[n]
 		if lines[i] == "" || lines[i][0] == '!' {
-			refused = fmt.Errorf("%w: %s", ErrUnavailable, lines[i])
+			refused = refusal(strings.TrimPrefix(lines[i], "! "))
 			continue
 		}
 		out[at] = ReapStatus(lines[i][0])

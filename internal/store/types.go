@@ -24,11 +24,9 @@ var (
 	// ErrClock says that Redis's clock is not where the caller's own clock
 	// expected it: nobody may be judged now.
 	ErrClock = errors.New("store: redis clock stepped")
-	// ErrUnavailable says that Redis did not answer in time, or refused.
+	// ErrUnavailable says that Redis did not answer in time, or refused: see
+	// refused.go for the reasons that are told apart.
 	ErrUnavailable = errors.New("store: redis is unavailable")
-	// ErrFull says that Redis has no memory left for what was asked for. It is
-	// an ErrUnavailable.
-	ErrFull = errors.New("store: redis is out of memory")
 )
 
 // Keys names what the store keeps. Names of one room share a hash slot; names
@@ -53,6 +51,8 @@ type Keys interface {
 	Instances() string       // sorted set: incarnation -> deadline
 	Dead() string            // sorted set: incarnation -> time of death
 	Format() string          // string: layout version
+	OtherFormat() string     // the same on a cluster if this is none, and the reverse
+	Spread() string          // string: how many buckets there are; "" without a cluster
 	Canary() string          // string with PX: probe for expired events
 	Foreign() []string       // keys that other software with the same prefix has, and this never
 
