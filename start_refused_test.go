@@ -82,15 +82,15 @@ func TestStartWithAClientThatDialsByAHook(t *testing.T) {
 	require.NoError(t, srv.Shutdown(ctx))
 }
 
-// A Redis that answers and takes no writes, as a replica does until it is
-// promoted, is waited for: what is tried at a start must not take its refusal
-// for one of the user.
+// A Redis that answers and takes no writes is waited for: what is tried at a
+// start must not take its refusal for one of the user. (A replica is another
+// matter: see TestStartWithTheWrongClient.)
 func TestStartWaitsForARedisThatTakesNoWrites(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
 		t.Skip("takes real seconds")
 	}
-	for _, r := range []refusal{memoryFull, noReplicas, readOnly, saveFailed} {
+	for _, r := range []refusal{memoryFull, noReplicas, saveFailed} {
 		t.Run(r.text, func(t *testing.T) {
 			t.Parallel()
 			w := realWorld(t)

@@ -39,6 +39,8 @@ func (s *Store) CheckServer(ctx context.Context) error {
 		return nil
 	case followsMaster(c):
 		return fmt.Errorf("%w: the master that Sentinel names is still a replica", ErrUnavailable)
+	case infoField(server, "redis_mode") == "cluster":
+		return fmt.Errorf("%w: %w: %s", ErrUnavailable, ErrMisfit, useCluster)
 	}
 	return fmt.Errorf("%w: %w: %s", ErrUnavailable, ErrMisfit, useMaster)
 }
