@@ -26,8 +26,15 @@ import (
 type Options struct {
 	// Redis is the client to use: a *redis.Client (also one of a Sentinel), or
 	// a *redis.ClusterClient that reads from masters only, which means without
-	// ReadOnly, RouteByLatency and RouteRandomly. A *redis.Ring is refused. It
-	// stays the app's: it is never closed or reconfigured. Required.
+	// ReadOnly, RouteByLatency and RouteRandomly. A *redis.Ring is refused, and
+	// so is a client-side cache, which may be out of date. It stays the app's:
+	// it is never closed or reconfigured. Required.
+	//
+	// A connection to Redis that has gone silent must be given up soon.
+	// DialTimeout and DialerRetryTimeout may be LeaseTTL/3 or 5 s, whichever is
+	// longer. So may ReadTimeout and WriteTimeout, or any length with
+	// ContextTimeoutEnabled. None may be negative. The defaults of go-redis will
+	// do.
 	Redis redis.UniversalClient
 	// Prefix begins every key and channel. All servers that share rooms use
 	// the same; others sharing the Redis use another, or another database: one
@@ -181,6 +188,9 @@ func (o Options) withDefaults() (Options, error) {
 	if err := o.fillNumbers(); err != nil {
 		return Options{}, err
 	}
+	if err := checkTimeouts(o.Redis, o.LeaseTTL); err != nil {
+		return Options{}, err
+	}
 	if _, err := compileOrigins(o.AllowedOrigins); err != nil {
 		return Options{}, err
 	}
@@ -252,31 +262,6 @@ func fill[T int | int64 | time.Duration](field string, value *T, def, least, mos
 		return fmt.Errorf("%w: %s is %v, must be at least %v", ErrInvalidOptions, field, v, least)
 	case v > most:
 		return fmt.Errorf("%w: %s is %v, must be at most %v", ErrInvalidOptions, field, v, most)
-	}
-	return nil
-}
-
-// checkRedis refuses clients that would read from replicas, where the last
-// write may be missing, or that spread keys in a way of their own.
-func checkRedis(client redis.UniversalClient) error {
-	switch c := client.(type) {
-	case nil:
-		return fmt.Errorf("%w: Redis is required", ErrInvalidOptions)
-	case *redis.Client:
-		if c == nil {
-			return fmt.Errorf("%w: Redis is a nil *redis.Client", ErrInvalidOptions)
-		}
-	case *redis.Ring:
-		return fmt.Errorf("%w: Redis is a *redis.Ring, which does not keep a room's keys and events in one place", ErrInvalidOptions)
-	case *redis.ClusterClient:
-		if c == nil {
-			return fmt.Errorf("%w: Redis is a nil *redis.ClusterClient", ErrInvalidOptions)
-		}
-		if opts := c.Options(); opts.ReadOnly || opts.RouteByLatency || opts.RouteRandomly {
-			return fmt.Errorf("%w: Redis must read from masters: unset ReadOnly, RouteByLatency and RouteRandomly", ErrInvalidOptions)
-		}
-	default:
-		return fmt.Errorf("%w: Redis is a %T: only a *redis.Client or *redis.ClusterClient tells its database and its layout", ErrInvalidOptions, c)
 	}
 	return nil
 }
