@@ -129,6 +129,8 @@ func (n *node) awaitRedis(ctx context.Context) error {
 // change by itself, and nil if it is worth trying again.
 func hopeless(err error) error {
 	switch {
+	case errors.Is(err, ErrInvalidOptions):
+		return err
 	case errors.Is(err, store.ErrForeign):
 		return fmt.Errorf("%w: %w; or use another Options.Prefix or another database, or remove those keys", ErrIncompatible, err)
 	case errors.Is(err, store.ErrMisfit):
@@ -145,8 +147,11 @@ func hopeless(err error) error {
 // may go away, or stop taking writes, between two steps.
 func (n *node) tryRedis(ctx context.Context) error {
 	for _, try := range []func(context.Context) error{
-		n.store.Dial, n.store.CheckServer, n.store.CheckRights, n.store.CheckFormat, n.lease.Start,
+		n.store.Dial, n.store.CheckServer, n.store.CheckRights, n.store.CheckFormat, n.fit, n.lease.Start,
 	} {
+		if try == nil {
+			continue
+		}
 		if err := try(ctx); err != nil {
 			return err
 		}

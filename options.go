@@ -119,7 +119,9 @@ type Options struct {
 	// Defaults to nil: nothing is logged.
 	Logger *slog.Logger
 
-	edge func(*store.Store) edge // for tests of this package; nil: the store itself
+	// For tests of this package.
+	edge  func(*store.Store) edge    // nil: the store itself
+	files func() (most int, ok bool) // nil: limit.OpenFiles
 }
 
 // Limits bound what clients can use up. Zero means the default, a negative
@@ -152,7 +154,10 @@ type Limits struct {
 	// at most, each with its whole frame. Defaults to 1 MiB.
 	QueueBytes int
 	// Connections is how many connections a server holds; more are answered
-	// with 503. Defaults to 100,000.
+	// with 503. File descriptors (ulimit -n) are a limit, too, less those that
+	// Redis and the app need: Start fails if a number that was set here is
+	// higher. Defaults to 100,000, or what file descriptors allow if that is
+	// less, which Start logs. So does a negative value, without the 100,000.
 	Connections int
 	// UpgradesPerSecond is how many new connections a server accepts in the
 	// long run; more are answered with 503 and Retry-After. Defaults to 1,000.
@@ -239,7 +244,7 @@ func (o *Options) fillNumbers() error {
 		{"Limits.SubscriptionsPerConnection", &l.SubscriptionsPerConnection, 100, maxCount, true},
 		{"Limits.CommandsPerSecond", &l.CommandsPerSecond, 100, maxCount, true},
 		{"Limits.QueueBytes", &l.QueueBytes, 1 << 20, maxCount, true},
-		{"Limits.Connections", &l.Connections, 100_000, maxCount, true},
+		{"Limits.Connections", &l.Connections, defaultConnections, maxCount, true},
 		{"Limits.UpgradesPerSecond", &l.UpgradesPerSecond, 1000, maxCount, true},
 		{"Limits.SnapshotMembers", &l.SnapshotMembers, 1000, maxCount, true},
 	} {

@@ -27,8 +27,11 @@ func (a *arrivals) allow() bool {
 	return a.bucket.Take(time.Now())
 }
 
+// refuseUpgrade closes the connection with its answer: a client that is told to
+// come back later must not keep a file descriptor until then.
 func refuseUpgrade(w http.ResponseWriter, status int) {
 	w.Header().Set("Retry-After", retryAfter)
+	w.Header().Set("Connection", "close")
 	http.Error(w, http.StatusText(status), status)
 }
 

@@ -104,6 +104,14 @@ func (s *Store) Traits(ctx context.Context) Traits {
 	return t
 }
 
+// Nodes returns how many nodes are behind the client, replicas included.
+func (s *Store) Nodes(ctx context.Context) (int, error) {
+	return call(ctx, s, func(ctx context.Context) (int, error) {
+		nodes, err := listNodes(ctx, s.client)
+		return len(nodes), err
+	})
+}
+
 // CheckFormat claims the prefix for this layout, or says why it cannot: a newer
 // layout, one for another kind of client or number of buckets, or keys of other
 // software. Then it writes nothing.
