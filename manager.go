@@ -162,8 +162,11 @@ func (p *PresenceManager) Disconnect(ctx context.Context, connID string) error {
 //
 // [ErrUnknownConnection] where this server has no such connection (for those of
 // others: [RoomManager.Add]), [ErrRefused] where a rule's JoinGuard said no,
-// [ErrLimit] past Limits.RoomsPerConnection, [ErrConflict] where a connection of
-// the same id is in the room on another server.
+// [ErrLimit] past Limits.RoomsPerConnection. If a connection of the same id is in
+// the room on another server, this one takes its place, and subscribers are not
+// told of a leave or a join. The other server learns of it at its next change
+// there, which fails with [ErrConflict]; until then joins and leaves there succeed
+// without effect.
 func (p *PresenceManager) Join(ctx context.Context, room, connID string) error {
 	c, err := p.n.in(room, connID)
 	if err != nil {
@@ -200,46 +203,6 @@ func (p *PresenceManager) Leave(ctx context.Context, room, connID string) (bool,
 	c.Stamp()
 	was, err := c.Leave(ctx, room, store.CauseLeft)
 	return was, p.n.storeError(err)
-}
-
-// CleanExpired ends the entries of a room whose TTL has run out, each with its
-// leave event, and returns how many it ended. It is what remains to be done by
-// hand where Options.EnablePresenceExpirationEvents is false. Any server may
-// call it; of several that do, each entry is ended by one.
-//
-// Entries of other servers are only judged by one that has been in steady
-// touch with Redis for one LeaseTTL: sooner, the call waits for that, as long
-// as ctx lasts.
-func (p *PresenceManager) CleanExpired(ctx context.Context, room string) (int, error) {
-	if err := p.n.use(room); err != nil {
-		return 0, err
-	}
-	ended, err := p.n.owner.EndLapsed(ctx, room)
-	if err != nil {
-		return ended, p.n.storeError(err)
-	}
-	records, _, err := p.n.store.Some(ctx, room, -1)
-	if err != nil {
-		return ended, p.n.storeError(err)
-	}
-	var items []store.ReapItem
-	for _, r := range records {
-		if _, mine := p.n.owner.Conn(r.Conn); r.TTL > 0 && !mine {
-			items = append(items, store.ReapItem{
-				Mode: store.ReapExpired, Room: room, Conn: r.Conn, Entry: r.Entry, Incarnation: r.Incarnation,
-			})
-		}
-	}
-	if len(items) == 0 {
-		return ended, nil
-	}
-	statuses, err := p.n.reap(ctx, items)
-	for _, s := range statuses {
-		if s == store.Ended {
-			ended++
-		}
-	}
-	return ended, p.n.storeError(err)
 }
 
 // Recheck has the guards asked again about everything that a connection of
@@ -340,28 +303,4 @@ func (n *node) join(ctx context.Context, c *owner.Conn, room string) (owner.Join
 	}
 	joined, err := c.Join(ctx, room)
 	return joined, n.storeError(err)
-}
-
-// reap ends what is not this server's, waiting until it may judge.
-func (n *node) reap(ctx context.Context, items []store.ReapItem) ([]store.ReapStatus, error) {
-	for {
-		if j, ok := n.lease.Judge(); ok {
-			began := time.Now()
-			statuses, err := n.store.Reap(ctx, j, items)
-			if !errors.Is(err, store.ErrClock) {
-				return statuses, err
-			}
-			n.lease.ClockRefused(time.Since(began))
-		}
-		t := time.NewTimer(wheelStep)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-			return nil, ctx.Err()
-		case <-n.life.Done():
-			t.Stop()
-			return nil, ErrClosed
-		}
-	}
 }

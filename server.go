@@ -300,32 +300,6 @@ func turnAway(ws *websocket.Conn, why error) error {
 	return errors.Join(why, ws.Close())
 }
 
-// reserve counts a connection in, if one more may be.
-func (s *Server) reserve() error {
-	if err := s.n.usable(); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.leaving.begun {
-		return ErrClosed
-	}
-	if over(s.open+1, s.most) {
-		return fmt.Errorf("%w: %d connections", ErrLimit, s.most)
-	}
-	s.open++
-	return nil
-}
-
-func (s *Server) release() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.open--
-	if s.leaving.begun && s.open == 0 {
-		close(s.gone) // once: it does not rise again
-	}
-}
-
 // add makes a connection known; false: the server takes no more.
 func (s *Server) add(c *Connection) bool {
 	s.mu.Lock()

@@ -11,7 +11,9 @@ import (
 // Reap ends entries and states that are not the caller's, each only where its
 // ground holds at that moment, and tells each once: of several callers with
 // the same item one gets Ended, the others NotThere. Items are answered in
-// order; on an error some may have been ended. ErrClock: nothing was judged.
+// order. On an error some may have been ended: the statuses that are known come
+// with it, and 0 stands for the others. ErrClock: the clock stepped, or too much
+// time has passed since the judgment.
 func (s *Store) Reap(ctx context.Context, j Judgment, items []ReapItem) ([]ReapStatus, error) {
 	rooms := make([]string, len(items))
 	for i := range items {
@@ -21,7 +23,7 @@ func (s *Store) Reap(ctx context.Context, j Judgment, items []ReapItem) ([]ReapS
 	for bucket, group := range s.byBucket(rooms) {
 		for part := range slices.Chunk(group, MaxOps) {
 			if err := s.reapPart(ctx, j, bucket, items, part, out); err != nil {
-				return nil, err
+				return out, err
 			}
 		}
 	}
