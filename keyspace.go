@@ -47,6 +47,9 @@ var _ store.Keys = keyspace{}
 // Buckets implements store.Keys.
 func (k keyspace) Buckets() int { return max(k.buckets, 1) }
 
+// Clustered implements store.Keys.
+func (k keyspace) Clustered() bool { return k.cluster }
+
 // RoomBucket implements store.Keys.
 func (k keyspace) RoomBucket(room string) int { return k.bucket(room) }
 
@@ -115,7 +118,7 @@ func (k keyspace) Fence(bucket int, incarnation string) string {
 // Rooms implements store.Keys.
 func (k keyspace) Rooms(bucket int) string { return k.in(bucket) + "presence:rooms" }
 
-// Instances implements store.Keys. It shares bucket 0 with Dead, Format and Spread.
+// Instances implements store.Keys. It shares bucket 0 with Dead and Format.
 func (k keyspace) Instances() string { return k.in(0) + "instances" }
 
 // Dead implements store.Keys.
@@ -129,14 +132,6 @@ func (k keyspace) Format() string { return k.in(0) + "format" }
 func (k keyspace) OtherFormat() string {
 	k.cluster = !k.cluster
 	return k.Format()
-}
-
-// Spread implements store.Keys.
-func (k keyspace) Spread() string {
-	if !k.cluster {
-		return ""
-	}
-	return k.in(0) + "buckets"
 }
 
 // Canary implements store.Keys. Each call mints a new name, which on a cluster

@@ -104,7 +104,7 @@ func (n *node) awaitRedis(ctx context.Context) error {
 		if err == nil {
 			return nil
 		}
-		if final := hopeless(err); final != nil {
+		if final := hopeless(err); final != nil && n.store.Confirmed(ctx, err) {
 			return final
 		}
 		switch {

@@ -245,7 +245,7 @@ func TestStartOnAnotherLayout(t *testing.T) {
 
 	on(cluster, "spread:", 16)
 	on(cluster, "spread:", 16)
-	refused(cluster, "spread:", 32, "spread:{0}:buckets", "Options.Buckets", "16", "32")
+	refused(cluster, "spread:", 32, "spread:{0}:format", "Options.Buckets", "16", "32")
 	refused(cluster, "spread:", 0, "Options.Buckets", "16", "64")
 	on(alone, "spread:", 8)
 	on(alone, "spread:", 9) // without a cluster it is of no effect

@@ -5,13 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
 
 	"github.com/redis/go-redis/v9"
 )
 
 // layoutVersion is written to one key; servers of one Redis must agree on it.
-const layoutVersion = 1
+const (
+	layoutVersion = 1
+	// usualBuckets is how many buckets there are if that key tells no number.
+	usualBuckets = 64
+)
 
 // ErrForeign says that keys under the prefix are not of this layout.
 var ErrForeign = errors.New("store: keys of another format under this prefix")
@@ -120,7 +125,7 @@ func (s *Store) CheckFormat(ctx context.Context) error {
 	switch kind, err := s.typeOf(ctx, s.keys.OtherFormat()); {
 	case err != nil:
 		return err
-	case kind == "string" && s.keys.Spread() != "":
+	case kind == "string" && s.keys.Clustered():
 		return fmt.Errorf("%w: %s was written by servers of this library that do not use a Redis Cluster (*redis.Client)", ErrForeign, s.keys.OtherFormat())
 	case kind == "string":
 		return fmt.Errorf("%w: %s was written by servers of this library that use a Redis Cluster (*redis.ClusterClient)", ErrForeign, s.keys.OtherFormat())
@@ -128,22 +133,28 @@ func (s *Store) CheckFormat(ctx context.Context) error {
 	if err := s.checkTypes(ctx); err != nil {
 		return err
 	}
-	found, err := s.claim(ctx, s.keys.Format(), layoutVersion)
-	if err != nil {
+	found, err := s.claim(ctx, s.keys.Format(), s.layout())
+	if err != nil || found == s.layout() {
 		return err
 	}
-	if v, err := strconv.Atoi(found); err != nil || v != layoutVersion {
-		return fmt.Errorf("%w: %s holds %.20q, this version writes %d", ErrForeign, s.keys.Format(), found, layoutVersion)
+	version, buckets, spread := strings.Cut(found, " ")
+	if version != strconv.Itoa(layoutVersion) || !s.keys.Clustered() {
+		return fmt.Errorf("%w: %s holds %.20q, this version writes %q", ErrForeign, s.keys.Format(), found, s.layout())
 	}
-	if s.keys.Spread() == "" {
-		return nil
+	if !spread {
+		buckets = strconv.Itoa(usualBuckets)
 	}
-	found, err = s.claim(ctx, s.keys.Spread(), s.keys.Buckets())
-	if err == nil && found != strconv.Itoa(s.keys.Buckets()) {
-		err = fmt.Errorf("%w: %s says that servers of this library spread rooms over %.20s buckets, and this one over %d: set Options.Buckets to the same",
-			ErrForeign, s.keys.Spread(), found, s.keys.Buckets())
+	return fmt.Errorf("%w: %s says that servers of this library spread rooms over %.20s buckets, and this one over %d: set Options.Buckets to the same",
+		ErrForeign, s.keys.Format(), buckets, s.keys.Buckets())
+}
+
+// layout is what Format holds: the version, and on a cluster the number of
+// buckets, unless it is the usual one.
+func (s *Store) layout() string {
+	if s.keys.Clustered() && s.keys.Buckets() != usualBuckets {
+		return fmt.Sprintf("%d %d", layoutVersion, s.keys.Buckets())
 	}
-	return err
+	return strconv.Itoa(layoutVersion)
 }
 
 // checkTypes looks for keys that this library does not write.
@@ -170,7 +181,7 @@ func (s *Store) checkTypes(ctx context.Context) error {
 }
 
 // claim writes a value to a key that has none, and returns what it then holds.
-func (s *Store) claim(ctx context.Context, key string, value int) (string, error) {
+func (s *Store) claim(ctx context.Context, key, value string) (string, error) {
 	return call(ctx, s, func(ctx context.Context) (string, error) {
 		if err := s.client.SetNX(ctx, key, value, 0).Err(); err != nil {
 			return "", err

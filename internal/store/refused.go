@@ -1,6 +1,7 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"regexp"
@@ -33,6 +34,8 @@ var (
 	// "ERR Error running script (call to f_1f): @user_script:1: @user_script: 1: -OOM …".
 	inScript = regexp.MustCompile(`^(?:ERR )?(?:Error running script \(call to \S+\): ?)?(?:@?\w+: ?\d+: ?)*-?`)
 
+	// ownCode matches the code of an error that is not just ERR.
+	ownCode        = regexp.MustCompile(`^[A-Z]{2,} `)
 	missingCommand = regexp.MustCompile(`(?i)^(?:unknown|unsupported) (?:redis )?(?:sub)?command\b|^unknown subcommand or wrong|^this redis command is not allowed from script`)
 	// commandName matches the name in an error about a command outside of
 	// scripts. Inside of them the error has no name.
@@ -122,6 +125,31 @@ func (s *Store) misfit(text string) string {
 		}
 	}
 	return ""
+}
+
+// Confirmed reports whether an answer that Start would fail with is final. That
+// of a replica or a Cluster may be one of a Redis that is being replaced: INFO
+// must not contradict it.
+func (s *Store) Confirmed(ctx context.Context, err error) bool {
+	text, ok := said(err)
+	if !ok || !errors.Is(err, ErrMisfit) {
+		return true
+	}
+	section, field, other := "", "", ""
+	switch {
+	case hasCode(text, "READONLY", "MASTERDOWN"):
+		section, field, other = "replication", "role", "master"
+	case hasCode(text, wholeCluster...):
+		section, field, other = "server", "redis_mode", "standalone"
+	default:
+		return true
+	}
+	info, err := call(ctx, s, func(ctx context.Context) (string, error) { return s.client.Info(ctx, section).Result() })
+	if err != nil {
+		text, ok := said(err)
+		return ok && !ownCode.MatchString(text) // it knows no such section
+	}
+	return infoField(info, field) != other
 }
 
 // followsMaster reports whether the client asks Sentinel for the master: then

@@ -34,6 +34,8 @@ var (
 type Keys interface {
 	// Buckets is how many buckets rooms are spread over (1 without a cluster).
 	Buckets() int
+	// Clustered says that names carry their bucket as a hash tag.
+	Clustered() bool
 	// RoomBucket and ConnBucket say which bucket a room and a connection's
 	// metadata belong to.
 	RoomBucket(room string) int
@@ -50,9 +52,8 @@ type Keys interface {
 	Rooms(bucket int) string // set: names of rooms with members
 	Instances() string       // sorted set: incarnation -> deadline
 	Dead() string            // sorted set: incarnation -> time of death
-	Format() string          // string: layout version
+	Format() string          // string: layout version, and number of buckets
 	OtherFormat() string     // the same on a cluster if this is none, and the reverse
-	Spread() string          // string: how many buckets there are; "" without a cluster
 	Canary() string          // string with PX: probe for expired events
 	Foreign() []string       // keys that other software with the same prefix has, and this never
 
