@@ -43,8 +43,9 @@ type Options struct {
 	// "presence:members:". Defaults to "mesh:".
 	Prefix string
 	// Buckets is how many hash tags rooms are spread over on a Redis Cluster,
-	// 1 to 1024. It must be the same on all servers and is as hard to change
-	// as the data. Of no effect without a cluster. Defaults to 64.
+	// 1 to 1024. It must be the same on all servers, and for as long as there is
+	// data: Start fails with [ErrIncompatible] otherwise. Of no effect without a
+	// cluster. Defaults to 64.
 	Buckets int
 
 	// LeaseTTL is how long a server may be out of touch with Redis before the

@@ -111,3 +111,28 @@ func TestStartWaitsForARedisThatTakesNoWrites(t *testing.T) {
 		})
 	}
 }
+
+// A Redis that is being replaced may answer as a replica or a Cluster does for a
+// moment. What INFO contradicts, or cannot be asked about, is waited for.
+func TestStartWaitsForWhatMayPass(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{
+		"READONLY You can't write against a read only replica.", "TRYAGAIN Multiple keys request during rehashing of slot",
+		"MOVED 1 127.0.0.1:1", "CLUSTERDOWN The cluster is down", "LOADING Redis is loading the dataset in memory",
+		"BUSY Redis is busy running a script.", "ERR max number of clients reached",
+	} {
+		embedded(t, func(t *testing.T, w *world) {
+			srv, err := NewServer(w.options())
+			require.NoError(t, err)
+			w.mem.SetError(text)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			began := time.Now()
+			require.ErrorIs(t, srv.Start(ctx), ErrUnavailable, text)
+			require.Equal(t, 5*time.Second, time.Since(began), text)
+			w.mem.SetError("")
+			require.NoError(t, srv.Start(t.Context()))
+			require.NoError(t, srv.Shutdown(t.Context()))
+		})
+	}
+}
