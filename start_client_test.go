@@ -310,6 +310,7 @@ func TestRefusedWritesSayWhatRedisSaid(t *testing.T) {
 		require.NoError(t, err)
 		require.NoError(t, m.Start(t.Context()))
 		defer func() { require.NoError(t, m.Shutdown(t.Context())) }()
+		defer w.mem.SetError("")
 		require.NoError(t, m.TrackPresence(Exact("paced"), PresenceOptions{StateInterval: time.Second}))
 		for _, id := range []string{"a", "b"} {
 			require.NoError(t, m.Connect(t.Context(), id, nil))
