@@ -88,8 +88,9 @@ func refusals(t *testing.T, admin *redis.Client, user string) []string {
 	require.NoError(t, err)
 	var list []string
 	for _, e := range entries {
-		if e.Username == user && !strings.HasPrefix(e.Object, "client") {
-			list = append(list, e.Reason+" "+e.Object)
+		command, _, _ := strings.Cut(e.Object, "|") // before 7.0 there is no subcommand
+		if e.Username == user && command != "client" {
+			list = append(list, e.Reason+" "+command)
 		}
 	}
 	return list
@@ -142,7 +143,7 @@ func TestRestrictedUser(t *testing.T) {
 	d.mu.Unlock()
 	d.settles(time.Now(), 8*time.Second)
 	d.stayed(stay)
-	require.Equal(t, []string{"command config|get"}, refusals(t, admin, "mesh"))
+	require.Equal(t, []string{"command config"}, refusals(t, admin, "mesh"))
 	require.Equal(t, started, log.texts(), "no more than the one warning of each")
 
 	w.real.Restart(true)
@@ -150,7 +151,7 @@ func TestRestrictedUser(t *testing.T) {
 	d.stayed(stay)
 	d.patient()
 	d.over()
-	require.Equal(t, []string{"command config|get"}, refusals(t, admin, "mesh"))
+	require.Equal(t, []string{"command config"}, refusals(t, admin, "mesh"))
 	for _, text := range log.texts()[len(started):] { // that Redis was away
 		require.NotContains(t, text, "NOPERM")
 	}

@@ -6,9 +6,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
+	"github.com/meshpresence/mesh/internal/owner"
 	"github.com/meshpresence/mesh/internal/store"
 )
 
@@ -31,6 +34,10 @@ type remoteCall struct {
 	Conn string `json:"conn,omitempty"`
 	// Conns are what opGone asks about.
 	Conns []string `json:"conns,omitempty"`
+	// Paged says that opClear may do a part, and After where it goes on: behind
+	// the connection of that id.
+	Paged bool   `json:"paged,omitempty"`
+	After string `json:"after,omitempty"`
 }
 
 // The operations of a remoteCall.
@@ -56,6 +63,8 @@ type outcome struct {
 	OK    bool     `json:"ok"`              // it found something to do
 	Rooms []string `json:"rooms,omitempty"` // of opRooms
 	Gone  []string `json:"gone,omitempty"`  // of opGone
+	Count int      `json:"count,omitempty"` // of opClear: connections that left
+	After string   `json:"after,omitempty"` // of opClear: where it goes on; "": that was all
 }
 
 // remoteErrors are the errors that a call can bring back.
@@ -150,8 +159,7 @@ func (c *control) recent(id string, now time.Time) *seenCall {
 func (c *control) carryOut(ctx context.Context, call remoteCall) (outcome, error) {
 	switch call.Op {
 	case opClear:
-		ok, err := c.clear(ctx, call.Room)
-		return outcome{OK: ok}, err
+		return c.clear(ctx, call)
 	case opGone:
 		return outcome{OK: true, Gone: c.n.owner.Gone(call.Room, call.Conns)}, nil
 	}
@@ -181,25 +189,66 @@ func (c *control) carryOut(ctx context.Context, call remoteCall) (outcome, error
 	return done, c.n.errorFor(ctx, err)
 }
 
-func (c *control) clear(ctx context.Context, room string) (bool, error) {
-	conns := c.n.owner.Joined(room)
-	var wg sync.WaitGroup
-	errs := make([]error, len(conns))
-	gate := make(chan struct{}, 256) // they wait together for a batch or two
-	for i, conn := range conns {
-		gate <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-gate }()
-			_, errs[i] = conn.Leave(ctx, room, store.CauseLeft)
+const (
+	// clearFor is after how long an opClear that may do a part begins nothing
+	// more, clearWithin when it gives up what it has begun: below callLimit, so
+	// that the answer still arrives.
+	clearFor    = 500 * time.Millisecond
+	clearWithin = 1300 * time.Millisecond
+	// clearTogether is how many connections leave at once: they share a batch or
+	// two.
+	clearTogether = 256
+)
+
+// clear takes this server's connections out of a room, in the order of their
+// ids: those that join again meanwhile are not taken out twice.
+func (c *control) clear(ctx context.Context, call remoteCall) (outcome, error) {
+	conns := slices.DeleteFunc(c.n.owner.Joined(call.Room), func(conn *owner.Conn) bool { return conn.ID() <= call.After })
+	slices.SortFunc(conns, func(a, b *owner.Conn) int { return strings.Compare(a.ID(), b.ID()) })
+	var done outcome
+	began := time.Now()
+	if call.Paged {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, clearWithin)
+		defer cancel()
+	}
+	for part := range slices.Chunk(conns, clearTogether) {
+		if call.Paged && done.After != "" && time.Since(began) > clearFor {
+			return done, nil
+		}
+		left, err := c.clearPart(ctx, call.Room, part)
+		done.Count += left
+		done.OK = done.Count > 0
+		if err != nil {
+			return done, c.n.errorFor(ctx, err)
+		}
+		done.After = part[len(part)-1].ID()
+	}
+	done.After = ""
+	return done, nil
+}
+
+// clearPart takes connections out of a room, all at once, and returns how many
+// have left.
+func (c *control) clearPart(ctx context.Context, room string, conns []*owner.Conn) (left int, failed error) {
+	var (
+		all sync.WaitGroup
+		mu  sync.Mutex // guards left and failed
+	)
+	for _, conn := range conns {
+		all.Go(func() {
+			_, err := conn.Leave(ctx, room, store.CauseLeft)
+			mu.Lock()
+			defer mu.Unlock()
+			if err != nil {
+				failed = err
+				return
+			}
+			left++
 		})
 	}
-	wg.Wait()
-	for _, err := range errs {
-		if err != nil {
-			return false, c.n.errorFor(ctx, err)
-		}
-	}
-	return len(conns) > 0, nil
+	all.Wait()
+	return left, failed
 }
 
 func (c *control) answered(rest string) {

@@ -52,6 +52,7 @@ type childConfig struct {
 	Header   time.Duration // http.Server.ReadHeaderTimeout
 	Buffer   int           // of the kernel, for what is written to a client; 0: as it is
 	Gauged   bool          // tells at /gauge what it uses up
+	Files    int           // that it may have open, 0: as it is
 }
 
 // runChild serves until its parent closes standard input or is gone, and
@@ -68,6 +69,11 @@ func serveChild(conf string) error {
 	var c childConfig
 	if err := json.Unmarshal([]byte(conf), &c); err != nil {
 		return err
+	}
+	if c.Files > 0 {
+		if err := limitFiles(c.Files); err != nil {
+			return err
+		}
 	}
 	orphaned := make(chan struct{})
 	go func() { // ends with the process

@@ -3,6 +3,7 @@ package mesh
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/meshpresence/mesh/internal/store"
@@ -18,7 +19,8 @@ import (
 // lasts. If there are expired entries of other servers, their owners first get
 // half a second in which Redis takes writes (2.5 seconds if connections broke):
 // they may have been unable to refresh. It returns an error that wraps
-// [ErrUnavailable] if Redis takes no writes for two seconds.
+// [ErrUnavailable] if Redis takes no writes for two seconds. With an error it
+// returns how many it ended until then.
 func (p *PresenceManager) CleanExpired(ctx context.Context, room string) (int, error) {
 	if err := p.n.use(ctx, room); err != nil {
 		return 0, err
@@ -49,33 +51,49 @@ func (p *PresenceManager) CleanExpired(ctx context.Context, room string) (int, e
 			Mode: store.ReapExpired, Room: room, Conn: conn, Entry: of[conn].Entry, Incarnation: of[conn].Incarnation,
 		}
 	}
-	statuses, err := p.n.reap(ctx, p.n.keys.RoomBucket(room), items)
-	for _, s := range statuses {
-		if s == store.Ended {
-			ended++
-		}
-	}
-	return ended, p.n.errorFor(ctx, err)
+	more, err := p.n.reap(ctx, p.n.keys.RoomBucket(room), items)
+	return ended + more, p.n.errorFor(ctx, err)
 }
 
+// reapTogether is how many entries are ended on one judgment, which holds for a
+// short time only.
+const reapTogether = 4 * store.MaxOps
+
 // reap ends entries of other servers, all in one bucket, whose keys were gone a
-// moment ago. It waits for the owners' turn, and until this server may judge.
-func (n *node) reap(ctx context.Context, bucket int, items []store.ReapItem) ([]store.ReapStatus, error) {
+// moment ago, and returns how many it ended. It waits for the owners' turn, and
+// until this server may judge.
+func (n *node) reap(ctx context.Context, bucket int, items []store.ReapItem) (ended int, err error) {
 	began := time.Now()
+	for part := range slices.Chunk(items, reapTogether) {
+		some, err := n.reapSome(ctx, bucket, began, part)
+		ended += some
+		if err != nil {
+			return ended, err
+		}
+	}
+	return ended, nil
+}
+
+func (n *node) reapSome(ctx context.Context, bucket int, learned time.Time, items []store.ReapItem) (ended int, err error) {
 	for {
-		if err := n.awaitTurn(ctx, bucket, began); err != nil {
-			return nil, err
+		if err := n.awaitTurn(ctx, bucket, learned); err != nil {
+			return ended, err
 		}
 		if j, ok := n.lease.Judge(); ok {
 			sent := time.Now()
 			statuses, err := n.store.Reap(ctx, j, items)
+			for _, s := range statuses {
+				if s == store.Ended {
+					ended++
+				}
+			}
 			if !errors.Is(err, store.ErrClock) {
-				return statuses, err
+				return ended, err
 			}
 			n.lease.ClockRefused(time.Since(sent))
 		}
 		if err := n.rest(ctx, wheelStep); err != nil {
-			return nil, err
+			return ended, err
 		}
 	}
 }

@@ -41,6 +41,16 @@
 //     only the connection that it belongs to. Queues are bounded; what happens
 //     at the bound is documented, counted and logged.
 //
+// They hold on a Redis that evicts nothing (maxmemory-policy noeviction). If it
+// evicts, keys of members come back within two heartbeats, and no connection that
+// stayed is told to have left; until then those members are missing from what is
+// read. Metadata of rooms, which no server holds, is lost. Start logs a warning.
+//
+// Redis processes are told apart by their run_id. A server that has none in its
+// INFO (Dragonfly, Kvrocks) is told apart by its process id, port, replication id
+// and uptime. If INFO tells none of these, Start logs a warning: after a failover
+// expired events may not arrive, and promise 1 rests on leases alone.
+//
 // # How it works
 //
 // A room is one hash in Redis, connection id to record. Each change is one Lua

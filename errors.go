@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"errors"
+	"fmt"
 	"net/http"
 )
 
@@ -23,8 +24,9 @@ var (
 	// valid UTF-8, or holds a colon, white space or control characters.
 	ErrInvalidConnectionID = errors.New("mesh: invalid connection id")
 	// ErrInvalidOptions says that an option is out of its documented range (the
-	// message names the field), that a context, function or WebSocket is nil, or
-	// that a close frame cannot carry a code or reason.
+	// message names the field), or, from Start, that it does not fit the Redis or
+	// the process; that a context, function or WebSocket is nil; or that a close
+	// frame cannot carry a code or reason.
 	ErrInvalidOptions = errors.New("mesh: invalid options")
 	// ErrInvalidPattern says that a Pattern names no room: it is the zero
 	// Pattern, or an exact name that no room can have.
@@ -67,11 +69,13 @@ var (
 	// ErrNotStarted says that the server or manager has not been started yet.
 	ErrNotStarted = errors.New("mesh: not started")
 	// ErrIncompatible says that the keys under Options.Prefix were written by
-	// a newer version of this package or by other software. Choose another
-	// prefix, or remove those keys.
+	// a newer version of this package, by servers with another kind of Redis
+	// client or another number of Options.Buckets, or by other software. The
+	// message says which. Choose another prefix, or remove those keys.
 	ErrIncompatible = errors.New("mesh: incompatible data in redis")
-	// ErrConflict says that others changed the same value meanwhile, again and
-	// again, or that a connection of the same id has joined on another server.
+	// ErrConflict says that others changed the same value at the same time,
+	// again and again, or that a connection of the same id has joined the room
+	// on another server and taken this one's place.
 	ErrConflict = errors.New("mesh: conflicting changes")
 	// ErrSlowConsumer says that a subscriber did not keep up and its queue
 	// overflowed, so that it was ended.
@@ -139,6 +143,24 @@ func (e *CommandError) wire() (message, code, name string) {
 	}
 	return e.Error(), code, name
 }
+
+// ProgressError says how far a call got that did not get through.
+type ProgressError struct {
+	// Done is how many connections it has dealt with. There may be a few more,
+	// of which the answer did not come in time.
+	Done int
+	// Err says why it ended: it wraps the context's error, or one of this
+	// package's.
+	Err error
+}
+
+// Error says why the call ended, and how far it got.
+func (e *ProgressError) Error() string {
+	return fmt.Sprintf("mesh: ended after %d connections: %v", e.Done, e.Err)
+}
+
+// Unwrap returns Err.
+func (e *ProgressError) Unwrap() error { return e.Err }
 
 // Refusal is the error with which the authentication hook chooses what the
 // client is told. Whatever other error the hook returns, the client gets a

@@ -48,6 +48,9 @@ var _ store.Keys = keyspace{}
 // Buckets implements store.Keys.
 func (k keyspace) Buckets() int { return max(k.buckets, 1) }
 
+// Clustered implements store.Keys.
+func (k keyspace) Clustered() bool { return k.cluster }
+
 // RoomBucket implements store.Keys.
 func (k keyspace) RoomBucket(room string) int { return k.bucket(room) }
 
@@ -124,6 +127,13 @@ func (k keyspace) Dead() string { return k.in(0) + "dead" }
 
 // Format implements store.Keys.
 func (k keyspace) Format() string { return k.in(0) + "format" }
+
+// OtherFormat implements store.Keys: the name that Format has if the same
+// prefix is used on a cluster without being one here, and the reverse.
+func (k keyspace) OtherFormat() string {
+	k.cluster = !k.cluster
+	return k.Format()
+}
 
 // Canary implements store.Keys. Each call mints a new name, which on a cluster
 // may fall into any slot.

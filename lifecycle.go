@@ -87,6 +87,7 @@ func (n *node) startParts(ctx context.Context) error {
 	if err := n.awaitRedis(ctx); err != nil {
 		return err
 	}
+	n.advise(ctx)
 	n.wheel.Start()
 	n.hub.Start()
 	n.listener.Start()
@@ -99,28 +100,23 @@ func (n *node) startParts(ctx context.Context) error {
 	return nil
 }
 
-// awaitRedis waits until Redis answers, checks that this user may do what is
-// needed, and that the keys under the prefix are this library's, and takes a
-// lease. Where Redis answers that who asks is not known or lacks a right, waiting
-// would only hide why.
+// awaitRedis waits until Redis answers, checks that it can be used, and takes a
+// lease. It fails at once if trying again would not help: see hopeless.
 func (n *node) awaitRedis(ctx context.Context) error {
 	backoff := 50 * time.Millisecond
-	var why error // of the last attempt that ctx has let come to an end
+	var why error // of the last attempt that ctx did not cut short
 	for {
 		err := n.tryRedis(ctx)
-		switch {
-		case err == nil:
+		if err == nil {
 			return nil
-		case errors.Is(err, store.ErrForeign):
-			return fmt.Errorf("%w: %w; use another Options.Prefix or another database, or remove those keys", ErrIncompatible, err)
-		case errors.Is(err, store.ErrForbidden):
-			return fmt.Errorf("%w: %w; check the user and password of Options.Redis, and the ACL's commands, keys and channels", ErrUnavailable, err)
+		}
+		if final := hopeless(err); final != nil && n.store.Confirmed(ctx, err) {
+			return final
 		}
 		switch {
 		case ctx.Err() == nil:
 			why = err
-			// Start may wait for ever: without this nobody would know for what.
-			n.waiting.Warn("mesh: start waits for redis", "error", err)
+			n.waiting.Warn("mesh: start waits for redis", "error", err) // Start may wait for ever
 		case why != nil:
 			return n.storeError(fmt.Errorf("%w; before that: %w", err, why))
 		}
@@ -135,17 +131,54 @@ func (n *node) awaitRedis(ctx context.Context) error {
 	}
 }
 
-// tryRedis is one attempt of awaitRedis. The lease is part of it: Redis may go
-// away, or stop taking writes, between two steps.
+// hopeless returns what Start fails with if Redis gave an answer that will not
+// change by itself, and nil if it is worth trying again.
+func hopeless(err error) error {
+	switch {
+	case errors.Is(err, ErrInvalidOptions):
+		return err
+	case errors.Is(err, store.ErrForeign):
+		return fmt.Errorf("%w: %w; or use another Options.Prefix or another database, or remove those keys", ErrIncompatible, err)
+	case errors.Is(err, store.ErrMisfit):
+		return fmt.Errorf("%w: Redis: %w", ErrInvalidOptions, err)
+	case errors.Is(err, store.ErrMissing):
+		return fmt.Errorf("%w: %w; every command of the ACL in the README is needed, under its own name", ErrUnavailable, err)
+	case errors.Is(err, store.ErrForbidden):
+		return fmt.Errorf("%w: %w; check the user and password of Options.Redis, and the ACL's commands, keys and channels", ErrUnavailable, err)
+	}
+	return nil
+}
+
+// tryRedis is one attempt of awaitRedis. The lease is part of it, because Redis
+// may go away, or stop taking writes, between two steps.
 func (n *node) tryRedis(ctx context.Context) error {
 	for _, try := range []func(context.Context) error{
-		n.store.Dial, n.store.CheckRights, n.store.CheckFormat, n.lease.Start,
+		n.store.Dial, n.store.CheckServer, n.store.CheckRights, n.store.CheckFormat, n.fit, n.lease.Start,
 	} {
+		if try == nil {
+			continue
+		}
 		if err := try(ctx); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// advise logs peculiarities of Redis that cost something and that Start
+// nevertheless accepts.
+func (n *node) advise(ctx context.Context) {
+	t := n.store.Traits(ctx)
+	if t.Evicts != "" {
+		n.opts.Logger.Warn("mesh: redis may evict presence when its memory is full; members may be missing until the next heartbeats",
+			"maxmemory_policy", t.Evicts, "remedy", "set maxmemory-policy to noeviction")
+	}
+	switch {
+	case t.Anonymous:
+		n.opts.Logger.Warn("mesh: INFO does not identify the redis process; after a failover expired events may not arrive, and leaves wait for leases")
+	case t.NoRunID:
+		n.opts.Logger.Info("mesh: INFO has no run_id; redis processes are told apart by process id, port, replication id and uptime")
+	}
 }
 
 // ready returns nil where start has been through, and neither a drain nor stop

@@ -168,8 +168,11 @@ func (p *PresenceManager) Disconnect(ctx context.Context, connID string) error {
 //
 // [ErrUnknownConnection] where this server has no such connection (for those of
 // others: [RoomManager.Add]), [ErrRefused] where a rule's JoinGuard said no,
-// [ErrLimit] past Limits.RoomsPerConnection, [ErrConflict] where a connection of
-// the same id is in the room on another server.
+// [ErrLimit] past Limits.RoomsPerConnection. If a connection of the same id is in
+// the room on another server, this one takes its place, and subscribers are not
+// told of a leave or a join. The other server learns of it at its next change
+// there, which fails with [ErrConflict]; until then joins and leaves there succeed
+// without effect.
 func (p *PresenceManager) Join(ctx context.Context, room, connID string) error {
 	c, err := p.n.in(ctx, room, connID)
 	if err != nil {

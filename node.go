@@ -77,11 +77,12 @@ type node struct {
 	shifts  failovers
 	slow    atomic.Uint64 // subscriptions that ended because too much waited
 
-	starting   chan struct{} // of capacity 1: whoever put something in is starting or stopping
-	begunParts bool          // there is something to stop; guarded by starting
-	waiting    *limit.Log    // what start waits for
-	state      atomic.Int32  // a nodeState; written by who is starting, and by stop
-	retired    atomic.Bool   // it takes no more sockets, or has begun to stop
+	starting   chan struct{}               // of capacity 1: whoever put something in is starting or stopping
+	begunParts bool                        // there is something to stop; guarded by starting
+	fit        func(context.Context) error // checks that sockets leave file descriptors for Redis; nil: there are none
+	waiting    *limit.Log                  // what start waits for
+	state      atomic.Int32                // a nodeState; written by who is starting, and by stop
+	retired    atomic.Bool                 // it takes no more sockets, or has begun to stop
 	stopOnce   sync.Once
 	stopped    chan struct{} // closed when stop is through
 	stopErr    error         // read only after that

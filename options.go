@@ -26,8 +26,15 @@ import (
 type Options struct {
 	// Redis is the client to use: a *redis.Client (also one of a Sentinel), or
 	// a *redis.ClusterClient that reads from masters only, which means without
-	// ReadOnly, RouteByLatency and RouteRandomly. A *redis.Ring is refused. It
-	// stays the app's: it is never closed or reconfigured. Required.
+	// ReadOnly, RouteByLatency and RouteRandomly. A *redis.Ring is refused, and
+	// so is a client-side cache, which may be out of date. It stays the app's:
+	// it is never closed or reconfigured. Required.
+	//
+	// A connection to Redis that has gone silent must be given up soon.
+	// DialTimeout and DialerRetryTimeout may be LeaseTTL/3 or 5 s, whichever is
+	// longer. So may ReadTimeout and WriteTimeout, or any length with
+	// ContextTimeoutEnabled. None may be negative. The defaults of go-redis will
+	// do.
 	Redis redis.UniversalClient
 	// Prefix begins every key and channel. All servers that share rooms use
 	// the same; others sharing the Redis use another, or another database: one
@@ -36,8 +43,9 @@ type Options struct {
 	// "presence:members:". Defaults to "mesh:".
 	Prefix string
 	// Buckets is how many hash tags rooms are spread over on a Redis Cluster,
-	// 1 to 1024. It must be the same on all servers and is as hard to change
-	// as the data. Of no effect without a cluster. Defaults to 64.
+	// 1 to 1024. It must be the same on all servers, and for as long as there is
+	// data: Start fails with [ErrIncompatible] otherwise. Of no effect without a
+	// cluster. Defaults to 64.
 	Buckets int
 
 	// LeaseTTL is how long a server may be out of touch with Redis before the
@@ -114,7 +122,9 @@ type Options struct {
 	// are dropped until it returns. Defaults to nil: nothing is logged.
 	Logger *slog.Logger
 
-	edge func(*store.Store) edge // for tests of this package; nil: the store itself
+	// For tests of this package.
+	edge  func(*store.Store) edge    // nil: the store itself
+	files func() (most int, ok bool) // nil: limit.OpenFiles
 }
 
 // Limits bound what clients can use up. Zero means the default, a negative
@@ -147,7 +157,10 @@ type Limits struct {
 	// at most, each with its whole frame. Defaults to 1 MiB.
 	QueueBytes int
 	// Connections is how many connections a server holds; more are answered
-	// with 503. Defaults to 100,000.
+	// with 503. File descriptors (ulimit -n) are a limit, too, less those that
+	// Redis and the app need: Start fails if a number that was set here is
+	// higher. Defaults to 100,000, or what file descriptors allow if that is
+	// less, which Start logs. So does a negative value, without the 100,000.
 	Connections int
 	// UpgradesPerSecond is how many new connections a server accepts in the
 	// long run; more are answered with 503 and Retry-After. Defaults to 1,000.
@@ -181,6 +194,9 @@ func (o Options) withDefaults() (Options, error) {
 		return Options{}, err
 	}
 	if err := o.fillNumbers(); err != nil {
+		return Options{}, err
+	}
+	if err := checkTimeouts(o.Redis, o.LeaseTTL); err != nil {
 		return Options{}, err
 	}
 	if _, err := compileOrigins(o.AllowedOrigins); err != nil {
@@ -231,7 +247,7 @@ func (o *Options) fillNumbers() error {
 		{"Limits.SubscriptionsPerConnection", &l.SubscriptionsPerConnection, 100, maxCount, true},
 		{"Limits.CommandsPerSecond", &l.CommandsPerSecond, 100, maxCount, true},
 		{"Limits.QueueBytes", &l.QueueBytes, 1 << 20, maxCount, true},
-		{"Limits.Connections", &l.Connections, 100_000, maxCount, true},
+		{"Limits.Connections", &l.Connections, defaultConnections, maxCount, true},
 		{"Limits.UpgradesPerSecond", &l.UpgradesPerSecond, 1000, maxCount, true},
 		{"Limits.SnapshotMembers", &l.SnapshotMembers, 1000, maxCount, true},
 	} {
@@ -254,31 +270,6 @@ func fill[T int | int64 | time.Duration](field string, value *T, def, least, mos
 		return fmt.Errorf("%w: %s is %v, must be at least %v", ErrInvalidOptions, field, v, least)
 	case v > most:
 		return fmt.Errorf("%w: %s is %v, must be at most %v", ErrInvalidOptions, field, v, most)
-	}
-	return nil
-}
-
-// checkRedis refuses clients that would read from replicas, where the last
-// write may be missing, or that spread keys in a way of their own.
-func checkRedis(client redis.UniversalClient) error {
-	switch c := client.(type) {
-	case nil:
-		return fmt.Errorf("%w: Redis is required", ErrInvalidOptions)
-	case *redis.Client:
-		if c == nil {
-			return fmt.Errorf("%w: Redis is a nil *redis.Client", ErrInvalidOptions)
-		}
-	case *redis.Ring:
-		return fmt.Errorf("%w: Redis is a *redis.Ring, which does not keep a room's keys and events in one place", ErrInvalidOptions)
-	case *redis.ClusterClient:
-		if c == nil {
-			return fmt.Errorf("%w: Redis is a nil *redis.ClusterClient", ErrInvalidOptions)
-		}
-		if opts := c.Options(); opts.ReadOnly || opts.RouteByLatency || opts.RouteRandomly {
-			return fmt.Errorf("%w: Redis must read from masters: unset ReadOnly, RouteByLatency and RouteRandomly", ErrInvalidOptions)
-		}
-	default:
-		return fmt.Errorf("%w: Redis is a %T: only a *redis.Client or *redis.ClusterClient tells its database and its layout", ErrInvalidOptions, c)
 	}
 	return nil
 }

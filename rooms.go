@@ -7,14 +7,16 @@ import (
 	"fmt"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
 // RoomManager works on rooms and who is in them, on whichever server the
-// connections are. All methods are safe for concurrent use and wait for Redis
-// and the other servers for at most about two seconds each ([ErrUnavailable]).
-// No guard is asked: the app itself is acting.
+// connections are. All methods are safe for concurrent use. A Redis or a server
+// that does not answer is waited for for about two seconds ([ErrUnavailable]);
+// what takes many steps, because a room or the number of rooms is large, takes
+// as long as its context lasts. No guard is asked: the app itself is acting.
 type RoomManager struct {
 	n *node
 }
@@ -89,9 +91,13 @@ func (m *RoomManager) Of(ctx context.Context, connID string) ([]string, error) {
 	return done.Rooms, err
 }
 
-// Clear takes everybody out of a room, on all servers, each with a leave
-// event. The room's metadata stays. On an error some may still be in; it is
-// safe to repeat.
+// Clear takes everybody out of a room, on all servers, each with a leave event.
+// The room's metadata stays. Connections that join again meanwhile may stay in.
+//
+// However many they are, it takes as long as ctx lasts. If it fails, some may
+// still be in: the error is a [*ProgressError], which wraps ctx's error if that
+// is why, or [ErrUnavailable] if Redis or a server did not answer for two
+// seconds. It is safe to repeat.
 func (m *RoomManager) Clear(ctx context.Context, room string) error {
 	if err := m.n.use(ctx, room); err != nil {
 		return err
@@ -100,18 +106,45 @@ func (m *RoomManager) Clear(ctx context.Context, room string) error {
 	if err != nil {
 		return m.n.errorFor(ctx, err)
 	}
+	var removed atomic.Int64
 	errs := make([]error, len(homes))
 	var asked sync.WaitGroup
 	for i, inc := range homes {
-		here := func(context.Context) (string, error) { return inc, nil }
-		asked.Go(func() { _, errs[i] = m.n.control.call(ctx, here, remoteCall{Op: opClear, Room: room}) })
+		asked.Go(func() { errs[i] = m.n.control.clearAt(ctx, inc, room, &removed) })
 	}
 	asked.Wait()
-	return errors.Join(errs...)
+	err = errors.Join(errs...)
+	if err != nil && ctx.Err() != nil {
+		err = ctx.Err()
+	}
+	if err != nil {
+		return &ProgressError{Done: int(removed.Load()), Err: err}
+	}
+	return nil
 }
 
-// Delete clears a room, as [RoomManager.Clear] does, and forgets its metadata.
-// It is no lock: who joins afterwards is in again.
+// clearAt has one server clear a room, part after part. It goes on as long as
+// there is progress: a busy Redis may take longer for a part than a call lasts.
+func (c *control) clearAt(ctx context.Context, inc, room string, removed *atomic.Int64) error {
+	here := func(context.Context) (string, error) { return inc, nil }
+	call := remoteCall{Op: opClear, Room: room, Paged: true}
+	for {
+		done, err := c.call(ctx, here, call)
+		removed.Add(int64(done.Count))
+		switch {
+		case err != nil && (done.Count == 0 || ctx.Err() != nil):
+			return err
+		case err == nil && done.After == "":
+			return nil
+		case done.After != "":
+			call.After = done.After
+		}
+	}
+}
+
+// Delete clears a room, as [RoomManager.Clear] does and with its errors, and
+// forgets its metadata. It is no lock: connections that join afterwards are in
+// again.
 func (m *RoomManager) Delete(ctx context.Context, room string) error {
 	if err := m.Clear(ctx, room); err != nil {
 		return err

@@ -3,7 +3,6 @@ package mesh
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"sync"
@@ -36,7 +35,10 @@ type Server struct {
 	hooks    hooks
 	handlers handlers
 
+	chosen bool // the app has set Limits.Connections
+
 	mu      sync.RWMutex // guards the fields below
+	most    int          // connections at once; negative: no limit
 	conns   map[string]*Connection
 	open    int // connections, those included that are being upgraded
 	leaving leaving
@@ -50,6 +52,7 @@ type Server struct {
 // after Shutdown. Nothing is asked of Redis before Start. Errors wrap
 // [ErrInvalidOptions].
 func NewServer(opts Options) (*Server, error) {
+	chosen := opts.Limits.Connections > 0 // before the default takes its place
 	n, err := newNode(opts)
 	if err != nil {
 		return nil, err
@@ -59,11 +62,13 @@ func NewServer(opts Options) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		n:     n,
-		conns: make(map[string]*Connection),
-		log:   limit.NewLog(n.opts.Logger),
-		gone:  make(chan struct{}),
-		quit:  make(chan struct{}),
+		n:      n,
+		chosen: chosen,
+		most:   n.opts.Limits.Connections,
+		conns:  make(map[string]*Connection),
+		log:    limit.NewLog(n.opts.Logger),
+		gone:   make(chan struct{}),
+		quit:   make(chan struct{}),
 	}
 	s.sockets = socket.NewGroup(s.socketConfig())
 	s.arrivals.bucket = limit.NewBucket(time.Now(), n.opts.Limits.UpgradesPerSecond, 1)
@@ -72,6 +77,7 @@ func NewServer(opts Options) (*Server, error) {
 		WriteBufferPool: &sync.Pool{}, // a socket's writer needs none
 	}
 	n.control.sockets, n.control.closer = s.deliver, s.closeConn
+	n.fit = s.fitConnections
 	return s, nil
 }
 
@@ -93,10 +99,17 @@ func (s *Server) socketConfig() socket.Config {
 // it has succeeded further calls do nothing. Requests before that are answered
 // with 503.
 //
-// [ErrIncompatible] where the keys under Options.Prefix are of another format,
-// [ErrUnavailable] where Redis did not answer before ctx ended. Where Redis
-// refuses the user (a wrong password, a command, key or channel that its ACL
-// lacks) that is an [ErrUnavailable] at once, and the message names what.
+// It returns [ErrUnavailable] if Redis did not answer before ctx ended. If trying
+// again would not help it fails at once, and the message says what to do:
+//   - [ErrUnavailable] if Redis rejects the user (a wrong password; a command,
+//     key or channel that its ACL lacks), or lacks a command.
+//   - [ErrInvalidOptions] if Options.Redis is of the wrong kind for what it leads
+//     to: a *redis.Client to a Cluster or a replica, a *redis.ClusterClient to a
+//     Redis that is none; or if Limits.Connections is more than this process has
+//     file descriptors for. (Behind Sentinel a replica is waited for: it is about
+//     to become the master.)
+//   - [ErrIncompatible] if the keys under Options.Prefix are of another format,
+//     of another kind of client, or of another number of Options.Buckets.
 func (s *Server) Start(ctx context.Context) error { return s.n.start(ctx) }
 
 // Ready returns nil while the server accepts connections: from when Start is
@@ -232,32 +245,6 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) (*websocket.Con
 		return nil, nil // the upgrader has answered
 	}
 	return ws, metadata
-}
-
-// reserve counts a connection in, if one more may be.
-func (s *Server) reserve() error {
-	if err := s.n.usable(); err != nil {
-		return err
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.leaving.begun {
-		return ErrClosed
-	}
-	if limit := s.n.opts.Limits.Connections; over(s.open+1, limit) {
-		return fmt.Errorf("%w: %d connections", ErrLimit, limit)
-	}
-	s.open++
-	return nil
-}
-
-func (s *Server) release() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.open--
-	if s.leaving.begun && s.open == 0 {
-		close(s.gone) // once: it does not rise again
-	}
 }
 
 // add makes a connection known; false: the server takes no more.

@@ -82,15 +82,15 @@ func TestStartWithAClientThatDialsByAHook(t *testing.T) {
 	require.NoError(t, srv.Shutdown(ctx))
 }
 
-// A Redis that answers and takes no writes, as a replica does until it is
-// promoted, is waited for: what is tried at a start must not take its refusal
-// for one of the user.
+// A Redis that answers and takes no writes is waited for: what is tried at a
+// start must not take its refusal for one of the user. (A replica is another
+// matter: see TestStartWithTheWrongClient.)
 func TestStartWaitsForARedisThatTakesNoWrites(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
 		t.Skip("takes real seconds")
 	}
-	for _, r := range []refusal{memoryFull, noReplicas, readOnly, saveFailed} {
+	for _, r := range []refusal{memoryFull, noReplicas, saveFailed} {
 		t.Run(r.text, func(t *testing.T) {
 			t.Parallel()
 			w := realWorld(t)
@@ -107,6 +107,31 @@ func TestStartWaitsForARedisThatTakesNoWrites(t *testing.T) {
 			require.Never(t, func() bool { return len(started) > 0 }, 500*time.Millisecond, 50*time.Millisecond)
 			require.NoError(t, r.end(t.Context(), admin))
 			require.NoError(t, <-started)
+			require.NoError(t, srv.Shutdown(t.Context()))
+		})
+	}
+}
+
+// A Redis that is being replaced may answer as a replica or a Cluster does for a
+// moment. What INFO contradicts, or cannot be asked about, is waited for.
+func TestStartWaitsForWhatMayPass(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{
+		"READONLY You can't write against a read only replica.", "TRYAGAIN Multiple keys request during rehashing of slot",
+		"MOVED 1 127.0.0.1:1", "CLUSTERDOWN The cluster is down", "LOADING Redis is loading the dataset in memory",
+		"BUSY Redis is busy running a script.", "ERR max number of clients reached",
+	} {
+		embedded(t, func(t *testing.T, w *world) {
+			srv, err := NewServer(w.options())
+			require.NoError(t, err)
+			w.mem.SetError(text)
+			ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+			defer cancel()
+			began := time.Now()
+			require.ErrorIs(t, srv.Start(ctx), ErrUnavailable, text)
+			require.Equal(t, 5*time.Second, time.Since(began), text)
+			w.mem.SetError("")
+			require.NoError(t, srv.Start(t.Context()))
 			require.NoError(t, srv.Shutdown(t.Context()))
 		})
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"sync"
 	"time"
@@ -27,8 +28,11 @@ func (a *arrivals) allow() bool {
 	return a.bucket.Take(time.Now())
 }
 
+// refuseUpgrade closes the connection with its answer: a client that is told to
+// come back later must not keep a file descriptor until then.
 func refuseUpgrade(w http.ResponseWriter, status int) {
 	w.Header().Set("Retry-After", retryAfter)
+	w.Header().Set("Connection", "close")
 	http.Error(w, http.StatusText(status), status)
 }
 
@@ -63,4 +67,30 @@ func refusalOf(err error) (status int, message string) {
 		r = &Refusal{}
 	}
 	return r.response()
+}
+
+// reserve counts a connection in, if one more may be.
+func (s *Server) reserve() error {
+	if err := s.n.usable(); err != nil {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.leaving.begun {
+		return ErrClosed
+	}
+	if over(s.open+1, s.most) {
+		return fmt.Errorf("%w: %d connections", ErrLimit, s.most)
+	}
+	s.open++
+	return nil
+}
+
+func (s *Server) release() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.open--
+	if s.leaving.begun && s.open == 0 {
+		close(s.gone) // once: it does not rise again
+	}
 }

@@ -106,8 +106,8 @@ func (r *Redis) keyspaceEvents() string {
 	return r.events
 }
 
-// info answers INFO where the server section is asked for, which miniredis
-// lacks, and reports whether it did. The other sections are what miniredis has.
+// info answers INFO for the sections that miniredis lacks, and reports whether
+// it did. The other sections are what miniredis has.
 func (r *Redis) info(c *server.Peer, sections []string) bool {
 	var b strings.Builder
 	if len(sections) > 1 {
@@ -122,10 +122,14 @@ func (r *Redis) info(c *server.Peer, sections []string) bool {
 		up := int(time.Since(r.started).Seconds())
 		fmt.Fprintf(&b, "# Server\r\nredis_version:7.0.0\r\nredis_mode:standalone\r\nrun_id:%s\r\n", r.RunID())
 		fmt.Fprintf(&b, "uptime_in_seconds:%d\r\nuptime_in_days:%d\r\n", up, up/86400)
+	case "replication":
+		b.WriteString("# Replication\r\nrole:master\r\nconnected_slaves:0\r\n")
+	case "memory":
+		b.WriteString("# Memory\r\nmaxmemory:0\r\nmaxmemory_policy:noeviction\r\n")
 	default:
 		return false
 	}
-	if section != "server" {
+	if all := section != "server" && section != "replication" && section != "memory"; all {
 		fmt.Fprintf(&b, "\r\n# Clients\r\nconnected_clients:%d\r\n", r.srv.ClientsLen())
 		fmt.Fprintf(&b, "\r\n# Stats\r\ntotal_connections_received:%d\r\ntotal_commands_processed:%d\r\n",
 			r.srv.TotalConnections(), r.srv.TotalCommands())

@@ -143,9 +143,9 @@ func (c *Conn) Registered(ctx context.Context) error {
 	case <-c.reg.gone:
 		return ErrClosed
 	case <-t.C:
-		return ErrUnavailable
+		return c.reg.lane().unavailable()
 	case <-ctx.Done():
-		return fmt.Errorf("%w: %w", ErrUnavailable, ctx.Err())
+		return fmt.Errorf("%w: %w", c.reg.lane().unavailable(), ctx.Err())
 	}
 }
 

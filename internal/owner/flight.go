@@ -247,11 +247,12 @@ func (l *lane) over(f *flight) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.taken -= len(f.ops)
-	l.moved, l.down = time.Now(), time.Time{}
+	l.moved, l.down, l.failure = time.Now(), time.Time{}, nil
 }
 
 // lost notes that a batch has not been written, as far as is known.
 func (l *lane) lost(f *flight) {
+	l.failed(f.err)
 	l.o.stats.retries.Add(1)
 	switch {
 	case errors.Is(f.err, store.ErrFenced):

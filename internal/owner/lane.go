@@ -1,6 +1,9 @@
 package owner
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -49,6 +52,7 @@ type lane struct {
 	number  uint64
 	moved   time.Time // when the last batch came back
 	down    time.Time // since when batches fail; zero: they do not
+	failure error     // why the last batch failed, if Redis or the network said so; nil while they do not fail
 	// settled is the number of the newest batch that is known to have run, and
 	// settledOf its incarnation. A Redis that has not seen it takes no later one.
 	settled   uint64
@@ -137,6 +141,28 @@ func (l *lane) away() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return !l.down.IsZero() && time.Since(l.down) > downAfter
+}
+
+// unavailable returns the error for callers that wait no longer: why batches
+// fail, if there was an answer.
+func (l *lane) unavailable() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.failure != nil {
+		return fmt.Errorf("%w: %w", ErrUnavailable, l.failure)
+	}
+	return ErrUnavailable
+}
+
+// failed notes why a batch failed. That nobody answered in time is no reason
+// to report, and callers must not take it for the end of their own context.
+func (l *lane) failed(err error) {
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || !errors.Is(err, store.ErrUnavailable) {
+		err = nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.failure = err
 }
 
 func (l *lane) waiting() int {

@@ -3,6 +3,7 @@ package owner
 import (
 	"context"
 	"errors"
+	"slices"
 	"time"
 
 	"github.com/meshpresence/mesh/internal/clock"
@@ -186,11 +187,31 @@ func (e *entry) later(why error) {
 	e.c.o.cfg.Wheel.Schedule(e.retry, after, func() { e.lane.offerAgain(e) })
 }
 
+// lapsedTogether is how many entries EndLapsed ends before it waits for them. A
+// write is waited for only so long from when it was asked for.
+const lapsedTogether = 256
+
 // EndLapsed ends the entries of this server in a room whose connections have
-// been silent for their TTL, where nobody else does. It returns how many.
+// been silent for their TTL, where nobody else does. It returns how many, also
+// if ctx ends or Redis goes away before all of them have ended.
 func (o *Owner) EndLapsed(ctx context.Context, room string) (int, error) {
+	n := 0
+	for conns := range slices.Chunk(o.InRoom(room), lapsedTogether) {
+		ended, err := endLapsed(ctx, room, conns)
+		n += ended
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			return n, err
+		}
+	}
+	return n, nil
+}
+
+func endLapsed(ctx context.Context, room string, conns []*Conn) (int, error) {
 	var ended []Write
-	for _, c := range o.InRoom(room) {
+	for _, c := range conns {
 		c.mu.Lock()
 		if e := c.entries[room]; e != nil && e.want && e.ttl > 0 && e.idle() >= e.ttl {
 			e.endedNow = false

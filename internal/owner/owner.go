@@ -26,7 +26,7 @@ import (
 
 // Errors of the owner.
 var (
-	ErrUnavailable = errors.New("owner: redis did not answer in time")
+	ErrUnavailable = errors.New("owner: redis has not taken it yet")
 	ErrClosed      = errors.New("owner: closed")
 	ErrExists      = errors.New("owner: connection exists")
 	ErrNotPresent  = errors.New("owner: connection is not in the room")

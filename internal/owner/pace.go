@@ -56,7 +56,7 @@ func (e *entry) taken() Write {
 	e.state.awaited = false
 	w := Write{e: e, ticket: e.c.o.ticket()}
 	if e.lane.away() {
-		w.done <- ErrUnavailable
+		w.done <- e.lane.unavailable()
 	} else {
 		w.done <- nil
 	}

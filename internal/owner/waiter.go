@@ -71,9 +71,9 @@ func (w Write) await(ctx context.Context) error {
 		return <-w.done // answered just now
 	}
 	if err := ctx.Err(); err != nil {
-		return fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return fmt.Errorf("%w: %w", w.e.lane.unavailable(), err)
 	}
-	return ErrUnavailable
+	return w.e.lane.unavailable()
 }
 
 // giveUp waits no longer; false: the answer is there. A state that somebody

@@ -59,7 +59,7 @@ func probe(addr string, pid int) (err error) {
 	if err != nil {
 		return err
 	}
-	if strings.HasPrefix(head, "-NOAUTH") { // told to ask for a password
+	if strings.HasPrefix(head, "-NOAUTH") || strings.HasPrefix(head, "-ERR unknown command") { // told to ask for a password, or without INFO
 		return nil
 	}
 	size, err := strconv.Atoi(strings.Trim(head, "$\r\n"))

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strconv"
 	"time"
@@ -98,46 +97,4 @@ func (s *Store) Fence(ctx context.Context, bucket int, inc string) error {
 	key := s.keys.Fence(bucket, inc)
 	_, err := runIn(ctx, s, s.at(key).fence(), fenceScript, []string{key}, millis(fenceLife))
 	return err
-}
-
-// layoutVersion is written to one key; servers of one Redis must agree on it.
-const layoutVersion = 1
-
-// ErrForeign says that keys under the prefix are not of this library's layout.
-var ErrForeign = errors.New("store: keys of another format under this prefix")
-
-// CheckFormat claims the prefix for this layout, or says why it cannot: a
-// newer layout, or keys of another program. Where it cannot it writes nothing.
-func (s *Store) CheckFormat(ctx context.Context) error {
-	want := [][2]string{
-		{s.keys.Format(), "string"}, {s.keys.Instances(), "zset"}, {s.keys.Dead(), "zset"}, {s.keys.Rooms(0), "set"},
-	}
-	for _, key := range s.keys.Foreign() {
-		want = append(want, [2]string{key, "none"})
-	}
-	for _, w := range want {
-		key, kind := w[0], w[1]
-		got, err := s.typeOf(ctx, key)
-		switch {
-		case err != nil:
-			return err
-		case kind == "none" && got != kind:
-			return fmt.Errorf("%w: %s is a %s of other software", ErrForeign, key, got)
-		case got != "none" && got != kind:
-			return fmt.Errorf("%w: %s is a %s, expected a %s", ErrForeign, key, got, kind)
-		}
-	}
-	found, err := call(ctx, s, func(ctx context.Context) (string, error) {
-		if err := s.client.SetNX(ctx, s.keys.Format(), layoutVersion, 0).Err(); err != nil {
-			return "", err
-		}
-		return s.client.Get(ctx, s.keys.Format()).Result()
-	})
-	if err != nil {
-		return err
-	}
-	if v, err := strconv.Atoi(found); err != nil || v != layoutVersion {
-		return fmt.Errorf("%w: %s holds %.20q, this version writes %d", ErrForeign, s.keys.Format(), found, layoutVersion)
-	}
-	return nil
 }

@@ -55,8 +55,11 @@ func (l *Listener) connection(life context.Context) (up bool, err error) {
 
 // read hands what arrives to the handler until the connection fails. It
 // blocks in Receive without a timeout: one that ran out in the middle of a
-// frame would cut it in half.
+// frame would cut it in half. Receive uses its context only to connect again by
+// itself, which must fail at once: it would hold a lock that Close needs.
 func (l *Listener) read(ctx context.Context, ps *redis.PubSub) (up bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	cancel()
 	for {
 		received, err := ps.Receive(ctx)
 		if err != nil {
@@ -112,8 +115,11 @@ func (l *Listener) feed(ctx context.Context, ps *redis.PubSub) error {
 	}
 }
 
-// send writes the command. It does not wait for its confirmations.
+// send writes the command, on a new connection if there is none. It does not
+// wait for its confirmations.
 func (b batch) send(ctx context.Context, ps *redis.PubSub) error {
+	ctx, cancel := context.WithTimeout(ctx, confirmWithin)
+	defer cancel()
 	var err error
 	switch b.kind {
 	case "subscribe":

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -12,7 +13,9 @@ import (
 // Reap ends entries and states that are not the caller's, each only where its
 // ground holds at that moment, and tells each once: of several callers with
 // the same item one gets Ended, the others NotThere. Items are answered in
-// order; on an error some may have been ended. ErrClock: nothing was judged.
+// order. On an error some may have been ended: the statuses that are known come
+// with it, and 0 stands for the others. ErrClock: the clock stepped, or too much
+// time has passed since the judgment.
 func (s *Store) Reap(ctx context.Context, j Judgment, items []ReapItem) ([]ReapStatus, error) {
 	rooms := make([]string, len(items))
 	for i := range items {
@@ -22,7 +25,7 @@ func (s *Store) Reap(ctx context.Context, j Judgment, items []ReapItem) ([]ReapS
 	for bucket, group := range s.byBucket(rooms) {
 		for part := range slices.Chunk(group, MaxOps) {
 			if err := s.reapPart(ctx, j, bucket, items, part, out); err != nil {
-				return nil, err
+				return out, err
 			}
 		}
 	}
@@ -66,7 +69,7 @@ func (s *Store) reapPart(ctx context.Context, j Judgment, bucket int, items []Re
 	for i, n := range order {
 		at := part[n]
 		if lines[i] == "" || lines[i][0] == '!' {
-			refused = refusal(lines[i])
+			refused = refusal(strings.TrimPrefix(lines[i], "! "))
 			if !aboutData(lines[i]) {
 				s.unwell(bucket, false)
 			}

@@ -17,31 +17,6 @@ var (
 	rightsScript = redis.NewScript(rightsLua)
 )
 
-// ErrForbidden says that Redis refuses who asks: the user or the password is
-// wrong, or the ACL lacks a command, a key pattern or a channel. It is an
-// ErrUnavailable, for somebody may put that right while servers run.
-var ErrForbidden = errors.New("store: redis refuses this user")
-
-// forbidden reports whether an error of Redis is about who asks.
-func forbidden(err error) bool {
-	if redis.IsPermissionError(err) || redis.IsAuthError(err) {
-		return true
-	}
-	var answer redis.Error
-	return errors.As(err, &answer) && forbiddenInScript(answer.Error())
-}
-
-// forbiddenInScript reports whether an error that a command has met in a script
-// is about who runs it. Before Redis 7.2 those have no code of their own.
-func forbiddenInScript(text string) bool {
-	for _, mark := range []string{"NOPERM", "The user executing the script", "ACL failure in script"} {
-		if strings.Contains(text, mark) {
-			return true
-		}
-	}
-	return false
-}
-
 // pingTimeout is how long a client is waited for that may get through where its
 // dialer does not.
 const pingTimeout = 250 * time.Millisecond
@@ -75,13 +50,16 @@ func (s *Store) Dial(ctx context.Context) error {
 	return err
 }
 
-// CheckRights tries whether this user may do everything that will be asked of
-// Redis sooner or later: a script that finds out on its way would have done
-// half of its work. The error is ErrForbidden and names what is missing, or
-// what stood against finding out. CONFIG and expired events are not among it:
-// there is a way without them.
+// CheckRights tries everything that will be asked of Redis sooner or later: a
+// script that is refused halfway would have done half of its work. The error is
+// ErrForbidden if this user lacks a right, or ErrMissing if Redis lacks a
+// command, and names it. CONFIG and expired events are not checked, because
+// presence works without them.
 func (s *Store) CheckRights(ctx context.Context) error {
 	if err := s.checkNames(ctx); err != nil {
+		return err
+	}
+	if err := s.checkSlots(ctx); err != nil {
 		return err
 	}
 	if err := s.checkCommands(ctx); err != nil {
@@ -90,9 +68,8 @@ func (s *Store) CheckRights(ctx context.Context) error {
 	if err := s.Ping(ctx); err != nil {
 		return err
 	}
-	// On a cluster this is what asks every master whether it knows the user: the
-	// rest goes where the names happen to lead.
-	if _, err := s.process(ctx); errors.Is(err, ErrForbidden) {
+	// On a cluster this asks every master whether it knows the user.
+	if _, err := s.process(ctx); errors.Is(err, ErrForbidden) || errors.Is(err, ErrMissing) {
 		return err
 	}
 	return s.checkChannels(ctx)
@@ -116,11 +93,39 @@ func (s *Store) typeOf(ctx context.Context, key string) (string, error) {
 	return read(ctx, s, key, func(ctx context.Context) (string, error) { return s.client.Type(ctx, key).Result() })
 }
 
-// checkCommands runs what scripts and calls are made of. EVALSHA comes first:
-// the text follows only where Redis does not know the script yet, so EVAL is
-// asked for by itself.
+// checkCommands runs every command that scripts and calls use, on each node
+// that holds a bucket: rights and renamed commands may differ from node to node.
 func (s *Store) checkCommands(ctx context.Context) error {
-	key := s.keys.Fence(0, "") // that of no incarnation: a canary may be of any slot
+	nodes := make(map[string]bool)
+	for b := range s.keys.Buckets() {
+		key := s.keys.Fence(b, "") // of no incarnation
+		if cluster, ok := s.client.(*redis.ClusterClient); ok {
+			node, err := call(ctx, s, func(ctx context.Context) (string, error) {
+				master, err := cluster.MasterForKey(ctx, key)
+				if err != nil {
+					return "", err
+				}
+				return master.Options().Addr, nil
+			})
+			if err != nil {
+				return err
+			}
+			if nodes[node] {
+				continue
+			}
+			nodes[node] = true
+		}
+		if err := s.checkCommandsAt(ctx, key); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkCommandsAt runs every command on the node that holds the key. EVAL is
+// called by itself, because Run falls back on it only if Redis does not know
+// the script yet.
+func (s *Store) checkCommandsAt(ctx context.Context, key string) error {
 	for _, do := range []func(context.Context, redis.Scripter, []string, ...any) *redis.Cmd{
 		rightsScript.Eval, rightsScript.Run,
 	} {
@@ -134,27 +139,35 @@ func (s *Store) checkCommands(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if err := s.missing(failed); err != nil {
+		if err := refusedCommands(failed); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// missing turns what commands in a script have met into an error, nil where
-// nothing of it is about who runs it.
-func (s *Store) missing(failed []string) error {
-	var lacks []string
+// refusedCommands turns what commands in a script have met into an error. It
+// returns nil if each of them exists and this user may run it: other refusals,
+// such as want of memory, may pass.
+func refusedCommands(failed []string) error {
+	var forbidden, missing []string
 	for _, f := range failed {
 		name, text, _ := strings.Cut(f, " ")
-		if forbiddenInScript(text) {
-			lacks = append(lacks, strings.ToLower(name)+" ("+text+")")
+		name, text = strings.ToLower(name), bare(text)
+		switch {
+		case isForbidden(text):
+			forbidden = append(forbidden, name+" ("+text+")")
+		case isMissing(text):
+			missing = append(missing, name)
 		}
 	}
-	if len(lacks) == 0 {
-		return nil
+	switch {
+	case len(missing) > 0:
+		return fmt.Errorf("%w: %w: %s", ErrUnavailable, ErrMissing, strings.Join(missing, ", "))
+	case len(forbidden) > 0:
+		return fmt.Errorf("%w: %w: in scripts: %s", ErrUnavailable, ErrForbidden, strings.Join(forbidden, ", "))
 	}
-	return fmt.Errorf("%w: %w: in scripts: %s", ErrUnavailable, ErrForbidden, strings.Join(lacks, ", "))
+	return nil
 }
 
 // checkChannels subscribes to a channel of each kind of name, on a connection

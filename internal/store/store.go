@@ -5,9 +5,6 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
-	"slices"
-	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -92,7 +89,8 @@ type Store struct {
 	calls  limit.Crew
 	listed bool // see RequireLease
 
-	suspects suspects
+	suspects  suspects
+	processes processes
 
 	nCalls    atomic.Uint64
 	nFailures atomic.Uint64
@@ -160,52 +158,6 @@ func (s *Store) Publish(ctx context.Context, channel, payload string) (heard int
 	return call(ctx, s, func(ctx context.Context) (int64, error) {
 		return s.client.Publish(ctx, channel, payload).Result()
 	})
-}
-
-// Generation identifies the Redis process that answers, or all masters of a
-// cluster. It changes when Redis restarts or fails over. False: it could not be
-// learned, on a cluster because any of them did not answer.
-func (s *Store) Generation(ctx context.Context) (string, bool) {
-	id, err := s.process(ctx)
-	return id, err == nil && id != ""
-}
-
-// process is Generation, and why it could not be learned.
-func (s *Store) process(ctx context.Context) (string, error) {
-	return within(ctx, s, place{s.leases, nowhere}, func(ctx context.Context) (string, error) {
-		cluster, ok := s.client.(*redis.ClusterClient)
-		if !ok {
-			return runID(ctx, s.client)
-		}
-		var (
-			mu  sync.Mutex // guards ids: the cluster client calls from many goroutines
-			ids []string
-		)
-		err := cluster.ForEachMaster(ctx, func(ctx context.Context, master *redis.Client) error {
-			// The cluster client does not recover.
-			id, err := protected(ctx, soon, func() (string, error) { return runID(ctx, master) })
-			mu.Lock()
-			defer mu.Unlock()
-			ids = append(ids, id)
-			return err
-		})
-		slices.Sort(ids)
-		return strings.Join(ids, " "), err
-	})
-}
-
-// runID asks a process for its identity.
-func runID(ctx context.Context, c redis.Cmdable) (string, error) {
-	info, err := c.Info(ctx, "server").Result()
-	if err != nil {
-		return "", err
-	}
-	_, rest, ok := strings.Cut(info, "run_id:")
-	if !ok {
-		return "", fmt.Errorf("info: %w", errFormat)
-	}
-	id, _, _ := strings.Cut(rest, "\r\n")
-	return id, nil
 }
 
 type result[T any] struct {
@@ -283,30 +235,11 @@ func (s *Store) failed(err error) error {
 			return err
 		}
 	}
-	switch {
-	case redis.HasErrorPrefix(err, outOfMemory):
-		err = fmt.Errorf("%w: %w", ErrFull, err)
-	case forbidden(err):
-		err = fmt.Errorf("%w: %w", ErrForbidden, err)
-	}
+	err = s.explained(err)
 	if !errors.Is(err, context.Canceled) {
 		reload(s.client)
 	}
 	return fmt.Errorf("%w: %w", ErrUnavailable, err)
-}
-
-// outOfMemory begins Redis's refusals for want of memory.
-const outOfMemory = "OOM "
-
-// refusal is the error for one op that Redis refused, in its words.
-func refusal(text string) error {
-	switch {
-	case strings.HasPrefix(text, outOfMemory):
-		return fmt.Errorf("%w: %w: %s", ErrUnavailable, ErrFull, text)
-	case aboutData(text):
-		return fmt.Errorf("%w: %w: %s", ErrUnavailable, ErrData, text)
-	}
-	return fmt.Errorf("%w: %s", ErrUnavailable, text)
 }
 
 // reload makes the client of a cluster look where everything is now. By itself

@@ -24,11 +24,9 @@ var (
 	// ErrClock says that Redis's clock is not where the caller's own clock
 	// expected it: nobody may be judged now.
 	ErrClock = errors.New("store: redis clock stepped")
-	// ErrUnavailable says that Redis did not answer in time, or refused.
+	// ErrUnavailable says that Redis did not answer in time, or refused: see
+	// refused.go for the reasons that are told apart.
 	ErrUnavailable = errors.New("store: redis is unavailable")
-	// ErrFull says that Redis has no memory left for what was asked for. It is
-	// an ErrUnavailable.
-	ErrFull = errors.New("store: redis is out of memory")
 	// ErrData says that Redis refused an op because of what a key holds, which
 	// is nothing of this library's. It is an ErrUnavailable.
 	ErrData = errors.New("store: a key holds something else")
@@ -39,6 +37,8 @@ var (
 type Keys interface {
 	// Buckets is how many buckets rooms are spread over (1 without a cluster).
 	Buckets() int
+	// Clustered says that names carry their bucket as a hash tag.
+	Clustered() bool
 	// RoomBucket and ConnBucket say which bucket a room and a connection's
 	// metadata belong to.
 	RoomBucket(room string) int
@@ -55,7 +55,8 @@ type Keys interface {
 	Rooms(bucket int) string // set: names of rooms with members
 	Instances() string       // sorted set: incarnation -> deadline
 	Dead() string            // sorted set: incarnation -> time of death
-	Format() string          // string: layout version
+	Format() string          // string: layout version, and number of buckets
+	OtherFormat() string     // the same on a cluster if this is none, and the reverse
 	Canary() string          // string with PX: probe for expired events
 	Foreign() []string       // keys that other software with the same prefix has, and this never
 

@@ -43,7 +43,9 @@ func (k testKeys) Rooms(bucket int) string   { return "t:" + strconv.Itoa(bucket
 func (k testKeys) Instances() string         { return "t:instances" }
 func (k testKeys) Dead() string              { return "t:dead" }
 func (k testKeys) Format() string            { return "t:format" }
+func (k testKeys) OtherFormat() string       { return "t:{0}:format" }
 func (k testKeys) Canary() string            { return "t:canary" }
+func (k testKeys) Clustered() bool           { return k.buckets > 1 }
 func (k testKeys) Foreign() []string         { return []string{"t:theirs"} }
 func (k testKeys) EventsPrefix() string      { return "t:0:presence:events:" }
 func (k testKeys) Control(inc string) string { return "t:0:server:" + inc }

@@ -150,7 +150,7 @@ func answered(err error) bool {
 // there, or of how much. Other writes are taken then: refreshes and endings need
 // no memory. Before Redis 7 a script's error carries that of its command within.
 func aboutData(text string) bool {
-	for _, code := range []string{"WRONGTYPE ", "WRONGFORMAT ", outOfMemory, "NOSCRIPT "} {
+	for _, code := range []string{"WRONGTYPE ", "WRONGFORMAT ", "OOM ", "NOSCRIPT "} {
 		if strings.Contains(text, code) {
 			return true
 		}
