@@ -24,18 +24,18 @@ func readMessage(text string, names []string, into ...any) bool {
 }
 
 var (
-	callNames   = []string{"id", "from", "op", "room", "conn", "conns"}
-	answerNames = []string{"id", "ok", "rooms", "gone", "error"}
+	callNames   = []string{"id", "from", "op", "room", "conn", "conns", "paged", "after"}
+	answerNames = []string{"id", "ok", "rooms", "gone", "count", "after", "error"}
 	frameNames  = []string{"conn", "room", "command", "payload"}
 )
 
 func readCall(text string) (c remoteCall, ok bool) {
-	ok = readMessage(text, callNames, &c.ID, &c.From, &c.Op, &c.Room, &c.Conn, &c.Conns)
+	ok = readMessage(text, callNames, &c.ID, &c.From, &c.Op, &c.Room, &c.Conn, &c.Conns, &c.Paged, &c.After)
 	return c, ok
 }
 
 func readAnswer(text string) (a remoteAnswer, ok bool) {
-	ok = readMessage(text, answerNames, &a.ID, &a.OK, &a.Rooms, &a.Gone, &a.Error)
+	ok = readMessage(text, answerNames, &a.ID, &a.OK, &a.Rooms, &a.Gone, &a.Count, &a.After, &a.Error)
 	return a, ok
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -344,4 +345,36 @@ func shutdownBeside(s *Server) error {
 	done := make(chan error, 1)
 	go func() { done <- s.Shutdown(context.Background()) }()
 	return <-done
+}
+
+// Each field of a message between servers arrives.
+func TestServersReadEveryField(t *testing.T) {
+	t.Parallel()
+	call := remoteCall{
+		ID: "1", From: "a", Op: "clear", Room: "r", Conn: "c", Conns: []string{"d"}, Paged: true, After: "e",
+	}
+	answer := remoteAnswer{
+		ID: "1", outcome: outcome{OK: true, Rooms: []string{"r"}, Gone: []string{"c"}, Count: 7, After: "e"}, Error: "limit",
+	}
+	frame := remoteFrame{Conn: "c", Room: "r", Command: "x", Payload: json.RawMessage(`1`)}
+	for _, message := range []any{call, answer.outcome, frame} {
+		v := reflect.ValueOf(message)
+		for i := range v.NumField() {
+			assert.False(t, v.Field(i).IsZero(), "%T.%s is to be set here", message, v.Type().Field(i).Name)
+		}
+	}
+	text := func(message any) string {
+		b, err := json.Marshal(message)
+		require.NoError(t, err)
+		return string(b)
+	}
+	gotCall, ok := readCall(text(call))
+	assert.True(t, ok)
+	assert.Equal(t, call, gotCall)
+	gotAnswer, ok := readAnswer(text(answer))
+	assert.True(t, ok)
+	assert.Equal(t, answer, gotAnswer)
+	gotFrame, ok := readFrame(text(frame))
+	assert.True(t, ok)
+	assert.Equal(t, frame, gotFrame)
 }
