@@ -40,8 +40,9 @@ type checklist struct {
 func (o *Owner) checklists() []checklist {
 	o.beats++
 	lists := make([]checklist, len(o.lanes))
+	conns := o.Conns()
 	o.roomsMu.RLock()
-	half := len(o.rooms)+o.entries > checkAll
+	half := len(o.rooms)+o.entries+len(conns) > checkAll
 	for _, r := range o.rooms {
 		if r.written == 0 {
 			continue
@@ -54,7 +55,7 @@ func (o *Owner) checklists() []checklist {
 	}
 	o.roomsMu.RUnlock()
 	inc := o.cfg.Incarnation()
-	for _, c := range o.Conns() {
+	for _, c := range conns {
 		if !half || o.hasTurn(c.id) {
 			c.listKeys(lists, inc)
 		}
