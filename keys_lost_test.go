@@ -103,6 +103,42 @@ func TestKeysLostOnRedis(t *testing.T) {
 	}
 }
 
+// TestEverybodyLeavesALostRoom: nobody is left to write anything again, and watchers
+// hear of each leave all the same.
+func TestEverybodyLeavesALostRoom(t *testing.T) {
+	t.Parallel()
+	for _, key := range lostKeys[:5] {
+		t.Run(key.name, func(t *testing.T) {
+			t.Parallel()
+			embedded(t, func(t *testing.T, w *world) {
+				l := newLoss(t, w, len(lostAudiences)-1)
+				require.NoError(t, l.admin.Del(t.Context(), key.of(l), lostKeys[0].of(l)).Err())
+				all := append([]*peer{l.goes}, l.stay...)
+				for _, p := range all {
+					p.close()
+				}
+				l.sleep(time.Second)
+				for i, watcher := range l.watchers {
+					leaves := 0
+					for _, u := range watcher.got()[l.told[i]:] {
+						leaves += one(u.Type == "leave")
+						require.Equal(t, "leave", u.Type)
+					}
+					require.Equal(t, 2*len(all), leaves, "each has left both rooms")
+				}
+				l.leaves()
+			})
+		})
+	}
+}
+
+func one(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
 // loss is two servers with three members each, in two rooms.
 type loss struct {
 	*world
