@@ -27,7 +27,7 @@ const (
 	aclCommands = "+ping +info +time +eval +evalsha +publish +subscribe +unsubscribe " +
 		"+type +exists +del +get +set +mget +mset +pexpire " +
 		"+hget +hset +hsetnx +hmget +hdel +hlen +hgetall +hscan " +
-		"+sadd +srem +scard +sscan +zadd +zrem +zscore +zrange"
+		"+sadd +srem +scard +smismember +sscan +zadd +zrem +zscore +zrange"
 	// aclCluster is what a client of a cluster asks besides, aclConfig what
 	// lets servers set notify-keyspace-events by themselves.
 	aclCluster = "+cluster|slots +command"

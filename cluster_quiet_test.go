@@ -132,7 +132,7 @@ func TestClusterSpread(t *testing.T) {
 	}
 }
 
-// TestClusterCostOfLiving: a heartbeat is one call, and one for each bucket
+// TestClusterCostOfLiving: a heartbeat is one call, and one check for each bucket
 // that holds something of the server's.
 func TestClusterCostOfLiving(t *testing.T) {
 	t.Parallel()
@@ -176,5 +176,5 @@ func TestClusterCostOfLiving(t *testing.T) {
 	require.InDelta(t, beats, scripts, 1)
 	require.LessOrEqual(t, sizes, (beats+1)*len(used))
 	require.GreaterOrEqual(t, sizes, (beats-1)*len(used))
-	require.Zero(t, others, "%v", log.counts())
+	require.LessOrEqual(t, others, (beats+1)*(2*len(used)+3*5), "a fence and connections per bucket, and the five rooms: %v", log.counts())
 }

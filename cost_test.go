@@ -13,6 +13,8 @@ import (
 
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh/internal/store"
 )
 
 // costs counts what operations cost Redis, and is printed as a table.
@@ -234,8 +236,9 @@ func TestCostOfWatching(t *testing.T) {
 	}
 }
 
-// TestCostOfLiving: a heartbeat is one call whatever there is to keep, entries
-// with a TTL are refreshed many at a time, and others not at all.
+// TestCostOfLiving: a heartbeat is one script call whatever there is to keep, and
+// one check of few commands per 512 rooms and connections. Entries with a TTL are
+// refreshed many at a time, others not at all.
 func TestCostOfLiving(t *testing.T) {
 	t.Parallel()
 	ctx, w := t.Context(), realWorld(t)
@@ -249,7 +252,10 @@ func TestCostOfLiving(t *testing.T) {
 	w.sleep(lease) // after its start a server compares everything once
 	got := c.measure("heartbeat, 1,000 connections in rooms", beats, func() { w.sleep(beats * lease / 3) })
 	require.InDelta(t, beats, got.scripts(), 1, "one call per interval: %v", got)
-	require.LessOrEqual(t, got.all(), 10*(beats+1), "%v", got)
+	const checks = (costConns+50)/store.CheckSize + 1
+	require.LessOrEqual(t, got["exists"], (beats+1)*(checks+3), "one per check, one more for rooms, the fence and the format: %v", got)
+	require.LessOrEqual(t, got["mget"], (beats+1)*checks, "%v", got)
+	require.LessOrEqual(t, got.all(), 16*(beats+1), "%v", got)
 	c.end(p)
 
 	const ttl, rounds = 2 * time.Second, 3 // a third of TTL + 1 s each

@@ -33,6 +33,7 @@
 //     subscribers with exactly the difference.
 //  4. Self-healing. When Redis loses data, the servers rebuild it within one
 //     heartbeat (LeaseTTL/3), and no connection that stayed is told to have left.
+//     A single key that is lost is found at the next heartbeat and restored.
 //  5. No resurrection. Nothing late (a refresh, a join that sat in a proxy, a
 //     state, a server that woke up) brings back what ended.
 //  6. Guards hold on every path. Whom a guard refuses learns nothing about the

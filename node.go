@@ -129,6 +129,7 @@ func newNode(opts Options) (*node, error) {
 		Incarnation: n.lease.Incarnation, Fenced: n.lease.Fenced, Doubt: n.lease.Doubt,
 		TTL:           func(room string) time.Duration { return n.rules.match(room).ttl },
 		StateInterval: func(room string) time.Duration { return n.rules.match(room).interval },
+		Heartbeat:     opts.LeaseTTL / 3,
 		BatchOps:      at.batch, EndSilent: opts.expirationEvents(), MaxRooms: opts.Limits.RoomsPerConnection,
 		Wrote: n.hub.Expect, MetaChanged: func(c *owner.Conn) { n.watchers.recheck(c.ID()) }, Logger: opts.Logger,
 	})

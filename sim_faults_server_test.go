@@ -38,9 +38,10 @@ func (s *sim) lateKilled() bool {
 // killNode kills a server, nil: none, if others will bury it. s.mu is held.
 func (s *sim) killNode(n *simNode) bool {
 	others := slices.DeleteFunc(s.running(), func(o *simNode) bool { return o == n || time.Since(o.born) < 2*s.lease })
-	if n == nil || len(others) == 0 {
+	if n == nil || len(others) == 0 || time.Now().Before(s.noKills) {
 		return false
 	}
+	s.killed = time.Now()
 	s.noted("kill %s", n.name)
 	n.dead = true
 	n.apply()
@@ -77,6 +78,7 @@ func (s *sim) stopNode() bool {
 	}
 	s.noted("stop %s", n.name)
 	n.dead = true // but for its connections
+	s.killed = time.Now()
 	s.calls.Go(func() {
 		ctx, cancel := context.WithTimeout(s.ctx, 10*time.Second)
 		defer cancel()

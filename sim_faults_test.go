@@ -49,6 +49,7 @@ func simFaultList() []simFault {
 		{"restart", false, (*sim).restart},
 		{"rollback", false, (*sim).rollback},
 		{"clock", false, (*sim).stepClock},
+		{"deletekeys", false, (*sim).deleteKeys},
 	}
 }
 

@@ -96,6 +96,11 @@ var mutations = []mutation{
 		old: "	m.queued, m.urgency = true, u\n", new: "	u = background\n	m.queued, m.urgency = true, u\n",
 	},
 	{
+		name: "no check of keys", file: "internal/owner/check.go",
+		old: "for first := true; len(list.rooms)+len(list.keys) > 0; first = false {",
+		new: "for first := true; false; first = false {",
+	},
+	{
 		name: "nobody unconfirmed", file: "internal/hub/repair.go",
 		old: "m.doubts[conn] = now.Add(m.hub.cfg.Unconfirmed)\n	m.hub.counters",
 		new: "m.doubts[conn] = now\n	m.hub.counters",

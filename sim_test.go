@@ -109,6 +109,8 @@ type sim struct {
 	disturbed time.Time // until then bounds do not hold
 	sick      time.Time // when all servers were last without Redis
 	ghosts    time.Time // until then Redis may hold what has ended
+	killed    time.Time // when a server last was, or was stopped
+	noKills   time.Time // until then none is killed
 	allCut    bool
 	allHang   bool
 	takes     time.Time     // from then on it may refuse writes again

@@ -130,6 +130,9 @@ func (m *mirror) adopt(ev *store.Event, now time.Time) {
 // enact changes the roster as the event says, and tells the sinks.
 func (m *mirror) enact(ev *store.Event, now time.Time) {
 	m.hub.counters.count(ev.Type)
+	if m.roster.outlives(ev) {
+		return
+	}
 	// Whatever the event says, its connection is not in doubt any more: it
 	// was there, or it has left.
 	m.confirm(ev.Conn)

@@ -18,11 +18,12 @@ type fold struct {
 	roster roster
 	kept   map[string]struct{} // in roster, though Redis does not have them
 	era    era
+	lost   bool      // Redis counts members that it does not have
 	readAt time.Time // when reading began
 }
 
 func newFold(snap *store.Snapshot, e era, readAt time.Time) *fold {
-	f := &fold{began: snap.Position, pos: snap.Position, era: e, readAt: readAt}
+	f := &fold{began: snap.Position, pos: snap.Position, era: e, lost: snap.Lost, readAt: readAt}
 	for i := range snap.Records {
 		r := &snap.Records[i]
 		f.high = max(f.high, r.Seq)
@@ -73,7 +74,7 @@ func (f *fold) merge(p *parcels) progress {
 		case ev.Seq <= f.pos.Seq:
 		case follows(f.pos, ev):
 			f.pos = ev.Position()
-			if old := f.roster.get(ev.Conn); old == nil || old.seq < ev.Seq {
+			if old := f.roster.get(ev.Conn); (old == nil || old.seq < ev.Seq) && !f.roster.outlives(ev) {
 				f.roster.change(ev)
 			}
 		case ev.Seq == f.pos.Seq+1:

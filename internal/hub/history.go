@@ -39,8 +39,9 @@ func follows(pos store.Position, ev *store.Event) bool {
 	return ev.Epoch == pos.Epoch && ev.Seq == pos.Seq+1 && ev.Prev == pos.Tag
 }
 
-// begins reports whether the event is the first of its epoch.
-func begins(ev *store.Event) bool { return ev.Seq == 1 && ev.Prev == "-" }
+// begins reports whether the event is the first of its epoch. Its number is 1,
+// unless the room had members whose numbers are of an epoch that was lost.
+func begins(ev *store.Event) bool { return ev.Prev == "-" }
 
 // advance moves on to the event right after pos. It copies what it keeps: an
 // event's strings share memory with the whole message.

@@ -37,6 +37,7 @@ type fakeRedis struct {
 	generation string // empty: cannot be learned
 	away       bool
 	paged      bool
+	bereft     bool // counts more members than it has
 	lost       func(room string) bool // cannot be asked for its position
 	delay      time.Duration
 	swallowed  func(room string) bool // reading it takes as long as a call may
@@ -85,7 +86,7 @@ func (f *fakeRedis) Snapshot(ctx context.Context, room string) (store.Snapshot, 
 		return store.Snapshot{}, errAway
 	}
 	var s store.Snapshot
-	s.Paged = f.paged
+	s.Paged, s.Lost = f.paged, f.bereft
 	if r := f.rooms[room]; r != nil {
 		s.Position = r.pos
 	}

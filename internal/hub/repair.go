@@ -83,7 +83,8 @@ func (f *fold) keep(who *Member) {
 
 // lost reports whether the snapshot may lack members because Redis lost
 // acknowledged writes, not because they left: another epoch (or none), a
-// history that went back or shows other tags, another Redis process.
+// history that went back or shows other tags, another Redis process, or fewer
+// records than are counted.
 func (m *mirror) lost(f *fold) bool {
 	pos := m.past.pos
 	switch {
@@ -92,7 +93,7 @@ func (m *mirror) lost(f *fold) bool {
 	case f.began.Seq == pos.Seq && f.began.Tag != pos.Tag, m.want == CauseFork:
 		return true
 	}
-	return f.era.since(m.era)
+	return f.lost || f.era.since(m.era)
 }
 
 // tellDifference tells the sinks how the roster differs from the old one.

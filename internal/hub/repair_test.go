@@ -153,6 +153,40 @@ func TestRedisForgotAndNobodyCameBack(t *testing.T) {
 	})
 }
 
+// A snapshot of a room that lost records, in the epoch that it was in, does not
+// tell which members have left.
+func TestRecordsLost(t *testing.T) {
+	live(t, func(t *testing.T, h *house) {
+		h.redis.join(room, "a")
+		h.redis.join(room, "b")
+		s := h.watch()
+		h.redis.set(func(f *fakeRedis) { f.bereft = true; clear(f.rooms[room].members) })
+		h.redis.join(room, "c") // not heard
+		h.hub.Resync()
+		h.pass(5 * time.Second)
+		assert.Equal(t, []string{`join c {"n":"c"} repair`}, s.heard())
+		h.redis.set(func(f *fakeRedis) { f.bereft = false })
+		h.send(h.redis.join(room, "a"))
+		h.pass(12 * time.Second)
+		assert.Equal(t, []string{"leave b repair"}, s.heard())
+		h.agree(s)
+	})
+}
+
+// A dead server's entry, whose record was lost, ends after its connection has
+// joined under another incarnation.
+func TestMemberOutlivesItsDeadOwner(t *testing.T) {
+	t.Parallel()
+	var r roster
+	r.put(newMember(&store.Record{Conn: "a", Incarnation: "new"}))
+	left := func(cause store.Cause, inc string) *store.Event {
+		return &store.Event{Type: store.Left, Cause: cause, Record: store.Record{Conn: "a", Incarnation: inc}}
+	}
+	assert.True(t, r.outlives(left(store.CauseLost, "old")))
+	assert.False(t, r.outlives(left(store.CauseLost, "new")))
+	assert.False(t, r.outlives(left(store.CauseClosed, "old")))
+}
+
 func TestEmptyRoomBeginsAnew(t *testing.T) {
 	live(t, func(t *testing.T, h *house) {
 		h.redis.join(room, "a")

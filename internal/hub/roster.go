@@ -1,6 +1,10 @@
 package hub
 
-import "github.com/meshpresence/mesh/internal/store"
+import (
+	"unique"
+
+	"github.com/meshpresence/mesh/internal/store"
+)
 
 // roster is the members of a room, in an order that stays while they do.
 type roster struct {
@@ -67,6 +71,17 @@ func (r *roster) picture(limit int) *image {
 		r.image = newImage(r.list, limit)
 	}
 	return r.image
+}
+
+// outlives reports whether a member stays though the event says that it left with
+// its dead owner: the connection belongs to another incarnation by now. The event
+// is then about an entry whose record was lost.
+func (r *roster) outlives(ev *store.Event) bool {
+	if ev.Type != store.Left || ev.Cause != store.CauseLost {
+		return false
+	}
+	who := r.get(ev.Conn)
+	return who != nil && who.owner != unique.Make(ev.Incarnation)
 }
 
 // change does to the roster what the event says, and returns the member

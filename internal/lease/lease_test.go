@@ -335,4 +335,25 @@ func TestRefusedEntries(t *testing.T) {
 	})
 }
 
+// A list of the dead that is lost while a server cleans up comes back within two
+// heartbeats: should that server die, too, others must find it.
+func TestListOfTheDeadLost(t *testing.T) {
+	sim(t, func(t *testing.T, r *redis) {
+		r.own(0, "old", 10)
+		r.do(func() { r.dead["old"] = 1 })
+		a := newServer(t, r, "a").start()
+		defer a.kill()
+		pass(time.Second) // it waits for its patience
+		r.do(func() { clear(r.dead) })
+		pass(2*ttl/3 + 100*time.Millisecond)
+		r.do(func() {
+			check(t, len(r.left) == 0, "cleaned up already")
+			check(t, r.dead["old"] > 0, "not listed again: %v", r.dead)
+		})
+		pass(3 * ttl)
+		endedOnce(t, r, 0, "old", 10)
+		r.do(func() { check(t, len(r.dead) == 0, "still listed: %v", r.dead) })
+	})
+}
+
 var _ Store = (*store.Store)(nil)

@@ -50,6 +50,7 @@ type reaper struct {
 type deceased struct {
 	buried  bool      // by this server
 	leaseTo time.Time // when its lease ran out; zero: not known
+	over    bool      // nothing is left of it, it is being taken off the list
 }
 
 func newReaper(l *Lease) *reaper {
@@ -64,12 +65,35 @@ func (r *reaper) add(ctx context.Context, inc string, buried bool, leaseTo time.
 	if _, ok := r.known[inc]; ok || ctx.Err() != nil {
 		return
 	}
-	r.known[inc] = deceased{buried, leaseTo}
+	r.known[inc] = deceased{buried: buried, leaseTo: leaseTo}
 	r.queue = append(r.queue, inc)
 	if r.workers < maxReapers {
 		r.workers++
 		r.wg.Go(func() { r.work(ctx) })
 	}
+}
+
+// working returns the incarnations that are queued or in work, without those that
+// nothing is left of.
+func (r *reaper) working() []string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	list := make([]string, 0, len(r.known))
+	for inc, d := range r.known {
+		if !d.over {
+			list = append(list, inc)
+		}
+	}
+	return list
+}
+
+// finish notes that an incarnation is being taken off the list of the dead.
+func (r *reaper) finish(inc string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	d := r.known[inc]
+	d.over = true
+	r.known[inc] = d
 }
 
 // wait waits for the workers, after their context has ended.
@@ -139,6 +163,7 @@ func (r *reaper) cleanUp(ctx context.Context, inc string) (ended int, err error)
 	if err != nil {
 		return ended, err
 	}
+	r.finish(inc)
 	return ended, r.call(ctx, func(ctx context.Context) error { return r.l.cfg.Store.Cleaned(ctx, inc) })
 }
 

@@ -85,6 +85,9 @@ func (lp *loop) renewed(ctx context.Context, answer store.Renewal, r reading) {
 		lp.lost("on the dead list")
 		return
 	}
+	if lp.deadAsked.Equal(r.sent) && len(answer.Dead) < deadListed {
+		lp.relist(ctx, answer.Dead)
+	}
 	for _, inc := range answer.Dead {
 		lp.reaper.add(ctx, inc, false, time.Time{})
 	}
@@ -93,15 +96,39 @@ func (lp *loop) renewed(ctx context.Context, answer store.Renewal, r reading) {
 	}
 }
 
-// wantsDead reports whether a renewal sent now should ask for the dead list:
-// the first one, about each third, and where a burial was left to somebody
-// else. Asking every time would cost an idle server its frugality.
+// relist puts incarnations back on the list of the dead that this server is
+// cleaning up after and that are not on it any more. Either the list was lost, or
+// another server has finished; then the cleaning here soon does, too.
+func (lp *loop) relist(ctx context.Context, dead []string) {
+	for _, inc := range lp.reaper.working() {
+		if slices.Contains(dead, inc) {
+			continue
+		}
+		cctx, cancel := lp.bound(ctx)
+		err := lp.cfg.Store.DeclareDead(cctx, inc)
+		cancel()
+		if lp.awake(); err != nil {
+			lp.cfg.Logger.Debug("mesh: list a dead server again", "incarnation", inc, "error", err)
+		}
+	}
+}
+
+// wantsDead reports whether a renewal sent now should ask for the dead list: the
+// first one, about each third, each while this server cleans up after others, and
+// if a burial was left to another server. Asking every time would cost an idle
+// server its frugality.
 func (lp *loop) wantsDead(now time.Time) bool {
-	if lp.deadAsked.IsZero() || now.Sub(lp.deadAsked) >= lp.cfg.TTL*5/6 {
+	if lp.deadAsked.IsZero() || len(lp.reaper.working()) > 0 {
+		return true
+	}
+	if now.Sub(lp.deadAsked) >= lp.cfg.TTL*5/6 {
 		return true
 	}
 	return !lp.deadAt.IsZero() && !now.Before(lp.deadAt)
 }
+
+// deadListed is how many of the dead a renewal tells at most.
+const deadListed = 64
 
 // lost notes that the current incarnation has ended.
 func (lp *loop) lost(why string) {

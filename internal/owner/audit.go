@@ -78,13 +78,20 @@ func (o *Owner) compare(owned int64) {
 		}
 		o.lastAudit = time.Now()
 	}
+	lists := o.checklists()
 	o.eachLane(func(l *lane) {
-		if !l.troubled && !l.deaf {
-			o.compareLane(l, inc, owned)
-			return
+		troubled := l.troubled || l.deaf
+		if troubled {
+			if err := o.auditAll(l, inc); err != nil { // once more at the next heartbeat
+				o.cfg.Logger.Debug("mesh: audit not finished", "bucket", l.bucket, "error", err)
+			}
 		}
-		if err := o.auditAll(l, inc); err != nil { // once more at the next heartbeat
-			o.cfg.Logger.Debug("mesh: audit not finished", "bucket", l.bucket, "error", err)
+		size := o.checkLane(l, inc, lists[l.bucket])
+		if size < 0 && l.bucket == 0 {
+			size = owned
+		}
+		if !troubled {
+			o.compareLane(l, inc, size)
 		}
 	})
 }
@@ -108,7 +115,9 @@ func (o *Owner) eachLane(do func(l *lane)) {
 	wg.Wait()
 }
 
-func (o *Owner) compareLane(l *lane, inc string, owned int64) {
+// compareLane compares the size of a lane's index (-1: not known) with what it
+// should hold.
+func (o *Owner) compareLane(l *lane, inc string, size int64) {
 	held, quiet := l.standing(inc)
 	if held == 0 && o.cfg.Buckets > 1 {
 		l.differs, l.busy = 0, 0
@@ -122,8 +131,7 @@ func (o *Owner) compareLane(l *lane, inc string, owned int64) {
 		return
 	}
 	l.busy = 0
-	size := owned
-	if size < 0 || l.bucket > 0 {
+	if size < 0 {
 		var err error
 		if size, err = o.cfg.Store.OwnedSize(o.stop, l.bucket, inc); err != nil {
 			return
@@ -263,7 +271,7 @@ func (o *Owner) returned(ref store.OwnedRef, seen map[store.OwnedRef]struct{}) b
 
 func (o *Owner) endStray(l *lane, ref store.OwnedRef) {
 	o.stats.strays.Add(1)
-	op := store.Op{Kind: store.OpLeave, Room: ref.Room, Conn: ref.Conn, Entry: ref.Entry, Cause: store.CauseClosed}
+	op := store.Op{Kind: store.OpLeave, Room: ref.Room, Conn: ref.Conn, Entry: ref.Entry, Cause: store.CauseClosed, Known: true}
 	if ref.Room == "" {
 		op = store.Op{Kind: store.OpDisconnect, Conn: ref.Conn}
 	}
@@ -296,17 +304,14 @@ func (c *Conn) writeMissing(l *lane, inc string, seen map[store.OwnedRef]struct{
 	return held
 }
 
-// verify writes every entry of a bucket once more, where it is there: the index
-// alone does not tell where a room's hash was deleted or evicted, nor where
-// Redis went back to an older state or older metadata of it. What is as new as
-// that stays.
+// verify has every entry of a bucket verified: neither the index nor a check of
+// keys shows that Redis went back to an older state or older metadata of it.
 func (o *Owner) verify(l *lane) {
 	for _, c := range o.Conns() {
 		c.mu.Lock()
 		for _, e := range c.entries {
-			if e.lane == l && e.want && e.written {
-				e.refresh, e.stateWritten, e.metaWritten = true, 0, 0
-				l.offer(e, background)
+			if e.lane == l {
+				e.verify()
 			}
 		}
 		c.mu.Unlock()

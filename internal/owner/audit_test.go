@@ -108,16 +108,39 @@ func TestAuditRepairs(t *testing.T) {
 }
 
 // A room's hash was deleted or evicted, the index was not.
+func TestCheckFindsLostRecords(t *testing.T) {
+	virtual(t, func(r *rig) {
+		r.fill(3)
+		r.beat(1)
+		r.forgetSaid()
+		r.redis.do(func() { delete(r.redis.rooms, "x") })
+		r.beat(1)
+		assert.ElementsMatch(r, []string{"J c0/x", "J c1/x", "J c2/x"}, r.said())
+		r.beat(5)
+		r.atRest()
+		assert.Len(r, r.said(), 3)
+		r.drain()
+		r.nothingLeft()
+	})
+}
+
+// One record of many is missing: sizes do not tell, an audit that has a reason
+// does, and so does the one that comes every ten minutes.
 func TestAuditAsksForRecords(t *testing.T) {
 	virtual(t, func(r *rig) {
 		r.fill(3)
+		lose := func() {
+			r.redis.do(func() {
+				delete(r.redis.rooms["x"], "c1")
+				r.redis.miscounted["x"] = 3
+			})
+		}
 		r.forgetSaid()
-		lose := func() { r.redis.do(func() { delete(r.redis.rooms, "x") }) }
 		lose()
 		r.beat(5)
 		assert.Empty(r, r.said(), "sizes do not tell")
 		r.heartbeat(true)
-		assert.ElementsMatch(r, []string{"J c0/x", "J c1/x", "J c2/x"}, r.said())
+		assert.Equal(r, []string{"J c1/x"}, r.said())
 		r.beat(5)
 		r.atRest()
 
@@ -126,7 +149,8 @@ func TestAuditAsksForRecords(t *testing.T) {
 		for range 210 { // ten minutes
 			r.beat(1)
 		}
-		assert.Len(r, r.said(), 3, "without a reason, too")
+		assert.Len(r, r.said(), 1, "without a reason, too")
+		r.redis.do(func() { clear(r.redis.miscounted) })
 		r.drain()
 		r.nothingLeft()
 	})

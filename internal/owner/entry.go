@@ -36,9 +36,12 @@ type entry struct {
 	cause  store.Cause
 	stated bool
 	due    time.Duration // when silence was to end it, since Owner.born; 0: it did not
-	// before is the id that a rejoin replaced before the new one was tried:
-	// Redis may still hold it.
-	before string
+	// known says that Redis has held the entry that is ending.
+	known bool
+	// before is the id that a rejoin replaced before the new one was tried: Redis
+	// may still hold it, and mirrors may list it. beforeKnown says that Redis did.
+	before      string
+	beforeKnown bool
 
 	// What Redis holds.
 	tried        bool   // a join of this id may have reached Redis
@@ -48,6 +51,8 @@ type entry struct {
 	metaWritten  uint64
 	stateWritten uint64
 	refresh      bool // the per-connection key is due
+	unsure       bool // it is being verified whether Redis still holds it
+	noted        standing
 	position     store.Position
 	total        int
 
@@ -64,6 +69,7 @@ func newEntryID() string { return rand.Text()[:16] }
 // changed marks a difference and offers the entry to its lane. Conn.mu is held.
 func (e *entry) changed(u urgency) {
 	e.rev++
+	e.note()
 	e.lane.offer(e, u)
 }
 
@@ -95,11 +101,11 @@ func (e *entry) obey() {
 
 // mint gives the entry a new id, of which Redis knows nothing yet.
 func (e *entry) mint() {
-	e.forgetWritten()
 	if e.tried {
-		e.before = e.id
+		e.before, e.beforeKnown = e.id, e.written
 	}
-	e.id, e.tried = newEntryID(), false
+	e.forgetWritten()
+	e.id, e.tried, e.unsure = newEntryID(), false, false
 }
 
 // leave ends the entry. Conn.mu is held.
@@ -111,9 +117,9 @@ func (e *entry) leave(cause store.Cause, u urgency) {
 	// is still to be ended, this one has not been tried yet: endings go first.
 	switch {
 	case e.tried:
-		e.ending, e.cause = e.id, cause
+		e.ending, e.cause, e.known = e.id, cause, e.written || e.before != "" && e.beforeKnown
 	case e.before != "":
-		e.ending, e.cause = e.before, cause
+		e.ending, e.cause, e.known = e.before, cause, e.beforeKnown
 	}
 	e.stated = e.state.data != nil || e.stateWritten < e.state.version
 	e.over()
@@ -123,7 +129,7 @@ func (e *entry) leave(cause store.Cause, u urgency) {
 // over: the entry is not present any more, and its state ends with it.
 func (e *entry) over() {
 	e.forgetWritten()
-	e.want, e.refresh, e.before = false, false, ""
+	e.want, e.refresh, e.unsure, e.before = false, false, false, ""
 	e.stopTimers()
 	e.state, e.flow = state{version: e.state.version + 1}, nil
 	e.c.o.exit(e)
@@ -172,10 +178,11 @@ func (e *entry) next(inc string, after *store.Op) (store.Op, bool) {
 	if after != nil {
 		return e.nextState(after)
 	}
+	defer e.note()
 	op := store.Op{Room: e.room, Conn: e.c.id, Entry: e.id, TTL: e.ttl}
 	switch {
 	case e.ending != "":
-		op.Kind, op.Entry, op.Cause, op.Stated = store.OpLeave, e.ending, e.cause, e.stated
+		op.Kind, op.Entry, op.Cause, op.Stated, op.Known = store.OpLeave, e.ending, e.cause, e.stated, e.known
 		return op, true
 	case !e.want:
 		e.settle()
@@ -278,6 +285,7 @@ func (e *entry) done(op store.Op, res store.OpResult) {
 	default:
 		e.updated(op, res)
 	}
+	e.note()
 	switch { // what changed meanwhile
 	case e.differs():
 		e.lane.offerAgain(e)
@@ -327,6 +335,7 @@ func (e *entry) updated(op store.Op, res store.OpResult) {
 	if op.Entry != e.id || !e.want {
 		return
 	}
+	e.unsure = false
 	switch res.Status {
 	case store.Done:
 		e.metaWritten = max(e.metaWritten, op.MetaVersion)
@@ -338,7 +347,6 @@ func (e *entry) updated(op store.Op, res store.OpResult) {
 		}
 		e.answerWritten()
 	case store.Gone:
-		e.tried = false // known to be gone: nothing of it to be ended
 		e.vanished()
 	case store.Other:
 		if _, own := e.c.o.past.Load(res.Holder); own {
@@ -360,9 +368,9 @@ func (e *entry) updated(op store.Op, res store.OpResult) {
 func (e *entry) vanished() {
 	e.refresh = false
 	if e.ttl > 0 && e.idle() >= e.ttl {
-		e.over()
+		// If data was lost, nobody has told that it ended.
+		e.leave(store.CauseSilent, routine)
 		e.sleep()
-		e.answer(e.rev, nil)
 		return
 	}
 	e.rejoin()

@@ -70,8 +70,11 @@ type fakeStore struct {
 	batches  [][]store.Op // in the order of arrival
 	late     int
 	flying   int
-	together bool           // two batches were under way in one bucket
-	sizes    int            // calls of OwnedSize
+	together bool // two batches were under way in one bucket
+	sizes    int  // calls of OwnedSize
+	checks   int  // calls of Check
+	recounts int
+	wrong    int            // of these with another number than that of the entries there
 	asked    map[string]int // times that the metadata of a connection was read
 
 	plan    func(call int, ops []store.Op) fault // nil: none
@@ -80,12 +83,16 @@ type fakeStore struct {
 	mute    func(bucket int) bool                // reads nothing from there; nil: all is read
 	bucket  func(conn string) int                // of a connection; nil: 0
 	work    sync.WaitGroup
+
+	unlisted   map[string]bool // rooms that the index lacks
+	miscounted map[string]int  // what positions count wrongly
 }
 
 func newFakeStore() *fakeStore {
 	return &fakeStore{
 		rooms: make(map[string]map[string]held), conns: make(map[string]store.MetaValue),
 		owned: make(map[where]map[store.OwnedRef]bool), number: make(map[where]uint64),
+		unlisted: make(map[string]bool), miscounted: make(map[string]int),
 		dead: make(map[string]bool), seq: make(map[string]uint64), asked: make(map[string]int),
 	}
 }
@@ -198,6 +205,10 @@ func (f *fakeStore) execute(w where, op store.Op) store.OpResult {
 		return store.OpResult{Status: store.Done}
 	case store.OpJoin:
 		return f.join(w, op)
+	case store.OpRecount:
+		return f.recount(w, op)
+	case store.OpTouch:
+		return store.OpResult{Status: store.Done}
 	case store.OpLeave:
 		h, ok := f.rooms[op.Room][op.Conn]
 		delete(f.owned[w], store.OwnedRef{Conn: op.Conn, Entry: op.Entry, Room: op.Room})

@@ -59,8 +59,9 @@ type lane struct {
 	settledOf string
 
 	// How many entries and connections Redis is known to hold of heldOf.
-	held   int64
-	heldOf string
+	held    int64
+	heldOf  string
+	changes uint64 // of held
 
 	// Guarded by Owner.auditing.
 	troubled bool // since trouble was said to be its entries have not been compared
@@ -125,6 +126,7 @@ func (l *lane) hold(inc string, by int64) {
 		l.heldOf, l.held = inc, 0
 	}
 	l.held += by
+	l.changes++
 }
 
 // patience is how long it makes sense to wait for a write. Once batches have

@@ -13,6 +13,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -43,6 +44,7 @@ type Store interface {
 	OwnedPage(ctx context.Context, bucket int, inc string, cursor uint64) ([]store.OwnedRef, uint64, error)
 	OwnedSize(ctx context.Context, bucket int, inc string) (int64, error)
 	ConnMetas(ctx context.Context, conns []string) ([]store.MetaValue, error)
+	Check(ctx context.Context, bucket int, inc string, list store.CheckList) (store.Checked, error)
 }
 
 // Config is what an Owner needs. Fields without a default are required.
@@ -60,6 +62,8 @@ type Config struct {
 	StateInterval func(room string) time.Duration
 	// BatchOps is how many ops one call carries at most. Defaults to store.MaxOps.
 	BatchOps int
+	// Heartbeat is how often Owner.Heartbeat is called. Defaults to 0: unknown.
+	Heartbeat time.Duration
 	// EndSilent makes the owner's clock end entries that fell silent.
 	EndSilent bool
 	// MaxRooms bounds the rooms of one connection; negative: no bound.
@@ -98,14 +102,17 @@ type Owner struct {
 	pace   *clock.Wheel // of states that wait for their interval; nil until there is one
 
 	roomsMu sync.RWMutex // guards rooms and entries; taken with Conn.mu held, never the other way round
-	rooms   map[string]map[*entry]struct{}
+	rooms   map[string]*localRoom
 	entries int // in all of rooms
+	inUse   int // rooms with an entry
 
 	tickets   sync.Pool   // of *ticket, that nobody waits with
 	past      sync.Map    // incarnations that this server has written under
 	auditing  atomic.Bool // one audit at a time
 	trouble   atomic.Bool // the next one compares everything
 	lastAudit time.Time   // of everything; guarded by auditing
+	beats     uint64      // heartbeats with a check; guarded by auditing
+	seed      maphash.Seed
 
 	stats counters
 	log   *limit.Log
@@ -156,7 +163,8 @@ func New(cfg Config) *Owner {
 		born:      time.Now(),
 		lastAudit: time.Now(),
 		conns:     make(map[string]*Conn),
-		rooms:     make(map[string]map[*entry]struct{}),
+		rooms:     make(map[string]*localRoom),
+		seed:      maphash.MakeSeed(),
 		stats:     counters{late: histogram.New(histogram.Lags()...)},
 	}
 	if o.portion = o.most; cfg.Buckets > 1 {
@@ -234,8 +242,12 @@ func (o *Owner) Conns() []*Conn {
 func (o *Owner) InRoom(room string) []*Conn {
 	o.roomsMu.RLock()
 	defer o.roomsMu.RUnlock()
-	list := make([]*Conn, 0, len(o.rooms[room]))
-	for e := range o.rooms[room] {
+	r := o.rooms[room]
+	if r == nil {
+		return nil
+	}
+	list := make([]*Conn, 0, len(r.entries))
+	for e := range r.entries {
 		list = append(list, e.c)
 	}
 	return list
@@ -267,31 +279,6 @@ func (o *Owner) Gone(room string, conns []string) []string {
 		}
 	}
 	return gone
-}
-
-func (o *Owner) enter(e *entry) {
-	o.roomsMu.Lock()
-	defer o.roomsMu.Unlock()
-	set := o.rooms[e.room]
-	if set == nil {
-		set = make(map[*entry]struct{})
-		o.rooms[e.room] = set
-	}
-	o.entries -= len(set)
-	set[e] = struct{}{}
-	o.entries += len(set)
-}
-
-func (o *Owner) exit(e *entry) {
-	o.roomsMu.Lock()
-	defer o.roomsMu.Unlock()
-	set := o.rooms[e.room]
-	o.entries -= len(set)
-	delete(set, e)
-	o.entries += len(set)
-	if len(set) == 0 {
-		delete(o.rooms, e.room)
-	}
 }
 
 func (o *Owner) forget(c *Conn) {
@@ -379,7 +366,7 @@ func (o *Owner) Stats() Stats {
 	s.Connections = len(o.conns)
 	o.mu.RUnlock()
 	o.roomsMu.RLock()
-	s.Rooms, s.Entries = len(o.rooms), o.entries
+	s.Rooms, s.Entries = o.inUse, o.entries
 	o.roomsMu.RUnlock()
 	for _, l := range o.lanes {
 		s.Unwritten += l.waiting()

@@ -218,6 +218,54 @@ func BenchmarkReap(b *testing.B) {
 	b.ReportMetric(used*1e6/float64(ended), "redis-µs/entry")
 }
 
+// BenchmarkCheck is what a server asks about its 100,000 rooms, and about as many
+// keys of entries or connections. At each heartbeat it asks about half of them: the
+// metric redis-%/beat is the share of that of the 3.3 seconds between two.
+//
+//	go test -run '^$' -bench Check -benchtime 10x ./internal/store
+func BenchmarkCheck(b *testing.B) {
+	const rooms, inc, interval = 100_000, "incarnation0000000000000000", 10.0 / 3
+	server := redistest.Start(b)
+	client := server.Client(b)
+	s := New(client, testKeys{buckets: 1})
+	number := uint64(0)
+	for part := range slices.Chunk(residents(rooms, 1, withTTL), MaxOps) {
+		number++
+		_, err := s.Commit(b.Context(), 0, inc, number, number-1, part)
+		require.NoError(b, err)
+	}
+	names, keys := make([]string, rooms), make([]KeyRef, rooms)
+	for i := range names {
+		o := benchOp(OpJoin, i, i, 0)
+		names[i], keys[i] = o.Room, KeyRef{Kind: KeyConn, Room: o.Room, Conn: o.Conn}
+	}
+	for _, load := range []struct {
+		name  string
+		rooms []string
+		keys  []KeyRef
+	}{{"rooms", names, nil}, {"keys", nil, keys}} {
+		b.Run(load.name, func(b *testing.B) {
+			before, own := usedByRedis(b, client), usedByUs(b)
+			for b.Loop() {
+				for part := range slices.Chunk(load.rooms, CheckSize) {
+					c, err := s.Check(b.Context(), 0, inc, CheckList{Rooms: part})
+					require.NoError(b, err)
+					require.Equal(b, RoomCheck{Members: true, Listed: true, Entries: 1}, c.Rooms[len(part)-1])
+				}
+				for part := range slices.Chunk(load.keys, CheckSize) {
+					c, err := s.Check(b.Context(), 0, inc, CheckList{Keys: part})
+					require.NoError(b, err)
+					require.Empty(b, c.Missing)
+				}
+			}
+			used := (usedByRedis(b, client) - before) / float64(b.N)
+			b.ReportMetric(used*1e9/rooms, "redis-ns/key")
+			b.ReportMetric(used/2*100/interval, "redis-%/beat")
+			b.ReportMetric((usedByUs(b)-own)*1e9/rooms/float64(b.N), "go-ns/key")
+		})
+	}
+}
+
 // usedByRedis is the processor time that a Redis has used so far, in seconds.
 func usedByRedis(b *testing.B, client *redis.Client) (total float64) {
 	info, err := client.Info(b.Context(), "cpu").Result()

@@ -299,6 +299,7 @@ func (s *Store) EntriesFrom(ctx context.Context, room string, at Place, limit in
 type head struct {
 	pos     Position
 	total   int
+	lost    bool     // more members are counted than there are
 	now     int64    // Redis time, unix ms
 	records []Record // nil: there are more than small
 }
@@ -323,6 +324,7 @@ func (s *Store) head(ctx context.Context, room string, small int) (h head, err e
 	}
 	var p parser
 	h.total, h.now = int(p.int(f[1])), p.int(f[2])
+	h.lost = countedIn(f[0]) > h.total
 	if p.err != nil {
 		return head{}, fmt.Errorf("snapshot: %w", errFormat)
 	}

@@ -32,7 +32,7 @@ func (s *Store) Register(ctx context.Context, inc string, ttl time.Duration) (in
 // Renew prolongs a lease to ttl from now, only if it is still on the list, and
 // publishes beat on the incarnation's control channel.
 func (s *Store) Renew(ctx context.Context, inc string, ttl time.Duration, beat string, wantDead bool) (Renewal, error) {
-	keys := []string{s.keys.Instances(), s.keys.Dead()}
+	keys := []string{s.keys.Instances(), s.keys.Dead(), s.keys.Format()}
 	if s.keys.Buckets() == 1 {
 		keys = append(keys, s.keys.Owned(0, inc))
 	}
@@ -41,7 +41,7 @@ func (s *Store) Renew(ctx context.Context, inc string, ttl time.Duration, beat s
 		want = "1"
 	}
 	began := time.Now()
-	reply, err := runIn(ctx, s, s.leasing(), renewScript, keys, inc, millis(ttl), s.keys.Control(inc), beat, want)
+	reply, err := runIn(ctx, s, s.leasing(), renewScript, keys, inc, millis(ttl), s.keys.Control(inc), beat, want, layoutVersion)
 	if err != nil {
 		return Renewal{}, err
 	}

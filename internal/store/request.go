@@ -74,6 +74,11 @@ func (r *request) add(o *Op) {
 		r.join(o)
 	case OpLeave:
 		r.leave(o)
+	case OpRecount:
+		r.enter(o.Room)
+		r.args = append(r.args, "C", strconv.Itoa(o.Entries))
+	case OpTouch:
+		r.args = append(r.args, "N")
 	default:
 		r.update(o)
 	}
@@ -101,7 +106,7 @@ func (r *request) leave(o *Op) {
 		kind = 'l'
 		r.entry(o)
 	}
-	r.args = append(r.args, r.name(kind, string(o.Cause)), o.Conn, o.Entry)
+	r.args = append(r.args, r.name(kind, string(o.Cause)), o.Conn, o.Entry, flag(o.Known))
 }
 
 func (r *request) update(o *Op) {

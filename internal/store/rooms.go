@@ -20,7 +20,7 @@ const (
 // members, in pages otherwise.
 func (s *Store) Snapshot(ctx context.Context, room string) (Snapshot, error) {
 	h, err := s.head(ctx, room, PageSize)
-	snap := Snapshot{Position: h.pos, Records: h.records}
+	snap := Snapshot{Position: h.pos, Records: h.records, Lost: h.lost}
 	if err != nil || h.total <= PageSize {
 		return snap, err
 	}

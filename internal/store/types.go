@@ -141,6 +141,9 @@ type Snapshot struct {
 	// Paged says that the records were not read in one atomic step: events
 	// after Position must be merged in, per connection the higher Seq wins.
 	Paged bool
+	// Lost says that the room counts more members than it has: Redis lost
+	// records, so a member that is missing has not left.
+	Lost bool
 }
 
 // OpKind says what an Op does.
@@ -153,13 +156,15 @@ const (
 	OpLeave      OpKind = 'L' // end the entry, only if it is that one
 	OpConnect    OpKind = 'K' // register a connection, with metadata
 	OpDisconnect OpKind = 'D' // forget a connection's metadata
+	OpRecount    OpKind = 'C' // restore a room's position, its count of this incarnation, and its place on the index
+	OpTouch      OpKind = 'N' // nothing but the batch, which restores the fence
 )
 
 // Op is one change that the owner of an entry asks for. It may be executed
 // twice: the second time changes and publishes nothing.
 type Op struct {
 	Kind  OpKind
-	Room  string // not for OpConnect, OpDisconnect
+	Room  string // not for OpConnect, OpDisconnect, OpTouch
 	Conn  string
 	Entry string
 
@@ -178,6 +183,11 @@ type Op struct {
 	// Stated says that the entry of an OpLeave may have a state. Where it has
 	// one and this was not said, the leave takes a second call.
 	Stated bool
+	// Known says that Redis has acknowledged the entry of an OpLeave. If its
+	// record is lost, the leave is published all the same.
+	Known bool
+
+	Entries int // OpRecount: how many this incarnation has in the room, exactly
 
 	Fresh bool // OpConnect: the connection is new, not registered again
 }

@@ -10,14 +10,16 @@
 -- Then per op its name, which begins with its kind and is unique in the batch
 -- (except that of R and T): with the tag of the batch it makes the tag of the
 -- write. What follows, and its KEYS:
---   R  room                                                     members: the room of the J, j, S, M, U, L, l that follow, once in a call
+--   R  room                                                     members: the room of the J, j, S, M, U, L, l, C that follow, once in a call
 --   J  conn entry attributes meta                               joins: no TTL, no state
 --   j  conn entry attributes meta left state stateLeft          conn, state
 --   S  conn entry ttl left stateVersion stateAttributes stateLeft state    conn, state: a newer state
 --   M  conn entry ttl left metaVersion metaAttributes meta      conn, state: newer metadata
 --   U  conn entry ttl left, those of S, those of M              conn, state: both
---   L  conn entry                                               leaves; its name's last letter is the cause
---   l  conn entry                                               conn, state
+--   L  conn entry known ('1': Redis has held it)                leaves; its name's last letter is the cause
+--   l  conn entry known                                         conn, state
+--   C  entries                                                  so many entries of this incarnation are in the room
+--   N                                                           nothing: the batch restores the fence
 --   T  conn entry left                                          members, conn: a sign of life; its name is T and the TTL
 --   K  conn metaVersion meta fresh ('1': not registered by this incarnation before)   connection-meta
 --   D  conn                                                     connection-meta
@@ -166,6 +168,9 @@ local function update(key, v, mark, conn, entry, ttl, left, mv, metaAttrs, meta,
   elseif ttl ~= ttl0 then
     call('HSET', key, conn, who .. sub(v, from + #ttl0 + 1))
   end
+  if state ~= '' and sv == sv0 and sv ~= '0' and call('EXISTS', stateKey) == 0 then
+    setState(stateKey, state, stateLeft) -- the copy was lost
+  end
   if ttl == '0' then
     if left ~= '0' or ttl0 ~= '0' then
       call('DEL', connKey)
@@ -287,6 +292,11 @@ local function join(mark, conn, entry, attrs, meta, left, state, stateLeft, conn
   advance(mark, next)
   owned[indexed(conn, entry)] = true
   sized(1)
+  if bereft(batch) then
+    record = entry .. mine .. attrs .. deadline(stateLeft) .. ' ' .. nowText .. ' 1\n' .. meta .. state
+    call('HSET', members, conn, record)
+    advance(mark, '1')
+  end
   count(mine, 1)
   if connKey then
     if left ~= '0' then
@@ -300,7 +310,10 @@ local function join(mark, conn, entry, attrs, meta, left, state, stateLeft, conn
   return size
 end
 
-local function leave(mark, conn, entry, connKey, stateKey)
+-- leave ends an entry. known: '1' if Redis is known to have held it. If there is no
+-- record of it then, it has been ended, and told, by another server, or its record
+-- is lost, and mirrors still list it. Telling it once more serves both.
+local function leave(mark, conn, entry, known, connKey, stateKey)
   if waits == members then
     return 'k'
   end
@@ -321,6 +334,12 @@ local function leave(mark, conn, entry, connKey, stateKey)
   end
   if not v then
     owned[indexed(conn, entry)] = false
+    if out == '0' and connKey then
+      call('DEL', connKey, stateKey)
+    end
+    if out == '0' and known == '1' and not stand(batch) and tag ~= mark then
+      farewell(conn, entry, mine, mark, sub(mark, -1))
+    end
     return out
   end
   local from = #entry + #by + 1
@@ -379,6 +398,44 @@ local function disconnect(key, conn)
   return '+'
 end
 
+-- counted returns how many entries the room at hand counts in all.
+local function counted()
+  local sum = 0
+  for n in string.gmatch(homes, ' %S+ (%d+)') do
+    sum = sum + tonumber(n)
+  end
+  return sum
+end
+
+-- recount has the room at hand count so many entries of this incarnation, and
+-- be on the index of rooms. It restores a position that is lost. An empty room
+-- stays as it is. So does a count if there are fewer records than would be
+-- counted: some were lost, and the count is what tells.
+local function recount(n)
+  local err = stand(batch)
+  if err then
+    return '! ' .. err
+  end
+  local total = try('HLEN', members)
+  if failed(total) then
+    return '! ' .. total.err
+  end
+  if sized(0) == 0 then
+    return '0'
+  end
+  filled[#filled + 1] = room
+  count(mine, 0)
+  if entries == n and position ~= '' then
+    return '+'
+  end
+  if counted() + n > size then
+    return '0'
+  end
+  entries, moved = n, true
+  position = epoch .. ' ' .. seq .. ' ' .. tag
+  return '+'
+end
+
 -- perform does the op at hand, and returns its answer and how many arguments
 -- and keys it has.
 local function perform(name)
@@ -390,7 +447,7 @@ local function perform(name)
   elseif kind == 'J' then
     return join(batch .. name, a, b, c, d, '0', '', '0'), 4, 0
   elseif kind == 'L' then
-    return leave(batch .. name, a, b), 2, 0
+    return leave(batch .. name, a, b, c), 3, 0
   elseif kind == 'T' then
     return refresh(name, keys[ki], a, b, c), 3, 2
   elseif kind == 'S' then
@@ -403,7 +460,11 @@ local function perform(name)
   elseif kind == 'j' then
     return join(batch .. name, a, b, c, d, args[ai + 5], args[ai + 6], args[ai + 7], keys[ki], keys[ki + 1]), 7, 2
   elseif kind == 'l' then
-    return leave(batch .. name, a, b, keys[ki], keys[ki + 1]), 2, 2
+    return leave(batch .. name, a, b, c, keys[ki], keys[ki + 1]), 3, 2
+  elseif kind == 'C' then
+    return recount(tonumber(a)), 1, 0
+  elseif kind == 'N' then
+    return '+', 0, 0
   elseif kind == 'K' then
     return connect(keys[ki], a, b, c, d), 4, 1
   end

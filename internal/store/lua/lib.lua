@@ -76,6 +76,7 @@ local moved -- something of it has been written
 local homes -- as in the position, without
 local home, entries -- the incarnation that is being counted, as ' incarnation ', and what it has
 local size, before -- how many entries it has, nil: not counted; and had at first
+local missed -- the end of an entry has been told whose record is lost
 
 local filled, emptied = {}, {} -- rooms
 local standing = {} -- key, value, ... of rooms that have moved
@@ -95,12 +96,17 @@ local function settle()
   if not moved then
     return
   end
-  if size == 0 then
+  fold()
+  -- A room that lost its records is empty only if no incarnation is counted in
+  -- it any more. Until then the counts tell readers that records are missing.
+  if missed and homes == '' then
+    size = call('HLEN', members)
+  end
+  if size == 0 and (homes == '' or not missed) then
     emptied[#emptied + 1] = room
     call('SET', seqKey, position, 'PX', KEEP)
     return
   end
-  fold()
   if before == 0 then
     filled[#filled + 1] = room
   end
@@ -113,7 +119,7 @@ local function enter(name, membersKey, channels)
   settle()
   room, members, seqKey, channel = name, membersKey, keys[firstPosition + entered], channels .. name
   entered = entered + 1
-  epoch, moved, home, size, before = nil, false, nil, nil, nil
+  epoch, moved, home, size, before, missed = nil, false, nil, nil, nil, false
 end
 
 -- attempt does the work of a call and then writes what has been collected. That
@@ -143,7 +149,14 @@ local function stand(fresh)
     if failed(v) then
       return v.err
     end
-    epoch, seq, tag, position, homes = fresh, '0', '-', '', ''
+    local n = try('HLEN', members)
+    if failed(n) then
+      return n.err
+    end
+    size, before = n, n
+    -- Members without a position carry numbers of an epoch that is lost. The
+    -- new epoch begins above them, so that the higher number still is the newer.
+    epoch, seq, tag, position, homes = fresh, n == 0 and '0' or nowText, '-', '', ''
     return nil
   end
   local i = find(p, ' ', 1, true) or 0
@@ -190,17 +203,34 @@ local function sized(by)
   else
     size = call('HLEN', members)
     before = size - by
-    if before == 0 then
-      homes, home = '', nil -- whatever they were
-    end
   end
   return size
+end
+
+-- bereft reports whether the room at hand, which has just got its first entry,
+-- had counted others: their records are lost. It then begins a new epoch, so that
+-- mirrors do not take what is missing for what has left.
+local function bereft(fresh)
+  if size ~= 1 or homes == '' and (not home or entries <= 0) then
+    return false
+  end
+  epoch, seq, tag, homes, home = fresh, '0', '-', '', nil
+  return true
 end
 
 -- publish tells the event that advance has made room for.
 local function publish(kind, cause, conn, record)
   call('PUBLISH', channel, kind .. ' ' .. epoch .. ' ' .. tag .. ' ' .. prev .. ' ' .. nowText .. ' ' .. cause .. ' ' ..
     conn .. ' ' .. record)
+end
+
+-- farewell tells that an entry of the room at hand has left whose record is lost:
+-- mirrors may still list it. Those that do not ignore it.
+local function farewell(conn, entry, inc, mark, cause)
+  advance(mark)
+  missed = true
+  count(inc, -1)
+  publish('L', cause, conn, entry .. inc .. BARE .. seq .. '\n')
 end
 
 -- remove ends an entry of the room at hand that is known to be there, with the

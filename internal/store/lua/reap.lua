@@ -26,8 +26,12 @@ local ownedKey, fenceKey
 local fenced -- nil: not asked for yet
 local gone = {} -- names to be taken off its index
 
+local function listed(conn, entry)
+  return 'e ' .. conn .. ' ' .. entry .. ' ' .. room
+end
+
 local function unlist(conn, entry)
-  gone[#gone + 1] = 'e ' .. conn .. ' ' .. entry .. ' ' .. room
+  gone[#gone + 1] = listed(conn, entry)
 end
 
 local function leaveIndex()
@@ -42,6 +46,18 @@ local function dead()
   return fenced
 end
 
+-- mourn ends an entry of the dead incarnation at hand that is on its index and
+-- whose record is lost: taking it off the index was the claim.
+local function mourn(name, conn, entry, connKey, stateKey)
+  call('DEL', connKey, stateKey)
+  local err = stand(batch)
+  if err then
+    return '! ' .. err
+  end
+  farewell(conn, entry, ' ' .. match(ownedKey, '[^:]+$') .. ' ', batch .. name, 'd')
+  return '+'
+end
+
 -- judge ends an entry of the room at hand, or its state.
 local function judge(name, conn, entry, version, connKey, stateKey)
   local v = try('HGET', members, conn)
@@ -53,6 +69,9 @@ local function judge(name, conn, entry, version, connKey, stateKey)
     id, inc = match(v, '^(%S+)( %S+ )')
   end
   if id ~= entry then
+    if not v and sub(name, 1, 1) == 'd' and dead() and call('SREM', ownedKey, listed(conn, entry)) == 1 then
+      return mourn(name, conn, entry, connKey, stateKey)
+    end
     unlist(conn, entry)
     return '0'
   end

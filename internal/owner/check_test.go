@@ -1,0 +1,106 @@
+package owner
+
+import (
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh/internal/store"
+)
+
+// Each key that is missing is written again at the next heartbeat, and without
+// an event.
+func TestCheckRestores(t *testing.T) {
+	for _, lost := range []struct {
+		name string
+		lose func(f *fakeStore)
+		back func(f *fakeStore) bool
+	}{
+		{"per-connection key", func(f *fakeStore) {
+			h := f.rooms["long"]["c1"]
+			h.until = time.Time{}
+			f.rooms["long"]["c1"] = h
+		}, func(f *fakeStore) bool { return f.rooms["long"]["c1"].until.After(time.Now()) }},
+		{"metadata", func(f *fakeStore) { delete(f.conns, "c1") }, func(f *fakeStore) bool { return string(f.conns["c1"].Data) == "m1" }},
+		{"index of entries", func(f *fakeStore) { clear(f.owned) }, func(f *fakeStore) bool { return len(f.owned[where{0, "I1"}]) == 9 }},
+		{"fence", func(f *fakeStore) { clear(f.number) }, func(f *fakeStore) bool { return f.number[where{0, "I1"}] > 0 }},
+		{"index of rooms", func(f *fakeStore) { f.unlisted["x"] = true }, func(f *fakeStore) bool { return !f.unlisted["x"] }},
+		{"count", func(f *fakeStore) { f.miscounted["x"] = 1 }, func(f *fakeStore) bool { return len(f.miscounted) == 0 }},
+	} {
+		t.Run(lost.name, func(t *testing.T) {
+			virtual(t, func(r *rig) {
+				r.rule("long", time.Minute)
+				for i := range 3 {
+					c := r.connect(fmt.Sprint("c", i))
+					c.SetMeta(7, []byte(fmt.Sprint("m", i)))
+					r.join(c, "x")
+					r.join(c, "long")
+				}
+				r.beat(2)
+				r.forgetSaid()
+				r.redis.do(func() { lost.lose(r.redis) })
+				r.beat(1)
+				r.redis.do(func() { assert.True(r, lost.back(r.redis)) })
+				r.redis.do(func() { assert.Zero(r, r.redis.wrong, "counts are those of what is there") })
+				for _, line := range r.said() {
+					assert.Equal(r, "R", line[:1], "nobody is told of it: %s", line)
+				}
+				r.beat(3)
+				r.atRest()
+			}, func(c *Config) { c.Heartbeat = time.Second })
+		})
+	}
+}
+
+// A connection that closes after its record was lost, and before or while the
+// owner finds that out, says so to Redis: its leave carries that it was there.
+func TestLeaveOfALostRecordIsKnown(t *testing.T) {
+	virtual(t, func(r *rig) {
+		c := r.fill(2)
+		r.redis.do(func() { delete(r.redis.rooms, "x") })
+		c[0].Close(store.CauseClosed)
+		synctest.Wait()
+		known := func() (n int) {
+			for _, b := range r.redis.batches {
+				for _, op := range b {
+					if op.Kind == store.OpLeave && op.Room == "x" && op.Known {
+						n++
+					}
+				}
+			}
+			return n
+		}
+		r.redis.do(func() { require.Equal(r, 1, known()) })
+		// The other is found missing while joins are refused: its new entry is not
+		// written when it closes.
+		r.redis.do(func() { r.redis.refuse = func(op store.Op) bool { return op.Kind == store.OpJoin } })
+		r.beat(1)
+		c[1].Close(store.CauseClosed)
+		r.redis.do(func() { r.redis.refuse = nil })
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		r.redis.do(func() { require.Equal(r, 2, known()) })
+	})
+}
+
+// What changes all the time is not taken for lost, and what is lost is found
+// among it.
+func TestTally(t *testing.T) {
+	t.Parallel()
+	found := func(n int) store.RoomCheck { return store.RoomCheck{Members: true, Listed: true, Entries: n} }
+	calm, busy := tally{written: 5}, tally{written: 5, open: 1}
+	later := tally{written: 6, open: 1, changes: 2}
+	assert.False(t, calm.contradicts(calm, found(5)))
+	assert.True(t, calm.contradicts(calm, found(4)))
+	assert.True(t, calm.contradicts(calm, found(6)))
+	assert.True(t, calm.contradicts(calm, store.RoomCheck{Entries: 5}), "no members")
+	assert.False(t, calm.contradicts(calm, found(-1)), "another program's")
+	assert.False(t, busy.contradicts(busy, found(6)))
+	assert.False(t, busy.contradicts(later, found(2)))
+	assert.True(t, busy.contradicts(later, found(1)))
+	assert.False(t, tally{open: 1}.contradicts(tally{open: 1}, store.RoomCheck{}), "nothing is known to be there")
+}

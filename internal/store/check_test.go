@@ -1,0 +1,174 @@
+package store
+
+import (
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+func (w *world) check(inc string, rooms ...string) Checked {
+	w.Helper()
+	c, err := w.Check(w.Context(), 0, inc, CheckList{Own: true, Index: true, Rooms: rooms, Keys: []KeyRef{
+		{Kind: KeyConn, Room: "r", Conn: "a"}, {Kind: KeyState, Room: "r", Conn: "a"}, {Kind: KeyConnMeta, Conn: "a"},
+	}})
+	require.NoError(w, err)
+	return c
+}
+
+func (w *world) del(keys ...string) {
+	w.Helper()
+	require.NoError(w, w.client.Del(w.Context(), keys...).Err())
+}
+
+func timedJoin() Op {
+	op := join("r", "a", "a1")
+	op.TTL, op.Left, op.StateVersion, op.State = time.Minute, time.Minute, 1, []byte(`{"s":1}`)
+	return op
+}
+
+// Each key is reported as missing that is.
+func TestCheck(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(w *world) {
+		k := w.keys
+		w.ok("I", timedJoin(), join("r", "b", "b1"), Op{Kind: OpConnect, Conn: "a"})
+		w.ok("J", join("r", "c", "c1"))
+		all := RoomCheck{Members: true, Listed: true, Entries: 2}
+		assert.Equal(w, Checked{Owned: 3, Fenced: true, Rooms: []RoomCheck{all}}, w.check("I", "r"))
+		assert.Equal(w, []RoomCheck{{Entries: 0}, all}, w.check("I", "none", "r").Rooms)
+		w.del(k.Seq("r"))
+		assert.Equal(w, []RoomCheck{{Members: true, Listed: true}}, w.check("I", "r").Rooms)
+		w.del(k.Rooms(0), k.Members("r"))
+		assert.Equal(w, []RoomCheck{{}}, w.check("I", "r").Rooms)
+		w.del(k.Conn("r", "a"), k.ConnMeta("a"), k.Owned(0, "I"), k.Fence(0, "I"))
+		c := w.check("I")
+		assert.Equal(w, []int{0, 2}, c.Missing)
+		assert.Zero(w, c.Owned)
+		assert.False(w, c.Fenced)
+
+		// Other software's keys under our names are not missing.
+		require.NoError(w, w.client.Set(w.Context(), k.Members("x"), "?", 0).Err())
+		require.NoError(w, w.client.Set(w.Context(), k.Seq("x"), "?", 0).Err())
+		require.NoError(w, w.client.Set(w.Context(), k.Rooms(0), "?", 0).Err())
+		assert.Equal(w, []RoomCheck{{Members: true, Listed: true, Entries: -1}}, w.check("I", "x").Rooms)
+		w.del(k.Rooms(0))
+	})
+}
+
+// The first entry after a room's records were lost begins a new epoch, so that
+// mirrors put the others in doubt. Until then a snapshot says that records are lost.
+func TestLostRecordsBeginAnEpoch(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(w *world) {
+		w.ok("I", join("r", "a", "a1"), join("r", "b", "b1"))
+		before, err := w.Snapshot(w.Context(), "r")
+		require.NoError(w, err)
+		require.False(w, before.Lost)
+		w.del(w.keys.Members("r"))
+		s, err := w.Snapshot(w.Context(), "r")
+		require.NoError(w, err)
+		assert.True(w, s.Lost)
+		w.ok("J", join("r", "c", "c1"))
+		s, err = w.Snapshot(w.Context(), "r")
+		require.NoError(w, err)
+		assert.NotEqual(w, before.Position.Epoch, s.Position.Epoch)
+		assert.EqualValues(w, 1, s.Position.Seq)
+		assert.EqualValues(w, 1, s.Records[0].Seq)
+		assert.Equal(w, 0, w.check("I", "r").Rooms[0].Entries)
+		assert.Equal(w, 1, w.check("J", "r").Rooms[0].Entries)
+	})
+}
+
+// The leave of an entry whose record is lost is told, and the last one leaves
+// nothing without a TTL.
+func TestLeaveWithoutRecord(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(w *world) {
+		leave := func(conn string, known bool) Op {
+			return Op{Kind: OpLeave, Room: "r", Conn: conn, Entry: conn + "1", Cause: CauseClosed, TTL: time.Minute, Known: known}
+		}
+		w.ok("I", timedJoin(), join("r", "b", "b1"))
+		at, err := w.Positions(w.Context(), []string{"r"})
+		require.NoError(w, err)
+		w.del(w.keys.Members("r"))
+		status := func(op Op) OpStatus {
+			w.Helper()
+			return w.commit("I", op)[0].Status
+		}
+		position := func() Position {
+			w.Helper()
+			p, err := w.Positions(w.Context(), []string{"r"})
+			require.NoError(w, err)
+			return p[0]
+		}
+		assert.Equal(w, Gone, status(leave("a", false)))
+		assert.Equal(w, at[0], position(), "it may never have been there")
+		assert.Equal(w, Gone, status(leave("a", true)))
+		assert.Equal(w, at[0].Seq+1, position().Seq)
+		assert.EqualValues(w, -1, w.client.PTTL(w.Context(), w.keys.Seq("r")).Val(), "the other is still counted")
+		assert.Equal(w, Gone, status(leave("b", true)))
+		assert.Positive(w, w.client.PTTL(w.Context(), w.keys.Seq("r")).Val())
+		assert.Zero(w, w.client.Exists(w.Context(), w.keys.State("r", "a"), w.keys.Conn("r", "a"), w.keys.Rooms(0)).Val())
+	})
+}
+
+// A count is written over a position that was lost, under numbers above those of
+// the records, but not over records that were.
+func TestRecount(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(w *world) {
+		recount := func(n int) Op { return Op{Kind: OpRecount, Room: "r", Entries: n} }
+		w.ok("I", join("r", "a", "a1"), join("r", "b", "b1"))
+		w.ok("J", join("r", "c", "c1"))
+		w.del(w.keys.Seq("r"), w.keys.Rooms(0))
+		w.commit("I", recount(2))
+		assert.Equal(w, RoomCheck{Members: true, Listed: true, Entries: 2}, w.check("I", "r").Rooms[0])
+		s, err := w.Snapshot(w.Context(), "r")
+		require.NoError(w, err)
+		assert.False(w, s.Lost)
+		for _, r := range s.Records {
+			assert.Greater(w, s.Position.Seq, r.Seq)
+		}
+		w.commit("J", recount(1))
+		w.commit("I", recount(3))
+		assert.Equal(w, 2, w.check("I", "r").Rooms[0].Entries, "there are no three")
+		assert.Equal(w, 1, w.check("J", "r").Rooms[0].Entries)
+
+		w.del(w.keys.Members("r"), w.keys.Seq("r"), w.keys.Rooms(0))
+		w.commit("I", recount(2))
+		assert.Zero(w, w.client.Exists(w.Context(), w.keys.Seq("r"), w.keys.Rooms(0)).Val(), "an empty room does not come back")
+	})
+}
+
+// What a dead server had in a room whose records are lost is told to have left.
+func TestReapWithoutRecord(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(w *world) {
+		w.ok("I", timedJoin())
+		w.del(w.keys.Members("r"))
+		require.NoError(w, w.Fence(w.Context(), 0, "I"))
+		item := ReapItem{Mode: ReapDead, Room: "r", Conn: "a", Entry: "a1", Incarnation: "I"}
+		for _, want := range []ReapStatus{Ended, NotThere} {
+			got, err := w.Reap(w.Context(), w.judgment(), []ReapItem{item})
+			require.NoError(w, err)
+			assert.Equal(w, []ReapStatus{want}, got)
+		}
+		assert.Positive(w, w.client.PTTL(w.Context(), w.keys.Seq("r")).Val())
+		assert.Zero(w, w.client.Exists(w.Context(), w.keys.State("r", "a"), w.keys.Owned(0, "I"), w.keys.Rooms(0)).Val())
+	})
+}
+
+// The copy of a state is written again with the state that Redis holds.
+func TestLostStateCopy(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(w *world) {
+		w.ok("I", timedJoin())
+		w.del(w.keys.State("r", "a"))
+		op := timedJoin()
+		op.Kind = OpUpdate
+		w.ok("I", op)
+		assert.Equal(w, `{"s":1}`, w.client.Get(w.Context(), w.keys.State("r", "a")).Val())
+	})
+}
