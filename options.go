@@ -138,6 +138,14 @@ type Limits struct {
 	// SubscriptionsPerConnection is how many rooms a connection may be
 	// subscribed to. Defaults to 100.
 	SubscriptionsPerConnection int
+	// NewRoomsPerMinute is how many rooms a connection may begin to use in a
+	// minute, by joining or subscribing. A room is new if the connection is neither
+	// in it nor subscribed to it, and has not joined it or subscribed to it in this
+	// minute or the one before. (Of more than 512 such rooms in a minute some may be
+	// forgotten, and are new again.) The minute begins with the first new room after the last
+	// minute ended. A connection that is to be in more rooms at once needs a higher
+	// limit, or time. Defaults to 300.
+	NewRoomsPerMinute int
 	// CommandsPerSecond is how many commands a connection may send in the long
 	// run; twice as many at once. Pongs do not count. Defaults to 100.
 	CommandsPerSecond int
@@ -229,6 +237,7 @@ func (o *Options) fillNumbers() error {
 		{"Limits.MetadataBytes", &l.MetadataBytes, 16 << 10, maxCount, true},
 		{"Limits.RoomsPerConnection", &l.RoomsPerConnection, 100, maxCount, true},
 		{"Limits.SubscriptionsPerConnection", &l.SubscriptionsPerConnection, 100, maxCount, true},
+		{"Limits.NewRoomsPerMinute", &l.NewRoomsPerMinute, 300, maxCount, true},
 		{"Limits.CommandsPerSecond", &l.CommandsPerSecond, 100, maxCount, true},
 		{"Limits.QueueBytes", &l.QueueBytes, 1 << 20, maxCount, true},
 		{"Limits.Connections", &l.Connections, 100_000, maxCount, true},
