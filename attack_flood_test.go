@@ -73,6 +73,7 @@ var floods = []attack{
 	{"ten thousand commands a second", childConfig{}, perEnemy + spare, commandFlood},
 	{"as many as are tolerated", childConfig{}, perEnemy + spare, nearFlood},
 	{"pings of WebSocket", childConfig{}, perEnemy + spare, controlFlood},
+	{"empty fragments", childConfig{}, perEnemy + spare, fragmentFlood},
 	{"answers that are read slowly", childConfig{Buffer: 32 << 10}, perEnemy + spare, unreadAnswers},
 	{"padded commands behind them", childConfig{Buffer: 32 << 10, Write: time.Minute}, paddedEnemies*perEnemy + spare, paddedCommands},
 	{"five thousand reconnects", childConfig{Limits: Limits{UpgradesPerSecond: 200}}, 4*perEnemy + spare, reconnects},
@@ -129,6 +130,38 @@ func controlFlood(t *testing.T, f *fort) {
 		r := <-ended
 		require.Equal(t, websocket.ClosePolicyViolation, r.closing, "%v", r.err)
 	}
+}
+
+// fragmentFlood: a message that never ends, of fragments without content or with
+// a byte each, and a pong now and then. A message in pieces is none of it.
+func fragmentFlood(t *testing.T, f *fort) {
+	pong := wireFrame(finText, `{"id":1,"command":"pong","payload":{}}`)
+	for _, content := range []string{"", "x"} {
+		e := dialEnemy(t, f.addr)
+		for i := range 1000 {
+			first := byte(moreText)
+			if i > 0 {
+				first = moreOf
+			}
+			require.NoError(t, e.raw(wireFrame(first, " ")))
+		}
+		require.NoError(t, e.raw(wireFrame(finOf, `{"id":7,"command":"mesh/noop"}`)))
+		answer, err := e.until(`{"id":7,`)
+		require.NoError(t, err)
+		require.Contains(t, answer, "true")
+
+		ended := e.listen()
+		require.NoError(t, e.raw(append(pong, wireFrame(moreText, "x")...)))
+		many := []byte(strings.Repeat(string(wireFrame(moreOf, content)), 1000) + string(wireFrame(finPong, "")))
+		for range 1000 {
+			if e.raw(many) != nil {
+				break
+			}
+		}
+		r := <-ended
+		require.Equal(t, websocket.ClosePolicyViolation, r.closing, "%v", r.err)
+	}
+	assert.EqualValues(t, 2, f.gauge().Stats.Closed["flood"])
 }
 
 // unreadAnswers: what is not read as fast as it comes is bounded, then 1013.
