@@ -85,7 +85,9 @@ type Options struct {
 	// returns becomes the connection's metadata (any value that encodes to
 	// JSON; nil: none). With an error the upgrade is refused: with the status
 	// and text of a *Refusal (see Refuse), else with a bare 401. Defaults to
-	// nil: everyone, without metadata. It must be safe for concurrent use.
+	// nil: everyone, without metadata. It must be safe for concurrent use. Up to
+	// 1,024 calls may be under way, those included that go on after HookTimeout;
+	// further requests are answered with 503 and Retry-After.
 	Authenticate func(ctx context.Context, r *http.Request) (metadata any, err error)
 	// ClientMetadata decides about metadata that a client wants to set for
 	// itself: it returns what to store (any value that encodes to JSON,
@@ -163,7 +165,8 @@ type Limits struct {
 	// with 503. Defaults to 100,000.
 	Connections int
 	// UpgradesPerSecond is how many new connections a server accepts in the
-	// long run; more are answered with 503 and Retry-After. Defaults to 1,000.
+	// long run; more are answered with 503 and Retry-After. Requests that are
+	// refused for another reason do not count. Defaults to 1,000.
 	UpgradesPerSecond int
 	// SnapshotMembers is how many members an answer lists; a larger room is
 	// answered with that many and the total. Defaults to 1,000.

@@ -63,11 +63,16 @@ func (s *Server) ServeConn(ctx context.Context, ws *websocket.Conn, opts ConnOpt
 	if err := s.reserve(); err != nil {
 		return s.turnAway(ws, err)
 	}
-	defer s.release()
+	taken := false
+	defer func() { s.release(taken) }()
 	metadata, err := s.n.appMetadata(ctx, opts.Metadata)
+	if err == nil {
+		err = s.take(false)
+	}
 	if err != nil {
 		return s.turnAway(ws, err)
 	}
+	taken = true
 	c, err := s.accept(ctx, ws, metadata, opts.Foreign)
 	if err != nil {
 		return err
