@@ -248,9 +248,6 @@ func (w *watchers) forget(viewer string) {
 	}
 }
 
-// recheckAll asks about every subscription again: the rules have changed.
-func (w *watchers) recheckAll() { w.recheckRooms(w.rooms()) }
-
 // recheck asks again about a viewer's subscriptions: its metadata has changed.
 // Nothing is delivered to each of them until there is a verdict about it. It
 // does not block.

@@ -93,7 +93,6 @@ func (c *Conn) revive() {
 	for _, e := range c.entries {
 		switch {
 		case e.asleep:
-			e.obey() // the rules may have changed meanwhile
 			e.join()
 		case e.lapsed:
 			e.unlapse()
@@ -191,7 +190,6 @@ func (c *Conn) Join(ctx context.Context, room string) (Joined, error) {
 		c.entries[room] = e
 	}
 	if !again {
-		e.obey()
 		e.join()
 		c.ttlChanged()
 	}
@@ -302,12 +300,16 @@ func (c *Conn) closeIfOver() {
 	}
 }
 
-func (c *Conn) retime() {
+func (c *Conn) retime(rooms []string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	for _, e := range c.entries {
+	for _, room := range rooms {
+		e := c.entries[room]
+		if e == nil || !e.want {
+			continue // it asks the rules when it is joined again
+		}
 		e.repace(c.o.cfg.StateInterval(e.room))
-		if ttl := c.o.cfg.TTL(e.room); ttl != e.ttl && e.want {
+		if ttl := c.o.cfg.TTL(e.room); ttl != e.ttl {
 			if e.ttl == 0 {
 				e.since = time.Since(c.o.born)
 			}

@@ -302,10 +302,27 @@ func (o *Owner) forget(c *Conn) {
 	}
 }
 
-// Retime asks the rules again about every entry: they have changed.
-func (o *Owner) Retime() {
-	for _, c := range o.Conns() {
-		c.retime()
+// Rooms returns the rooms that connections of this server are in.
+func (o *Owner) Rooms() []string {
+	o.roomsMu.RLock()
+	defer o.roomsMu.RUnlock()
+	list := make([]string, 0, len(o.rooms))
+	for room := range o.rooms {
+		list = append(list, room)
+	}
+	return list
+}
+
+// Retime asks the rules again about the entries in some rooms: they have changed.
+func (o *Owner) Retime(rooms []string) {
+	about := make(map[*Conn][]string)
+	for _, room := range rooms {
+		for _, c := range o.InRoom(room) {
+			about[c] = append(about[c], room)
+		}
+	}
+	for c, rooms := range about {
+		c.retime(rooms)
 	}
 }
 
