@@ -300,27 +300,6 @@ func (c *Conn) closeIfOver() {
 	}
 }
 
-func (c *Conn) retime(rooms []string) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, room := range rooms {
-		e := c.entries[room]
-		if e == nil || !e.want {
-			continue // it asks the rules when it is joined again
-		}
-		e.repace(c.o.cfg.StateInterval(e.room))
-		if ttl := c.o.cfg.TTL(e.room); ttl != e.ttl {
-			if e.ttl == 0 {
-				e.since = time.Since(c.o.born)
-			}
-			e.ttl, e.refresh = ttl, true
-			e.armLife()
-			e.changed(e.restoring())
-		}
-	}
-	c.ttlChanged()
-}
-
 func (c *Conn) reborn(stalled bool) {
 	c.mu.Lock()
 	inc := c.o.cfg.Incarnation()

@@ -302,30 +302,6 @@ func (o *Owner) forget(c *Conn) {
 	}
 }
 
-// Rooms returns the rooms that connections of this server are in.
-func (o *Owner) Rooms() []string {
-	o.roomsMu.RLock()
-	defer o.roomsMu.RUnlock()
-	list := make([]string, 0, len(o.rooms))
-	for room := range o.rooms {
-		list = append(list, room)
-	}
-	return list
-}
-
-// Retime asks the rules again about the entries in some rooms: they have changed.
-func (o *Owner) Retime(rooms []string) {
-	about := make(map[*Conn][]string)
-	for _, room := range rooms {
-		for _, c := range o.InRoom(room) {
-			about[c] = append(about[c], room)
-		}
-	}
-	for c, rooms := range about {
-		c.retime(rooms)
-	}
-}
-
 // Reborn is called when the server has a new incarnation: everything is
 // written anew under it. Where the server itself had stalled past its lease,
 // nobody knows which sockets are still alive: each is joined again at its next
