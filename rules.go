@@ -12,6 +12,9 @@ const (
 	// matchesKept is how many room names' match results are kept at least,
 	// once there are as many: regexps cost, names repeat.
 	matchesKept = 4096
+	// longName is how long a name is whose result is not kept: if
+	// Limits.RoomNameBytes is off, what is kept must not be large.
+	longName = 1 << 10
 	// namesRemoved and patternsRemoved are how many removed rules are remembered.
 	// Patterns cost more: each is tried on every name whose result is not kept.
 	namesRemoved, patternsRemoved = 4096, 16
@@ -174,6 +177,9 @@ func (s *ruleSet) match(room string) rule {
 	s.mu.RUnlock()
 	if !kept {
 		r = evaluate(room, exact, patterns, floor)
+	}
+	if len(room) >= longName {
+		return r
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 	"math/rand/v2"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -112,7 +113,15 @@ func TestMatchCache(t *testing.T) {
 		s.match("room-0")
 		require.LessOrEqual(t, len(cache.young)+len(cache.old), 2*matchesKept)
 	}
-	_, _, kept := cache.get("room-1")
+	long := strings.Repeat("x", longName)
+	require.True(t, s.match("room-1").tracked)
+	require.False(t, s.match(long).tracked)
+	_, _, kept := cache.get(long)
+	assert.False(t, kept, "long names are not kept")
+	for i := range 3 * matchesKept {
+		s.match(fmt.Sprintf("room-%d", 10+i))
+	}
+	_, _, kept = cache.get("room-1")
 	assert.False(t, kept, "what is not used goes")
 }
 

@@ -36,7 +36,8 @@ type ConnOptions struct {
 // [ErrNotStarted], [ErrLimit], [ErrInvalidMetadata] and [ErrTooLarge] say that
 // it was not served at all, as [ErrClosed] does after Shutdown. Origins and
 // authentication are the app's to check: neither AllowedOrigins nor
-// Authenticate of [Options] is asked.
+// Authenticate of [Options] is asked. Fragments of messages are not counted (see
+// Limits.CommandsPerSecond): the package websocket does not show them.
 //
 // While a handler of net/http waits for ServeConn, its stack, the request and
 // its buffers stay in memory: 28 KiB for each idle connection, where ServeHTTP
