@@ -152,9 +152,10 @@ type Limits struct {
 	// run; twice as many at once. Pongs do not count. A connection that keeps
 	// sending ten times as many frames of any kind is closed with 1008: messages,
 	// pings, pongs, fragments without content. Other fragments of messages may be
-	// 10,000 per second, and 20,000 at once. (Fragments can be counted only if
-	// ServeHTTP has upgraded the connection.) Defaults to 100; negative: no limit of
-	// any of these.
+	// 10,000 per second, and 20,000 at once. Defaults to 100; negative: no limit of
+	// any of these. A message with more than 2,000 fragments without content closes
+	// the connection in any case. (Fragments can be counted only if ServeHTTP has
+	// upgraded the connection.)
 	CommandsPerSecond int
 	// QueueBytes is how much may wait to be written to a socket. Past it,
 	// states of one member are merged; if that does not help, the connection

@@ -12,6 +12,11 @@ import (
 // may come at once.
 const fragmentsPerSecond = 10_000
 
+// emptyPerMessage is how many fragments without content a message may have,
+// whatever the limits are. Otherwise a message could go on for ever without getting
+// longer.
+const emptyPerMessage = 2_000
+
 // errFlood ends reading: the connection sent more fragments than it may.
 var errFlood = errors.New("mesh: too many frames")
 
@@ -22,6 +27,8 @@ type framing struct {
 	head [14]byte // of the frame at hand: two bytes, the length, the mask
 	have uint8    // bytes of head that have come
 	left uint64   // bytes of the payload that are still to come
+
+	empty int // fragments without content in the message at hand
 }
 
 const (
@@ -69,7 +76,7 @@ func (f *framing) payload() uint64 {
 
 // next goes through p until the head of a fragment is complete, which is a data
 // frame that others of its message follow. It returns the rest of p and the length
-// of the fragment's payload; false: there is no other fragment in p.
+// of the fragment's payload; false: no other fragment begins in p.
 func (f *framing) next(p []byte) (rest []byte, size uint64, ok bool) {
 	for len(p) > 0 {
 		if f.left > 0 {
@@ -85,7 +92,13 @@ func (f *framing) next(p []byte) (rest []byte, size uint64, ok bool) {
 			continue
 		}
 		f.have, f.left = 0, f.payload()
-		if f.head[0]&(finBit|controlBit) == 0 {
+		switch f.head[0] & (finBit | controlBit) {
+		case finBit: // the message is complete
+			f.empty = 0
+		case 0:
+			if f.left == 0 {
+				f.empty++
+			}
 			return p, f.left, true
 		}
 	}
@@ -109,7 +122,10 @@ func (s *Socket) count(p []byte) error {
 		if now.IsZero() {
 			now = time.Now()
 		}
-		if size == 0 && !s.frameLimit.Take(now) || size > 0 && !s.fragmentLimit.Take(now) {
+		switch {
+		case size == 0 && (!s.frameLimit.Take(now) || s.framing.empty > emptyPerMessage):
+			return errFlood
+		case size > 0 && !s.fragmentLimit.Take(now):
 			return errFlood
 		}
 		p = rest

@@ -149,14 +149,21 @@ func TestFragmentsWithoutLimit(t *testing.T) {
 		h := new(handler)
 		r := run(t, h, nil)
 		h.command = r.echo
-		if err := r.write(slices.Concat(rawFrame(opText, `{"id":1,`), bytes.Repeat(rawFrame(opContinuation, ""), 30_000))); err != nil {
-			t.Fatal(err)
+		empty := bytes.Repeat(rawFrame(opContinuation, ""), emptyPerMessage)
+		for range 20 {
+			pieces := inPieces(`{"id":1,"command":"mesh/noop"`+strings.Repeat(" ", 5000)+`}`, 1)
+			last := rawFrame(finBit|opContinuation, "")
+			pieces = slices.Concat(pieces[:len(pieces)-len(last)], empty, last)
+			if err := r.write(pieces); err != nil {
+				t.Fatal(err)
+			}
+			if got := r.got(); len(got) != 1 || got[0].ID != "1" {
+				t.Fatalf("got %v, want the answer", got)
+			}
 		}
-		if err := r.write(rawFrame(finBit|opContinuation, `"command":"mesh/noop"}`)); err != nil {
-			t.Fatal(err)
-		}
-		if got := r.got(); len(got) != 1 || got[0].ID != "1" {
-			t.Errorf("got %v, want the answer", got)
+		_ = r.write(slices.Concat(rawFrame(opText, "x"), empty, rawFrame(opContinuation, ""))) // may be cut off
+		if code := r.clientCode(); code != websocket.ClosePolicyViolation {
+			t.Errorf("client got close code %d, want 1008: this message never ends", code)
 		}
 	})
 }

@@ -112,7 +112,8 @@ type Config struct {
 	// twice as many may come at once. More are answered with ELIMIT, and a
 	// connection that keeps sending ten times as many frames is closed with
 	// 1008. So is one that keeps sending more than 10,000 fragments of messages
-	// per second; empty ones count as frames. Not positive: no limit.
+	// per second; empty ones count as frames. Not positive: no limit, but that
+	// no message may have more than 2,000 empty fragments.
 	CommandsPerSecond int
 	// CommandQueue is how many commands may wait; more are answered with
 	// EBUSY. Defaults to DefaultCommandQueue.
