@@ -62,7 +62,7 @@ func TestLimitOfNewRooms(t *testing.T) {
 		for _, room := range []string{"a", "e", "f", "g"} {
 			visit(room)
 		}
-		refused("h") // forgotten meanwhile
+		refused("h") // no longer remembered
 	})
 }
 
@@ -187,7 +187,7 @@ func (w *world) keysBut(s *testServer, conn string) map[string]time.Duration {
 		}
 		ttl, err := client.PTTL(w.t.Context(), key).Result()
 		require.NoError(w.t, err)
-		if ttl != -2 { // gone meanwhile
+		if ttl != -2 { // it has just expired
 			all[key] = ttl
 		}
 	}

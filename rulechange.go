@@ -19,7 +19,7 @@ func (n *node) untrackPresence(pattern Pattern) bool {
 }
 
 // obeyRule has the rules asked again about the rooms that a rule is about, which
-// has changed just now. Whoever joins or subscribes later asks the new rules.
+// has changed just now. Later joins and subscriptions ask the new rules.
 func (n *node) obeyRule(p Pattern) {
 	n.owner.Retime(p.among(n.owner.Rooms))
 	n.watchers.recheckRooms(p.among(n.watchers.rooms))

@@ -229,8 +229,8 @@ func TestRemovedRulesAreForgotten(t *testing.T) {
 	assert.True(t, s.match("stays").tracked)
 }
 
-// A name is added and removed without a copy of the others, in rooms that nobody is
-// in. Not parallel: what is allocated is counted for the whole process.
+// A name is added and removed without a copy of the others. Not parallel:
+// allocations are counted for the whole process.
 func TestAddingANameCopiesNothing(t *testing.T) {
 	var s ruleSet
 	for i := range 20_000 {

@@ -64,8 +64,8 @@ func TestHowLongAnEmptyRoomIsRemembered(t *testing.T) {
 	}
 }
 
-// The room counts as in use for as long as somebody is in, whoever that is, and
-// as one room for each of those in the same call.
+// A room is in use for as long as it has members, whichever they are. Rooms of the
+// same call are judged one by one.
 func TestEachRoomOfACallIsRememberedByItself(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
@@ -116,7 +116,7 @@ func TestEpochsWithoutATime(t *testing.T) {
 	})
 }
 
-// A room that is forgotten begins anew, and what was late for it is still late.
+// A room that was forgotten begins a new epoch. A batch that was too late for it still is.
 func TestNothingComesBackIntoAForgottenRoom(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
