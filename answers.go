@@ -12,6 +12,9 @@ import (
 
 func joinRoom(ctx context.Context, c *Connection, _ wire.Request, room string) (any, error) {
 	n := c.s.n
+	if err := c.admitRoom(room); err != nil {
+		return nil, err
+	}
 	joined, err := n.join(ctx, c.own, room)
 	if refused(err) {
 		return wire.Snapshot{}, nil

@@ -97,6 +97,9 @@ func frameHead(first byte, n uint64) []byte {
 }
 
 const (
+	moreText  = 0x01 // other fragments follow
+	moreOf    = 0x00
+	finOf     = 0x80
 	finText   = 0x81
 	finBinary = 0x82
 	finClose  = 0x88

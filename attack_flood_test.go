@@ -73,9 +73,11 @@ var floods = []attack{
 	{"ten thousand commands a second", childConfig{}, perEnemy + spare, commandFlood},
 	{"as many as are tolerated", childConfig{}, perEnemy + spare, nearFlood},
 	{"pings of WebSocket", childConfig{}, perEnemy + spare, controlFlood},
+	{"empty fragments", childConfig{}, perEnemy + spare, fragmentFlood},
 	{"answers that are read slowly", childConfig{Buffer: 32 << 10}, perEnemy + spare, unreadAnswers},
 	{"padded commands behind them", childConfig{Buffer: 32 << 10, Write: time.Minute}, paddedEnemies*perEnemy + spare, paddedCommands},
 	{"five thousand reconnects", childConfig{Limits: Limits{UpgradesPerSecond: 200}}, 4*perEnemy + spare, reconnects},
+	{"requests that are refused", childConfig{Limits: Limits{UpgradesPerSecond: 20}}, 4*perEnemy + spare, refusedStorm},
 }
 
 func noop(i int) string { return fmt.Sprintf(`{"id":%d,"command":"mesh/noop"}`, i) }
@@ -129,6 +131,38 @@ func controlFlood(t *testing.T, f *fort) {
 		r := <-ended
 		require.Equal(t, websocket.ClosePolicyViolation, r.closing, "%v", r.err)
 	}
+}
+
+// fragmentFlood: a message that never ends, of fragments without content or with
+// a byte each, and a pong now and then. A message in pieces is none of it.
+func fragmentFlood(t *testing.T, f *fort) {
+	pong := wireFrame(finText, `{"id":1,"command":"pong","payload":{}}`)
+	for _, content := range []string{"", "x"} {
+		e := dialEnemy(t, f.addr)
+		for i := range 1000 {
+			first := byte(moreText)
+			if i > 0 {
+				first = moreOf
+			}
+			require.NoError(t, e.raw(wireFrame(first, " ")))
+		}
+		require.NoError(t, e.raw(wireFrame(finOf, `{"id":7,"command":"mesh/noop"}`)))
+		answer, err := e.until(`{"id":7,`)
+		require.NoError(t, err)
+		require.Contains(t, answer, "true")
+
+		ended := e.listen()
+		require.NoError(t, e.raw(append(pong, wireFrame(moreText, "x")...)))
+		many := []byte(strings.Repeat(string(wireFrame(moreOf, content)), 1000) + string(wireFrame(finPong, "")))
+		for range 1000 {
+			if e.raw(many) != nil {
+				break
+			}
+		}
+		r := <-ended
+		require.Equal(t, websocket.ClosePolicyViolation, r.closing, "%v", r.err)
+	}
+	assert.EqualValues(t, 2, f.gauge().Stats.Closed["flood"])
 }
 
 // unreadAnswers: what is not read as fast as it comes is bounded, then 1013.
@@ -203,4 +237,60 @@ func reconnects(t *testing.T, f *fort) {
 	t.Logf("%d accepted, %d refused with 503 in %v", accepted.Load(), refused.Load(), took)
 	assert.LessOrEqual(t, accepted.Load(), int64(200*(took.Seconds()+2)))
 	assert.Positive(t, refused.Load())
+}
+
+// refusedStorm: requests that are refused come as fast as they can. Honest clients,
+// fewer than may come, are let in all the while.
+func refusedStorm(t *testing.T, f *fort) {
+	const workers, honest = 4, 30
+	var storm sync.WaitGroup
+	stop := make(chan struct{})
+	var refused atomic.Int64
+	for i := range workers {
+		h := []http.Header{{"Origin": {"https://evil.example"}}, {"Sec-WebSocket-Version": {"8"}}}[i%2]
+		storm.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if refuse(t, f.addr, h) {
+					refused.Add(1)
+				}
+			}
+		})
+	}
+	for range honest {
+		e := dialEnemy(t, f.addr)
+		e.gone()
+		time.Sleep(60 * time.Millisecond) // at most 16 a second
+	}
+	close(stop)
+	storm.Wait()
+	t.Logf("%d requests refused", refused.Load())
+	assert.Greater(t, refused.Load(), int64(100))
+}
+
+// refuse sends one request that is refused with 400 or 403.
+func refuse(t *testing.T, addr string, h http.Header) bool {
+	r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, "http://"+addr+"/ws", nil)
+	if err != nil {
+		return false
+	}
+	for name, value := range map[string]string{
+		"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+	} {
+		r.Header.Set(name, value)
+	}
+	for name, values := range h {
+		r.Header.Set(name, values[0])
+	}
+	resp, err := http.DefaultClient.Do(r)
+	if err != nil {
+		return false
+	}
+	defer func() { _ = resp.Body.Close() }()
+	_, _ = io.Copy(io.Discard, resp.Body)
+	return resp.StatusCode == http.StatusBadRequest || resp.StatusCode == http.StatusForbidden
 }

@@ -17,7 +17,8 @@ var storms = []attack{
 	{"states as large and as many as may be", childConfig{}, 8*perEnemy + spare, largeStates},
 	{"metadata in a hundred rooms", childConfig{Metadata: true}, metadataEnemies*perEnemy + spare, metadataStorm},
 	{"subscribing and not", childConfig{Limits: unlimited}, perEnemy + spare, subscribeStorm},
-	{"subscribing to ever new rooms", childConfig{}, perEnemy + spare, mirrorChurn},
+	{"subscribing to ever new rooms", childConfig{Limits: unlimited}, perEnemy + spare, mirrorChurn},
+	{"visiting ever new rooms", childConfig{Limits: unlimited}, perEnemy + spare, passingVisits},
 	{"joining and leaving", childConfig{Limits: unlimited}, perEnemy + spare, joinStorm},
 }
 
@@ -139,7 +140,7 @@ func mirrorChurn(t *testing.T, f *fort) {
 	before := f.gauge().Stats
 	e, begun := dialEnemy(t, f.addr), time.Now()
 	ended := e.listen()
-	sent := e.flood(150, stormFor, func(i int) string {
+	sent := e.flood(300, stormFor, func(i int) string {
 		command := []string{"subscribe-presence", "unsubscribe-presence"}[i%2]
 		return fmt.Sprintf(`{"id":%d,%s}`, i, body(command, fmt.Sprintf("new%d", i/2), ""))
 	})
@@ -149,10 +150,38 @@ func mirrorChurn(t *testing.T, f *fort) {
 	r := <-ended
 	t.Logf("%d commands, answers %v, %d watched, %d snapshots, %d Redis calls", sent, r.codes, after.Watched,
 		reads(after)-reads(before), after.RedisCalls-before.RedisCalls)
-	// The limit of commands is the bound: 200 at once and 100 a second.
-	most := 200 + 100*int(time.Since(begun)/time.Second+1)
-	assert.LessOrEqual(t, after.Watched, most)
+	most := mostNew(begun)
+	assert.Positive(t, r.codes["ELIMIT"])
+	assert.LessOrEqual(t, after.Watched, before.Watched+most)
 	assert.LessOrEqual(t, reads(after)-reads(before), uint64(most))
+	require.NoError(t, wantCode(r, websocket.CloseNormalClosure))
+}
+
+// mostNew is how many new rooms a connection may have begun to use.
+func mostNew(since time.Time) int { return 300 * (1 + int(time.Since(since)/time.Minute)) }
+
+// passingVisits: each room is joined and left. Redis remembers no more of them
+// than the limit of new rooms lets in, and not for long.
+func passingVisits(t *testing.T, f *fort) {
+	e, begun := dialEnemy(t, f.addr), time.Now()
+	ended := e.listen()
+	sent := e.flood(300, stormFor, func(i int) string {
+		command := []string{"join-room", "leave-room"}[i%2]
+		return fmt.Sprintf(`{"id":%d,%s}`, i, body(command, fmt.Sprintf("passing%d", i/2), ""))
+	})
+	f.within(patience, func() bool { return e.answered.Load() == int64(sent) }, "all are answered")
+	keys, err := f.redis.Keys(t.Context(), "mesh:presence:seq:passing*").Result()
+	require.NoError(t, err)
+	assert.NotEmpty(t, keys)
+	assert.LessOrEqual(t, len(keys), mostNew(begun))
+	for _, key := range keys {
+		left, err := f.redis.PTTL(t.Context(), key).Result()
+		require.NoError(t, err)
+		assert.LessOrEqual(t, left, 15*time.Second, key)
+	}
+	e.bye()
+	r := <-ended
+	assert.Positive(t, r.codes["ELIMIT"], "%v", r.codes)
 	require.NoError(t, wantCode(r, websocket.CloseNormalClosure))
 }
 

@@ -33,6 +33,8 @@ type Connection struct {
 	ended   sync.Once     // see end
 	told    bool          // to close, by Drain or Shutdown; guarded by the server's mu
 
+	newRooms newRooms
+
 	mu   sync.Mutex               // guards subs
 	subs map[string]*subscription // by room
 }

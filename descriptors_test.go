@@ -64,10 +64,11 @@ func TestConnectionsFitFileDescriptors(t *testing.T) {
 			require.Equal(t, c.warns, len(log.texts()) == 1, "%s: %v", name, log.texts())
 			for range c.most {
 				require.NoError(t, srv.reserve())
+				require.NoError(t, srv.take(false))
 			}
-			require.ErrorIs(t, srv.reserve(), ErrLimit, name)
+			require.ErrorIs(t, srv.take(false), ErrLimit, name)
 			for range c.most {
-				srv.release()
+				srv.release(true)
 			}
 		})
 	}

@@ -3,11 +3,7 @@ package mesh
 import (
 	"context"
 	"fmt"
-	"maps"
 	"regexp"
-	"slices"
-	"sync"
-	"sync/atomic"
 	"time"
 	"unicode"
 	"unicode/utf8"
@@ -22,9 +18,6 @@ const (
 	// PresenceOptions.StateInterval, apart from 0.
 	minStateInterval = 10 * time.Millisecond
 	maxStateInterval = time.Minute
-	// matchesKept is how many room names' match results are kept at least,
-	// once there are as many: regexps cost, names repeat.
-	matchesKept = 4096
 )
 
 // Pattern says which rooms a rule is about: the one of an exact name, or all
@@ -140,155 +133,4 @@ func (o PresenceOptions) validate() error {
 			ErrInvalidOptions, o.StateInterval, minStateInterval, maxStateInterval)
 	}
 	return nil
-}
-
-// rule is what all rules together say about one room. It must not be changed.
-type rule struct {
-	tracked    bool
-	ttl        time.Duration
-	interval   time.Duration // of states
-	guards     []Guard       // every one must allow
-	joinGuards []Guard       // every one must allow
-	version    uint64        // of the rules that said so
-}
-
-// ruleSet holds the rules of a server. Safe for concurrent use; match takes no
-// lock that add holds.
-type ruleSet struct {
-	mu      sync.Mutex               // serialises add
-	current atomic.Pointer[ruleList] // nil: no rules
-}
-
-// ruleList is one version of the rules. All but its cache is immutable.
-type ruleList struct {
-	version  uint64
-	exact    map[string]PresenceOptions
-	patterns []patternRule // in the order they were first given
-	cache    matchCache
-}
-
-type patternRule struct {
-	re   *regexp.Regexp
-	opts PresenceOptions
-}
-
-// add puts a rule in force. The same exact name given again replaces what was
-// given before, and so does the same expression, in its old place: set-up code
-// may run twice.
-func (s *ruleSet) add(p Pattern, o PresenceOptions) error {
-	if err := p.validate(); err != nil {
-		return err
-	}
-	if err := o.validate(); err != nil {
-		return fmt.Errorf("%w (pattern %v)", err, p)
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	old := s.current.Load()
-	if old == nil {
-		old = &ruleList{}
-	}
-	next := &ruleList{version: old.version + 1, exact: old.exact, patterns: old.patterns}
-	if p.kind == patternExact {
-		next.exact = make(map[string]PresenceOptions, len(old.exact)+1)
-		maps.Copy(next.exact, old.exact)
-		next.exact[p.exact] = o
-	} else {
-		next.patterns = withPattern(old.patterns, patternRule{re: p.re, opts: o})
-	}
-	s.current.Store(next)
-	return nil
-}
-
-// withPattern returns a copy of list in which r replaces the rule of the same
-// expression, or comes last.
-func withPattern(list []patternRule, r patternRule) []patternRule {
-	i := slices.IndexFunc(list, func(old patternRule) bool { return old.re.String() == r.re.String() })
-	if i < 0 {
-		return append(slices.Clip(list), r) // clipped: append copies
-	}
-	list = slices.Clone(list)
-	list[i] = r
-	return list
-}
-
-// match returns what the rules say about a room: nothing (not tracked), or the
-// guards of every rule that matches it, and the TTL and StateInterval of the exact
-// one if there is one (even if they are 0), else of the pattern that was given
-// first.
-func (s *ruleSet) match(room string) rule {
-	l := s.current.Load()
-	if l == nil {
-		return rule{}
-	}
-	if r, ok := l.cache.get(room); ok {
-		return r
-	}
-	r := l.evaluate(room)
-	l.cache.put(room, r)
-	return r
-}
-
-// evaluate asks every rule.
-func (l *ruleList) evaluate(room string) rule {
-	r := rule{version: l.version}
-	if o, ok := l.exact[room]; ok {
-		r.include(o)
-	}
-	for _, p := range l.patterns {
-		if p.re.MatchString(room) {
-			r.include(p.opts)
-		}
-	}
-	return r
-}
-
-// include adds what one more rule says, one that ranks lower than those
-// included before.
-func (r *rule) include(o PresenceOptions) {
-	if !r.tracked {
-		r.tracked, r.ttl, r.interval = true, o.TTL, o.StateInterval
-	}
-	if o.Guard != nil {
-		r.guards = append(r.guards, o.Guard)
-	}
-	if o.JoinGuard != nil {
-		r.joinGuards = append(r.joinGuards, o.JoinGuard)
-	}
-}
-
-// matchCache keeps match results in two generations: when the young one is
-// full it becomes the old one, and what is asked for again moves back. So what
-// is in use stays, what is not goes, and made-up room names cannot fill the
-// memory.
-type matchCache struct {
-	mu         sync.RWMutex // guards young, old
-	young, old map[string]rule
-}
-
-func (c *matchCache) get(room string) (rule, bool) {
-	c.mu.RLock()
-	r, ok := c.young[room]
-	if ok {
-		c.mu.RUnlock()
-		return r, true
-	}
-	r, ok = c.old[room]
-	c.mu.RUnlock()
-	if ok {
-		c.put(room, r)
-	}
-	return r, ok
-}
-
-func (c *matchCache) put(room string, r rule) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(c.young) >= matchesKept {
-		c.old, c.young = c.young, nil
-	}
-	if c.young == nil {
-		c.young = make(map[string]rule)
-	}
-	c.young[room] = r
 }

@@ -232,7 +232,7 @@ func TestLimitsCanBeOff(t *testing.T) {
 	t.Parallel()
 	embedded(t, func(t *testing.T, w *world) {
 		s := w.tracked(allowMetadata, limits(func(l *Limits) {
-			*l = Limits{-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1}
+			*l = Limits{-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1}
 		}))
 		p := s.dial()
 		room := strings.Repeat("r", 5000)

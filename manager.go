@@ -77,6 +77,9 @@ func (p *PresenceManager) TrackPresence(pattern Pattern, opts PresenceOptions) e
 	return p.n.trackPresence(pattern, opts)
 }
 
+// UntrackPresence takes a rule out of force, as [Server.UntrackPresence] does.
+func (p *PresenceManager) UntrackPresence(pattern Pattern) bool { return p.n.untrackPresence(pattern) }
+
 // Connections returns the manager of connections' metadata.
 func (p *PresenceManager) Connections() *ConnectionManager { return &ConnectionManager{n: p.n} }
 

@@ -99,6 +99,7 @@ func newNode(opts Options) (*node, error) {
 	n.keys = keyspace{prefix: opts.Prefix, db: databaseOf(opts.Redis), buckets: opts.buckets(), cluster: opts.clustered()}
 	n.store = store.New(opts.Redis, n.keys)
 	n.store.RequireLease()
+	n.store.TrackedBy(func(room string) bool { return n.rules.match(room).tracked })
 	at := edge{owner: n.store, lease: n.store, hub: n.store}
 	if opts.edge != nil {
 		at = opts.edge(n.store)

@@ -93,7 +93,9 @@ type Options struct {
 	// returns becomes the connection's metadata (any value that encodes to
 	// JSON; nil: none). With an error the upgrade is refused: with the status
 	// and text of a *Refusal (see Refuse), else with a bare 401. Defaults to
-	// nil: everyone, without metadata. It must be safe for concurrent use.
+	// nil: everyone, without metadata. It must be safe for concurrent use. Up to
+	// 1,024 calls may be under way, those included that go on after HookTimeout;
+	// further requests are answered with 503 and Retry-After.
 	Authenticate func(ctx context.Context, r *http.Request) (metadata any, err error)
 	// ClientMetadata decides about metadata that a client wants to set for
 	// itself: it returns what to store (any value that encodes to JSON,
@@ -148,8 +150,22 @@ type Limits struct {
 	// SubscriptionsPerConnection is how many rooms a connection may be
 	// subscribed to. Defaults to 100.
 	SubscriptionsPerConnection int
+	// NewRoomsPerMinute is how many rooms a connection may begin to use in a
+	// minute, by joining or subscribing. A room is new if the connection is neither
+	// in it nor subscribed to it, and has not joined it or subscribed to it in this
+	// minute or the one before. (Of more than 512 such rooms in a minute some may be
+	// forgotten, and are new again.) The minute begins with the first new room after the last
+	// minute ended. A connection that is to be in more rooms at once needs a higher
+	// limit, or time. Defaults to 300.
+	NewRoomsPerMinute int
 	// CommandsPerSecond is how many commands a connection may send in the long
-	// run; twice as many at once. Pongs do not count. Defaults to 100.
+	// run; twice as many at once. Pongs do not count. A connection that keeps
+	// sending ten times as many frames of any kind is closed with 1008: messages,
+	// pings, pongs, fragments without content. Other fragments of messages may be
+	// 10,000 per second, and 20,000 at once. Defaults to 100; negative: no limit of
+	// any of these. A message with more than 2,000 fragments without content closes
+	// the connection in any case. (Fragments can be counted only if ServeHTTP has
+	// upgraded the connection.)
 	CommandsPerSecond int
 	// QueueBytes is how much may wait to be written to a socket. Past it,
 	// states of one member are merged; if that does not help, the connection
@@ -163,7 +179,8 @@ type Limits struct {
 	// less, which Start logs. So does a negative value, without the 100,000.
 	Connections int
 	// UpgradesPerSecond is how many new connections a server accepts in the
-	// long run; more are answered with 503 and Retry-After. Defaults to 1,000.
+	// long run; more are answered with 503 and Retry-After. Requests that are
+	// refused for another reason do not count. Defaults to 1,000.
 	UpgradesPerSecond int
 	// SnapshotMembers is how many members an answer lists; a larger room is
 	// answered with that many and the total. Defaults to 1,000.
@@ -245,6 +262,7 @@ func (o *Options) fillNumbers() error {
 		{"Limits.MetadataBytes", &l.MetadataBytes, 16 << 10, maxCount, true},
 		{"Limits.RoomsPerConnection", &l.RoomsPerConnection, 100, maxCount, true},
 		{"Limits.SubscriptionsPerConnection", &l.SubscriptionsPerConnection, 100, maxCount, true},
+		{"Limits.NewRoomsPerMinute", &l.NewRoomsPerMinute, 300, maxCount, true},
 		{"Limits.CommandsPerSecond", &l.CommandsPerSecond, 100, maxCount, true},
 		{"Limits.QueueBytes", &l.QueueBytes, 1 << 20, maxCount, true},
 		{"Limits.Connections", &l.Connections, defaultConnections, maxCount, true},

@@ -47,7 +47,7 @@ func TestOptionsDefaults(t *testing.T) {
 	assert.NotNil(t, o.Logger)
 	assert.Equal(t, Limits{
 		FrameBytes: 64 << 10, RoomNameBytes: 256, StateBytes: 8 << 10, MetadataBytes: 16 << 10,
-		RoomsPerConnection: 100, SubscriptionsPerConnection: 100, CommandsPerSecond: 100, QueueBytes: 1 << 20,
+		RoomsPerConnection: 100, SubscriptionsPerConnection: 100, NewRoomsPerMinute: 300, CommandsPerSecond: 100, QueueBytes: 1 << 20,
 		Connections: 100_000, UpgradesPerSecond: 1000, SnapshotMembers: 1000,
 	}, o.Limits)
 
@@ -60,7 +60,7 @@ func TestOptionsNegativeStays(t *testing.T) {
 	t.Parallel()
 	o, err := Options{Redis: idleRedis(t), MaxMissedPongs: -1, LatencyInterval: -1, Limits: Limits{
 		FrameBytes: -1, RoomNameBytes: -2, StateBytes: -1, MetadataBytes: -1, RoomsPerConnection: -1,
-		SubscriptionsPerConnection: -1, CommandsPerSecond: -1, QueueBytes: -1, Connections: -1, UpgradesPerSecond: -1, SnapshotMembers: -1,
+		SubscriptionsPerConnection: -1, NewRoomsPerMinute: -1, CommandsPerSecond: -1, QueueBytes: -1, Connections: -1, UpgradesPerSecond: -1, SnapshotMembers: -1,
 	}}.withDefaults()
 	require.NoError(t, err)
 	assert.Zero(t, o.missedPongs())

@@ -85,12 +85,20 @@ type Snapshot struct {
 }
 
 // TrackPresence puts a rule in force: the rooms that pattern is about have
-// presence. It may be called at any time, and takes hold at once: entries of
-// rooms that are in use get the rule's TTL and StateInterval, subscriptions are
-// asked about again. Every matching rule's guard must allow. The TTL and the
-// StateInterval are those of the rule with the exact name, otherwise of the
-// pattern that was given first. The same name, or the same expression, given
-// again replaces what was given before.
+// presence. It may be called at any time, and takes hold at once. Entries of
+// matching rooms that are in use get the rule's TTL and StateInterval, and guards
+// are asked again about subscriptions to them. Other rooms are not affected.
+//
+// Every matching rule's guard must allow. The TTL and the StateInterval are those
+// of the rule with the exact name, otherwise of the pattern that was given first.
+// The same name, or the same expression, given again replaces what was given
+// before. [Server.UntrackPresence] removes a rule.
+//
+// Adding a name costs the same however many rules there are. It takes some 100 bytes.
+// Rooms whose names follow a scheme are better served by one Regexp, with a guard
+// that looks at the name: there is nothing to add and remove as rooms come and go.
+// Each Regexp, on the other hand, is tried on every room name that comes up, and
+// adding one looks at all rooms in use. A few dozen are fine.
 //
 // A bad rule is an error that wraps [ErrInvalidPattern] or [ErrInvalidOptions]
 // and changes nothing. Safe for concurrent use. Rules hold on this server alone:
@@ -101,14 +109,22 @@ func (s *Server) TrackPresence(pattern Pattern, opts PresenceOptions) error {
 	return s.n.trackPresence(pattern, opts)
 }
 
-func (n *node) trackPresence(pattern Pattern, opts PresenceOptions) error {
-	if err := n.rules.add(pattern, opts); err != nil {
-		return err
-	}
-	n.owner.Retime()
-	n.watchers.recheckAll()
-	return nil
-}
+// UntrackPresence takes a rule out of force that was given to
+// [Server.TrackPresence] with the same name, or the same expression. It takes hold
+// at once, in the rooms that the rule was about. False: there is no such rule, and
+// nothing has changed.
+//
+// If another rule still matches a room, that rule decides about it from now on.
+// Otherwise the room is not tracked any more:
+//
+//   - Its subscriptions end, those of clients with the push mesh/presence-ended,
+//     those of the app with [ErrNotTracked].
+//   - Its members stay in, without a TTL, and without events.
+//   - Their states stay until they expire or the member leaves, and only the app can
+//     read them. No state can be published.
+//
+// Safe for concurrent use. Rules hold on this server alone.
+func (s *Server) UntrackPresence(pattern Pattern) bool { return s.n.untrackPresence(pattern) }
 
 // eventOf converts what the hub tells.
 func eventOf(u *wire.Update) Event {

@@ -36,7 +36,8 @@ type ConnOptions struct {
 // [ErrNotStarted], [ErrLimit], [ErrInvalidMetadata] and [ErrTooLarge] say that
 // it was not served at all, as [ErrClosed] does after Shutdown. Origins and
 // authentication are the app's to check: neither AllowedOrigins nor
-// Authenticate of [Options] is asked.
+// Authenticate of [Options] is asked. Fragments of messages are not counted (see
+// Limits.CommandsPerSecond): the package websocket does not show them.
 //
 // While a handler of net/http waits for ServeConn, its stack, the request and
 // its buffers stay in memory: 28 KiB for each idle connection, where ServeHTTP
@@ -63,11 +64,16 @@ func (s *Server) ServeConn(ctx context.Context, ws *websocket.Conn, opts ConnOpt
 	if err := s.reserve(); err != nil {
 		return s.turnAway(ws, err)
 	}
-	defer s.release()
+	taken := false
+	defer func() { s.release(taken) }()
 	metadata, err := s.n.appMetadata(ctx, opts.Metadata)
+	if err == nil {
+		err = s.take(false)
+	}
 	if err != nil {
 		return s.turnAway(ws, err)
 	}
+	taken = true
 	c, err := s.accept(ctx, ws, metadata, opts.Foreign)
 	if err != nil {
 		return err

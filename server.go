@@ -2,10 +2,10 @@ package mesh
 
 import (
 	"context"
-	"errors"
 	"io"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -30,6 +30,7 @@ type Server struct {
 	n        *node
 	upgrader websocket.Upgrader
 	arrivals arrivals
+	asking   atomic.Int64 // calls of Authenticate that have not returned
 	sockets  *socket.Group
 	log      *limit.Log // of all sockets
 	hooks    hooks
@@ -40,7 +41,8 @@ type Server struct {
 	mu      sync.RWMutex // guards the fields below
 	most    int          // connections at once; negative: no limit
 	conns   map[string]*Connection
-	open    int // connections, those included that are being upgraded
+	open    int // connections and requests that are being decided about: Shutdown waits for them
+	taken   int // of open, connections: Limits.Connections is about them
 	leaving leaving
 
 	gone     chan struct{} // closed when no more are taken and the last connection has ended
@@ -162,9 +164,12 @@ func (s *Server) Connection(id string) (*Connection, bool) {
 // handlers sees the upgrade, not the socket: see Server.Stats and
 // Limits.Connections.
 //
-// What stands against it is answered with a status: 503 with Retry-After before
-// Start, from Drain or Shutdown on, or past a limit; 403 for a foreign origin; what
-// Options.Authenticate chose, or 401; 400 where it is no upgrade.
+// A request that is refused gets a status: 503 with Retry-After before Start, and
+// from Drain or Shutdown on; 400 or 405 if it is no WebSocket handshake; 403 for a
+// foreign origin; 503 with Retry-After past a limit, or while 1,024 calls of
+// Options.Authenticate have not returned; what Options.Authenticate chose, or 401.
+// They are checked in this order, the cheap ones first, and a refused request does
+// not count towards Limits.Connections and Limits.UpgradesPerSecond.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if w == nil || r == nil {
 		s.log.Error("mesh: ServeHTTP was called without a request or a response")
@@ -175,16 +180,17 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuseUpgrade(w, http.StatusServiceUnavailable)
 		return
 	}
-	serving := false
+	serving, taken := false, false
 	defer func() {
 		if !serving {
-			s.release()
+			s.release(taken)
 		}
 	}()
 	ws, metadata := s.upgrade(w, r)
 	if ws == nil {
 		return
 	}
+	taken = true
 	ctx := context.WithoutCancel(r.Context())
 	c, err := s.accept(ctx, ws, metadata, nil)
 	if err != nil {
@@ -192,7 +198,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	serving = true
 	go func() { // ends with the connection; Drain and Shutdown wait for it
-		defer s.release()
+		defer s.release(true)
 		_ = c.run(ctx) // how a connection ended is logged where it did
 	}()
 }
@@ -210,41 +216,6 @@ func (s *Server) survive(w http.ResponseWriter) {
 	s.n.calls.note("ResponseWriter", value)
 	defer func() { _ = recover() }() // what has panicked may do so again
 	http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
-}
-
-// upgrade answers a request: with an upgrade, or (nil) with what stands against it.
-func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) (*websocket.Conn, []byte) {
-	if !websocket.IsWebSocketUpgrade(r) {
-		http.Error(w, "a WebSocket upgrade is expected here", http.StatusBadRequest)
-		return nil, nil
-	}
-	if !s.arrivals.allow() {
-		refuseUpgrade(w, http.StatusServiceUnavailable)
-		return nil, nil
-	}
-	if !s.upgrader.CheckOrigin(r) { // before the hook: a foreign page shall not trigger it
-		http.Error(w, http.StatusText(http.StatusForbidden), http.StatusForbidden)
-		return nil, nil
-	}
-	metadata, err := s.authenticate(r)
-	if errors.Is(err, ErrClosed) {
-		refuseUpgrade(w, http.StatusServiceUnavailable)
-		return nil, nil
-	}
-	if err != nil {
-		status, message := refusalOf(err)
-		http.Error(w, message, status)
-		return nil, nil
-	}
-	if s.Ready(r.Context()) != nil { // it began to drain while the hook was asked
-		refuseUpgrade(w, http.StatusServiceUnavailable)
-		return nil, nil
-	}
-	ws, err := socket.Upgrade(&s.upgrader, w, r)
-	if err != nil {
-		return nil, nil // the upgrader has answered
-	}
-	return ws, metadata
 }
 
 // add makes a connection known; false: the server takes no more.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -182,7 +183,9 @@ func (s *sim) farewell() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, key := range s.admin.Keys(s.ctx, "*").Val() {
-		if key == "mesh:format" || s.admin.PTTL(s.ctx, key).Val() != -1 {
+		left := s.admin.PTTL(s.ctx, key).Val()
+		if key == "mesh:format" || left != -1 {
+			s.checkRemembered(key, left)
 			continue
 		}
 		what := ""
@@ -195,5 +198,31 @@ func (s *sim) farewell() {
 			what = fmt.Sprint(s.admin.HGetAll(s.ctx, key).Val())
 		}
 		s.fail("left in Redis: %s %s", key, what)
+	}
+}
+
+// checkRemembered checks how long the position of an empty room is kept: an hour
+// if the room was in use for longer than a minute, otherwise 15 s. All rooms are
+// tracked. When the key was written follows from its TTL, give or take by how much
+// Redis was rolled back. s.mu is held.
+func (s *sim) checkRemembered(key string, left time.Duration) {
+	if !strings.Contains(key, "presence:seq:") || left <= 0 || !s.stepped.IsZero() {
+		return
+	}
+	const visited, rolledBack = 15 * time.Second, 10 * time.Second
+	epoch, _, _ := strings.Cut(s.admin.Get(s.ctx, key).Val(), " ")
+	_, text, timed := strings.Cut(epoch, "@")
+	ms, err := strconv.ParseInt(text, 10, 64)
+	if !timed || err != nil {
+		s.fail("%s: the epoch %q has no time", key, epoch)
+		return
+	}
+	kept := time.Hour
+	if left <= visited {
+		kept = visited
+	}
+	used := s.admin.Time(s.ctx).Val().Add(left - kept).Sub(time.UnixMilli(ms))
+	if kept == visited && used > time.Minute+rolledBack || kept != visited && used < time.Minute-rolledBack {
+		s.fail("%s was in use for %v and is kept for another %v", key, used, left)
 	}
 }

@@ -18,6 +18,9 @@ import (
 // before the first update.
 func subscribePresence(ctx context.Context, c *Connection, req wire.Request, room string) (any, error) {
 	n := c.s.n
+	if err := c.admitRoom(room); err != nil {
+		return nil, err
+	}
 	out := &socketOutlet{c: c, req: req, room: room}
 	s := &subscription{room: room, viewer: c.id, out: out, most: n.opts.Limits.QueueBytes}
 	old, err := c.subscribe(s)

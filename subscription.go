@@ -128,13 +128,14 @@ type watchers struct {
 	mu       sync.Mutex // guards the fields below
 	closed   bool
 	byViewer map[string]map[*subscription]*recheck // nil: its guard is not being asked anew
+	byRoom   map[string]map[*subscription]struct{}
 }
 
 // recheck is one asking anew about a subscription.
 type recheck struct{ again bool } // guarded by watchers.mu
 
 func newWatchers(n *node) *watchers {
-	w := &watchers{n: n, byViewer: make(map[string]map[*subscription]*recheck)}
+	w := &watchers{n: n, byViewer: make(map[string]map[*subscription]*recheck), byRoom: make(map[string]map[*subscription]struct{})}
 	w.life, w.quit = context.WithCancel(n.life)
 	return w
 }
@@ -213,6 +214,7 @@ func (w *watchers) add(s *subscription) error {
 		w.byViewer[s.viewer] = set
 	}
 	set[s] = nil
+	w.enterRoom(s)
 	return nil
 }
 
@@ -224,6 +226,7 @@ func (w *watchers) remove(s *subscription) {
 	if len(set) == 0 {
 		delete(w.byViewer, s.viewer)
 	}
+	w.leaveRoom(s)
 }
 
 // of returns a viewer's subscriptions.
@@ -245,19 +248,6 @@ func (w *watchers) forget(viewer string) {
 	}
 }
 
-// recheckAll asks about every subscription again: the rules have changed.
-func (w *watchers) recheckAll() {
-	w.mu.Lock()
-	viewers := make([]string, 0, len(w.byViewer))
-	for v := range w.byViewer {
-		viewers = append(viewers, v)
-	}
-	w.mu.Unlock()
-	for _, v := range viewers {
-		w.recheck(v)
-	}
-}
-
 // recheck asks again about a viewer's subscriptions: its metadata has changed.
 // Nothing is delivered to each of them until there is a verdict about it. It
 // does not block.
@@ -270,16 +260,23 @@ func (w *watchers) recheck(viewer string) {
 	if w.closed {
 		return
 	}
-	for s, asking := range w.byViewer[viewer] {
-		s.hold()
-		if asking != nil {
-			asking.again = true
-			continue
-		}
-		asking = &recheck{}
-		w.byViewer[viewer][s] = asking
-		w.work.Go(func() { w.ask(s, asking) })
+	for s := range w.byViewer[viewer] {
+		w.recheckOne(s)
 	}
+}
+
+// recheckOne asks again about a subscription. The caller holds mu, and the watchers
+// are not closed.
+func (w *watchers) recheckOne(s *subscription) {
+	s.hold()
+	asking := w.byViewer[s.viewer][s]
+	if asking != nil {
+		asking.again = true
+		return
+	}
+	asking = &recheck{}
+	w.byViewer[s.viewer][s] = asking
+	w.work.Go(func() { w.ask(s, asking) })
 }
 
 // ask runs until the subscription has a verdict that is up to date.

@@ -175,6 +175,8 @@ func TestAllowedIsKept(t *testing.T) {
 		assert.False(t, known)
 		expect(2, "other metadata")
 		j.guard("other", nil)
+		expect(2, "rules about another room change nothing")
+		require.NoError(t, j.rules.add(Regexp(mustCompile("^r")), PresenceOptions{}))
 		expect(3, "other rules")
 		j.invalidate("c")
 		expect(4, "on request")

@@ -115,8 +115,8 @@ func (m *mirror) apply(ev *store.Event, now time.Time) {
 	m.arrivals.wake(m.past.pos.Seq)
 }
 
-// adopt goes on to a new epoch: Redis lost the room, and somebody has written
-// to it again.
+// adopt goes on to a new epoch, which a write to the room has begun: Redis had lost
+// the room, or had not kept it while it was empty.
 func (m *mirror) adopt(ev *store.Event, now time.Time) {
 	m.held.clear()
 	m.checkpoint = checkpoint{}

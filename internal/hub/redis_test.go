@@ -37,7 +37,7 @@ type fakeRedis struct {
 	generation string // empty: cannot be learned
 	away       bool
 	paged      bool
-	bereft     bool // counts more members than it has
+	bereft     bool                   // counts more members than it has
 	lost       func(room string) bool // cannot be asked for its position
 	delay      time.Duration
 	swallowed  func(room string) bool // reading it takes as long as a call may

@@ -20,6 +20,15 @@ func NewBucket(now time.Time, perSecond int, burst float64) Bucket {
 
 // Take takes one token; false: there is none.
 func (b *Bucket) Take(now time.Time) bool {
+	if !b.Has(now) {
+		return false
+	}
+	b.tokens--
+	return true
+}
+
+// Has reports whether there is a token to take.
+func (b *Bucket) Has(now time.Time) bool {
 	if b.rate == 0 {
 		return true
 	}
@@ -27,9 +36,8 @@ func (b *Bucket) Take(now time.Time) bool {
 		b.tokens = min(b.tokens+since.Seconds()*b.rate, b.burst)
 		b.last = now
 	}
-	if b.tokens < 1 {
-		return false
-	}
-	b.tokens--
-	return true
+	return b.tokens >= 1
 }
+
+// Return puts back a token that was taken.
+func (b *Bucket) Return() { b.tokens = min(b.tokens+1, b.burst) }

@@ -27,6 +27,18 @@ func TestBucket(t *testing.T) {
 	now = now.Add(time.Hour)
 	require.Equal(t, 20, through(&b, 100), "never more than the burst")
 
+	for range 2 {
+		require.False(t, b.Has(now))
+		b.Return()
+		require.True(t, b.Has(now))
+		require.True(t, b.Has(now), "looking takes nothing")
+		require.Equal(t, 1, through(&b, 100), "what was put back")
+	}
+	for range 50 {
+		b.Return()
+	}
+	require.Equal(t, 20, through(&b, 100), "never more than the burst")
+
 	free := NewBucket(now, -1, 2)
 	require.Equal(t, 1000, through(&free, 1000), "no limit")
 }

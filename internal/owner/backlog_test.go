@@ -136,7 +136,7 @@ var backlogs = []struct {
 	}},
 	{"other rules", func(w *crowded) {
 		w.rule("hall", 30*time.Second)
-		w.Retime()
+		w.Retime(w.Rooms())
 	}},
 	{"redis emptied", func(w *crowded) {
 		w.redis.do(func() {

@@ -93,7 +93,6 @@ func (c *Conn) revive() {
 	for _, e := range c.entries {
 		switch {
 		case e.asleep:
-			e.obey() // the rules may have changed meanwhile
 			e.join()
 		case e.lapsed:
 			e.unlapse()
@@ -191,7 +190,6 @@ func (c *Conn) Join(ctx context.Context, room string) (Joined, error) {
 		c.entries[room] = e
 	}
 	if !again {
-		e.obey()
 		e.join()
 		c.ttlChanged()
 	}
@@ -300,23 +298,6 @@ func (c *Conn) closeIfOver() {
 	if c.closed && len(c.entries) == 0 {
 		c.reg.offer(routine)
 	}
-}
-
-func (c *Conn) retime() {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	for _, e := range c.entries {
-		e.repace(c.o.cfg.StateInterval(e.room))
-		if ttl := c.o.cfg.TTL(e.room); ttl != e.ttl && e.want {
-			if e.ttl == 0 {
-				e.since = time.Since(c.o.born)
-			}
-			e.ttl, e.refresh = ttl, true
-			e.armLife()
-			e.changed(e.restoring())
-		}
-	}
-	c.ttlChanged()
 }
 
 func (c *Conn) reborn(stalled bool) {

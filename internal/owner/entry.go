@@ -89,7 +89,10 @@ func (e *entry) join() {
 	e.mint()
 	e.before = "" // that one has left
 	e.since = time.Since(e.c.o.born)
+	// In this order: a change of the rules that does not find the entry in its room
+	// has been made before they are asked.
 	e.c.o.enter(e)
+	e.obey()
 	e.armLife()
 	e.changed(asked)
 }

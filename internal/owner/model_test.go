@@ -187,7 +187,7 @@ func (m *model) disturb(n int) {
 		room := modelRooms[m.rng.IntN(len(modelRooms))]
 		m.rule(room, time.Duration(m.rng.IntN(4))*time.Second)
 		m.pace(room, time.Duration(m.rng.IntN(3))*500*time.Millisecond)
-		m.Retime()
+		m.Retime(m.Rooms())
 	default:
 		m.sleep(time.Duration(m.rng.IntN(1200)) * time.Millisecond)
 	}

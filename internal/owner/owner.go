@@ -289,13 +289,6 @@ func (o *Owner) forget(c *Conn) {
 	}
 }
 
-// Retime asks the rules again about every entry: they have changed.
-func (o *Owner) Retime() {
-	for _, c := range o.Conns() {
-		c.retime()
-	}
-}
-
 // Reborn is called when the server has a new incarnation: everything is
 // written anew under it. Where the server itself had stalled past its lease,
 // nobody knows which sockets are still alive: each is joined again at its next

@@ -393,7 +393,7 @@ func TestStop(t *testing.T) {
 		r.Heartbeat(0, true)
 		r.Stop()
 		r.rule("x", time.Second)
-		r.Retime()
+		r.Retime(r.Rooms())
 		c.Close(store.CauseClosed)
 		synctest.Wait()
 		_, err = r.Connect("b", nil, nil, func() {})

@@ -225,12 +225,12 @@ func TestExpiryShorterThanTheInterval(t *testing.T) {
 func TestIntervalChanges(t *testing.T) {
 	paced(t, func(r *rig, c *Conn) {
 		r.pace("x", time.Minute)
-		r.Retime()
+		r.Retime(r.Rooms())
 		r.each(c, "x", 1, 2)
 		r.sleep(time.Second)
 		assert.Equal(r, []string{"s1"}, r.states("a/x"))
 		r.pace("x", 3*time.Second)
-		r.Retime()
+		r.Retime(r.Rooms())
 		r.sleep(time.Second)
 		assert.Equal(r, []string{"s1"}, r.states("a/x"))
 		r.sleep(time.Second + paceSlack)
@@ -238,7 +238,7 @@ func TestIntervalChanges(t *testing.T) {
 
 		r.each(c, "x", 3, 4)
 		r.pace("x", 0)
-		r.Retime()
+		r.Retime(r.Rooms())
 		r.sleep(0)
 		assert.Equal(r, []string{"s1", "s2", "s4"}, r.states("a/x"), "nothing waits any more")
 		r.each(c, "x", 5, 9)
@@ -249,7 +249,7 @@ func TestIntervalChanges(t *testing.T) {
 		r.sleep(time.Millisecond)
 		list = append(list, r.set(c, "x", 11, 14)...)
 		r.pace("x", time.Minute)
-		r.Retime()
+		r.Retime(r.Rooms())
 		began := time.Now()
 		r.written(list)
 		assert.Less(r, time.Since(began), time.Second)

@@ -87,7 +87,14 @@ func (e *End) flushes() bool { return e.Cause == CauseClosed || e.Cause == Cause
 // lingers tells whether the peer may still be sending although reading has
 // ended: to close at once would reset the connection, and the peer would never
 // see the close frame.
-func (e *End) lingers() bool { return e.Cause == CauseTooLarge || e.Cause == CauseProtocol }
+func (e *End) lingers() bool {
+	return e.Cause == CauseTooLarge || e.Cause == CauseProtocol || e.Cause == CauseFlood
+}
+
+// flooded is the end of a connection that sent more frames than it may.
+func flooded() *End {
+	return &End{Cause: CauseFlood, Code: websocket.ClosePolicyViolation, Reason: "too many frames"}
+}
 
 // Close ends the connection: frames sent before have a second to be written,
 // then a close frame with code and reason is, and the peer has another second
@@ -271,7 +278,7 @@ func (s *Socket) finish(e *End, readable bool) {
 		s.sever()
 	}
 	s.writer.Wait(s.givenUp())
-	if readable && s.ended().lingers() {
+	if readable && e.Cause != CausePeer && s.ended().lingers() {
 		_, _ = io.Copy(io.Discard, s.conn.NetConn()) // until the peer closes or the grace is over
 	}
 	_ = s.conn.Close() // over already, or nothing to be done about it
@@ -285,6 +292,8 @@ func (s *Socket) classify(err error) (e *End, readable bool) {
 	switch {
 	case errors.As(err, &closed) && closed.Code != websocket.CloseAbnormalClosure:
 		return &End{Cause: CausePeer, Code: closed.Code, Reason: closed.Text}, true
+	case errors.Is(err, errFlood):
+		return flooded(), true
 	case errors.Is(err, websocket.ErrReadLimit):
 		return &End{Cause: CauseTooLarge, Code: websocket.CloseMessageTooBig, Reason: "message too large"}, true
 	case closed != nil, errors.As(err, &network),

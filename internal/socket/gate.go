@@ -19,7 +19,7 @@ import (
 type gate struct {
 	net.Conn
 	raw  syscall.RawConn // to try without waiting; nil: cannot be tried
-	shut bool            // what the websocket package writes goes nowhere
+	sock *Socket         // that runs; what the websocket package writes then goes nowhere
 	br   *bufio.Reader   // of the websocket package
 	in   *chunk          // read and not yet asked for; nil: nothing
 }
@@ -61,8 +61,20 @@ func (k gatekeeper) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return g, bufio.NewReadWriter(g.br, rw.Writer), nil
 }
 
-// Read reads for the websocket package.
+// Read reads for the websocket package. Of a connection that has ended, nothing
+// is counted any more.
 func (g *gate) Read(p []byte) (int, error) {
+	n, err := g.read(p)
+	if g.sock == nil || g.sock.closed.Load() {
+		return n, err
+	}
+	if flood := g.sock.count(p[:n]); flood != nil {
+		return 0, flood
+	}
+	return n, err
+}
+
+func (g *gate) read(p []byte) (int, error) {
 	if g.in == nil {
 		return g.Conn.Read(p)
 	}
@@ -76,7 +88,7 @@ func (g *gate) Read(p []byte) (int, error) {
 
 // Write writes for the websocket package, before the socket runs.
 func (g *gate) Write(p []byte) (int, error) {
-	if g.shut {
+	if g.sock != nil {
 		return len(p), nil
 	}
 	return g.Conn.Write(p)
@@ -84,7 +96,7 @@ func (g *gate) Write(p []byte) (int, error) {
 
 // SetWriteDeadline is for the websocket package, before the socket runs.
 func (g *gate) SetWriteDeadline(t time.Time) error {
-	if g.shut {
+	if g.sock != nil {
 		return nil
 	}
 	return g.Conn.SetWriteDeadline(t)

@@ -46,6 +46,10 @@ func (g *Group) Counts() Counts { return g.stats.Counts() }
 // first.
 func (g *Group) New(conn *websocket.Conn, handler Handler) *Socket {
 	now := time.Now()
+	fragments := fragmentsPerSecond
+	if g.cfg.CommandsPerSecond <= 0 {
+		fragments = 0 // no limit
+	}
 	s := &Socket{
 		group:        g,
 		cfg:          &g.cfg,
@@ -54,6 +58,8 @@ func (g *Group) New(conn *websocket.Conn, handler Handler) *Socket {
 		begun:        now,
 		commandLimit: limit.NewBucket(now, g.cfg.CommandsPerSecond, burstSeconds),
 		frameLimit:   limit.NewBucket(now, floodFactor*g.cfg.CommandsPerSecond, burstSeconds),
+
+		fragmentLimit: limit.NewBucket(now, fragments, burstSeconds),
 	}
 	if conn != nil {
 		s.gate, _ = conn.NetConn().(*gate)

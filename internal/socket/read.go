@@ -148,7 +148,7 @@ func (s *Socket) tolerated(now time.Time) bool {
 	if s.frameLimit.Take(now) {
 		return true
 	}
-	s.end(&End{Cause: CauseFlood, Code: websocket.ClosePolicyViolation, Reason: "too many frames"})
+	s.end(flooded())
 	return false
 }
 

@@ -111,7 +111,9 @@ type Config struct {
 	// CommandsPerSecond is how many commands are accepted in the long run;
 	// twice as many may come at once. More are answered with ELIMIT, and a
 	// connection that keeps sending ten times as many frames is closed with
-	// 1008. Not positive: no limit.
+	// 1008. So is one that keeps sending more than 10,000 fragments of messages
+	// per second; empty ones count as frames. Not positive: no limit, but that
+	// no message may have more than 2,000 empty fragments.
 	CommandsPerSecond int
 	// CommandQueue is how many commands may wait; more are answered with
 	// EBUSY. Defaults to DefaultCommandQueue.
@@ -145,6 +147,9 @@ type Socket struct {
 	// Of the reader alone.
 	commandLimit limit.Bucket
 	frameLimit   limit.Bucket
+	// fragmentLimit and framing are used only if there is a gate.
+	fragmentLimit limit.Bucket
+	framing       framing
 
 	seen   atomic.Int64 // when a frame last came, as an offset from begun
 	closed atomic.Bool  // ending is set
@@ -264,7 +269,7 @@ func (s *Socket) start(ctx context.Context) bool {
 	s.parent = ctx
 	s.begun = time.Now()
 	if s.gate != nil {
-		s.gate.shut = true
+		s.gate.sock = s
 	}
 	if s.ending != nil {
 		s.armCut()

@@ -112,7 +112,7 @@ func TestLeaveTellsAndTakesEverythingAway(t *testing.T) {
 		assert.Empty(w, w.homes("r"))
 		assert.Zero(w, w.pttl(w.keys.Conn("r", "c")))
 		assert.Zero(w, w.pttl(w.keys.State("r", "c")))
-		w.lives(time.Hour, w.keys.Seq("r"))
+		w.lives(visited, w.keys.Seq("r"))
 
 		// Who comes back finds the old epoch, which stays again.
 		w.ok("I", join("r", "c", "e2"))

@@ -36,14 +36,14 @@ func (s *Store) reapPart(ctx context.Context, j Judgment, bucket int, items []Re
 	// Those of one room follow each other: it is entered once.
 	order := byRoom(len(part), func(i int) string { return items[part[i]].Room })
 	var rooms, names []string
-	args := make([]any, 0, 5+6*len(part))
+	args := make([]any, 0, 5+7*len(part))
 	args = append(args, newTag(), s.keys.EventsPrefix(), j.Now, millis(j.Tolerance), "")
 	for n, i := range order {
 		it := &items[part[i]]
 		if n == 0 || it.Room != items[part[order[n-1]]].Room {
 			rooms = append(rooms, s.keys.Seq(it.Room))
 			names = append(names, s.keys.Members(it.Room))
-			args = append(args, "R", it.Room)
+			args = append(args, "R", it.Room, flag(s.isTracked(it.Room)))
 		}
 		if n == 0 || it.Incarnation != items[part[order[n-1]]].Incarnation {
 			names = append(names, s.keys.Owned(bucket, it.Incarnation), s.keys.Fence(bucket, it.Incarnation))

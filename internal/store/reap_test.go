@@ -134,7 +134,7 @@ func TestReapCleared(t *testing.T) {
 		}
 		assert.Empty(w, w.eternal())
 		assert.Empty(w, w.rooms())
-		w.lives(time.Hour, w.keys.Seq("r"))
+		w.lives(visited, w.keys.Seq("r"))
 	})
 }
 

@@ -10,11 +10,12 @@ import (
 
 // request is one call of commit.lua, as it is being put together.
 type request struct {
-	keys  Keys
-	own   bool   // give every op the keys of its entry
-	room  string // at hand
-	there bool   // one is
-	count int    // of ops
+	keys    Keys
+	tracked func(room string) bool // nil: none is
+	own     bool                   // give every op the keys of its entry
+	room    string                 // at hand
+	there   bool                   // one is
+	count   int                    // of ops
 
 	head  []string // KEYS of the call
 	rooms []string // of the rooms
@@ -53,6 +54,7 @@ func newRequest(keys Keys, bucket int, inc string, number, known uint64, ops int
 // request is newRequest for a batch of the store's.
 func (s *Store) request(bucket int, inc string, number, known uint64, ops int) *request {
 	r := newRequest(s.keys, bucket, inc, number, known, ops)
+	r.tracked = s.isTracked
 	if known == 0 && s.listed && bucket == 0 {
 		r.args[roomsAt-1] = "i"
 		r.head = append(r.head, s.keys.Instances())
@@ -141,7 +143,7 @@ func (r *request) enter(room string) {
 	r.room, r.there = room, true
 	r.rooms = append(r.rooms, r.keys.Seq(room))
 	r.names = append(r.names, r.keys.Members(room))
-	r.args = append(r.args, "R", room)
+	r.args = append(r.args, "R", room, flag(r.tracked != nil && r.tracked(room)))
 }
 
 // entry names the keys of one entry.

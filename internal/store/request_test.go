@@ -75,7 +75,7 @@ func TestOneEntryManyTimesInABatch(t *testing.T) {
 				assert.Equal(w, tt.owned, w.owned("I"))
 				assert.Equal(w, tt.homes, w.homes("r"))
 				if len(tt.homes) == 0 {
-					w.lives(time.Hour, w.keys.Seq("r"))
+					w.lives(visited, w.keys.Seq("r"))
 					assert.Zero(w, w.pttl(w.keys.Conn("r", "c")))
 				} else {
 					assert.Equal(w, time.Duration(-1), w.pttl(w.keys.Seq("r")))

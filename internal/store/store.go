@@ -87,7 +87,8 @@ type Store struct {
 	leases chan struct{} // places for calls that say which servers live, and whether Redis is the same
 	places []places      // by bucket
 	calls  limit.Crew
-	listed bool // see RequireLease
+	listed bool                   // see RequireLease
+	tracks func(room string) bool // see TrackedBy; nil: no room is tracked
 
 	suspects  suspects
 	processes processes

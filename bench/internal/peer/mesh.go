@@ -22,7 +22,7 @@ func startMesh(ctx context.Context, cfg Config) (http.Handler, func(context.Cont
 		Redis: client, PingInterval: time.Hour, LatencyInterval: -1,
 		Authenticate: func(context.Context, *http.Request) (any, error) { return person, nil },
 		Limits: mesh.Limits{
-			CommandsPerSecond: -1, UpgradesPerSecond: -1, RoomsPerConnection: -1,
+			CommandsPerSecond: -1, UpgradesPerSecond: -1, RoomsPerConnection: -1, NewRoomsPerMinute: -1,
 			SnapshotMembers: cfg.SnapshotMembers,
 		},
 	})

@@ -2,7 +2,7 @@
 --
 -- KEYS[1] fence of the incarnation   KEYS[2] its owned index   KEYS[3] rooms index of the bucket,
 --   then seq of each room, in the order of their R, then those of the ops
--- ARGV[1] incarnation  ARGV[2] number of the batch  ARGV[3] random tag of the batch, also the epoch for rooms that have none
+-- ARGV[1] incarnation  ARGV[2] number of the batch  ARGV[3] random tag of the batch, also of the epoch of rooms that have none
 -- ARGV[4] prefix of event channels  ARGV[5] number of the newest batch known to have run here; '0': none;
 --   'i': none, and KEYS[4] is the list of instances, on which the incarnation must stand
 -- ARGV[6] how many rooms
@@ -10,7 +10,7 @@
 -- Then per op its name, which begins with its kind and is unique in the batch
 -- (except that of R and T): with the tag of the batch it makes the tag of the
 -- write. What follows, and its KEYS:
---   R  room                                                     members: the room of the J, j, S, M, U, L, l, C that follow, once in a call
+--   R  room tracked ('1': the caller has a rule for it)         members: the room of the J, j, S, M, U, L, l, C that follow, once in a call
 --   J  conn entry attributes meta                               joins: no TTL, no state
 --   j  conn entry attributes meta left state stateLeft          conn, state
 --   S  conn entry ttl left stateVersion stateAttributes stateLeft state    conn, state: a newer state
@@ -442,8 +442,8 @@ local function perform(name)
   local kind = sub(name, 1, 1)
   local a, b, c, d = args[ai + 1], args[ai + 2], args[ai + 3], args[ai + 4]
   if kind == 'R' then
-    enter(a, keys[ki], channels)
-    return nil, 1, 1
+    enter(a, b, keys[ki], channels)
+    return nil, 2, 1
   elseif kind == 'J' then
     return join(batch .. name, a, b, c, d, '0', '', '0'), 4, 0
   elseif kind == 'L' then

@@ -12,7 +12,7 @@
 --
 -- Where a room stands is 'epoch seq tag', followed by ' incarnation entries' of
 -- each that has entries in it, so that a frame for the room finds the servers to
--- go to.
+-- go to. The epoch ends in '@' and the time when it began, in ms.
 
 local call, try = redis.call, redis.pcall
 local find, sub, match = string.find, string.sub, string.match
@@ -72,6 +72,7 @@ end
 local room, members, seqKey, channel
 local epoch, seq, tag, prev -- seq: in digits; epoch nil: not asked for yet
 local position -- 'epoch seq tag', '' where there is none yet
+local tracked -- whether the caller has a rule for it
 local moved -- something of it has been written
 local homes -- as in the position, without
 local home, entries -- the incarnation that is being counted, as ' incarnation ', and what it has
@@ -81,8 +82,34 @@ local missed -- the end of an entry has been told whose record is lost
 local filled, emptied = {}, {} -- rooms
 local standing = {} -- key, value, ... of rooms that have moved
 
--- How long an empty room's position is remembered.
-local KEEP = 3600000
+-- How long the position of an empty room is kept, and from what age of its epoch
+-- a room counts as used rather than visited, all in ms.
+--
+-- Promise 5 does not rest on the position: late batches are refused by the number
+-- in the fence, retried ones by the ids of their entries. The position only saves
+-- mirrors work. If it is gone, the next join begins a new epoch, and a mirror
+-- cannot tell whether Redis lost the members that it lists. It keeps them in
+-- doubt for LeaseTTL + 1 s. So the position must be there when a mirror that
+-- missed the last leave is compared, which is every 10 s, and once more if Redis
+-- did not answer that call (1.8 s). A client that reconnects, or a page that is
+-- loaded again, takes a few seconds, and joins the same epoch.
+--
+-- Rooms that were only visited are kept no longer than that: otherwise anyone
+-- could fill Redis with made-up names. No subscriber of an untracked room exists,
+-- so its position orders nothing. It is kept as long as a visited one, because
+-- another server may track the room.
+local KEEP_USED, KEEP_VISITED = 3600000, 15000
+local USED_AFTER = 60000
+
+-- keep returns how long the position of the room at hand is kept, now that it is
+-- empty. An epoch without a time was begun by an earlier version.
+local function keep()
+  local began = tracked and (match(epoch, '@(%d+)$') or '0')
+  if began and now - tonumber(began) > USED_AFTER then
+    return KEEP_USED
+  end
+  return KEEP_VISITED
+end
 
 local function fold()
   if home and entries > 0 then
@@ -104,7 +131,7 @@ local function settle()
   end
   if size == 0 and (homes == '' or not missed) then
     emptied[#emptied + 1] = room
-    call('SET', seqKey, position, 'PX', KEEP)
+    call('SET', seqKey, position, 'PX', keep())
     return
   end
   if before == 0 then
@@ -115,8 +142,9 @@ local function settle()
   standing[n + 2] = position .. homes
 end
 
-local function enter(name, membersKey, channels)
+local function enter(name, flag, membersKey, channels)
   settle()
+  tracked = flag == '1'
   room, members, seqKey, channel = name, membersKey, keys[firstPosition + entered], channels .. name
   entered = entered + 1
   epoch, moved, home, size, before, missed = nil, false, nil, nil, nil, false
@@ -136,9 +164,9 @@ local function attempt(work, roomsKey)
   return not fine and { err = why }
 end
 
--- stand makes sure that it is known where the room at hand stands (fresh: the
--- epoch of one that has no position). Whoever is to change it asks this before
--- anything is written: returns why it cannot be.
+-- stand makes sure that it is known where the room at hand stands (fresh: what
+-- the epoch of a room without a position begins with). It must be asked before
+-- anything of the room is written. Returns why the room cannot be changed.
 local function stand(fresh)
   if epoch then
     return nil
@@ -156,7 +184,7 @@ local function stand(fresh)
     size, before = n, n
     -- Members without a position carry numbers of an epoch that is lost. The
     -- new epoch begins above them, so that the higher number still is the newer.
-    epoch, seq, tag, position, homes = fresh, n == 0 and '0' or nowText, '-', '', ''
+    epoch, seq, tag, position, homes = fresh .. '@' .. nowText, n == 0 and '0' or nowText, '-', '', ''
     return nil
   end
   local i = find(p, ' ', 1, true) or 0
@@ -214,7 +242,7 @@ local function bereft(fresh)
   if size ~= 1 or homes == '' and (not home or entries <= 0) then
     return false
   end
-  epoch, seq, tag, homes, home = fresh, '0', '-', '', nil
+  epoch, seq, tag, homes, home = fresh .. '@' .. nowText, '0', '-', '', nil
   return true
 end
 

@@ -3,9 +3,9 @@
 --
 -- KEYS[1] rooms index of the bucket, then seq of each room, in the order of their R, then members (R),
 --   owned and fence (I), conn and state (items)
--- ARGV[1] random tag of the call, also the epoch for rooms that have none  ARGV[2] prefix of event channels
+-- ARGV[1] random tag of the call, also of the epoch of rooms that have none  ARGV[2] prefix of event channels
 -- ARGV[3] where the caller expects this clock (unix ms)  ARGV[4] tolerance (ms)  ARGV[5] how many rooms
---   then R and a room, once in a call, and behind it its items: name conn entry stateVersion
+--   then R, a room and whether it is tracked ('1': the caller has a rule for it), once in a call, and behind it its items: name conn entry stateVersion
 --   An I, which is alone, says whose the items after it are.
 --   Names are unique in the call and begin with the mode:
 --   t: its per-connection key is gone;  s: its state's key is gone;  d: its owner is fenced;  f: no ground needed
@@ -127,8 +127,8 @@ local function judgeAll()
   local ki, ai = 2 + total, 6
   while ai <= #args do
     if args[ai] == 'R' then
-      enter(args[ai + 1], keys[ki], channels)
-      ki, ai = ki + 1, ai + 2
+      enter(args[ai + 1], args[ai + 2], keys[ki], channels)
+      ki, ai = ki + 1, ai + 3
     elseif args[ai] == 'I' then
       leaveIndex()
       ownedKey, fenceKey, fenced = keys[ki], keys[ki + 1], nil
