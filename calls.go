@@ -8,8 +8,6 @@ import (
 	"fmt"
 	"sync"
 	"time"
-
-	"github.com/meshpresence/mesh/internal/store"
 )
 
 const (
@@ -38,10 +36,12 @@ const (
 	opAdd     = "add"     // bring Conn into Room
 	opRemove  = "remove"  // take Conn out of Room
 	opClear   = "clear"   // take every connection of yours out of Room
-	opRecheck = "recheck" // ask Conn's guards again
+	opRecheck = "recheck" // ask the guards again about Conn
 	opClose   = "close"   // close Conn
 	opRooms   = "rooms"   // say which rooms Conn is in
 	opGone    = "gone"    // say which of Conns are not in Room any more
+
+	opRecheckRoom = "recheck-room" // ask the guards of Room again about all of your connections
 )
 
 // remoteAnswer is the payload of an answer.
@@ -152,6 +152,9 @@ func (c *control) carryOut(ctx context.Context, call remoteCall) (outcome, error
 	case opClear:
 		ok, err := c.clear(ctx, call.Room)
 		return outcome{OK: ok}, err
+	case opRecheckRoom:
+		c.n.recheckRoom(call.Room)
+		return outcome{OK: true}, nil
 	case opGone:
 		return outcome{OK: true, Gone: c.n.owner.Gone(call.Room, call.Conns)}, nil
 	}
@@ -162,26 +165,28 @@ func (c *control) carryOut(ctx context.Context, call remoteCall) (outcome, error
 	done := outcome{OK: true}
 	switch call.Op {
 	case opAdd:
-		_, err = conn.Join(ctx, call.Room)
+		err = c.n.add(ctx, conn, call.Room)
 		done.OK = err == nil
 	case opRemove:
-		done.OK, err = conn.Leave(ctx, call.Room, store.CauseLeft)
+		done.OK, err = c.n.revoke(ctx, conn, call.Room)
 	case opRooms:
 		done.Rooms = conn.Rooms()
 	case opRecheck:
-		c.n.verdicts.invalidate(call.Conn)
-		c.n.watchers.recheck(call.Conn)
+		c.n.recheck(conn)
 	case opClose:
-		if c.closer == nil || !c.closer(call.Conn) {
-			c.n.disconnect(conn)
-		}
+		c.n.close(conn)
 	default:
 		return outcome{}, fmt.Errorf("%w: operation %q", ErrIncompatible, call.Op)
 	}
 	return done, c.n.storeError(err)
 }
 
+// clear takes this server's connections out of a room, and asks the guards again
+// about those that see it.
 func (c *control) clear(ctx context.Context, room string) (bool, error) {
+	c.n.verdicts.invalidateAllOf(room)
+	c.n.watchers.recheckAllOf(room)
+	c.n.joins.takeOutOf(room)
 	conns := c.n.owner.Joined(room)
 	var wg sync.WaitGroup
 	errs := make([]error, len(conns))
@@ -190,13 +195,13 @@ func (c *control) clear(ctx context.Context, room string) (bool, error) {
 		gate <- struct{}{}
 		wg.Go(func() {
 			defer func() { <-gate }()
-			_, errs[i] = conn.Leave(ctx, room, store.CauseLeft)
+			_, errs[i] = c.n.leave(ctx, conn, room)
 		})
 	}
 	wg.Wait()
 	for _, err := range errs {
 		if err != nil {
-			return false, c.n.storeError(err)
+			return false, err
 		}
 	}
 	return len(conns) > 0, nil

@@ -87,19 +87,20 @@ func (m *ConnectionManager) RoomMetadata(ctx context.Context, room string) (map[
 	return out, nil
 }
 
-// Recheck has the guards asked again about everything that a connection sees,
-// on whichever server it is: for guards that go by more than metadata and
-// rules, whose changes are noticed anyway. It does not wait for their verdicts.
-// [ErrUnknownConnection] where no server has it.
+// Recheck asks the guards and join guards again about everything that a connection
+// sees and every room that it is in, on whichever server it is. Call it after what
+// the guards read has changed. (Changes of metadata and rules are noticed by
+// themselves.) It does not wait for the verdicts. What they do is described at
+// [RoomManager.Recheck]. [ErrUnknownConnection] if no server has it.
 func (m *ConnectionManager) Recheck(ctx context.Context, connID string) error {
 	_, err := m.n.callOwner(ctx, remoteCall{Op: opRecheck, Conn: connID})
 	return err
 }
 
-// Close closes a connection, on whichever server it is: a socket with code
-// 1000; one of an app's own transport as [PresenceManager.Disconnect] does. It
-// leaves its rooms. Close does not wait for that. [ErrUnknownConnection] where
-// no server has it.
+// Close ends a connection, on whichever server it is, as
+// [PresenceManager.Disconnect] does: it leaves its rooms, and a socket is closed
+// with code 1000. Close does not wait for Redis to have the leaves.
+// [ErrUnknownConnection] if no server has it.
 func (m *ConnectionManager) Close(ctx context.Context, connID string) error {
 	_, err := m.n.callOwner(ctx, remoteCall{Op: opClose, Conn: connID})
 	return err
@@ -157,32 +158,43 @@ func (n *node) callOwner(ctx context.Context, call remoteCall) (outcome, error) 
 	return n.control.call(ctx, func(ctx context.Context) (string, error) { return n.locate(ctx, call.Conn) }, call)
 }
 
-// sees reports whether viewer may have the metadata of another connection: the
-// two have a room in common that viewer has joined or watches and, where the
-// room is tracked, that its guards let viewer see. It returns the metadata.
+// metadataFor returns the metadata of another connection if the viewer may have it:
+// the two have a room in common that the viewer has joined or watches, and that
+// its guards, if the room is tracked, let the viewer see.
 func (n *node) metadataFor(ctx context.Context, viewer, connID string, rooms []string) (json.RawMessage, error) {
-	var common []string
-	for _, room := range rooms {
-		if !n.rules.match(room).tracked || n.maySee(ctx, viewer, room) == nil {
-			common = append(common, room)
-		}
-	}
-	if len(common) == 0 {
-		return nil, nil
-	}
-	if c, ok := n.owner.Conn(connID); ok {
-		for _, room := range common {
-			if c.In(room) {
-				data, _ := c.Metadata()
-				return data, nil
-			}
-		}
-		return nil, nil
-	}
-	var record store.Record
-	record, _, err := n.store.FindIn(ctx, common, connID)
+	records, err := n.presentIn(ctx, connID, rooms)
 	if err != nil {
-		return nil, n.storeError(err)
+		return nil, err
 	}
-	return record.Meta, nil
+	for i, r := range records {
+		if r.Entry == "" {
+			continue
+		}
+		if !n.rules.match(rooms[i]).tracked || n.maySee(ctx, viewer, rooms[i]) == nil {
+			return r.Meta, nil
+		}
+	}
+	return nil, nil
+}
+
+// presentIn returns the records of a connection in rooms, in their order; an empty
+// one if it is not in.
+func (n *node) presentIn(ctx context.Context, connID string, rooms []string) ([]store.Record, error) {
+	c, ok := n.owner.Conn(connID)
+	if !ok && len(rooms) > 0 {
+		refs := make([]store.OwnedRef, len(rooms))
+		for i, room := range rooms {
+			refs[i] = store.OwnedRef{Room: room, Conn: connID}
+		}
+		records, err := n.store.Records(ctx, refs)
+		return records, n.storeError(err)
+	}
+	records := make([]store.Record, len(rooms))
+	for i, room := range rooms {
+		if c.In(room) {
+			data, _ := c.Metadata()
+			records[i] = store.Record{Entry: connID, Meta: data}
+		}
+	}
+	return records, nil
 }

@@ -114,19 +114,40 @@ type PresenceOptions struct {
 	// with [ErrUnavailable], as all are. From 10 ms to a minute. Defaults to 0:
 	// every state is told.
 	StateInterval time.Duration
-	// Guard decides who may see the room: subscribe to it, get its members in
-	// the answer to a join, read its states, and publish a state in it. Its
-	// verdict is kept until the connection's metadata or the rules change, or
-	// until it is asked for anew; a failure only for a second. It is limited
-	// by Options.GuardTimeout, together with all others that are asked the
-	// same question. Whom it refuses may still join, unless JoinGuard says
-	// otherwise: such a connection is in the room, the others see it, it sees
-	// nothing, and it gets what the app sends by RoomManager.Send. Defaults to
-	// nil: everyone.
+	// Guard decides which connections may see the room: subscribe to it, get its
+	// members in the answer to a join, read its states, and publish a state in it.
+	//
+	// Its verdict is kept, and asked for again if the connection's metadata or the
+	// rules change, after RoomManager.Remove, Clear, Delete and Recheck, after
+	// ConnectionManager.Recheck, and if a client makes a request when the verdict is
+	// older than 5 s. A failure is kept for a second. A verdict that is no ends the
+	// connection's subscription to the room.
+	//
+	// All guards that are asked the same question have Options.GuardTimeout
+	// together. If metadata or rules keep changing while they are asked, the answer
+	// is no after that time. If 1,024 calls of the guards of one rule hang, or 16 for one
+	// connection, that rule's guards are not asked until one of them returns: a
+	// connection that had a yes keeps it until then, others are refused.
+	//
+	// A refused connection may still join, unless JoinGuard says otherwise: it is in
+	// the room, the others see it, it sees nothing, and it gets what the app sends
+	// by RoomManager.Send. Defaults to nil: every connection is allowed.
 	Guard Guard
-	// JoinGuard decides who may join the room. It is asked at each join and
-	// limited by Options.HookTimeout; when its verdict would be another later,
-	// whoever is in stays in (see RoomManager.Remove). Defaults to nil: everyone.
+	// JoinGuard decides which connections may be in the room. It is asked at each
+	// join of a client or of PresenceManager.Join, and if a member whose entry has
+	// ended comes back by its next frame: it was silent for its TTL, or its server
+	// stood still past its lease. If it refuses such a member, the member stays out
+	// and its socket gets the push mesh/membership-ended. It is not asked by
+	// RoomManager.Add, nor if a server only writes entries again that have not ended:
+	// after Redis lost data, or after the server was cut off from Redis.
+	//
+	// RoomManager.Recheck and ConnectionManager.Recheck ask it about members: a
+	// member that it refuses leaves, as one does that joins again and is refused.
+	// Other changes do not, so a member stays in until then.
+	//
+	// It is limited by Options.HookTimeout. If metadata or matching rules change
+	// while it is asked, it is asked again within that time. Hanging calls are
+	// limited as those of Guard. Defaults to nil: every connection is allowed.
 	JoinGuard Guard
 }
 
@@ -149,7 +170,13 @@ type rule struct {
 	interval   time.Duration // of states
 	guards     []Guard       // every one must allow
 	joinGuards []Guard       // every one must allow
-	version    uint64        // of the rules that said so
+	// guardRules and joinRules are the patterns of the rules that the guards are
+	// of. Guards that hang are counted for each rule (see straysAll).
+	guardRules, joinRules []string
+	version               uint64 // of the rules that said so
+	// newest is the version that brought the newest of the matching rules. Unlike
+	// version it does not change if a rule about other rooms is added.
+	newest uint64
 }
 
 // ruleSet holds the rules of a server. Safe for concurrent use; match takes no
@@ -162,14 +189,21 @@ type ruleSet struct {
 // ruleList is one version of the rules. All but its cache is immutable.
 type ruleList struct {
 	version  uint64
-	exact    map[string]PresenceOptions
+	exact    map[string]addedRule
 	patterns []patternRule // in the order they were first given
 	cache    matchCache
 }
 
+// addedRule is the options of one rule and the version of the rules that
+// brought it.
+type addedRule struct {
+	opts  PresenceOptions
+	since uint64
+}
+
 type patternRule struct {
-	re   *regexp.Regexp
-	opts PresenceOptions
+	re *regexp.Regexp
+	addedRule
 }
 
 // add puts a rule in force. The same exact name given again replaces what was
@@ -189,12 +223,13 @@ func (s *ruleSet) add(p Pattern, o PresenceOptions) error {
 		old = &ruleList{}
 	}
 	next := &ruleList{version: old.version + 1, exact: old.exact, patterns: old.patterns}
+	added := addedRule{opts: o, since: next.version}
 	if p.kind == patternExact {
-		next.exact = make(map[string]PresenceOptions, len(old.exact)+1)
+		next.exact = make(map[string]addedRule, len(old.exact)+1)
 		maps.Copy(next.exact, old.exact)
-		next.exact[p.exact] = o
+		next.exact[p.exact] = added
 	} else {
-		next.patterns = withPattern(old.patterns, patternRule{re: p.re, opts: o})
+		next.patterns = withPattern(old.patterns, patternRule{re: p.re, addedRule: added})
 	}
 	s.current.Store(next)
 	return nil
@@ -233,11 +268,11 @@ func (s *ruleSet) match(room string) rule {
 func (l *ruleList) evaluate(room string) rule {
 	r := rule{version: l.version}
 	if o, ok := l.exact[room]; ok {
-		r.include(o)
+		r.include(Exact(room), o)
 	}
 	for _, p := range l.patterns {
 		if p.re.MatchString(room) {
-			r.include(p.opts)
+			r.include(Regexp(p.re), p.addedRule)
 		}
 	}
 	return r
@@ -245,15 +280,17 @@ func (l *ruleList) evaluate(room string) rule {
 
 // include adds what one more rule says, one that ranks lower than those
 // included before.
-func (r *rule) include(o PresenceOptions) {
+func (r *rule) include(p Pattern, a addedRule) {
+	o := a.opts
+	r.newest = max(r.newest, a.since)
 	if !r.tracked {
 		r.tracked, r.ttl, r.interval = true, o.TTL, o.StateInterval
 	}
 	if o.Guard != nil {
-		r.guards = append(r.guards, o.Guard)
+		r.guards, r.guardRules = append(r.guards, o.Guard), append(r.guardRules, p.String())
 	}
 	if o.JoinGuard != nil {
-		r.joinGuards = append(r.joinGuards, o.JoinGuard)
+		r.joinGuards, r.joinRules = append(r.joinGuards, o.JoinGuard), append(r.joinRules, p.String())
 	}
 }
 

@@ -3,10 +3,8 @@ package mesh
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
-	"sync"
 
 	"github.com/meshpresence/mesh/internal/wire"
 )
@@ -19,8 +17,9 @@ type RoomManager struct {
 	n *node
 }
 
-// Add brings a connection into a room, on whichever server it is.
-// [ErrUnknownConnection] where no server has it, [ErrLimit] past
+// Add brings a connection into a room, on whichever server it is. JoinGuards are
+// not asked: a join of the connection that waits for one takes place.
+// [ErrUnknownConnection] if no server has it, [ErrLimit] past
 // Limits.RoomsPerConnection. It is safe to repeat.
 func (m *RoomManager) Add(ctx context.Context, room, connID string) error {
 	if err := m.n.use(room); err != nil {
@@ -30,15 +29,38 @@ func (m *RoomManager) Add(ctx context.Context, room, connID string) error {
 	return err
 }
 
-// Remove takes a connection out of a room, on whichever server it is; false:
-// it was not in. [ErrUnknownConnection] where no server has it. It is safe to
-// repeat.
+// Remove takes a connection out of a room, on whichever server it is; false: it
+// was not in. A join of the connection that waits, for a JoinGuard or for Redis,
+// does not take place. The room's guards are asked again if the
+// connection may still see the room. Until they have answered, it gets no event of
+// the room.
+//
+// [ErrUnknownConnection] if no server has it. It is safe to repeat.
 func (m *RoomManager) Remove(ctx context.Context, room, connID string) (bool, error) {
 	if err := m.n.use(room); err != nil {
 		return false, err
 	}
 	done, err := m.n.callOwner(ctx, remoteCall{Op: opRemove, Room: room, Conn: connID})
 	return done.OK, err
+}
+
+// Recheck asks the room's guards again about every connection that sees the room,
+// and its join guards about every member and every join that waits, on all servers.
+// Call it after what the guards read has changed. (Changes of metadata and rules
+// are noticed by themselves.)
+//
+// It does not wait for the verdicts. Until the guards have answered about a
+// subscriber, the subscriber gets no event. A subscriber that they refuse gets the
+// push mesh/presence-ended. A member that a JoinGuard refuses leaves, and its
+// socket gets the push mesh/membership-ended.
+//
+// On an error, a server that does not answer may not have done so. It is safe to
+// repeat.
+func (m *RoomManager) Recheck(ctx context.Context, room string) error {
+	if err := m.n.use(room); err != nil {
+		return err
+	}
+	return m.n.everywhere(ctx, remoteCall{Op: opRecheckRoom, Room: room})
 }
 
 // Contains reports whether a connection is in a room, as Redis holds it. An
@@ -89,29 +111,19 @@ func (m *RoomManager) Of(ctx context.Context, connID string) ([]string, error) {
 	return done.Rooms, err
 }
 
-// Clear takes everybody out of a room, on all servers, each with a leave
-// event. The room's metadata stays. On an error some may still be in; it is
-// safe to repeat.
+// Clear takes all connections out of a room, on all servers, each with a leave
+// event. Joins that wait do not take place, and the guards are asked again about
+// every connection that sees the room, as by [RoomManager.Recheck]. The room's
+// metadata stays. On an error some may still be in; it is safe to repeat.
 func (m *RoomManager) Clear(ctx context.Context, room string) error {
 	if err := m.n.use(room); err != nil {
 		return err
 	}
-	homes, err := m.n.store.Homes(ctx, room)
-	if err != nil {
-		return m.n.storeError(err)
-	}
-	errs := make([]error, len(homes))
-	var asked sync.WaitGroup
-	for i, inc := range homes {
-		here := func(context.Context) (string, error) { return inc, nil }
-		asked.Go(func() { _, errs[i] = m.n.control.call(ctx, here, remoteCall{Op: opClear, Room: room}) })
-	}
-	asked.Wait()
-	return errors.Join(errs...)
+	return m.n.everywhere(ctx, remoteCall{Op: opClear, Room: room})
 }
 
 // Delete clears a room, as [RoomManager.Clear] does, and forgets its metadata.
-// It is no lock: who joins afterwards is in again.
+// It is no lock: a connection that joins afterwards is in again.
 func (m *RoomManager) Delete(ctx context.Context, room string) error {
 	if err := m.Clear(ctx, room); err != nil {
 		return err

@@ -234,5 +234,5 @@ func (st *Stats) addCallbacks(n *node) {
 		st.CallbackTimeouts += c.Timeouts
 	}
 	v := n.verdicts
-	st.GuardsRefused, st.GuardsHanging = v.refused.Load()+v.busy.Load(), v.strays.Load()
+	st.GuardsRefused, st.GuardsHanging = v.refused.Load()+v.busy.Load(), v.hanging.all.Load()
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/meshpresence/mesh/internal/hub"
 	"github.com/meshpresence/mesh/internal/wire"
@@ -33,6 +34,8 @@ type subscription struct {
 	held    []parcel
 	bytes   int
 	over    bool
+
+	rechecked time.Time // when its guards were last asked by a recheck; guarded by watchers.mu
 }
 
 // parcel is a snapshot or an update.
@@ -127,11 +130,8 @@ type watchers struct {
 
 	mu       sync.Mutex // guards the fields below
 	closed   bool
-	byViewer map[string]map[*subscription]*recheck // nil: its guard is not being asked anew
+	byViewer map[string]map[*subscription]*recheck // nil: no recheck is under way
 }
-
-// recheck is one asking anew about a subscription.
-type recheck struct{ again bool } // guarded by watchers.mu
 
 func newWatchers(n *node) *watchers {
 	w := &watchers{n: n, byViewer: make(map[string]map[*subscription]*recheck)}
@@ -149,8 +149,9 @@ func (w *watchers) watch(ctx context.Context, s *subscription) error {
 		return err
 	}
 	err := w.n.watcher(s.viewer)
+	owed := false
 	if err == nil {
-		err = w.n.maySee(ctx, s.viewer, s.room)
+		owed, err = w.n.sees(ctx, s.viewer, s.room, time.Now().Add(-freshFor))
 	}
 	if err == nil {
 		err = w.mirror(ctx, s)
@@ -160,8 +161,10 @@ func (w *watchers) watch(ctx context.Context, s *subscription) error {
 		w.remove(s)
 		return w.n.storeError(err)
 	}
-	if s.isOver() { // the guard said no meanwhile; the outlet has been told
+	if s.isOver() { // a recheck has ended it; the outlet has been told
 		w.n.hub.Unwatch(s.room, s)
+	} else if owed {
+		w.recheckRoom(s.viewer, s.room)
 	}
 	return nil
 }
@@ -242,70 +245,6 @@ func (w *watchers) of(viewer string) []*subscription {
 func (w *watchers) forget(viewer string) {
 	for _, s := range w.of(viewer) {
 		w.end(s, ErrClosed)
-	}
-}
-
-// recheckAll asks about every subscription again: the rules have changed.
-func (w *watchers) recheckAll() {
-	w.mu.Lock()
-	viewers := make([]string, 0, len(w.byViewer))
-	for v := range w.byViewer {
-		viewers = append(viewers, v)
-	}
-	w.mu.Unlock()
-	for _, v := range viewers {
-		w.recheck(v)
-	}
-}
-
-// recheck asks again about a viewer's subscriptions: its metadata has changed.
-// Nothing is delivered to each of them until there is a verdict about it. It
-// does not block.
-func (w *watchers) recheck(viewer string) {
-	if viewer == "" {
-		return
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.closed {
-		return
-	}
-	for s, asking := range w.byViewer[viewer] {
-		s.hold()
-		if asking != nil {
-			asking.again = true
-			continue
-		}
-		asking = &recheck{}
-		w.byViewer[viewer][s] = asking
-		w.work.Go(func() { w.ask(s, asking) })
-	}
-}
-
-// ask runs until the subscription has a verdict that is up to date.
-func (w *watchers) ask(s *subscription, r *recheck) {
-	for {
-		err := w.n.maySee(w.life, s.viewer, s.room)
-		if w.life.Err() != nil {
-			err = ErrClosed // not the guard's word
-		}
-		w.mu.Lock()
-		if r.again {
-			r.again = false
-			w.mu.Unlock()
-			continue
-		}
-		if set := w.byViewer[s.viewer]; set[s] == r {
-			set[s] = nil
-		}
-		if err == nil {
-			s.release()
-		}
-		w.mu.Unlock()
-		if err != nil {
-			w.end(s, err)
-		}
-		return
 	}
 }
 

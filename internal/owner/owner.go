@@ -60,6 +60,12 @@ type Config struct {
 	StateInterval func(room string) time.Duration
 	// BatchOps is how many ops one call carries at most. Defaults to store.MaxOps.
 	BatchOps int
+	// MayReturn is called, with the connection's lock held, before an entry that has
+	// ended is joined again because its connection gave a sign of life. If it
+	// returns false, the entry stays out until Conn.Return or Conn.StayOut. It is
+	// asked again at each further frame. It must not block or call the Conn.
+	// Defaults to true.
+	MayReturn func(c *Conn, room string) bool
 	// EndSilent makes the owner's clock end entries that fell silent.
 	EndSilent bool
 	// MaxRooms bounds the rooms of one connection; negative: no bound.
@@ -142,6 +148,9 @@ func New(cfg Config) *Owner {
 	}
 	if cfg.StateInterval == nil {
 		cfg.StateInterval = func(string) time.Duration { return 0 }
+	}
+	if cfg.MayReturn == nil {
+		cfg.MayReturn = func(*Conn, string) bool { return true }
 	}
 	if cfg.Wrote == nil {
 		cfg.Wrote = func(string, store.Position) {}

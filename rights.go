@@ -1,0 +1,100 @@
+package mesh
+
+import (
+	"context"
+	"time"
+
+	"github.com/meshpresence/mesh/internal/owner"
+	"github.com/meshpresence/mesh/internal/wire"
+)
+
+// maySee is for a client's request. It returns nil if the room is tracked and its
+// guards let the connection see it (the empty one is the app itself), and
+// ErrNotTracked or ErrRefused otherwise. A verdict older than freshFor does not
+// count. A refusal ends the subscriptions that the connection has to the room.
+func (n *node) maySee(ctx context.Context, viewer, room string) error {
+	_, err := n.sees(ctx, viewer, room, time.Now().Add(-freshFor))
+	if refused(err) {
+		n.watchers.recheckRoom(viewer, room)
+	}
+	return err
+}
+
+// sees is maySee by guards that were asked at since or later. owed says that an
+// earlier yes stands because too many guards hang to ask them now.
+func (n *node) sees(ctx context.Context, viewer, room string, since time.Time) (owed bool, err error) {
+	if viewer == "" {
+		if !n.rules.match(room).tracked {
+			return false, ErrNotTracked
+		}
+		return false, nil
+	}
+	d, err := n.verdicts.decide(ctx, viewer, n.member(viewer), room, since)
+	if err == nil && !d.ok {
+		err = ErrRefused
+	}
+	return d.owed, err
+}
+
+// look answers a client's request with what read finds in a room, or with none if
+// the guards do not let the connection see the room. They are asked before read
+// and, because it may wait for Redis, once more after it: their verdict may have
+// become void, or have changed.
+func (n *node) look(ctx context.Context, viewer, room string, none any, read func() (any, error)) (any, error) {
+	err := n.maySee(ctx, viewer, room)
+	var found any
+	if err == nil {
+		found, err = read()
+	}
+	if err == nil {
+		_, err = n.sees(ctx, viewer, room, time.Time{})
+	}
+	switch {
+	case err == nil:
+		return found, nil
+	case refused(err):
+		return none, nil
+	}
+	return nil, err
+}
+
+// revoke takes a connection out of a room and asks the guards again if it may
+// still see the room. Until they have answered, nothing is delivered to it.
+func (n *node) revoke(ctx context.Context, c *owner.Conn, room string) (bool, error) {
+	n.verdicts.invalidateRoom(c.ID(), room)
+	n.watchers.recheckRoom(c.ID(), room)
+	return n.leave(ctx, c, room)
+}
+
+// recheck asks the guards and join guards again about everything that a connection
+// sees and every room that it is in. It does not wait for their answers.
+func (n *node) recheck(c *owner.Conn) {
+	n.verdicts.invalidate(c.ID())
+	n.watchers.recheck(c.ID())
+	n.joins.recheckAll(c)
+	for _, room := range c.Rooms() {
+		n.joins.recheck(c, room)
+	}
+}
+
+// recheckRoom asks the guards and join guards again about a room, for all of this
+// server's connections. It does not wait for their answers.
+func (n *node) recheckRoom(room string) {
+	n.verdicts.invalidateAllOf(room)
+	n.watchers.recheckAllOf(room)
+	n.joins.recheckOf(room)
+	for _, c := range n.owner.InRoom(room) {
+		n.joins.recheck(c, room)
+	}
+}
+
+// tellMembershipEnded tells a socket that a join guard has taken its connection
+// out of a room.
+func (n *node) tellMembershipEnded(conn, room string) {
+	if n.control.sockets == nil {
+		return
+	}
+	if f, err := wire.Push(wire.PushMembershipEnded, wire.Ended{RoomName: room}); err == nil {
+		n.control.sockets(conn, f)
+	}
+}
