@@ -18,21 +18,21 @@ import (
 // given. If they change while the guards are asked, the guards are asked again,
 // until the time limit has passed since the question.
 func (v *verdicts) allowed(ctx context.Context, conn string, member memberFunc, room string) (bool, error) {
-	d, err := v.decide(ctx, conn, member, room, time.Time{})
+	d, err := v.decide(ctx, conn, member, question{room: room})
 	return d.ok, err
 }
 
 // decision is the answer of decide.
 type decision struct {
 	ok bool
+	by *verdict // nil: the room has no guards
 	// owed says that an earlier yes stands because too many guards hang, and that
 	// they have to be asked later.
 	owed bool
 }
 
-// decide is allowed by guards that were asked at since or later.
-func (v *verdicts) decide(ctx context.Context, conn string, member memberFunc, room string, since time.Time) (decision, error) {
-	q := question{room: room, since: since}
+// decide is allowed for a question that says more than the room.
+func (v *verdicts) decide(ctx context.Context, conn string, member memberFunc, q question) (decision, error) {
 	asking := repeated{name: callbackGuard, limit: v.guardTimeout, log: v.calls.log}
 	defer asking.end()
 	for {
@@ -51,7 +51,7 @@ func (v *verdicts) decide(ctx context.Context, conn string, member memberFunc, r
 		}
 		if a == q.last || a.call.done() && !errors.Is(a.call.err, errCalledOff) {
 			ok, err := a.outcome()
-			return decision{ok: ok}, err
+			return decision{ok: ok, by: a}, err
 		}
 		if err := asking.await(ctx, a.call); err != nil {
 			return decision{}, err
@@ -65,14 +65,15 @@ func (v *verdicts) decide(ctx context.Context, conn string, member memberFunc, r
 	}
 }
 
-// question is what ask needs to know.
+// question is what ask needs to know: room and, if the caller wishes, since and
+// last. decide sets the others.
 type question struct {
 	room   string
 	since  time.Time // a verdict that began earlier is too old; zero: none is
 	rule   rule
 	member Member
 	meta   uint64
-	last   *verdict // that the caller has waited for
+	last   *verdict // that the caller has got before; it answers while it stands
 	reread bool     // versions were read after a newer verdict was seen
 	owed   bool     // set by ask: see decision
 }

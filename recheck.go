@@ -64,8 +64,8 @@ func (w *watchers) ask(s *subscription, r *recheck) {
 	defer asking.end()
 	for {
 		w.rest(s, r)
-		owed, err := w.n.sees(w.life, s.viewer, s.room, time.Time{})
-		again := w.settle(s, r, owed, err)
+		d, err := w.n.sees(w.life, s.viewer, question{room: s.room})
+		again := w.settle(s, r, d.owed, err)
 		if again {
 			err = asking.again(w.life)
 		}
@@ -77,7 +77,7 @@ func (w *watchers) ask(s *subscription, r *recheck) {
 			w.end(s, err)
 			return
 		case again:
-		case !owed || s.isOver() || !pause(w.life, failedFor):
+		case !d.owed || s.isOver() || !pause(w.life, failedFor):
 			return
 		default: // the guards could not be asked a second ago
 			asking.end()

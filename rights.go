@@ -13,41 +13,48 @@ import (
 // ErrNotTracked or ErrRefused otherwise. A verdict older than freshFor does not
 // count. A refusal ends the subscriptions that the connection has to the room.
 func (n *node) maySee(ctx context.Context, viewer, room string) error {
-	_, err := n.sees(ctx, viewer, room, time.Now().Add(-freshFor))
-	if refused(err) {
-		n.watchers.recheckRoom(viewer, room)
-	}
+	_, err := n.request(ctx, viewer, room)
 	return err
 }
 
-// sees is maySee by guards that were asked at since or later. owed says that an
-// earlier yes stands because too many guards hang to ask them now.
-func (n *node) sees(ctx context.Context, viewer, room string, since time.Time) (owed bool, err error) {
-	if viewer == "" {
-		if !n.rules.match(room).tracked {
-			return false, ErrNotTracked
-		}
-		return false, nil
+// request is maySee that also returns what the verdict is.
+func (n *node) request(ctx context.Context, viewer, room string) (decision, error) {
+	d, err := n.sees(ctx, viewer, fresh(room))
+	if refused(err) {
+		n.watchers.recheckRoom(viewer, room)
 	}
-	d, err := n.verdicts.decide(ctx, viewer, n.member(viewer), room, since)
+	return d, err
+}
+
+// fresh is the question that a client's request puts.
+func fresh(room string) question { return question{room: room, since: time.Now().Add(-freshFor)} }
+
+// sees is maySee for any question.
+func (n *node) sees(ctx context.Context, viewer string, q question) (decision, error) {
+	if viewer == "" {
+		if !n.rules.match(q.room).tracked {
+			return decision{}, ErrNotTracked
+		}
+		return decision{ok: true}, nil
+	}
+	d, err := n.verdicts.decide(ctx, viewer, n.member(viewer), q)
 	if err == nil && !d.ok {
 		err = ErrRefused
 	}
-	return d.owed, err
+	return d, err
 }
 
 // look answers a client's request with what read finds in a room, or with none if
-// the guards do not let the connection see the room. They are asked before read
-// and, because it may wait for Redis, once more after it: their verdict may have
-// become void, or have changed.
+// the guards do not let the connection see the room. Because read may wait for
+// Redis, it is checked after it that the verdict still stands.
 func (n *node) look(ctx context.Context, viewer, room string, none any, read func() (any, error)) (any, error) {
-	err := n.maySee(ctx, viewer, room)
+	d, err := n.request(ctx, viewer, room)
 	var found any
 	if err == nil {
 		found, err = read()
 	}
 	if err == nil {
-		_, err = n.sees(ctx, viewer, room, time.Time{})
+		_, err = n.sees(ctx, viewer, question{room: room, last: d.by})
 	}
 	switch {
 	case err == nil:

@@ -149,9 +149,9 @@ func (w *watchers) watch(ctx context.Context, s *subscription) error {
 		return err
 	}
 	err := w.n.watcher(s.viewer)
-	owed := false
+	var d decision
 	if err == nil {
-		owed, err = w.n.sees(ctx, s.viewer, s.room, time.Now().Add(-freshFor))
+		d, err = w.n.sees(ctx, s.viewer, fresh(s.room))
 	}
 	if err == nil {
 		err = w.mirror(ctx, s)
@@ -163,7 +163,7 @@ func (w *watchers) watch(ctx context.Context, s *subscription) error {
 	}
 	if s.isOver() { // a recheck has ended it; the outlet has been told
 		w.n.hub.Unwatch(s.room, s)
-	} else if owed {
+	} else if d.owed {
 		w.recheckRoom(s.viewer, s.room)
 	}
 	return nil

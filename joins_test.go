@@ -1,0 +1,491 @@
+package mesh
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// notBanned is a join guard that takes a moment and reads metadata.
+func notBanned(_ context.Context, m Member, _ string) (bool, error) {
+	time.Sleep(300 * time.Millisecond)
+	return !strings.Contains(string(m.Metadata), "banned"), nil
+}
+
+// never refuses.
+func never(context.Context, Member, string) (bool, error) { return false, nil }
+
+// flightCase is what happens while a join waits for its guard.
+type flightCase struct {
+	name string
+	do   func(t *testing.T, w *world, here, there *testServer, p *peer)
+	ends bool // the connection
+	// joins says that the join may take place for a moment.
+	joins bool
+}
+
+var flightCases = []flightCase{
+	{name: "metadata", do: func(t *testing.T, _ *world, here, _ *testServer, p *peer) {
+		require.NoError(t, here.Connections().SetMetadata(t.Context(), p.id, "banned", MetadataOptions{}))
+	}},
+	{name: "metadata, from another server", do: func(t *testing.T, _ *world, _, there *testServer, p *peer) {
+		require.NoError(t, there.Connections().SetMetadata(t.Context(), p.id, "banned", MetadataOptions{}))
+	}},
+	{name: "rule", do: func(t *testing.T, _ *world, here, _ *testServer, _ *peer) {
+		require.NoError(t, here.TrackPresence(Exact("lobby"), PresenceOptions{JoinGuard: never}))
+	}},
+	{name: "Remove", do: func(t *testing.T, _ *world, here, _ *testServer, p *peer) {
+		was, err := here.Rooms().Remove(t.Context(), "lobby", p.id)
+		require.NoError(t, err)
+		assert.False(t, was, "it was not in yet")
+	}},
+	{name: "Remove, from another server", do: func(t *testing.T, _ *world, _, there *testServer, p *peer) {
+		_, err := there.Rooms().Remove(t.Context(), "lobby", p.id)
+		require.NoError(t, err)
+	}},
+	{name: "Remove after Add", joins: true, do: func(t *testing.T, _ *world, here, there *testServer, p *peer) {
+		require.NoError(t, there.Rooms().Add(t.Context(), "lobby", p.id))
+		was, err := here.Rooms().Remove(t.Context(), "lobby", p.id)
+		require.NoError(t, err)
+		assert.True(t, was)
+	}},
+	{name: "Clear", do: func(t *testing.T, _ *world, here, _ *testServer, _ *peer) {
+		require.NoError(t, here.Rooms().Clear(t.Context(), "lobby"))
+	}},
+	{name: "Clear, from another server", do: func(t *testing.T, _ *world, _, there *testServer, _ *peer) {
+		require.NoError(t, there.Rooms().Clear(t.Context(), "lobby"))
+	}},
+	{name: "Delete, from another server", do: func(t *testing.T, _ *world, _, there *testServer, _ *peer) {
+		require.NoError(t, there.Rooms().Delete(t.Context(), "lobby"))
+	}},
+	{name: "Leave", do: func(t *testing.T, _ *world, here, _ *testServer, p *peer) {
+		_, err := here.Presence().Leave(t.Context(), "lobby", p.id)
+		require.NoError(t, err)
+	}},
+	{name: "Disconnect", ends: true, do: func(t *testing.T, _ *world, here, _ *testServer, p *peer) {
+		require.NoError(t, here.Presence().Disconnect(t.Context(), p.id))
+	}},
+	{name: "Close, from another server", ends: true, do: func(t *testing.T, _ *world, _, there *testServer, p *peer) {
+		require.NoError(t, there.Connections().Close(t.Context(), p.id))
+	}},
+	{name: "the client goes", ends: true, do: func(_ *testing.T, _ *world, _, _ *testServer, p *peer) { p.close() }},
+}
+
+func TestABanBeatsAJoinInFlight(t *testing.T) {
+	t.Parallel()
+	for _, c := range flightCases {
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
+			everywhereOn(t, nil, func(t *testing.T, w *world) {
+				here, there := w.server(byHeader), w.server(byHeader)
+				for _, s := range []*testServer{here, there} {
+					s.track(".*", PresenceOptions{JoinGuard: notBanned})
+				}
+				p, watcher := here.dial(meta(`{}`)), there.dial(meta(`{}`))
+				watcher.subscribe("lobby")
+				answer := make(chan string, 1)
+				var asking sync.WaitGroup
+				asking.Go(func() {
+					data, err := p.tryCall("mesh/join-room", inRoomPayload("lobby"))
+					answer <- fmt.Sprint(string(data), err)
+				})
+				w.sleep(100 * time.Millisecond)
+				c.do(t, w, here, there, p)
+				asking.Wait()
+				if got := <-answer; !c.ends && !c.joins {
+					assert.Contains(t, got, `"success":false`)
+				}
+				w.sleep(400 * time.Millisecond)
+				ids, err := there.Rooms().Members(t.Context(), "lobby")
+				require.NoError(t, err)
+				assert.Empty(t, ids)
+				assert.Equal(t, watcher.count("join", p.id), watcher.count("leave", p.id))
+				if c.ends {
+					p.closed(w.unhurried(2 * time.Second))
+					return
+				}
+				require.NoError(t, there.Rooms().Send(t.Context(), "lobby", "chat", "hello"))
+				w.sleep(50 * time.Millisecond)
+				assert.Zero(t, p.pushed("chat"))
+			})
+		})
+	}
+}
+
+// The app's word is newer than the guard's.
+func TestAddLetsAJoinInFlightIn(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(t *testing.T, w *world) {
+		here, there := w.server(byHeader), w.server(byHeader)
+		here.track(".*", PresenceOptions{JoinGuard: notBanned})
+		p := here.dial(meta(`"banned"`))
+		var asking sync.WaitGroup
+		asking.Go(func() { assert.True(t, p.room("mesh/join-room", "lobby").Success) })
+		w.sleep(100 * time.Millisecond)
+		require.NoError(t, there.Rooms().Add(t.Context(), "lobby", p.id))
+		asking.Wait()
+		in, err := there.Rooms().Contains(t.Context(), "lobby", p.id)
+		require.NoError(t, err)
+		assert.True(t, in)
+	})
+}
+
+// Between the yes of the guard and the join there is no moment in which a ban
+// goes unnoticed.
+func TestABanAtAnyMomentOfAJoin(t *testing.T) {
+	t.Parallel()
+	embedded(t, banAtAnyMoment)
+}
+
+func banAtAnyMoment(t *testing.T, w *world) {
+	p, ctx := w.manager(), t.Context()
+	var banned sync.Map
+	require.NoError(t, p.TrackPresence(Exact("lobby"), PresenceOptions{JoinGuard: func(_ context.Context, m Member, _ string) (bool, error) {
+		_, out := banned.Load(m.ID)
+		return !out, nil
+	}}))
+	var all sync.WaitGroup
+	for i := range 300 {
+		id := fmt.Sprint("c", i)
+		require.NoError(t, p.Connect(ctx, id, nil))
+		all.Go(func() {
+			var both sync.WaitGroup
+			both.Go(func() { _ = p.Join(ctx, "lobby", id) })
+			both.Go(func() {
+				for range i * 20 {
+					_ = p.n.usable() // some moments later each time
+				}
+				banned.Store(id, true)
+				_, err := p.Rooms().Remove(ctx, "lobby", id)
+				assert.NoError(t, err)
+			})
+			both.Wait()
+			in, err := p.Rooms().Contains(ctx, "lobby", id)
+			assert.NoError(t, err)
+			assert.False(t, in, "%s is banned and in", id)
+		})
+	}
+	all.Wait()
+}
+
+// A join guard that has no lasting answer refuses, in time, and is not asked at
+// every turn.
+func TestAJoinGuardThatChangesWhatItReads(t *testing.T) {
+	t.Parallel()
+	embedded(t, func(t *testing.T, w *world) {
+		log := &textLog{}
+		s := w.server(func(o *Options) { o.Logger = log.logger() })
+		var asked atomic.Int64
+		s.track(".*", PresenceOptions{JoinGuard: func(ctx context.Context, m Member, _ string) (bool, error) {
+			n := asked.Add(1)
+			return true, s.Connections().SetMetadata(ctx, m.ID, n, MetadataOptions{})
+		}})
+		p := s.dial()
+		began := time.Now()
+		assert.JSONEq(t, `{"success":false,"present":[]}`, string(p.call("mesh/join-room", inRoomPayload("lobby"))))
+		assert.LessOrEqual(t, time.Since(began), 6*time.Second)
+		assert.LessOrEqual(t, asked.Load(), int64(100))
+		assert.Contains(t, log.String(), "no lasting answer")
+	})
+}
+
+// A rule about other rooms does not make anybody wait.
+func TestRulesAboutOtherRoomsDoNotHoldUpAJoin(t *testing.T) {
+	t.Parallel()
+	embedded(t, func(t *testing.T, w *world) {
+		s := w.server(byHeader)
+		var asked atomic.Int64
+		guard := func(context.Context, Member, string) (bool, error) {
+			asked.Add(1)
+			time.Sleep(50 * time.Millisecond)
+			return true, nil
+		}
+		require.NoError(t, s.TrackPresence(Exact("lobby"), PresenceOptions{Guard: guard, JoinGuard: guard}))
+		p := s.dial(meta(`{}`))
+		stop := make(chan struct{})
+		var adding sync.WaitGroup
+		adding.Go(func() {
+			for i := 0; ; i++ {
+				assert.NoError(t, s.TrackPresence(Exact(fmt.Sprint("doc", i)), PresenceOptions{}))
+				select {
+				case <-stop:
+					return
+				case <-time.After(10 * time.Millisecond):
+				}
+			}
+		})
+		began := time.Now()
+		p.join("lobby")
+		assert.Equal(t, 100*time.Millisecond, time.Since(began), "each guard once")
+		close(stop)
+		adding.Wait()
+		assert.EqualValues(t, 2, asked.Load())
+	})
+}
+
+// A member that joins again and is refused is out, as it is told.
+func TestARefusedJoinOfAMember(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(t *testing.T, w *world) {
+		s := w.server(byHeader)
+		s.track(".*", PresenceOptions{JoinGuard: func(_ context.Context, m Member, _ string) (bool, error) {
+			return !strings.Contains(string(m.Metadata), "banned"), nil
+		}})
+		p := s.dial(meta(`{}`))
+		p.join("lobby")
+		require.NoError(t, s.Connections().SetMetadata(t.Context(), p.id, "banned", MetadataOptions{}))
+		in, err := s.Rooms().Contains(t.Context(), "lobby", p.id)
+		require.NoError(t, err)
+		require.True(t, in, "metadata alone takes nobody out")
+		assert.False(t, p.room("mesh/join-room", "lobby").Success)
+		in, err = s.Rooms().Contains(t.Context(), "lobby", p.id)
+		require.NoError(t, err)
+		assert.False(t, in)
+	})
+}
+
+// silentWorld is a server whose room "club" has a join guard and whose room
+// "hall" has none, both with a TTL of a second.
+func silentWorld(w *world, setup ...func(*Options)) (s *testServer, banned *sync.Map, asked *atomic.Int64) {
+	s = w.server(append(setup, noCommandLimit)...)
+	banned, asked = new(sync.Map), new(atomic.Int64)
+	s.track("^club$", PresenceOptions{TTL: time.Second, JoinGuard: func(ctx context.Context, m Member, _ string) (bool, error) {
+		asked.Add(1)
+		how, out := banned.Load(m.ID)
+		if how == "hangs" {
+			<-ctx.Done()
+			return true, nil
+		}
+		return !out, nil
+	}})
+	s.track("^hall$", PresenceOptions{TTL: time.Second})
+	return s, banned, asked
+}
+
+func TestASilentMemberIsAskedAbout(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(t *testing.T, w *world) {
+		s, banned, asked := silentWorld(w)
+		watcher, good, bad := s.dial(), s.dial(), s.dial()
+		for _, room := range []string{"club", "hall"} {
+			watcher.subscribe(room)
+			good.join(room)
+			bad.join(room)
+		}
+		require.EqualValues(t, 2, asked.Load())
+		in := func(room string, p *peer) bool {
+			ok, err := s.Rooms().Contains(t.Context(), room, p.id)
+			require.NoError(t, err)
+			return ok
+		}
+		gone := func(p *peer) {
+			p.mute()
+			w.eventually(5*time.Second, func() bool { return !in("club", p) && !in("hall", p) }, "it leaves by silence")
+		}
+		gone(good)
+		require.Equal(t, "true", good.state("club", map[string]any{"n": 1}), "it is in again before its request")
+		assert.True(t, in("club", good))
+		assert.True(t, in("hall", good))
+		assert.EqualValues(t, 3, asked.Load(), "once for the return")
+
+		gone(good)
+		assert.True(t, good.room("mesh/join-room", "club").Success)
+		assert.LessOrEqual(t, asked.Load(), int64(5), "the request may have its answer from the return")
+		asked.Store(0)
+
+		gone(bad)
+		banned.Store(bad.id, true)
+		bad.call("mesh/noop", nil)
+		w.eventually(2*time.Second, func() bool { return in("hall", bad) }, "the other room")
+		w.eventually(2*time.Second, func() bool { return bad.pushed("mesh/membership-ended") == 1 }, "the push")
+		assert.JSONEq(t, `{"roomName":"club"}`, string(bad.pushesOf("mesh/membership-ended")[0].Payload))
+		for range 3 {
+			bad.call("mesh/noop", nil)
+		}
+		assert.Equal(t, "false", bad.state("club", map[string]any{"n": 1}))
+		assert.False(t, in("club", bad))
+		assert.EqualValues(t, 1, asked.Load(), "not again at each frame")
+		w.eventually(w.unhurried(2*time.Second), func() bool { return watcher.countIn("club", "leave", bad.id) == 1 }, "its leave")
+		assert.Equal(t, 1, watcher.countIn("club", "join", bad.id))
+		assert.False(t, bad.room("mesh/join-room", "club").Success)
+		banned.Delete(bad.id)
+		assert.True(t, bad.room("mesh/join-room", "club").Success)
+	})
+}
+
+// A guard that hangs holds up neither the other rooms nor the reader.
+func TestAHangingJoinGuardAfterASilence(t *testing.T) {
+	t.Parallel()
+	embedded(t, func(t *testing.T, w *world) {
+		s, banned, _ := silentWorld(w)
+		p := s.dial()
+		p.join("club")
+		p.join("hall")
+		p.mute()
+		w.sleep(3 * time.Second)
+		banned.Store(p.id, "hangs")
+		began := time.Now()
+		assert.Equal(t, "true", p.state("hall", map[string]any{"n": 1}))
+		assert.Zero(t, time.Since(began))
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			assert.Equal(t, "false", p.state("club", map[string]any{"n": 1}), "the answer is the guard's")
+		}()
+		for range 12 { // stays alive in the other room
+			w.sleep(500 * time.Millisecond)
+			require.NoError(t, p.send(map[string]any{"command": "pong"}))
+		}
+		<-done
+		in, err := s.Rooms().Contains(t.Context(), "hall", p.id)
+		require.NoError(t, err)
+		assert.True(t, in)
+		assert.Equal(t, 1, p.pushed("mesh/membership-ended"))
+	})
+}
+
+// Every way out settles a return that waits, and every way in.
+func TestAReturnInFlight(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		do func(ctx context.Context, p *PresenceManager) error
+		in bool
+	}{
+		"nothing": {in: true, do: func(context.Context, *PresenceManager) error { return nil }},
+		"Leave":   {do: func(ctx context.Context, p *PresenceManager) error { _, err := p.Leave(ctx, "club", "c"); return err }},
+		"Remove": {do: func(ctx context.Context, p *PresenceManager) error {
+			_, err := p.Rooms().Remove(ctx, "club", "c")
+			return err
+		}},
+		"Clear": {do: func(ctx context.Context, p *PresenceManager) error { return p.Rooms().Clear(ctx, "club") }},
+		"a new ban": {do: func(ctx context.Context, p *PresenceManager) error {
+			return p.Connections().SetMetadata(ctx, "c", "banned", MetadataOptions{})
+		}},
+		"Disconnect": {do: func(ctx context.Context, p *PresenceManager) error { return p.Disconnect(ctx, "c") }},
+		"Add":        {in: true, do: func(ctx context.Context, p *PresenceManager) error { return p.Rooms().Add(ctx, "club", "c") }},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			embedded(t, func(t *testing.T, w *world) {
+				ctx := t.Context()
+				p := w.manager()
+				require.NoError(t, p.TrackPresence(Exact("club"), PresenceOptions{TTL: 2 * time.Second, JoinGuard: notBanned}))
+				require.NoError(t, p.Connect(ctx, "c", nil))
+				require.NoError(t, p.Join(ctx, "club", "c"))
+				w.sleep(4 * time.Second)
+				require.NoError(t, p.Touch("c"))
+				w.sleep(100 * time.Millisecond)
+				require.NoError(t, c.do(ctx, p))
+				w.sleep(time.Second)
+				in, err := p.Rooms().Contains(ctx, "club", "c")
+				require.NoError(t, err)
+				assert.Equal(t, c.in, in)
+				assert.Empty(t, p.n.joins.open, "nothing is left behind")
+			})
+		})
+	}
+}
+
+// An entry that anybody may have ended because its TTL had passed is asked about,
+// too, where the server itself ends none.
+func TestAReturnAfterCleanExpired(t *testing.T) {
+	t.Parallel()
+	embedded(t, func(t *testing.T, w *world) {
+		ctx := t.Context()
+		off := false
+		p, other := w.manager(func(o *Options) { o.EnablePresenceExpirationEvents = &off }), w.manager(func(o *Options) { o.EnablePresenceExpirationEvents = &off })
+		var banned atomic.Bool
+		var asked atomic.Int64
+		guard := func(context.Context, Member, string) (bool, error) { asked.Add(1); return !banned.Load(), nil }
+		require.NoError(t, p.TrackPresence(Exact("club"), PresenceOptions{TTL: 2 * time.Second, JoinGuard: guard}))
+		require.NoError(t, p.Connect(ctx, "c", nil))
+		require.NoError(t, p.Join(ctx, "club", "c"))
+		in := func() bool {
+			ok, err := p.Rooms().Contains(ctx, "club", "c")
+			require.NoError(t, err)
+			return ok
+		}
+		for _, by := range []*PresenceManager{p, other} {
+			asked.Store(0)
+			w.sleep(20 * time.Second)
+			require.True(t, in(), "nobody ends it")
+			require.NoError(t, p.Touch("c"))
+			w.sleep(time.Second)
+			require.Zero(t, asked.Load(), "it had not ended")
+
+			w.sleep(20 * time.Second)
+			n, err := by.CleanExpired(ctx, "club")
+			require.NoError(t, err)
+			require.Equal(t, 1, n)
+			require.NoError(t, p.Touch("c"))
+			w.sleep(time.Second)
+			assert.True(t, in())
+			assert.EqualValues(t, 1, asked.Load())
+
+			w.sleep(20 * time.Second)
+			_, err = by.CleanExpired(ctx, "club")
+			require.NoError(t, err)
+			banned.Store(true)
+			require.NoError(t, p.Touch("c"))
+			w.sleep(time.Second)
+			assert.False(t, in())
+			banned.Store(false)
+			require.NoError(t, p.Join(ctx, "club", "c"))
+		}
+	})
+}
+
+// What Redis lost had not ended: no guard is asked.
+func TestARebuildAsksNoGuard(t *testing.T) {
+	t.Parallel()
+	embedded(t, func(t *testing.T, w *world) {
+		ctx := t.Context()
+		p := w.manager()
+		var asked atomic.Int64
+		guard := func(context.Context, Member, string) (bool, error) { return asked.Add(1) == 1, nil }
+		require.NoError(t, p.TrackPresence(Exact("club"), PresenceOptions{JoinGuard: guard}))
+		require.NoError(t, p.Connect(ctx, "c", nil))
+		require.NoError(t, p.Join(ctx, "club", "c"))
+		require.NoError(t, w.client().FlushAll(ctx).Err())
+		w.sleep(20 * time.Second)
+		in, err := p.Rooms().Contains(ctx, "club", "c")
+		require.NoError(t, err)
+		assert.True(t, in)
+		assert.EqualValues(t, 1, asked.Load())
+	})
+}
+
+// A join that has been called off answers at once, and says so to the app.
+func TestJoinSaysThatItWasTakenOut(t *testing.T) {
+	t.Parallel()
+	embedded(t, func(t *testing.T, w *world) {
+		ctx := t.Context()
+		p := w.manager()
+		require.NoError(t, p.TrackPresence(Exact("club"), PresenceOptions{JoinGuard: func(ctx context.Context, _ Member, _ string) (bool, error) {
+			<-ctx.Done()
+			return true, nil
+		}}))
+		require.NoError(t, p.Connect(ctx, "c", nil))
+		time.AfterFunc(time.Second, func() { _, _ = p.Rooms().Remove(ctx, "club", "c") })
+		began := time.Now()
+		require.ErrorIs(t, p.Join(ctx, "club", "c"), ErrRefused)
+		assert.Equal(t, time.Second, time.Since(began))
+	})
+}
+
+func (p *peer) countIn(room, kind, conn string) int {
+	n := 0
+	for _, u := range p.got() {
+		if u.RoomName == room && u.Type == kind && u.ConnectionID == conn {
+			n++
+		}
+	}
+	return n
+}
