@@ -137,42 +137,52 @@ func TestAddLetsAJoinInFlightIn(t *testing.T) {
 	})
 }
 
-// Between the yes of the guard and the join there is no moment in which a ban
-// goes unnoticed.
-func TestABanAtAnyMomentOfAJoin(t *testing.T) {
+// Between the yes of the guard and the join there is no moment in which a ban goes
+// unnoticed.
+func TestABanBetweenTheYesAndTheJoin(t *testing.T) {
 	t.Parallel()
-	embedded(t, banAtAnyMoment)
-}
-
-func banAtAnyMoment(t *testing.T, w *world) {
-	p, ctx := w.manager(), t.Context()
-	var banned sync.Map
-	require.NoError(t, p.TrackPresence(Exact("lobby"), PresenceOptions{JoinGuard: func(_ context.Context, m Member, _ string) (bool, error) {
-		_, out := banned.Load(m.ID)
-		return !out, nil
-	}}))
-	var all sync.WaitGroup
-	for i := range 300 {
-		id := fmt.Sprint("c", i)
-		require.NoError(t, p.Connect(ctx, id, nil))
-		all.Go(func() {
-			var both sync.WaitGroup
-			both.Go(func() { _ = p.Join(ctx, "lobby", id) })
-			both.Go(func() {
-				for range i * 20 {
-					_ = p.n.usable() // some moments later each time
-				}
-				banned.Store(id, true)
-				_, err := p.Rooms().Remove(ctx, "lobby", id)
-				assert.NoError(t, err)
+	for name, ban := range map[string]func(ctx context.Context, p *PresenceManager) error{
+		"Remove": func(ctx context.Context, p *PresenceManager) error {
+			_, err := p.Rooms().Remove(ctx, "lobby", "c")
+			return err
+		},
+		"Clear":   func(ctx context.Context, p *PresenceManager) error { return p.Rooms().Clear(ctx, "lobby") },
+		"Leave":   func(ctx context.Context, p *PresenceManager) error { _, err := p.Leave(ctx, "lobby", "c"); return err },
+		"Recheck": func(_ context.Context, p *PresenceManager) error { return p.Recheck("c") },
+		"metadata": func(ctx context.Context, p *PresenceManager) error {
+			return p.Connections().SetMetadata(ctx, "c", 1, MetadataOptions{})
+		},
+		"rule": func(_ context.Context, p *PresenceManager) error {
+			return p.TrackPresence(Exact("lobby"), PresenceOptions{JoinGuard: never})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			embedded(t, func(t *testing.T, w *world) {
+				p, ctx := w.manager(), t.Context()
+				var asked atomic.Int64
+				require.NoError(t, p.TrackPresence(Exact("lobby"), PresenceOptions{JoinGuard: func(context.Context, Member, string) (bool, error) {
+					return asked.Add(1) == 1, nil
+				}}))
+				require.NoError(t, p.Connect(ctx, "c", nil))
+				c, err := p.n.conn("c")
+				require.NoError(t, err)
+				q := &joinQuestion{conn: c, room: "lobby"}
+				require.NoError(t, p.n.joins.begin(q))
+				defer p.n.joins.end(q)
+				err = p.n.joins.ask(ctx, q, false, func(answer error) error {
+					if answer != nil {
+						return answer
+					}
+					require.NoError(t, ban(ctx, p))
+					_, err := c.JoinIf(ctx, "lobby", func(meta uint64) error { return p.n.joins.answer(q, meta) })
+					return err
+				})
+				require.ErrorIs(t, err, ErrRefused)
+				require.False(t, c.In("lobby"))
 			})
-			both.Wait()
-			in, err := p.Rooms().Contains(ctx, "lobby", id)
-			assert.NoError(t, err)
-			assert.False(t, in, "%s is banned and in", id)
 		})
 	}
-	all.Wait()
 }
 
 // A join guard that has no lasting answer refuses, in time, and is not asked at
