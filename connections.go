@@ -27,7 +27,11 @@ type MetadataOptions struct {
 // SetMetadata stores metadata for a connection: any value that encodes to
 // JSON, a json.RawMessage as it is; nil removes it. Guards are asked again
 // with the new metadata, on the connection's own server, and members lists
-// show it. Two merges at once lose nothing.
+// show it. Two merges at once lose nothing. Equal bytes are no change.
+//
+// Changes of one connection that come within 100 ms are handled together: until
+// then nothing is delivered to it by subscriptions with guards, and if it is in more
+// than four rooms, members lists show the last change up to 100 ms later.
 //
 // [ErrUnknownConnection] where no server has that connection,
 // [ErrInvalidMetadata] where the value does not encode or the strategy is

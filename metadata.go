@@ -158,9 +158,9 @@ func (n *node) roomPlace(room string) metaPlace {
 	}
 }
 
-// setConnMetadata sets a connection's metadata. For one of this server it
-// returns when its entries in rooms have been rewritten too; another server's
-// is told and rewrites them.
+// setConnMetadata sets a connection's metadata. For one of this server it returns
+// when its entries in rooms have been rewritten, too, unless they were rewritten
+// just before (see owner.Conn.Flush). Another server is told and rewrites them.
 func (n *node) setConnMetadata(ctx context.Context, conn string, change json.RawMessage, strategy Strategy,
 	approve func(current, proposed json.RawMessage) (json.RawMessage, error),
 ) error {

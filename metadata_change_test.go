@@ -182,6 +182,7 @@ func TestFastChangesOfMetadataGoTogether(t *testing.T) {
 				}
 				all.Wait()
 				took := time.Since(began)
+				require.Less(t, took, 3*time.Second)
 				w.sleep(time.Second)
 				most := int64(took/recheckPause) + 3
 				assert.LessOrEqual(t, asked.Load(), rooms*most, "guard calls in %v", took)

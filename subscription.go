@@ -22,7 +22,7 @@ type outlet interface {
 }
 
 // subscription is one connection's (or the app's own) watching of one room. It
-// is a hub.Sink that holds back what comes while a guard is thinking anew.
+// is a hub.Sink that holds back what comes while its guards are asked again.
 type subscription struct {
 	room   string
 	viewer string // connection id; empty: the app itself, whom no guard is asked about
@@ -119,8 +119,8 @@ func (s *subscription) isOver() bool {
 	return s.over
 }
 
-// watchers are the subscriptions on this server, and who asks their guards
-// again when something changes that guards look at.
+// watchers are the subscriptions on this server. They ask the guards of each again
+// if something changes that guards look at (recheck.go).
 type watchers struct {
 	n    *node
 	work sync.WaitGroup // rechecks under way

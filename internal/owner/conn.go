@@ -146,16 +146,15 @@ func (c *Conn) Registered(ctx context.Context) error {
 }
 
 // Flush waits until everything asked for so far is in Redis, but for states that
-// wait for their interval. Metadata may wait for rewritePause.
+// wait for their interval. It does not wait if the rewriting of the entries has to
+// wait for rewritePause.
 func (c *Conn) Flush(ctx context.Context) error {
 	c.mu.Lock()
 	var all []Write
 	for _, e := range c.entries {
-		if e.want {
+		if e.want && !c.rewriting.armed {
 			all = append(all, e.wait())
-			if !c.rewriting.armed {
-				e.lane.offer(e, asked)
-			}
+			e.lane.offer(e, asked)
 		}
 	}
 	c.mu.Unlock()

@@ -13,7 +13,7 @@ const (
 	rewritePause = 100 * time.Millisecond
 	// rewriteAtOnce is how many entries are so few that each change is written at
 	// once.
-	rewriteAtOnce = 16
+	rewriteAtOnce = 4
 )
 
 // rewriting paces the rewriting of a connection's entries. Its fields are guarded
@@ -38,11 +38,6 @@ func (c *Conn) rewrite() {
 		}
 		return
 	}
-	for _, e := range c.entries {
-		if e.want {
-			e.rev++ // a caller that waits from now on waits for this change
-		}
-	}
 	if c.rewriting.armed {
 		return
 	}
@@ -64,7 +59,7 @@ func (c *Conn) rewriteNow() {
 	c.rewriting.last = time.Since(c.o.born)
 	for _, e := range c.entries {
 		if e.want {
-			e.lane.offer(e, asked)
+			e.changed(asked)
 		}
 	}
 }
