@@ -103,7 +103,7 @@ func (m *ConnectionManager) Recheck(ctx context.Context, connID string) error {
 
 // Close ends a connection, on whichever server it is, as
 // [PresenceManager.Disconnect] does: it leaves its rooms, and a socket is closed
-// with code 1000. Close does not wait for Redis to have the leaves.
+// with code 1000. Close does not wait until Redis has the leaves.
 // [ErrUnknownConnection] if no server has it.
 func (m *ConnectionManager) Close(ctx context.Context, connID string) error {
 	_, err := m.n.callOwner(ctx, remoteCall{Op: opClose, Conn: connID})

@@ -74,7 +74,7 @@ func TestEndingASocketByItsID(t *testing.T) {
 					}, "unknown everywhere")
 				}
 				assert.Equal(t, 1, watcher.count("leave", p.id))
-				assert.True(t, stays.room("mesh/subscribe-presence", "lobby").Success, "nobody else")
+				assert.True(t, stays.room("mesh/subscribe-presence", "lobby").Success, "other connections stay")
 			})
 		})
 	}

@@ -99,8 +99,8 @@ func ExampleRoomManager_Of() {
 	// [kitchen lobby] <nil>
 }
 
-// The app's database has changed: everybody who sees the room or is in it is asked
-// about again, on all servers.
+// The app's database has changed: the guards decide again about all subscribers
+// and members of the room, on all servers.
 func ExampleRoomManager_Recheck() {
 	srv, connect, stop := startServer(mesh.Options{})
 	defer stop()

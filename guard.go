@@ -120,14 +120,16 @@ type PresenceOptions struct {
 	// Its verdict is kept, and asked for again if the connection's metadata or the
 	// rules change, after RoomManager.Remove, Clear, Delete and Recheck, after
 	// ConnectionManager.Recheck, and if a client makes a request when the verdict is
-	// older than 5 s. A failure is kept for a second. A verdict that is no ends the
-	// connection's subscription to the room.
+	// older than 5 s. A failure is kept for a second. A no ends the connection's
+	// subscription to the room. A failure does so, too, unless a request was the reason
+	// to ask: then only the request is refused.
 	//
 	// All guards that are asked the same question have Options.GuardTimeout
 	// together. If metadata or rules keep changing while they are asked, the answer
-	// is no after that time. If 1,024 calls of the guards of one rule hang, or 16 for one
-	// connection, that rule's guards are not asked until one of them returns: a
-	// connection that had a yes keeps it until then, others are refused.
+	// is no after that time. If 1,024 calls of the guards of one rule hang (16 for one
+	// connection; 32,768 of all rules), that rule's guards are not asked until one of
+	// them returns: a connection that had a yes keeps it until then, others are
+	// refused.
 	//
 	// A refused connection may still join, unless JoinGuard says otherwise: it is in
 	// the room, the others see it, it sees nothing, and it gets what the app sends

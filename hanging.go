@@ -51,12 +51,13 @@ func (e *budgetError) Unwrap() error { return ErrBusy }
 // admit returns a *budgetError if too many guards of one of the rules hang. The
 // caller holds c.mu and calls exhausted later, without it.
 func (v *verdicts) admit(c *connVerdicts, rules []string) *budgetError {
-	if v.hanging.all.Load() == 0 {
+	all := v.hanging.all.Load()
+	if all == 0 {
 		return nil
 	}
 	for _, rule := range rules {
 		switch {
-		case v.hanging.of(rule) >= straysAll:
+		case v.hanging.of(rule) >= straysAll, all >= straysTotal:
 			return &budgetError{rule: rule}
 		case c.strays[rule] >= straysPerConn:
 			return &budgetError{rule: rule, ofConn: true}

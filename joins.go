@@ -199,7 +199,7 @@ func (n *node) comeBack(ctx context.Context, c *owner.Conn, room string) error {
 }
 
 // comeBack brings an entry back if the join guards allow it. If they do not, the
-// client is told, since it did not ask.
+// client gets a push, since it has made no request.
 func (w *joins) comeBack(q *joinQuestion) {
 	defer w.end(q)
 	err := w.ask(w.life, q, false, func(answer error) error {
@@ -214,7 +214,7 @@ func (w *joins) comeBack(q *joinQuestion) {
 	}
 }
 
-// stayOut is exclude for an entry that is to come back.
+// stayOut is exclude for an entry that would come back.
 func (w *joins) stayOut(q *joinQuestion, answer error) error {
 	if !errors.Is(answer, ErrRefused) || errors.Is(answer, ErrClosed) || errors.Is(answer, errTakenOut) {
 		return answer
@@ -246,7 +246,7 @@ func (w *joins) recheck(c *owner.Conn, room string) {
 }
 
 // recheckMember asks until the guards have answered. A member that they refuse
-// leaves, and its client is told.
+// leaves, and its client gets a push.
 func (w *joins) recheckMember(q *joinQuestion) {
 	defer w.end(q)
 	for q.conn.In(q.room) {
@@ -278,8 +278,8 @@ func pause(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// close lets no more questions begin, calls off those that nobody waits for, and
-// waits for their goroutines.
+// close lets no more questions begin, calls off those without a caller, and waits
+// for their goroutines.
 func (w *joins) close() {
 	w.mu.Lock()
 	w.closed = true

@@ -240,7 +240,7 @@ func TestRulesAboutOtherRoomsDoNotHoldUpAJoin(t *testing.T) {
 	})
 }
 
-// A member that joins again and is refused is out, as it is told.
+// A member that joins again and is refused is out, as the answer says.
 func TestARefusedJoinOfAMember(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(t *testing.T, w *world) {
@@ -253,7 +253,7 @@ func TestARefusedJoinOfAMember(t *testing.T) {
 		require.NoError(t, s.Connections().SetMetadata(t.Context(), p.id, "banned", MetadataOptions{}))
 		in, err := s.Rooms().Contains(t.Context(), "lobby", p.id)
 		require.NoError(t, err)
-		require.True(t, in, "metadata alone takes nobody out")
+		require.True(t, in, "a change of metadata alone takes no member out")
 		assert.False(t, p.room("mesh/join-room", "lobby").Success)
 		in, err = s.Rooms().Contains(t.Context(), "lobby", p.id)
 		require.NoError(t, err)
@@ -403,8 +403,8 @@ func TestAReturnInFlight(t *testing.T) {
 	}
 }
 
-// An entry that anybody may have ended because its TTL had passed is asked about,
-// too, where the server itself ends none.
+// An entry that another server may have ended because its TTL had passed is asked about,
+// too, on a server that does not end entries itself.
 func TestAReturnAfterCleanExpired(t *testing.T) {
 	t.Parallel()
 	embedded(t, func(t *testing.T, w *world) {
@@ -425,7 +425,7 @@ func TestAReturnAfterCleanExpired(t *testing.T) {
 		for _, by := range []*PresenceManager{p, other} {
 			asked.Store(0)
 			w.sleep(20 * time.Second)
-			require.True(t, in(), "nobody ends it")
+			require.True(t, in(), "it has not been ended")
 			require.NoError(t, p.Touch("c"))
 			w.sleep(time.Second)
 			require.Zero(t, asked.Load(), "it had not ended")

@@ -9,8 +9,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// learnNothingByWhatHappensToIt asks again on behalf of one who is refused, takes
-// it out and brings it in.
+// learnNothingByWhatHappensToIt rechecks a connection that is refused, takes it out
+// and brings it in.
 func learnNothingByWhatHappensToIt(t *testing.T, w *world, s1, s2 *testServer, spy, insider *peer) {
 	t.Helper()
 	ctx := t.Context()
@@ -41,7 +41,7 @@ func learnNothingByWhatHappensToIt(t *testing.T, w *world, s1, s2 *testServer, s
 	assert.Empty(t, spy.pushes, "nothing else")
 }
 
-// Who may not be in a room gets nothing that is for its members.
+// A connection that may not be in a room gets nothing that is for its members.
 func TestTheExcludedLearnNothing(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(t *testing.T, w *world) {

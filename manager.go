@@ -176,8 +176,8 @@ func (p *PresenceManager) Join(ctx context.Context, room, connID string) error {
 
 // Touch is a sign of life of a connection: it postpones the expiry of all its
 // entries, and joins those again that had expired, unless a JoinGuard refuses it
-// then. It costs no call of Redis by itself and does not wait. [ErrUnknownConnection] where this server has no
-// such connection.
+// then. It costs no call of Redis by itself and does not wait.
+// [ErrUnknownConnection] if this server has no such connection.
 func (p *PresenceManager) Touch(connID string) error {
 	c, err := p.n.conn(connID)
 	if err != nil {

@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Equal bytes are no change, whoever sets them and wherever.
+// Equal bytes are no change, on any server and by any caller.
 func TestEqualMetadataIsNoChange(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(t *testing.T, w *world) {

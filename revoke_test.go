@@ -3,6 +3,7 @@ package mesh
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"regexp"
@@ -151,7 +152,8 @@ func readmeHasTheseLines(t *testing.T) {
 	}
 }
 
-// Everything that voids verdicts does so for those who only watch, or only ask.
+// Everything that voids verdicts does so for connections that only watch, or only
+// make requests.
 func TestVerdictsAreVoid(t *testing.T) {
 	t.Parallel()
 	for name, do := range map[string]func(ctx context.Context, s *Server, conn string) error{
@@ -368,4 +370,34 @@ func TestRecheckCoversMembers(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A guard that fails when a client makes a request refuses that request. The
+// subscription, to which it said yes before, goes on.
+func TestAFailureRefusesTheRequestOnly(t *testing.T) {
+	t.Parallel()
+	embedded(t, func(t *testing.T, w *world) {
+		s := w.server()
+		var fails atomic.Bool
+		s.track(".*", PresenceOptions{Guard: func(context.Context, Member, string) (bool, error) {
+			if fails.Load() {
+				return false, errors.New("the database is away")
+			}
+			return true, nil
+		}})
+		p, busy := s.dial(), s.dial()
+		p.join("doc")
+		p.subscribe("doc")
+		w.sleep(6 * time.Second)
+		fails.Store(true)
+		assert.Equal(t, "false", p.state("doc", map[string]any{"n": 1}))
+		assert.False(t, p.room("mesh/get-presence-state", "doc").Success)
+		w.sleep(time.Second)
+		busy.join("doc")
+		p.expect(time.Second, "join", busy.id)
+		assert.Zero(t, p.pushed("mesh/presence-ended"))
+		fails.Store(false)
+		w.sleep(time.Second)
+		assert.Equal(t, "true", p.state("doc", map[string]any{"n": 1}))
+	})
 }

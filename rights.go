@@ -11,7 +11,7 @@ import (
 // maySee is for a client's request. It returns nil if the room is tracked and its
 // guards let the connection see it (the empty one is the app itself), and
 // ErrNotTracked or ErrRefused otherwise. A verdict older than freshFor does not
-// count. A refusal ends the subscriptions that the connection has to the room.
+// count. See refusedTo for what a no does beside it.
 func (n *node) maySee(ctx context.Context, viewer, room string) error {
 	_, err := n.request(ctx, viewer, room)
 	return err
@@ -20,10 +20,18 @@ func (n *node) maySee(ctx context.Context, viewer, room string) error {
 // request is maySee that also returns what the verdict is.
 func (n *node) request(ctx context.Context, viewer, room string) (decision, error) {
 	d, err := n.sees(ctx, viewer, fresh(room))
-	if refused(err) {
+	n.refusedTo(viewer, room, err)
+	return d, err
+}
+
+// refusedTo ends the subscriptions that a connection has to a room if err, with
+// which the guards have answered a request, says that they said no. A guard that
+// failed refuses the request only: clients that are active while a database is away
+// would lose all their subscriptions.
+func (n *node) refusedTo(viewer, room string, err error) {
+	if err == ErrRefused {
 		n.watchers.recheckRoom(viewer, room)
 	}
-	return d, err
 }
 
 // fresh is the question that a client's request puts.

@@ -18,7 +18,8 @@ type RoomManager struct {
 }
 
 // Add brings a connection into a room, on whichever server it is. JoinGuards are
-// not asked: a join of the connection that waits for one takes place.
+// not asked, except when the connection comes back after a silence. A join of the
+// connection that waits for one takes place.
 // [ErrUnknownConnection] if no server has it, [ErrLimit] past
 // Limits.RoomsPerConnection. It is safe to repeat.
 func (m *RoomManager) Add(ctx context.Context, room, connID string) error {

@@ -34,7 +34,7 @@ func subscribePresence(ctx context.Context, c *Connection, req wire.Request, roo
 	}
 	c.unsubscribe(s, old)
 	if refused(err) {
-		n.watchers.recheckRoom(c.id, room) // others of this connection, by PresenceManager.Subscribe
+		n.refusedTo(c.id, room, err) // others of this connection, by PresenceManager.Subscribe
 		return wire.Snapshot{}, nil
 	}
 	return nil, err
@@ -216,9 +216,7 @@ func (p *PresenceManager) subscribe(ctx context.Context, s *subscription) error 
 		}
 	}
 	err := p.n.watchers.watch(ctx, s)
-	if refused(err) {
-		p.n.watchers.recheckRoom(s.viewer, s.room) // its other subscriptions
-	}
+	p.n.refusedTo(s.viewer, s.room, err) // its other subscriptions
 	if err != nil && ctx.Err() != nil {
 		return context.Cause(ctx) // as later, when the iterator waits itself
 	}

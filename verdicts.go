@@ -18,8 +18,11 @@ const (
 	// straysPerConn and straysAll bound the calls of one rule's guards that go on
 	// after their verdict was given or called off: those about one connection, and
 	// all of them. At the bound that rule's guards are not asked (see admit).
+	// straysTotal bounds those of all rules, of which there may be many: they must not
+	// fill the memory.
 	straysPerConn = 16
 	straysAll     = 1024
+	straysTotal   = 32 * straysAll
 	// verdictsKept is how many verdicts a connection keeps if its subscriptions
 	// or rooms are not limited.
 	verdictsKept = 4096

@@ -319,7 +319,7 @@ func (e *entry) joined(op store.Op, res store.OpResult) {
 	if op.Entry != e.id || !e.want || e.incarnation != e.c.o.cfg.Incarnation() {
 		return // it has been ended, or replaced, meanwhile: next says how it goes on
 	}
-	e.written, e.writtenAt, e.before = true, time.Now(), ""
+	e.written, e.writtenAt, e.before, e.overdue = true, time.Now(), "", false
 	e.lane.hold(e.incarnation, 1)
 	e.metaWritten = op.MetaVersion
 	e.wroteState(op)
