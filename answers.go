@@ -19,10 +19,14 @@ func joinRoom(ctx context.Context, c *Connection, _ wire.Request, room string) (
 		return nil, err
 	}
 	answer := func() (any, error) { return c.joinAnswer(ctx, room, joined) }
-	if !n.rules.match(room).tracked {
-		return answer()
+	if n.rules.match(room).tracked {
+		return n.look(ctx, c.id, room, wire.Snapshot{Success: true}, answer)
 	}
-	return n.look(ctx, c.id, room, wire.Snapshot{Success: true}, answer)
+	present, err := answer()
+	if err == nil && !c.own.In(room) { // taken out while Redis was asked
+		return wire.Snapshot{}, nil
+	}
+	return present, err
 }
 
 // joinAnswer lists who is in a room that the connection has joined, the

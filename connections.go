@@ -174,11 +174,22 @@ func (n *node) metadataFor(ctx context.Context, viewer, connID string, rooms []s
 		if r.Entry == "" {
 			continue
 		}
-		if !n.rules.match(rooms[i]).tracked || n.maySee(ctx, viewer, rooms[i]) == nil {
+		if n.shares(ctx, viewer, rooms[i]) {
 			return r.Meta, nil
 		}
 	}
 	return nil, nil
+}
+
+// shares reports whether a viewer may see the members of a room that it has joined or
+// watches. No guard is asked about a room that is not tracked, so the viewer has to
+// be in it still.
+func (n *node) shares(ctx context.Context, viewer, room string) bool {
+	if n.rules.match(room).tracked {
+		return n.maySee(ctx, viewer, room) == nil
+	}
+	c, ok := n.owner.Conn(viewer)
+	return ok && c.In(room)
 }
 
 // presentIn returns the records of a connection in rooms, in their order; an empty

@@ -53,6 +53,9 @@ func (n *node) join(ctx context.Context, c *owner.Conn, room string) (owner.Join
 			}
 			return nil
 		})
+		if err == nil && !c.In(room) {
+			err = errTakenOut
+		}
 		if err != errOutdated {
 			return joined, n.storeError(err)
 		}
