@@ -45,7 +45,7 @@ func (n *node) join(ctx context.Context, c *owner.Conn, room string) (owner.Join
 		r := n.rules.match(room)
 		if len(r.joinGuards) > 0 {
 			joined, err := n.joins.join(ctx, c, room)
-			return joined, n.storeError(err)
+			return joined, n.joinError(c, err)
 		}
 		joined, err := c.JoinIf(ctx, room, func(uint64) error {
 			if n.rules.match(room).newest != r.newest {
@@ -57,9 +57,18 @@ func (n *node) join(ctx context.Context, c *owner.Conn, room string) (owner.Join
 			err = errTakenOut
 		}
 		if err != errOutdated {
-			return joined, n.storeError(err)
+			return joined, n.joinError(c, err)
 		}
 	}
+}
+
+// joinError is storeError for a join. The connection may have been taken out of
+// the room because it has ended.
+func (n *node) joinError(c *owner.Conn, err error) error {
+	if now, open := n.owner.Conn(c.ID()); err == errTakenOut && (!open || now != c) {
+		return ErrClosed
+	}
+	return n.storeError(err)
 }
 
 // add brings a connection into a room without asking the join guards.

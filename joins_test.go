@@ -276,6 +276,8 @@ func TestJoinSaysThatItWasTakenOut(t *testing.T) {
 		began := time.Now()
 		require.ErrorIs(t, p.Join(ctx, "club", "c"), ErrRefused)
 		assert.Equal(t, time.Second, time.Since(began))
+		time.AfterFunc(time.Second, func() { _ = p.Disconnect(ctx, "c") })
+		require.ErrorIs(t, p.Join(ctx, "club", "c"), ErrClosed)
 	})
 }
 

@@ -161,8 +161,8 @@ func (p *PresenceManager) Disconnect(ctx context.Context, connID string) error {
 //
 // [ErrUnknownConnection] if this server has no such connection (for those of
 // others: [RoomManager.Add]), [ErrRefused] if a rule's JoinGuard said no, or if the
-// connection was taken out of the room or ended while Join was waiting,
-// [ErrLimit] past Limits.RoomsPerConnection, [ErrConflict] where a connection of
+// connection was taken out of the room while Join was waiting, [ErrClosed] if it
+// ended, [ErrLimit] past Limits.RoomsPerConnection, [ErrConflict] where a connection of
 // the same id is in the room on another server.
 func (p *PresenceManager) Join(ctx context.Context, room, connID string) error {
 	c, err := p.n.in(room, connID)
