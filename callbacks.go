@@ -12,32 +12,6 @@ import (
 	"github.com/meshpresence/mesh/internal/limit"
 )
 
-// panicError says that a callback of the app panicked, or ended its goroutine
-// with runtime.Goexit. Its text never goes to a client.
-type panicError struct {
-	name  string // of the callback
-	value any
-	stack []byte
-}
-
-func (e *panicError) Error() string { return fmt.Sprintf("mesh: %s panicked: %v", e.name, e.value) }
-
-// timeoutError says that a callback of the app did not return in time. It is a
-// context.DeadlineExceeded.
-type timeoutError struct {
-	name  string
-	after time.Duration
-}
-
-func (e *timeoutError) Error() string {
-	return fmt.Sprintf("mesh: %s did not return within %v", e.name, e.after)
-}
-
-func (e *timeoutError) Unwrap() error { return context.DeadlineExceeded }
-
-// errGoexit is the value of a panicError whose callback called runtime.Goexit.
-var errGoexit = errors.New("runtime.Goexit was called")
-
 // The names of callbacks, beside those of guards (verdicts.go).
 const (
 	callbackAuthenticate  = "Authenticate"
@@ -46,11 +20,12 @@ const (
 	callbackDisconnection = "OnDisconnection"
 	callbackCommand       = "command"
 	callbackForeign       = "Foreign"
+	callbackEncode        = "MarshalJSON"
 )
 
 // answers are the callbacks whose errors are meant for the client: they are no
 // failures of the app.
-var answers = map[string]bool{callbackAuthenticate: true, callbackMetadata: true, callbackCommand: true}
+var answers = map[string]bool{callbackAuthenticate: true, callbackMetadata: true, callbackCommand: true, callbackEncode: true}
 
 // callbackStats counts what became of the app's callbacks of one name.
 type callbackStats struct {
@@ -60,11 +35,11 @@ type callbackStats struct {
 	Timeouts uint64
 }
 
-// callbacks runs what the app gave us: guards, hooks, command handlers. Each
-// runs in a goroutine of its own that callbacks owns, recovered and limited in
-// time, so that none can take the process down or hold up more than its own
-// caller. What ignores its context is left behind when its time is over, and
-// waited for at the end. Safe for concurrent use.
+// callbacks runs the app's code: guards, hooks, command handlers, encoders.
+// Each call runs on a goroutine of its own that callbacks owns, recovered and
+// limited in time, so that none can end the process or delay more than its own
+// caller. A call that ignores its context is left behind when its time is over,
+// and waited for at the end. Safe for concurrent use.
 //
 // A callback's name is a word for logs and counters and must be one of a fixed
 // set: never anything that a client chose.
@@ -73,17 +48,21 @@ type callbacks struct {
 	base   context.Context // ends when close is called
 	cancel context.CancelFunc
 
-	mu      sync.Mutex // guards closed, running, idle, counts
+	mu      sync.Mutex // guards the fields below
 	closed  bool
-	running int
-	idle    chan struct{} // closed when running falls to 0; nil while nobody waits
+	running int              // those apart are not counted
+	inside  map[uint64]*call // by goroutine
+	idle    chan struct{}    // closed when running falls to 0; nil while nobody waits
 	counts  map[string]*callbackStats
 }
 
 // newCallbacks returns a runner whose callbacks' contexts end with ctx.
 func newCallbacks(ctx context.Context, logger *slog.Logger) *callbacks {
 	base, cancel := context.WithCancel(ctx)
-	return &callbacks{log: limit.NewLog(logger), base: base, cancel: cancel, counts: map[string]*callbackStats{}}
+	return &callbacks{
+		log: limit.NewLog(logger), base: base, cancel: cancel,
+		inside: make(map[uint64]*call), counts: make(map[string]*callbackStats),
+	}
 }
 
 // call is one run of a callback.
@@ -96,6 +75,10 @@ type call struct {
 	// cancel ends the callback's context, and with that settles the call. Nil
 	// if the callback was never called.
 	cancel context.CancelCauseFunc
+	// giveUp settles the call without fn.
+	giveUp    func(why error)
+	goroutine uint64 // guarded by callbacks.mu; 0: not begun
+	apart     bool   // guarded by callbacks.mu, see stepOut
 }
 
 // watch is what whoever starts a callback may want to be told of. Neither may
@@ -156,32 +139,43 @@ func (c *callbacks) start(ctx context.Context, name string, timeout time.Duratio
 	if timeout > 0 {
 		ctx, stopTimer = context.WithTimeoutCause(ctx, timeout, &timeoutError{name: name, after: timeout})
 	}
-	giveUp := context.AfterFunc(ctx, func() {
-		if c.finish(ctx, k, context.Cause(ctx)) && w.late != nil {
+	k.giveUp = func(why error) {
+		if c.finish(ctx, k, why) && w.late != nil {
 			w.late()
 		}
-	})
+	}
+	stopWaiting := context.AfterFunc(ctx, func() { k.giveUp(context.Cause(ctx)) })
 	go func() { // enter counted it in, leave counts it out, wait waits for it
-		defer c.leave()
+		defer c.leave(k)
 		err := error(&panicError{name: name, value: errGoexit})
 		defer func() {
-			if v := recover(); v != nil {
-				err = &panicError{name: name, value: v, stack: debug.Stack()}
-			}
+			_ = recover() // a panic while its value was printed: err says already that there was one
 			if w.ended != nil {
 				w.ended()
 			}
 			c.finish(ctx, k, err)
-			giveUp()
+			stopWaiting()
 			stopTimer()
 			release()
 			k.cancel(nil)
 		}()
-		if err = fn(ctx); err == nil {
-			err = context.Cause(ctx) // an answer that comes too late is none
-		}
+		c.begin(k)
+		err = invoke(ctx, name, fn)
 	}()
 	return k
+}
+
+// invoke calls fn. The errors that it returns have no methods of the app's.
+func invoke(ctx context.Context, name string, fn func(context.Context) error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			err = newPanicError(name, v)
+		}
+	}()
+	if err = frozen(fn(ctx), context.Cause(ctx)); err == nil {
+		err = context.Cause(ctx) // an answer that comes too late is none
+	}
+	return err
 }
 
 // finish settles the call and accounts for its outcome, once. A callback that
@@ -203,7 +197,7 @@ func (c *callbacks) finish(ctx context.Context, k *call, err error) (first bool)
 // account counts and logs how a callback failed. An error that the app meant
 // as an answer to the client is no failure.
 func (c *callbacks) account(name string, err error) {
-	if _, ok := errors.AsType[*CommandError](err); err == nil || ok || errors.Is(err, ErrRefused) {
+	if err == nil || holds[*CommandError](err) || errors.Is(err, ErrRefused) || errors.Is(err, ErrClosed) {
 		return
 	}
 	late, isLate := errors.AsType[*timeoutError](err)
@@ -215,7 +209,7 @@ func (c *callbacks) account(name string, err error) {
 		n.Timeouts++
 	case isPanic:
 		n.Panics++
-	case answers[name]:
+	case answers[name] && !errors.Is(err, errNotEncoded):
 	default:
 		n.Errors++
 	}
@@ -226,13 +220,32 @@ func (c *callbacks) account(name string, err error) {
 			slog.String("callback", name), slog.Duration("after", late.after))
 	case isPanic:
 		c.log.As(slog.LevelError, name+" panic", "mesh: callback panicked",
-			slog.String("callback", name), slog.String("panic", limit.Shorten(fmt.Sprint(thrown.value))),
+			slog.String("callback", name), slog.String("panic", fmt.Sprint(thrown.value)),
 			slog.String("stack", string(thrown.stack)))
-	case answers[name]:
+	case answers[name] && !errors.Is(err, errNotEncoded):
 	default:
 		c.log.As(slog.LevelWarn, name+" error", "mesh: callback failed",
 			slog.String("callback", name), slog.String("error", limit.Shorten(err.Error())))
 	}
+}
+
+// note counts and logs a panic of code of the app that does not run as a
+// callback. It is called by a deferred function.
+func (c *callbacks) note(name string, value any) {
+	c.mu.Lock()
+	c.of(name)
+	c.mu.Unlock()
+	c.account(name, &panicError{name: name, value: limit.PanicText(value), stack: debug.Stack()})
+}
+
+// of returns the counts of a name. The caller holds mu.
+func (c *callbacks) of(name string) *callbackStats {
+	n := c.counts[name]
+	if n == nil {
+		n = &callbackStats{}
+		c.counts[name] = n
+	}
+	return n
 }
 
 // enter counts a callback in, unless no more may start.
@@ -242,25 +255,56 @@ func (c *callbacks) enter(name string) error {
 	if c.closed {
 		return ErrClosed
 	}
-	n := c.counts[name]
-	if n == nil {
-		n = &callbackStats{}
-		c.counts[name] = n
-	}
-	n.Calls++
+	c.of(name).Calls++
 	c.running++
 	return nil
 }
 
-// leave counts a callback out.
-func (c *callbacks) leave() {
+// begin notes on which goroutine a call runs.
+func (c *callbacks) begin(k *call) {
+	id := goroutineID()
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	k.goroutine = id
+	c.inside[id] = k
+}
+
+// leave counts a callback out.
+func (c *callbacks) leave(k *call) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.inside, k.goroutine)
+	if !k.apart {
+		c.countOut()
+	}
+}
+
+// countOut is called with mu held.
+func (c *callbacks) countOut() {
 	c.running--
 	if c.running == 0 && c.idle != nil {
 		close(c.idle)
 		c.idle = nil
 	}
+}
+
+// stepOut reports whether it is called inside a callback, on its goroutine.
+// Then nothing waits for that callback any more: what the caller is going to
+// wait for would otherwise wait for the caller.
+func (c *callbacks) stepOut() bool {
+	id := goroutineID()
+	c.mu.Lock()
+	k := c.inside[id]
+	if k != nil && !k.apart {
+		k.apart = true
+		c.countOut()
+	}
+	c.mu.Unlock()
+	if k == nil {
+		return false
+	}
+	k.giveUp(ErrClosed)
+	return true
 }
 
 // wait returns nil once no callback is running, or ctx's cause if that ends

@@ -120,9 +120,15 @@ var callbackCases = []struct {
 		"true true", "false false", "false false", hookLimit, false,
 	},
 	{
-		// Its first command waits, and is carried out.
-		callbackConnection, func(_ *testing.T, m *misbehaving) string { return m.s.dial().asked("mesh/noop", nil) },
-		"true", "true", "true", hookLimit, false,
+		// Its first command waits. If the function fails, nothing is served.
+		callbackConnection, func(_ *testing.T, m *misbehaving) string {
+			p := m.s.dial()
+			if answer := p.asked("mesh/noop", nil); answer != "connection ended" {
+				return answer
+			}
+			return fmt.Sprint("closed ", p.closed(time.Second))
+		},
+		"true", "closed 1011", "closed 1011", hookLimit, false,
 	},
 	{
 		// Who is in its room sees it leave before the hook is called.
@@ -235,7 +241,9 @@ func TestEveryCallback(t *testing.T) {
 func (m *misbehaving) rounds(t *testing.T, name string, use func(*testing.T, *misbehaving) string, fine, bad string) time.Duration {
 	neighbour, friend := m.s.dial(), m.s.dial()
 	friend.subscribe("next door")
+	require.Equal(t, "true", neighbour.asked("mesh/noop", nil)) // its OnConnection is through
 	assert.Equal(t, fine, use(t, m), "while all is well")
+	m.w.sleep(10 * time.Millisecond) // what follows the end of a connection is through
 	m.name.Store(&name)
 	defer m.name.Store(nil)
 	var took time.Duration

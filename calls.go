@@ -20,7 +20,7 @@ const (
 	callsAtOnce = 64
 )
 
-// remoteCall is the payload of a call.
+// remoteCall is the payload of a call, see readCall.
 type remoteCall struct {
 	ID   string `json:"id"`
 	From string `json:"from"` // incarnation to answer to
@@ -79,8 +79,8 @@ func nameOfError(err error) string {
 
 // called carries out another server's call.
 func (c *control) called(rest string) {
-	var call remoteCall
-	if json.Unmarshal([]byte(rest), &call) != nil {
+	call, ok := readCall(rest)
+	if !ok {
 		return
 	}
 	select {
@@ -178,7 +178,7 @@ func (c *control) carryOut(ctx context.Context, call remoteCall) (outcome, error
 	default:
 		return outcome{}, fmt.Errorf("%w: operation %q", ErrIncompatible, call.Op)
 	}
-	return done, c.n.storeError(err)
+	return done, c.n.errorFor(ctx, err)
 }
 
 // clear takes this server's connections out of a room, and asks the guards again
@@ -208,8 +208,8 @@ func (c *control) clear(ctx context.Context, room string) (bool, error) {
 }
 
 func (c *control) answered(rest string) {
-	var a remoteAnswer
-	if json.Unmarshal([]byte(rest), &a) != nil {
+	a, ok := readAnswer(rest)
+	if !ok {
 		return
 	}
 	c.mu.Lock()
@@ -225,6 +225,9 @@ func (c *control) answered(rest string) {
 // waits for the answer, at most callLimit. Which one is asked before every
 // attempt: a server may be reborn meanwhile.
 func (c *control) call(ctx context.Context, locate func(context.Context) (string, error), call remoteCall) (outcome, error) {
+	if err := checkContext(ctx); err != nil {
+		return outcome{}, err
+	}
 	ctx, cancel := context.WithTimeout(ctx, callLimit)
 	defer cancel()
 	call.ID, call.From = rand.Text(), c.n.lease.Incarnation()
@@ -250,7 +253,7 @@ func (c *control) call(ctx context.Context, locate func(context.Context) (string
 			return c.carryOut(ctx, call)
 		}
 		if _, err := c.n.store.Publish(ctx, c.n.keys.Control(inc), wordCall+" "+string(body)); err != nil {
-			return outcome{}, c.n.storeError(err)
+			return outcome{}, c.n.errorFor(ctx, err)
 		}
 		t := time.NewTimer(callRetry)
 		select {
@@ -260,6 +263,9 @@ func (c *control) call(ctx context.Context, locate func(context.Context) (string
 		case <-t.C:
 		case <-ctx.Done():
 			t.Stop()
+			if errors.Is(ctx.Err(), context.Canceled) { // by the caller
+				return outcome{}, contextError(ctx)
+			}
 			return outcome{}, fmt.Errorf("%w: the connection's server does not answer", ErrUnavailable)
 		}
 	}

@@ -20,16 +20,16 @@ import (
 // they may have been unable to refresh. It returns an error that wraps
 // [ErrUnavailable] if Redis takes no writes for two seconds.
 func (p *PresenceManager) CleanExpired(ctx context.Context, room string) (int, error) {
-	if err := p.n.use(room); err != nil {
+	if err := p.n.use(ctx, room); err != nil {
 		return 0, err
 	}
 	ended, err := p.n.owner.EndLapsed(ctx, room)
 	if err != nil {
-		return ended, p.n.storeError(err)
+		return ended, p.n.errorFor(ctx, err)
 	}
 	records, _, err := p.n.store.Some(ctx, room, -1)
 	if err != nil {
-		return ended, p.n.storeError(err)
+		return ended, p.n.errorFor(ctx, err)
 	}
 	var conns []string
 	of := make(map[string]store.Record)
@@ -41,7 +41,7 @@ func (p *PresenceManager) CleanExpired(ctx context.Context, room string) (int, e
 	}
 	lapsed, err := p.n.store.Lapsed(ctx, room, conns)
 	if err != nil || len(lapsed) == 0 {
-		return ended, p.n.storeError(err)
+		return ended, p.n.errorFor(ctx, err)
 	}
 	items := make([]store.ReapItem, len(lapsed))
 	for i, conn := range lapsed {
@@ -55,7 +55,7 @@ func (p *PresenceManager) CleanExpired(ctx context.Context, room string) (int, e
 			ended++
 		}
 	}
-	return ended, p.n.storeError(err)
+	return ended, p.n.errorFor(ctx, err)
 }
 
 // reap ends entries of other servers, all in one bucket, whose keys were gone a

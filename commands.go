@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/meshpresence/mesh/internal/owner"
 	"github.com/meshpresence/mesh/internal/wire"
@@ -40,16 +41,14 @@ var commands = map[string]command{
 	wire.CommandGetRoomMetadata:         inRoom(getRoomMetadata),
 }
 
-// errPayload is the answer to a payload of the wrong shape.
+// errPayload is the answer to a payload of the wrong shape. err wraps
+// wire.ErrPayload and is written for the client.
 func errPayload(err error) error {
-	return &CommandError{Code: codeInvalid, Message: "invalid payload: " + err.Error()}
+	return &CommandError{Code: codeInvalid, Message: strings.TrimPrefix(err.Error(), "mesh: ")}
 }
 
 func decodePayload(req wire.Request, into any) error {
-	if len(req.Payload) == 0 {
-		return nil
-	}
-	if err := wire.Unmarshal(req.Payload, into); err != nil {
+	if err := req.Bind(into); err != nil {
 		return errPayload(err)
 	}
 	return nil
@@ -93,7 +92,7 @@ func publishPresenceState(ctx context.Context, c *Connection, req wire.Request) 
 	if err := n.checkRoom(room); err != nil {
 		return nil, err
 	}
-	if len(p.State) == 0 || string(p.State) == "null" {
+	if wire.IsNull(p.State) {
 		return false, nil
 	}
 	after, err := p.Expiry()
@@ -128,9 +127,9 @@ func (c *Connection) change(ctx context.Context, room string, do func() (owner.W
 	}
 	w, err := do()
 	if err != nil {
-		return changed(c.s.n.storeError(err))
+		return changed(c.s.n.errorFor(ctx, err))
 	}
-	return begun(func(ctx context.Context) (any, error) { return changed(c.s.n.storeError(w.Await(ctx))) }), nil
+	return begun(func(ctx context.Context) (any, error) { return changed(c.s.n.errorFor(ctx, w.Await(ctx))) }), nil
 }
 
 // changed is the answer to a change of a state.
@@ -216,7 +215,7 @@ func getRoomMetadata(ctx context.Context, c *Connection, _ wire.Request, room st
 	n := c.s.n
 	read := func() (any, error) {
 		value, err := n.store.RoomMeta(ctx, room)
-		return wire.Metadata{Metadata: value.Data}, n.storeError(err)
+		return wire.Metadata{Metadata: value.Data}, n.errorFor(ctx, err)
 	}
 	if !n.rules.match(room).tracked {
 		return read()

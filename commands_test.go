@@ -167,11 +167,13 @@ func TestFramesAsTheyAreOnTheWire(t *testing.T) {
 		assert.JSONEq(t, `{"id":99999999,"command":"mesh/noop","payload":true}`, r.next())
 		r.send(`{"id":0,"command":"x"}`)
 		assert.JSONEq(t, `{"id":0,"command":"x","payload":{"error":"Command \"x\" not found","code":"ENOTFOUND","name":"CommandError"}}`, r.next())
+		r.send(`{"id":-1.5,"command":""}`)
+		assert.JSONEq(t, `{"id":-1.5,"command":"","payload":{"error":"Command \"\" not found","code":"ENOTFOUND","name":"CommandError"}}`, r.next())
 
 		// None of these is answered, and those without an id are carried out.
 		for _, text := range []string{
 			``, `x`, `{`, `null`, `true`, `5`, `"mesh/noop"`, `[]`, `[{"id":1,"command":"mesh/noop"}]`, `{}`, `{"id":1}`,
-			`{"id":1,"command":null}`, `{"id":1,"command":5}`, `{"id":1,"command":""}`, `{"id":1,"command":{}}`,
+			`{"id":1,"command":null}`, `{"id":1,"command":5}`, `{"id":1,"command":{}}`,
 			"{\"id\":1,\"command\":\"mesh/noop\xff\"}",
 			`{"command":"mesh/noop"}`, `{"id":null,"command":"mesh/noop"}`, `{"command":"nope"}`,
 			`{"id":1,"command":"pong","payload":{}}`, `{"id":2,"command":"latency:response","payload":{}}`,

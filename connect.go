@@ -25,7 +25,7 @@ func (n *node) connect(ctx context.Context, id string, metadata []byte, link own
 		}
 		gone := n.owner.Closing(id)
 		if _, open := n.owner.Conn(id); open || !errors.Is(err, owner.ErrExists) || gone == nil {
-			return nil, n.storeError(err)
+			return nil, n.errorFor(ctx, err)
 		}
 		if err := n.awaitGone(ctx, gone); err != nil {
 			return nil, err

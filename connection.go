@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"sync"
@@ -27,7 +28,9 @@ type Connection struct {
 	sock    *socket.Socket
 	own     *owner.Conn
 	foreign func(c *Connection, messageType int, data []byte)
-	settled chan struct{} // closed when the OnConnection hooks are through: commands wait for it
+	settled chan struct{} // closed when the OnConnection functions are through: commands wait for it
+	failed  bool          // one of them failed; read only after settled
+	ended   sync.Once     // see end
 	told    bool          // to close, by Drain or Shutdown; guarded by the server's mu
 
 	mu   sync.Mutex               // guards subs
@@ -58,11 +61,11 @@ func (c *Connection) RemoteAddr() net.Addr { return c.ws.RemoteAddr() }
 // or the connection has ended ([ErrClosed]). A client that does not keep up is
 // closed with code 1013 (see QueueBytes of [Limits]).
 func (c *Connection) Send(command string, payload any) error {
-	rf, err := appFrame(command, payload)
+	rf, err := c.s.n.appFrame(c.s.n.life, command, payload)
 	if err != nil {
 		return err
 	}
-	f, err := wire.Push(rf.Command, rf.Payload)
+	f, err := wire.Push(rf.Command, wire.Raw(rf.Payload))
 	if err != nil {
 		return err
 	}
@@ -98,11 +101,39 @@ func (c *Connection) SendMessage(messageType int, data []byte) error {
 	return nil
 }
 
-// Close closes the connection with a WebSocket close code (0: 1000) and reason
-// (cut at 123 bytes). What is queued has a second to be written before, what is
-// left then is dropped, and the peer has another second to answer. Close does
-// not wait; closing again does nothing.
-func (c *Connection) Close(code int, reason string) { c.sock.Close(code, reason) }
+// Close closes the connection with a WebSocket close code (0: 1000) and reason.
+// What is queued has a second to be written before, what is left then is
+// dropped, and the peer has another second to answer. Close does not wait;
+// closing again does nothing.
+//
+// [ErrInvalidOptions] if a close frame cannot carry them; nothing is closed
+// then. The code must be 1000 to 1003, 1007 to 1014 or 3000 to 4999, the reason
+// valid UTF-8 of at most 123 bytes (RFC 6455, sections 5.5 and 7.4).
+func (c *Connection) Close(code int, reason string) error {
+	if code == 0 {
+		code = websocket.CloseNormalClosure
+	}
+	if err := checkClose(code, reason); err != nil {
+		return err
+	}
+	c.sock.Close(code, reason)
+	return nil
+}
+
+// maxReason is how many bytes of a reason fit into a close frame.
+const maxReason = 123
+
+func checkClose(code int, reason string) error {
+	switch {
+	case (code < 1000 || code > 1003) && (code < 1007 || code > 1014) && (code < 3000 || code > 4999):
+		return fmt.Errorf("%w: close code %d, must be 1000 to 1003, 1007 to 1014 or 3000 to 4999", ErrInvalidOptions, code)
+	case !utf8.ValidString(reason):
+		return fmt.Errorf("%w: the close reason is not valid UTF-8", ErrInvalidOptions)
+	case len(reason) > maxReason:
+		return fmt.Errorf("%w: the close reason has %d bytes, must have at most %d", ErrInvalidOptions, len(reason), maxReason)
+	}
+	return nil
+}
 
 // accept makes a WebSocket a connection of this server, and owns it from then on.
 // Where it cannot be one it is closed.
@@ -113,12 +144,12 @@ func (s *Server) accept(ctx context.Context, ws *websocket.Conn, metadata json.R
 	c.sock = s.sockets.New(ws, (*wireHandler)(c))
 	own, err := s.n.connect(ctx, c.id, metadata, c.sock)
 	if err != nil {
-		return nil, turnAway(ws, err)
+		return nil, s.turnAway(ws, err)
 	}
 	c.own = own
 	if !s.add(c) {
 		s.n.disconnect(own)
-		return nil, turnAway(ws, ErrClosed)
+		return nil, s.turnAway(ws, ErrClosed)
 	}
 	// Who knows the id may tell it to others, who may ask any server for it.
 	// Where Redis is away the client is not kept waiting for long.
@@ -130,17 +161,54 @@ func (s *Server) accept(ctx context.Context, ws *websocket.Conn, metadata json.R
 }
 
 // run serves a connection until it ends, and says how that was.
-func (c *Connection) run(ctx context.Context) error {
-	go func() { // ends with the hooks, which are limited in time; awaited below
-		defer close(c.settled)
-		c.s.hooks.connected(c.s.n, c)
+func (c *Connection) run(ctx context.Context) (reason error) {
+	go c.welcome() // ends with the functions, which are limited in time; end waits for it
+	reason = fmt.Errorf("%w: the network connection failed", ErrClosed)
+	defer func() { // also if the network connection's Read ends this goroutine
+		if value := recover(); value != nil {
+			c.s.n.calls.note("connection", value)
+		}
+		c.end(reason)
 	}()
-	end := c.s.n.storeError(c.sock.Run(ctx))
+	reason = fmt.Errorf("%w: %w", ErrClosed, c.sock.Run(ctx))
+	return reason
+}
+
+// welcome calls the OnConnection functions. If one of them fails nothing of the
+// connection remains.
+func (c *Connection) welcome() {
+	defer close(c.settled)
+	err := c.s.hooks.connected(c.s.n, c)
+	if err == nil {
+		return
+	}
+	c.failed = true
+	if errors.Is(err, ErrClosed) {
+		c.sock.Close(websocket.CloseServiceRestart, restarting)
+	} else {
+		c.sock.Close(websocket.CloseInternalServerErr, "the connection could not be set up")
+	}
+	c.forget()
+}
+
+// forget takes the connection out of its rooms and makes it unknown.
+func (c *Connection) forget() {
 	c.s.remove(c)
 	c.s.n.disconnect(c.own)
-	<-c.settled
-	c.s.hooks.disconnected(c.s.n, c, end)
-	return end
+}
+
+// end does what there is to do when the connection has ended, once.
+func (c *Connection) end(reason error) {
+	c.ended.Do(func() {
+		c.forget()
+		<-c.settled
+		c.s.hooks.disconnected(c.s.n, c, reason)
+	})
+}
+
+// abandoned ends a connection whose socket has ended and hangs.
+func (c *Connection) abandoned(e *socket.End) {
+	c.s.n.work.Go(func() { c.end(fmt.Errorf("%w: %w", ErrClosed, e)) })
 }
 
 // wireHandler is what the socket calls.
@@ -209,26 +277,37 @@ func (h *wireHandler) Concurrent(ctx context.Context, req wire.Request) {
 	}
 	run := h.s.handlers.get(req.Command)
 	// A handler that ignores the end of its context is left behind: the
-	// connection must not stay present until it returns. So its result comes
-	// through a channel.
-	answer := make(chan any, 1)
+	// connection must not stay present until it returns. So its answer comes
+	// through a channel, and its result is encoded there: that may call methods
+	// of the app's.
+	answer := make(chan *wire.Frame, 1)
 	err := h.s.n.calls.run(ctx, callbackCommand, 0, func(ctx context.Context) error {
 		result, err := run(ctx, c, req.Payload)
-		answer <- result
+		if err != nil || !req.HasID {
+			return err
+		}
+		data, err := marshal(result)
+		if err != nil {
+			return fmt.Errorf("%w: %w", errNotEncoded, err)
+		}
+		f, err := wire.Answer(req.ID, req.Command, wire.Raw(data))
+		answer <- f
 		return err
 	})
-	if err != nil {
+	switch {
+	case err != nil:
 		c.reply(req, nil, err)
-		return
+	case req.HasID:
+		c.answer(req, <-answer)
 	}
-	c.reply(req, <-answer, nil)
 }
 
-// await lets the OnConnection hooks finish first: what they set, commands see.
+// await lets the OnConnection functions finish first: what they set, commands
+// see. False: the connection ends.
 func (c *Connection) await(ctx context.Context) bool {
 	select {
 	case <-c.settled:
-		return true
+		return !c.failed
 	case <-ctx.Done():
 		return false
 	}

@@ -39,10 +39,10 @@ type MetadataOptions struct {
 //
 // The TypeScript server's connectionManager.setMetadata.
 func (m *ConnectionManager) SetMetadata(ctx context.Context, connID string, metadata any, opts MetadataOptions) error {
-	if err := m.check(connID); err != nil {
+	if err := m.check(ctx, connID); err != nil {
 		return err
 	}
-	data, err := m.n.encodeMetadata(metadata)
+	data, err := m.n.appMetadata(ctx, metadata)
 	if err != nil {
 		return err
 	}
@@ -55,7 +55,7 @@ func (m *ConnectionManager) SetMetadata(ctx context.Context, connID string, meta
 //
 // The TypeScript server's connectionManager.getMetadata.
 func (m *ConnectionManager) Metadata(ctx context.Context, connID string) (json.RawMessage, error) {
-	if err := m.check(connID); err != nil {
+	if err := m.check(ctx, connID); err != nil {
 		return nil, err
 	}
 	if c, ok := m.n.owner.Conn(connID); ok {
@@ -64,7 +64,7 @@ func (m *ConnectionManager) Metadata(ctx context.Context, connID string) (json.R
 	}
 	value, err := m.n.store.ConnMeta(ctx, connID)
 	if err != nil {
-		return nil, m.n.storeError(err)
+		return nil, m.n.errorFor(ctx, err)
 	}
 	if value.Owner == "" {
 		return nil, fmt.Errorf("%w: %s", ErrUnknownConnection, connID)
@@ -77,12 +77,12 @@ func (m *ConnectionManager) Metadata(ctx context.Context, connID string) (json.R
 // it reads them all. (What is stored for the room itself:
 // [RoomManager.Metadata].)
 func (m *ConnectionManager) RoomMetadata(ctx context.Context, room string) (map[string]json.RawMessage, error) {
-	if err := m.n.use(room); err != nil {
+	if err := m.n.use(ctx, room); err != nil {
 		return nil, err
 	}
 	records, _, err := m.n.store.Some(ctx, room, -1)
 	if err != nil {
-		return nil, m.n.storeError(err)
+		return nil, m.n.errorFor(ctx, err)
 	}
 	out := make(map[string]json.RawMessage, len(records))
 	for _, r := range records {
@@ -117,7 +117,10 @@ func (m *ConnectionManager) Close(ctx context.Context, connID string) error {
 // [ErrInvalidCommand] where the command is the protocol's own, as all are that
 // begin with "mesh/". For a connection without a socket it does nothing.
 func (m *ConnectionManager) Send(ctx context.Context, connID, command string, payload any) error {
-	f, err := appFrame(command, payload)
+	if err := checkContext(ctx); err != nil {
+		return err
+	}
+	f, err := m.n.appFrame(ctx, command, payload)
 	if err != nil {
 		return err
 	}
@@ -129,8 +132,8 @@ func (m *ConnectionManager) Send(ctx context.Context, connID, command string, pa
 	return m.n.control.send(ctx, inc, f)
 }
 
-func (m *ConnectionManager) check(connID string) error {
-	if err := m.n.usable(); err != nil {
+func (m *ConnectionManager) check(ctx context.Context, connID string) error {
+	if err := m.n.usableFor(ctx); err != nil {
 		return err
 	}
 	return validateConnectionID(connID)
@@ -138,7 +141,7 @@ func (m *ConnectionManager) check(connID string) error {
 
 // locate returns the incarnation that has a connection.
 func (n *node) locate(ctx context.Context, connID string) (string, error) {
-	if err := n.usable(); err != nil {
+	if err := n.usableFor(ctx); err != nil {
 		return "", err
 	}
 	if err := validateConnectionID(connID); err != nil {
@@ -149,7 +152,7 @@ func (n *node) locate(ctx context.Context, connID string) (string, error) {
 	}
 	value, err := n.store.ConnMeta(ctx, connID)
 	if err != nil {
-		return "", n.storeError(err)
+		return "", n.errorFor(ctx, err)
 	}
 	if value.Owner == "" || value.Owner == n.lease.Incarnation() {
 		return "", fmt.Errorf("%w: %s", ErrUnknownConnection, connID)
@@ -202,7 +205,7 @@ func (n *node) presentIn(ctx context.Context, connID string, rooms []string) ([]
 			refs[i] = store.OwnedRef{Room: room, Conn: connID}
 		}
 		records, err := n.store.Records(ctx, refs)
-		return records, n.storeError(err)
+		return records, n.errorFor(ctx, err)
 	}
 	records := make([]store.Record, len(rooms))
 	for i, room := range rooms {

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gorilla/websocket"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -245,25 +246,37 @@ func TestHooksThatFail(t *testing.T) {
 		s := w.tracked(func(o *Options) { o.HookTimeout = time.Second })
 		release := make(chan struct{})
 		var after atomic.Int32
-		s.OnConnection(func(context.Context, *Connection) { panic("up") })
-		s.OnConnection(func(_ context.Context, c *Connection) {
-			if strings.Contains(string(c.Member().Metadata), "slow") {
-				<-release
-			}
+		var reason atomic.Pointer[error]
+		s.OnConnection(func(ctx context.Context, c *Connection) {
+			assert.NoError(t, s.Connections().SetMetadata(ctx, c.ID(), "half", MetadataOptions{}))
+			assert.NoError(t, s.Presence().Join(ctx, "lobby", c.ID()))
+			panic("up")
 		})
 		s.OnConnection(func(context.Context, *Connection) { after.Add(1) })
-		s.OnDisconnection(func(context.Context, *Connection, error) { panic("down") })
+		s.OnDisconnection(func(_ context.Context, _ *Connection, err error) { reason.Store(&err); panic("down") })
 		s.OnDisconnection(func(context.Context, *Connection, error) { after.Add(100) })
+		watcher := w.tracked().dial()
+		watcher.subscribe("lobby")
 
+		// Nothing remains of a connection whose first function failed.
 		p := s.dial()
 		begun := time.Now()
-		p.join("lobby")
+		_, err := p.tryCall("mesh/join-room", map[string]any{"roomName": "other"})
+		require.Error(t, err, "no command is carried out")
+		assert.Equal(t, websocket.CloseInternalServerErr, p.closed(time.Second))
 		assert.Zero(t, time.Since(begun), "a panic costs no time")
-		assert.EqualValues(t, 1, after.Load())
-		p.close()
 		w.sleep(time.Second)
-		assert.EqualValues(t, 101, after.Load())
+		assert.EqualValues(t, 100, after.Load(), "the functions after it are not called, those at the end are")
+		require.ErrorIs(t, *reason.Load(), ErrClosed)
+		assert.Contains(t, (*reason.Load()).Error(), "1011")
 		assert.EqualValues(t, 2, s.Stats().CallbackPanics)
+		assert.Equal(t, 1, watcher.count("leave", p.id), "it leaves what a function has joined")
+		_, err = s.Connections().Metadata(t.Context(), p.id)
+		require.ErrorIs(t, err, ErrUnknownConnection)
+		in, err := s.Rooms().Members(t.Context(), "other")
+		require.NoError(t, err)
+		assert.Empty(t, in)
+		assert.Zero(t, s.Stats().Connections)
 
 		// One that hangs holds up its own connection, for a while.
 		s2 := w.tracked(func(o *Options) {
@@ -279,7 +292,9 @@ func TestHooksThatFail(t *testing.T) {
 		begun = time.Now()
 		var wg sync.WaitGroup
 		wg.Go(func() {
-			slow.join("lobby")
+			_, err := slow.tryCall("mesh/join-room", map[string]any{"roomName": "lobby"})
+			assert.Error(t, err)
+			assert.Equal(t, websocket.CloseInternalServerErr, slow.closed(time.Second))
 			assert.InDelta(t, 1, time.Since(begun).Seconds(), 0.1)
 		})
 		quick.join("lobby")

@@ -110,16 +110,16 @@ func (c *control) send(ctx context.Context, inc string, f remoteFrame) error {
 		return nil
 	}
 	_, err = c.n.store.Publish(ctx, c.n.keys.Control(inc), wordSend+" "+string(body))
-	return c.n.storeError(err)
+	return c.n.errorFor(ctx, err)
 }
 
 // frame delivers a frame to sockets of this server.
 func (c *control) frame(rest string) {
-	var rf remoteFrame
-	if c.sockets == nil || json.Unmarshal([]byte(rest), &rf) != nil {
+	rf, ok := readFrame(rest)
+	if c.sockets == nil || !ok {
 		return
 	}
-	f, err := wire.Push(rf.Command, rf.Payload)
+	f, err := wire.Push(rf.Command, wire.Raw(rf.Payload))
 	if err != nil {
 		return
 	}

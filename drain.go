@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -50,7 +52,13 @@ const drainLate = time.Second
 // [ErrInvalidOptions] for a negative spread and [ErrNotStarted] before Start:
 // nothing has changed then. [ErrClosed] where Shutdown was called, before or
 // meanwhile.
+//
+// Inside a callback (a guard, hook, command handler, …) it does not wait for
+// that callback, which counts as ended: see [Server.Shutdown].
 func (s *Server) Drain(ctx context.Context, spread time.Duration) error {
+	if err := checkContext(ctx); err != nil {
+		return err
+	}
 	if spread < 0 {
 		return fmt.Errorf("%w: spread is %v, must not be negative", ErrInvalidOptions, spread)
 	}
@@ -62,6 +70,8 @@ func (s *Server) Drain(ctx context.Context, spread time.Duration) error {
 	if err := s.n.usable(); err != nil {
 		return err
 	}
+	ctx, cancel := s.n.outside(ctx)
+	defer cancel()
 	begun := time.Now()
 	open := s.refuseMore()
 	s.n.opts.Logger.Info("mesh: draining", "connections", open, "spread", spread)
@@ -115,7 +125,18 @@ func (s *Server) drained(ctx context.Context, wait time.Duration) bool {
 // [http.Server.Shutdown] knows nothing of WebSockets: it neither closes nor
 // awaits them. Call this one first, so that they are gone, then that of the
 // http.Server, then close the Redis client.
+//
+// It waits for callbacks whose context has ended for five seconds at most, also
+// without a deadline, and then returns an error that says they still run. It
+// may be called inside a callback, on its goroutine. Then that callback counts
+// as ended: nothing waits for it, its answer is not used, and of ctx only the
+// deadline counts, since a callback's own context ends while the server stops.
 func (s *Server) Shutdown(ctx context.Context) error {
+	if err := checkContext(ctx); err != nil {
+		return err
+	}
+	ctx, cancel := s.n.outside(ctx)
+	defer cancel()
 	s.refuseMore()
 	s.quitOnce.Do(func() { close(s.quit) })
 	now := time.Now()
@@ -124,7 +145,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		s.cut() // who does not answer the close frame
 	}
 	var late error
-	if !waitFor(ctx, s.gone, closingTime(ctx)) {
+	if !waitFor(ctx, s.gone, closingTime(ctx)) && !s.abandon() {
 		late = errors.New("mesh: handlers of connections are still running")
 	} else {
 		s.sockets.Wait()
@@ -249,17 +270,28 @@ func (s *Server) tellNext() *Connection {
 	}
 }
 
-// cut closes what is left without a word.
+// cut closes what is left without a close frame. It does not wait: closing a
+// network connection of the app's may block.
 func (s *Server) cut() {
+	for _, c := range s.left() {
+		c.sock.Cut()
+	}
+}
+
+// left returns the connections that have not ended.
+func (s *Server) left() []*Connection {
 	s.mu.RLock()
-	conns := make([]*Connection, 0, len(s.conns))
-	for _, c := range s.conns {
-		conns = append(conns, c)
+	defer s.mu.RUnlock()
+	return slices.Collect(maps.Values(s.conns))
+}
+
+// abandon leaves connections behind that hang in a network connection of the
+// app's, and reports whether none is left then.
+func (s *Server) abandon() bool {
+	for _, c := range s.left() {
+		c.sock.Abandon()
 	}
-	s.mu.RUnlock()
-	for _, c := range conns {
-		_ = c.ws.NetConn().Close()
-	}
+	return waitFor(context.Background(), s.gone, stopGrace) // ctx may have ended
 }
 
 func (s *Server) stillOpen() int {

@@ -2,16 +2,40 @@ package mesh
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"unicode/utf8"
 )
+
+var (
+	errNotUTF8 = errors.New("not valid UTF-8")
+	// errNotEncoded marks the result of a command that does not encode to JSON.
+	errNotEncoded = errors.New("mesh: the result does not encode to JSON")
+)
+
+// marshal returns v as JSON in valid UTF-8, as json.Marshal does without
+// escapes for HTML. It may call the app's own methods, see encodeFor.
+func marshal(v any) (json.RawMessage, error) {
+	var buf bytes.Buffer
+	enc := json.NewEncoder(&buf)
+	enc.SetEscapeHTML(false) // it goes into a WebSocket frame, not into HTML
+	if err := enc.Encode(v); err != nil {
+		return nil, err
+	}
+	data := bytes.TrimSuffix(buf.Bytes(), []byte{'\n'})
+	if !utf8.Valid(data) { // of a json.RawMessage or a method: a browser would close the connection
+		return nil, errNotUTF8
+	}
+	return data, nil
+}
 
 // encodeJSON returns v as JSON without insignificant space, in memory of its
 // own. A json.RawMessage or []byte is JSON already: it is checked, and keeps
 // its digits and key order. Any other value is marshalled, which may call the
-// app's own methods. No value is nil: that is what nil, an empty
-// json.RawMessage and everything that encodes to null give.
+// app's own methods, see encodeFor. The result is nil for nil, an empty
+// json.RawMessage and everything that encodes to null.
 func encodeJSON(v any) (json.RawMessage, error) {
 	var raw []byte
 	switch v := v.(type) {
@@ -22,19 +46,16 @@ func encodeJSON(v any) (json.RawMessage, error) {
 	case []byte:
 		raw = v
 	default:
-		var buf bytes.Buffer
-		enc := json.NewEncoder(&buf)
-		enc.SetEscapeHTML(false) // it goes into a WebSocket frame, not into HTML
-		if err := enc.Encode(v); err != nil {
+		var err error
+		if raw, err = marshal(v); err != nil {
 			return nil, err
 		}
-		raw = buf.Bytes()
 	}
 	if len(raw) == 0 {
 		return nil, nil
 	}
 	if !utf8.Valid(raw) {
-		return nil, errors.New("not valid UTF-8")
+		return nil, errNotUTF8
 	}
 	var out bytes.Buffer
 	out.Grow(len(raw))
@@ -45,4 +66,30 @@ func encodeJSON(v any) (json.RawMessage, error) {
 		return nil, nil
 	}
 	return out.Bytes(), nil
+}
+
+// encodeFor encodes a value that the app gave to a method. If the encoding may
+// call methods of the app's (MarshalJSON and the like), it runs as a callback:
+// recovered, counted, and limited by ctx and Options.HookTimeout. A panic and
+// the end of that time are errors that wrap invalid, if that is not nil.
+func (n *node) encodeFor(ctx context.Context, v any, invalid error, encode func(any) (json.RawMessage, error)) (json.RawMessage, error) {
+	if isPlain(v) {
+		return encode(v)
+	}
+	encoded := make(chan json.RawMessage, 1) // it may be left behind
+	err := n.calls.run(ctx, callbackEncode, n.opts.HookTimeout, func(context.Context) error {
+		data, err := encode(v)
+		encoded <- data
+		return err
+	})
+	if err == nil {
+		return <-encoded, nil
+	}
+	if ctx.Err() != nil {
+		return nil, contextError(ctx)
+	}
+	if invalid != nil && (holds[*panicError](err) || holds[*timeoutError](err)) {
+		err = fmt.Errorf("%w: %w", invalid, err)
+	}
+	return nil, err
 }

@@ -63,7 +63,7 @@ type EntryPage struct {
 // nothing, and takes at most two seconds. Errors wrap ErrUnavailable,
 // ErrInvalidRoom, or ErrInvalidOptions where the query is wrong.
 func (m *RoomManager) Entries(ctx context.Context, room string, q EntryQuery) (EntryPage, error) {
-	if err := m.n.use(room); err != nil {
+	if err := m.n.use(ctx, room); err != nil {
 		return EntryPage{}, err
 	}
 	limit, err := pageLimit("EntryQuery.Limit", q.Limit)
@@ -78,7 +78,7 @@ func (m *RoomManager) Entries(ctx context.Context, room string, q EntryQuery) (E
 	defer cancel()
 	found, err := m.n.store.EntriesFrom(ctx, room, at, limit)
 	if err != nil {
-		return EntryPage{}, m.n.storeError(err)
+		return EntryPage{}, m.n.errorFor(ctx, err)
 	}
 	page := EntryPage{
 		Room: room, Epoch: found.Position.Epoch, Seq: found.Position.Seq, Now: time.UnixMilli(found.Now),

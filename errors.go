@@ -1,23 +1,20 @@
 package mesh
 
 import (
-	"context"
 	"errors"
-	"net"
 	"net/http"
-	"strings"
-
-	"github.com/redis/go-redis/v9"
-
-	"github.com/meshpresence/mesh/internal/store"
 )
 
 // The errors of this package. Every error that it returns wraps one of them,
-// unless it is the context's, comes from one of the app's own callbacks, or
-// says why a payload does not encode to JSON or what Shutdown could not end in
-// time; test with [errors.Is]. Where a method takes a room or a connection id,
-// a bad one is [ErrInvalidRoom] or [ErrInvalidConnectionID]; what needs Redis is
-// [ErrNotStarted] before Start and [ErrClosed] after Shutdown.
+// unless it comes from one of the app's own callbacks, or says why a payload
+// does not encode to JSON or what Shutdown could not end in time; test with
+// [errors.Is]. If the caller cancels the context of a method that waits, the
+// error wraps context.Canceled and the context's cause, and not [ErrUnavailable];
+// if its deadline passes while Redis does not answer, it wraps both
+// [ErrUnavailable] and context.DeadlineExceeded. A method that takes a room or a
+// connection id returns [ErrInvalidRoom] or [ErrInvalidConnectionID] for a bad
+// one. A method that needs Redis returns [ErrNotStarted] before Start and
+// [ErrClosed] after Shutdown.
 var (
 	// ErrInvalidRoom says that a room name is empty, longer than
 	// Limits.RoomNameBytes, not valid UTF-8, or holds control characters.
@@ -25,8 +22,9 @@ var (
 	// ErrInvalidConnectionID says that a connection id is empty, too long, not
 	// valid UTF-8, or holds a colon, white space or control characters.
 	ErrInvalidConnectionID = errors.New("mesh: invalid connection id")
-	// ErrInvalidOptions says that an option is out of its documented range.
-	// The message names the field.
+	// ErrInvalidOptions says that an option is out of its documented range (the
+	// message names the field), that a context, function or WebSocket is nil, or
+	// that a close frame cannot carry a code or reason.
 	ErrInvalidOptions = errors.New("mesh: invalid options")
 	// ErrInvalidPattern says that a Pattern names no room: it is the zero
 	// Pattern, or an exact name that no room can have.
@@ -184,96 +182,4 @@ func (r *Refusal) response() (status int, message string) {
 		message = http.StatusText(http.StatusUnauthorized)
 	}
 	return status, message
-}
-
-// wireErrors says what a client is told about an error. The first match wins,
-// so that an error which also wraps Redis's is told as unavailable. An empty
-// text means that the error's own is sent: it speaks about what the client
-// itself sent.
-var wireErrors = []struct {
-	is   error
-	code string
-	text string
-}{
-	{store.ErrFull, codeUnavailable, "Temporarily unavailable: storage is full"},
-	{ErrUnavailable, codeUnavailable, "Temporarily unavailable"},
-	{store.ErrUnavailable, codeUnavailable, "Temporarily unavailable"},
-	{store.ErrFenced, codeUnavailable, "Temporarily unavailable"},
-	{store.ErrLate, codeUnavailable, "Temporarily unavailable"},
-	{store.ErrClock, codeUnavailable, "Temporarily unavailable"},
-	{ErrIncompatible, codeUnavailable, "Temporarily unavailable"},
-	{ErrNotStarted, codeUnavailable, "Temporarily unavailable"},
-	{ErrClosed, codeClosed, "Closed"},
-	{ErrBusy, codeBusy, "Busy"},
-	{ErrSlowConsumer, codeBusy, "Too slow"},
-	{ErrRefused, codeRefused, "Refused"},
-	{ErrConflict, codeConflict, "Conflicting changes"},
-	{ErrConnectionExists, codeExists, "Connection exists already"},
-	{ErrNotTracked, codeNotFound, "Room is not tracked"},
-	{ErrNotPresent, codeNotFound, "Not in the room"},
-	{ErrUnknownConnection, codeNotFound, "Unknown connection"},
-	{ErrTooLarge, codeTooLarge, ""},
-	{ErrLimit, codeLimit, ""},
-	{ErrInvalidRoom, codeInvalid, ""},
-	{ErrInvalidConnectionID, codeInvalid, ""},
-	{ErrInvalidState, codeInvalid, ""},
-	{ErrInvalidMetadata, codeInvalid, ""},
-}
-
-// wireError says what a client is told about err: the fields error, code and
-// name of the wire protocol's error answer. Text of Redis, of the network and
-// of a panic never gets there; the text of an app's own plain error does.
-func wireError(err error) (message, code, name string) {
-	if err == nil {
-		return textInternal, codeServer, nameError
-	}
-	if ce, ok := errors.AsType[*CommandError](err); ok {
-		return ce.wire()
-	}
-	if r, ok := errors.AsType[*Refusal](err); ok {
-		_, message = r.response()
-		return message, codeRefused, nameCommandError
-	}
-	for _, w := range wireErrors {
-		if !errors.Is(err, w.is) {
-			continue
-		}
-		if message = w.text; message == "" {
-			message = strings.TrimPrefix(publicText(err, w.is), "mesh: ")
-		}
-		return message, w.code, nameCommandError
-	}
-	if errors.Is(err, context.DeadlineExceeded) {
-		return "Timed out", codeTimeout, nameCommandError
-	}
-	if errors.Is(err, context.Canceled) {
-		return "Closed", codeClosed, nameCommandError
-	}
-	if private(err) {
-		return textInternal, codeServer, nameError
-	}
-	return err.Error(), codeServer, nameError
-}
-
-// publicText is err's own text, or the sentinel's where err's is private.
-func publicText(err, sentinel error) string {
-	if private(err) {
-		return sentinel.Error()
-	}
-	return err.Error()
-}
-
-// private reports whether err's text is nobody's business outside: it may hold
-// key names, addresses, or whatever a callback panicked with.
-func private(err error) bool {
-	if _, ok := errors.AsType[redis.Error](err); ok {
-		return true
-	}
-	if _, ok := errors.AsType[net.Error](err); ok {
-		return true
-	}
-	if _, ok := errors.AsType[*panicError](err); ok {
-		return true
-	}
-	return errors.Is(err, redis.ErrClosed) || errors.Is(err, redis.ErrPoolTimeout)
 }

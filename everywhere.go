@@ -30,5 +30,5 @@ func (n *node) everywhere(ctx context.Context, call remoteCall) error {
 		calls.Go(func() { _, errs[i] = n.control.call(ctx, there, call) })
 	}
 	calls.Wait()
-	return errors.Join(append(errs, n.storeError(noHomes), n.storeError(noList))...)
+	return errors.Join(append(errs, n.errorFor(ctx, noHomes), n.errorFor(ctx, noList))...)
 }

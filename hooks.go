@@ -21,8 +21,20 @@ type hooks struct {
 // here is there when it joins. Each is recovered and limited by
 // Options.HookTimeout; ctx ends then, and with the server.
 //
+// If one panics or does not return in time, the connection is closed with code
+// 1011: it must not go on without what the function was to set up. It leaves the
+// rooms that a function has already joined, its metadata is forgotten, none of
+// its commands is carried out, and the functions that follow are not called. If
+// the server shuts down before they have been called, the code is 1012. What a
+// client is (its user id) is better set by Options.Authenticate, which refuses
+// the request before there is a connection. A nil function is logged and ignored.
+//
 // The TypeScript server's onConnection.
 func (s *Server) OnConnection(f func(ctx context.Context, c *Connection)) {
+	if f == nil {
+		s.n.opts.Logger.Error("mesh: OnConnection was given no function")
+		return
+	}
 	s.hooks.mu.Lock()
 	defer s.hooks.mu.Unlock()
 	s.hooks.up = append(slices.Clip(s.hooks.up), f)
@@ -31,24 +43,35 @@ func (s *Server) OnConnection(f func(ctx context.Context, c *Connection)) {
 // OnDisconnection adds a function that is called for every socket of this
 // server that has ended, in the order added, after it has left its rooms (or
 // could not within two seconds, because Redis is away). reason says how it
-// ended, for a log. Recovered and limited as in [Server.OnConnection].
+// ended, for a log. Each is recovered and limited by Options.HookTimeout; one
+// that panics or is late is counted and logged, and those after it are called.
+// They are called for every connection for which the OnConnection functions
+// were begun, also if one of those failed. A nil function is logged and ignored.
 func (s *Server) OnDisconnection(f func(ctx context.Context, c *Connection, reason error)) {
+	if f == nil {
+		s.n.opts.Logger.Error("mesh: OnDisconnection was given no function")
+		return
+	}
 	s.hooks.mu.Lock()
 	defer s.hooks.mu.Unlock()
 	s.hooks.down = append(slices.Clip(s.hooks.down), f)
 }
 
-func (h *hooks) connected(n *node, c *Connection) {
+// connected calls the OnConnection functions until one fails, and returns why.
+func (h *hooks) connected(n *node, c *Connection) error {
 	h.mu.RLock()
 	list := h.up
 	h.mu.RUnlock()
 	for _, f := range list {
-		// A failure is counted and logged there, and is nobody else's.
-		_ = n.calls.run(n.life, callbackConnection, n.opts.HookTimeout, func(ctx context.Context) error {
+		err := n.calls.run(n.life, callbackConnection, n.opts.HookTimeout, func(ctx context.Context) error {
 			f(ctx, c)
 			return nil
 		})
+		if err != nil {
+			return err // counted and logged
+		}
 	}
+	return nil
 }
 
 func (h *hooks) disconnected(n *node, c *Connection, reason error) {
@@ -90,8 +113,10 @@ type handlers struct {
 // HandleCommand lets clients send a command of the app's own on the same
 // socket. Its calls run beside presence and each other, up to
 // Options.HandlerConcurrency at once per connection (more are answered with
-// EBUSY), so a slow one holds up nobody. A panic is recovered and answered
-// with ESERVER.
+// EBUSY), so a slow one delays no other. A panic is recovered and answered
+// with ESERVER, and so is a result that does not encode to JSON. The encoding
+// is part of the call: a MarshalJSON of the app's may take as long, and is left
+// behind in the same way when the connection ends.
 //
 // [ErrInvalidCommand] where the name is empty or the protocol's own, as all are
 // that begin with "mesh/"; [ErrCommandExists] where it is taken;

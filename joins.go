@@ -45,7 +45,7 @@ func (n *node) join(ctx context.Context, c *owner.Conn, room string) (owner.Join
 		r := n.rules.match(room)
 		if len(r.joinGuards) > 0 {
 			joined, err := n.joins.join(ctx, c, room)
-			return joined, n.joinError(c, err)
+			return joined, n.joinError(ctx, c, err)
 		}
 		joined, err := c.JoinIf(ctx, room, func(uint64) error {
 			if n.rules.match(room).newest != r.newest {
@@ -57,32 +57,32 @@ func (n *node) join(ctx context.Context, c *owner.Conn, room string) (owner.Join
 			err = errTakenOut
 		}
 		if err != errOutdated {
-			return joined, n.joinError(c, err)
+			return joined, n.joinError(ctx, c, err)
 		}
 	}
 }
 
 // joinError is storeError for a join. The connection may have been taken out of
 // the room because it has ended.
-func (n *node) joinError(c *owner.Conn, err error) error {
+func (n *node) joinError(ctx context.Context, c *owner.Conn, err error) error {
 	if now, open := n.owner.Conn(c.ID()); err == errTakenOut && (!open || now != c) {
 		return ErrClosed
 	}
-	return n.storeError(err)
+	return n.errorFor(ctx, err)
 }
 
 // add brings a connection into a room without asking the join guards.
 func (n *node) add(ctx context.Context, c *owner.Conn, room string) error {
 	n.joins.letIn(c, room)
 	_, err := c.Join(ctx, room)
-	return n.storeError(err)
+	return n.errorFor(ctx, err)
 }
 
 // leave takes a connection out of a room. Joins that wait do not take place.
 func (n *node) leave(ctx context.Context, c *owner.Conn, room string) (bool, error) {
 	n.joins.takeOut(c, room)
 	was, err := c.Leave(ctx, room, store.CauseLeft)
-	return was, n.storeError(err)
+	return was, n.errorFor(ctx, err)
 }
 
 // join is node.join for a room with join guards. A member that they refuse leaves.

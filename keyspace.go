@@ -13,6 +13,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/meshpresence/mesh/internal/store"
+	"github.com/meshpresence/mesh/internal/wire"
 	"github.com/redis/go-redis/v9"
 )
 
@@ -216,7 +217,7 @@ func validateConnectionID(id string) error {
 		return nil
 	}
 	return fmt.Errorf("%w: %s must be 1 to %d bytes of UTF-8 without colons, white space or control characters",
-		ErrInvalidConnectionID, quoteStart(id), maxConnectionID)
+		ErrInvalidConnectionID, wire.Quote(id), maxConnectionID)
 }
 
 func validConnectionID(id string) bool {
@@ -234,22 +235,13 @@ func validateRoomName(name string, maxBytes int) error {
 	case name == "":
 		return fmt.Errorf("%w: it is empty", ErrInvalidRoom)
 	case maxBytes > 0 && len(name) > maxBytes:
-		return fmt.Errorf("%w: %s has %d bytes, more than %d", ErrInvalidRoom, quoteStart(name), len(name), maxBytes)
+		return fmt.Errorf("%w: %s has %d bytes, more than %d", ErrInvalidRoom, wire.Quote(name), len(name), maxBytes)
 	case !utf8.ValidString(name):
-		return fmt.Errorf("%w: %s is not UTF-8", ErrInvalidRoom, quoteStart(name))
+		return fmt.Errorf("%w: %s is not UTF-8", ErrInvalidRoom, wire.Quote(name))
 	case strings.ContainsFunc(name, unicode.IsControl):
-		return fmt.Errorf("%w: %s holds a control character", ErrInvalidRoom, quoteStart(name))
+		return fmt.Errorf("%w: %s holds a control character", ErrInvalidRoom, wire.Quote(name))
 	}
 	return nil
-}
-
-// quoteStart quotes the first bytes of what somebody sent.
-func quoteStart(s string) string {
-	const most = 32
-	if len(s) > most {
-		return strconv.Quote(s[:most]) + "…"
-	}
-	return strconv.Quote(s)
 }
 
 // expiryConfig configures an expiryListener.

@@ -21,6 +21,9 @@ const (
 // start makes the node one of the servers. It returns when Redis has answered
 // and the subscriptions are confirmed, or ctx ends; then it may be tried again.
 func (n *node) start(ctx context.Context) error {
+	if err := checkContext(ctx); err != nil {
+		return err
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(n.begun, cancel)() // stop does not wait for Redis to answer
@@ -66,12 +69,15 @@ func (n *node) subscribed(ctx context.Context) error {
 	}
 }
 
-// unstarted says why start failed: where it was stopped, that is why.
+// unstarted returns the error of a start that failed with err: that it was
+// stopped, or called off by the caller, comes first.
 func (n *node) unstarted(ctx context.Context, err error) error {
-	if n.begun.Err() != nil {
+	switch {
+	case n.begun.Err() != nil:
 		return ErrClosed
-	}
-	if ctx.Err() != nil && !errors.Is(err, ErrUnavailable) {
+	case errors.Is(ctx.Err(), context.Canceled) && !errors.Is(err, ErrIncompatible):
+		return fmt.Errorf("mesh: not started: %w (%v)", contextError(ctx), err)
+	case ctx.Err() != nil && !errors.Is(err, ErrUnavailable):
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return err
@@ -162,6 +168,11 @@ func (n *node) running() nodeState { return nodeState(n.state.Load()) }
 // did not take, the other servers do when the lease runs out. A later call
 // waits for the first one's end.
 func (n *node) stop(ctx context.Context) error {
+	if err := checkContext(ctx); err != nil {
+		return err
+	}
+	ctx, cancel := n.outside(ctx)
+	defer cancel()
 	n.stopOnce.Do(func() {
 		n.retire()
 		n.watchers.quit()
@@ -184,6 +195,26 @@ func (n *node) stop(ctx context.Context) error {
 		return fmt.Errorf("mesh: shutdown is still under way: %w", ctx.Err())
 	}
 }
+
+// outside returns the context for a call that waits for callbacks. If the call
+// comes from inside one, on its goroutine, nothing waits for that callback any
+// more. Its context ends while the server stops, so of a context derived from
+// it only the deadline counts.
+func (n *node) outside(ctx context.Context) (context.Context, context.CancelFunc) {
+	if !n.calls.stepOut() {
+		return ctx, func() {}
+	}
+	deadline, limited := ctx.Deadline()
+	ctx = context.WithoutCancel(ctx)
+	if !limited {
+		return ctx, func() {}
+	}
+	return context.WithDeadline(ctx, deadline)
+}
+
+// stragglers is how long callbacks, and calls of Redis, may go on after their
+// contexts have ended before a shutdown without a deadline leaves them behind.
+const stragglers = 5 * time.Second
 
 // stopGrace is how long after its context's end a shutdown may take to see
 // everything end that was told to.
@@ -217,6 +248,16 @@ func (n *node) stopParts(ctx context.Context) error {
 	n.end()
 	n.owner.Stop()
 	n.work.Wait()
-	errs = append(errs, n.calls.close(ctx), n.store.Wait(ctx))
-	return errors.Join(errs...)
+	return errors.Join(append(errs, n.awaitStragglers(ctx))...)
+}
+
+// awaitStragglers waits for what ignores the end of its context.
+func (n *node) awaitStragglers(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, stragglers)
+	defer cancel()
+	err := n.calls.close(ctx)
+	if err != nil {
+		err = fmt.Errorf("mesh: callbacks are still running: %w", err)
+	}
+	return errors.Join(err, n.store.Wait(ctx))
 }

@@ -95,11 +95,17 @@ func stormy(w *world, log *logbook) *testServer {
 				return map[string]string{"name": "SECRET-METADATA"}, nil
 			case "Bearer SECRET-PANIC":
 				panic("authenticate")
+			case "Bearer SECRET-FAILING":
+				return "SECRET-FAILING", nil
 			}
 			return nil, errors.New("not known")
 		}
 	})
-	s.OnConnection(func(context.Context, *Connection) { panic("hook") })
+	s.OnConnection(func(_ context.Context, c *Connection) {
+		if string(c.Member().Metadata) == `"SECRET-FAILING"` {
+			panic("hook")
+		}
+	})
 	s.OnDisconnection(func(context.Context, *Connection, error) { panic("hook") })
 	require.NoError(w.t, s.HandleCommand("app/boom", func(context.Context, *Connection, json.RawMessage) (any, error) { panic("command") }))
 	s.track("^open", PresenceOptions{})
@@ -135,6 +141,8 @@ func trouble(w *world, s *testServer, round, size int) {
 				}
 				_, _, err := s.tryDial(http.Header{"Origin": {"https://SECRET.example.com"}})
 				assert.Error(w.t, err)
+				p := s.dial(http.Header{"Authorization": {"Bearer SECRET-FAILING"}})
+				assert.Equal(w.t, websocket.CloseInternalServerErr, p.closed(time.Minute))
 			}
 		})
 		f := boom.raw()

@@ -102,12 +102,12 @@ func (p *PresenceManager) PresentConnections(ctx context.Context, room string) (
 // rooms of more than 500 are read in pages, so that who comes or goes meanwhile
 // may be in or not. No guard is asked.
 func (p *PresenceManager) Members(ctx context.Context, room string) ([]Member, error) {
-	if err := p.n.use(room); err != nil {
+	if err := p.n.use(ctx, room); err != nil {
 		return nil, err
 	}
 	records, _, err := p.n.store.Some(ctx, room, -1)
 	if err != nil {
-		return nil, p.n.storeError(err)
+		return nil, p.n.errorFor(ctx, err)
 	}
 	return membersOf(records), nil
 }
@@ -115,11 +115,11 @@ func (p *PresenceManager) Members(ctx context.Context, room string) ([]Member, e
 // Count returns how many connections are in the room, tracked or not, without
 // listing them.
 func (p *PresenceManager) Count(ctx context.Context, room string) (int, error) {
-	if err := p.n.use(room); err != nil {
+	if err := p.n.use(ctx, room); err != nil {
 		return 0, err
 	}
 	count, err := p.n.store.Count(ctx, room)
-	return count, p.n.storeError(err)
+	return count, p.n.errorFor(ctx, err)
 }
 
 // Connect registers a connection of the app's own transport, with its first
@@ -132,7 +132,10 @@ func (p *PresenceManager) Count(ctx context.Context, room string) (int, error) {
 // It counts as alive from then on; call [PresenceManager.Touch] for every sign
 // of life, and [PresenceManager.Disconnect] when it is over.
 func (p *PresenceManager) Connect(ctx context.Context, connID string, metadata any) error {
-	data, err := p.n.encodeMetadata(metadata)
+	if err := checkContext(ctx); err != nil {
+		return err
+	}
+	data, err := p.n.appMetadata(ctx, metadata)
 	if err != nil {
 		return err
 	}
@@ -147,6 +150,9 @@ func (p *PresenceManager) Connect(ctx context.Context, connID string, metadata a
 // server has no such connection; [ConnectionManager.Close] closes a connection on
 // any server.
 func (p *PresenceManager) Disconnect(ctx context.Context, connID string) error {
+	if err := checkContext(ctx); err != nil {
+		return err
+	}
 	c, err := p.n.conn(connID)
 	if err != nil {
 		return err
@@ -165,7 +171,7 @@ func (p *PresenceManager) Disconnect(ctx context.Context, connID string) error {
 // ended, [ErrLimit] past Limits.RoomsPerConnection, [ErrConflict] where a connection of
 // the same id is in the room on another server.
 func (p *PresenceManager) Join(ctx context.Context, room, connID string) error {
-	c, err := p.n.in(room, connID)
+	c, err := p.n.in(ctx, room, connID)
 	if err != nil {
 		return err
 	}
@@ -191,7 +197,7 @@ func (p *PresenceManager) Touch(connID string) error {
 // of life for the connection's other rooms. [ErrUnknownConnection] where this
 // server has no such connection.
 func (p *PresenceManager) Leave(ctx context.Context, room, connID string) (bool, error) {
-	c, err := p.n.in(room, connID)
+	c, err := p.n.in(ctx, room, connID)
 	if err != nil {
 		return false, err
 	}
@@ -214,9 +220,10 @@ func (p *PresenceManager) Recheck(connID string) error {
 	return nil
 }
 
-// use returns what stands against doing something with a room now.
-func (n *node) use(room string) error {
-	if err := n.usable(); err != nil {
+// use returns an error if nothing can be done with the room for that context:
+// the node does not run, or the name is invalid.
+func (n *node) use(ctx context.Context, room string) error {
+	if err := n.usableFor(ctx); err != nil {
 		return err
 	}
 	return n.checkRoom(room)
@@ -232,8 +239,8 @@ func (n *node) usable() error {
 	return nil
 }
 
-func (n *node) in(room, connID string) (*owner.Conn, error) {
-	if err := n.use(room); err != nil {
+func (n *node) in(ctx context.Context, room, connID string) (*owner.Conn, error) {
+	if err := n.use(ctx, room); err != nil {
 		return nil, err
 	}
 	return n.conn(connID)

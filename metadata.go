@@ -47,6 +47,11 @@ func (n *node) encodeMetadata(value any) (json.RawMessage, error) {
 	return data, n.checkMetadata(data)
 }
 
+// appMetadata is encodeMetadata for a value that the app gave to a method.
+func (n *node) appMetadata(ctx context.Context, value any) (json.RawMessage, error) {
+	return n.encodeFor(ctx, value, ErrInvalidMetadata, n.encodeMetadata)
+}
+
 func (n *node) checkMetadata(data json.RawMessage) error {
 	if over(len(data), n.opts.Limits.MetadataBytes) {
 		return fmt.Errorf("%w: metadata of %d bytes, limit %d", ErrTooLarge, len(data), n.opts.Limits.MetadataBytes)
@@ -63,7 +68,7 @@ func (n *node) setMetadata(ctx context.Context, at metaPlace, change json.RawMes
 ) (store.MetaValue, error) {
 	now, err := at.read(ctx)
 	if err != nil {
-		return now, n.storeError(err)
+		return now, n.errorFor(ctx, err)
 	}
 	for range mergeTries {
 		if at.known && now.Owner == "" {
@@ -78,11 +83,11 @@ func (n *node) setMetadata(ctx context.Context, at metaPlace, change json.RawMes
 		}
 		same, err := at.same(ctx, now, data)
 		if err != nil || same {
-			return now, n.storeError(err)
+			return now, n.errorFor(ctx, err)
 		}
 		var ok bool
 		if now, ok, err = at.write(ctx, now.Version, data); err != nil {
-			return now, n.storeError(err)
+			return now, n.errorFor(ctx, err)
 		}
 		if ok {
 			now.Data = data
@@ -167,7 +172,7 @@ func (n *node) setConnMetadata(ctx context.Context, conn string, change json.Raw
 	local, mine := n.owner.Conn(conn)
 	if mine {
 		if err := local.Registered(ctx); err != nil {
-			return n.storeError(err)
+			return n.errorFor(ctx, err)
 		}
 	}
 	now, err := n.setMetadata(ctx, n.connPlace(conn), change, strategy, approve)
@@ -175,5 +180,5 @@ func (n *node) setConnMetadata(ctx context.Context, conn string, change json.Raw
 		return err
 	}
 	local.SetMeta(now.Version, now.Data)
-	return n.storeError(local.Flush(ctx))
+	return n.errorFor(ctx, local.Flush(ctx))
 }

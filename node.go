@@ -47,6 +47,7 @@ const wheelStep = 50 * time.Millisecond
 //	watchers  subscriptions, and the asking anew of their guards (subscription.go)
 type node struct {
 	opts  Options
+	logs  limit.Shield // around opts.Logger
 	keys  keyspace
 	store *store.Store
 
@@ -93,7 +94,9 @@ func newNode(opts Options) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &node{opts: opts, starting: make(chan struct{}, 1), stopped: make(chan struct{}), waiting: limit.NewLog(opts.Logger)}
+	n := &node{starting: make(chan struct{}, 1), stopped: make(chan struct{})}
+	opts.Logger = n.logs.Logger(opts.Logger)
+	n.opts, n.waiting = opts, limit.NewLog(opts.Logger)
 	n.keys = keyspace{prefix: opts.Prefix, db: databaseOf(opts.Redis), buckets: opts.buckets(), cluster: opts.clustered()}
 	n.store = store.New(opts.Redis, n.keys)
 	n.store.RequireLease()

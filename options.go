@@ -108,8 +108,10 @@ type Options struct {
 
 	// Limits bound what clients can use up.
 	Limits Limits
-	// Logger gets what there is to say, without payloads and credentials.
-	// Defaults to nil: nothing is logged.
+	// Logger receives log output. Payloads and credentials are never logged. Its
+	// handler may be called on several goroutines at once. If a call panics the
+	// line is lost. A call that takes longer than 250 ms is left behind, and lines
+	// are dropped until it returns. Defaults to nil: nothing is logged.
 	Logger *slog.Logger
 
 	edge func(*store.Store) edge // for tests of this package; nil: the store itself

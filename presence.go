@@ -147,7 +147,7 @@ func (n *node) readPresent(ctx context.Context, room string) (*Snapshot, error) 
 		if v, ok := n.hub.StaleView(room); ok {
 			return snapshotOf(room, v), nil
 		}
-		return nil, n.storeError(err)
+		return nil, n.errorFor(ctx, err)
 	}
 	return &Snapshot{Room: room, Members: membersOf(records), Total: total}, nil
 }

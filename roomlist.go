@@ -49,7 +49,7 @@ type RoomPage struct {
 // It reads from masters, writes nothing, and takes at most two seconds. Errors
 // wrap ErrUnavailable, or ErrInvalidOptions where the query is wrong.
 func (m *RoomManager) List(ctx context.Context, q RoomQuery) (RoomPage, error) {
-	if err := m.n.usable(); err != nil {
+	if err := m.n.usableFor(ctx); err != nil {
 		return RoomPage{}, err
 	}
 	limit, err := pageLimit("RoomQuery.Limit", q.Limit)
@@ -64,11 +64,11 @@ func (m *RoomManager) List(ctx context.Context, q RoomQuery) (RoomPage, error) {
 	defer cancel()
 	found, err := m.n.store.RoomsFrom(ctx, q.Prefix, at, limit)
 	if err != nil {
-		return RoomPage{}, m.n.storeError(err)
+		return RoomPage{}, m.n.errorFor(ctx, err)
 	}
 	counts, err := m.n.store.Counts(ctx, found.Rooms)
 	if err != nil {
-		return RoomPage{}, m.n.storeError(err)
+		return RoomPage{}, m.n.errorFor(ctx, err)
 	}
 	page := RoomPage{Rooms: make([]RoomInfo, len(found.Rooms)), Total: int(found.Total)}
 	for i, room := range found.Rooms {

@@ -23,7 +23,7 @@ type RoomManager struct {
 // [ErrUnknownConnection] if no server has it, [ErrLimit] past
 // Limits.RoomsPerConnection. It is safe to repeat.
 func (m *RoomManager) Add(ctx context.Context, room, connID string) error {
-	if err := m.n.use(room); err != nil {
+	if err := m.n.use(ctx, room); err != nil {
 		return err
 	}
 	_, err := m.n.callOwner(ctx, remoteCall{Op: opAdd, Room: room, Conn: connID})
@@ -38,7 +38,7 @@ func (m *RoomManager) Add(ctx context.Context, room, connID string) error {
 //
 // [ErrUnknownConnection] if no server has it. It is safe to repeat.
 func (m *RoomManager) Remove(ctx context.Context, room, connID string) (bool, error) {
-	if err := m.n.use(room); err != nil {
+	if err := m.n.use(ctx, room); err != nil {
 		return false, err
 	}
 	done, err := m.n.callOwner(ctx, remoteCall{Op: opRemove, Room: room, Conn: connID})
@@ -58,7 +58,7 @@ func (m *RoomManager) Remove(ctx context.Context, room, connID string) (bool, er
 // On an error, a server that does not answer may not have done so. It is safe to
 // repeat.
 func (m *RoomManager) Recheck(ctx context.Context, room string) error {
-	if err := m.n.use(room); err != nil {
+	if err := m.n.use(ctx, room); err != nil {
 		return err
 	}
 	return m.n.everywhere(ctx, remoteCall{Op: opRecheckRoom, Room: room})
@@ -67,14 +67,14 @@ func (m *RoomManager) Recheck(ctx context.Context, room string) error {
 // Contains reports whether a connection is in a room, as Redis holds it. An
 // unknown connection is in none.
 func (m *RoomManager) Contains(ctx context.Context, room, connID string) (bool, error) {
-	if err := m.n.use(room); err != nil {
+	if err := m.n.use(ctx, room); err != nil {
 		return false, err
 	}
 	if err := validateConnectionID(connID); err != nil {
 		return false, err
 	}
 	_, ok, err := m.n.store.Record(ctx, room, connID)
-	return ok, m.n.storeError(err)
+	return ok, m.n.errorFor(ctx, err)
 }
 
 // Members returns the ids of the connections in a room, tracked or not, in no
@@ -87,7 +87,7 @@ func (m *RoomManager) Members(ctx context.Context, room string) ([]string, error
 // order. It reads an index in pages: rooms that fill or empty meanwhile may be
 // in or not.
 func (m *RoomManager) All(ctx context.Context) ([]string, error) {
-	if err := m.n.usable(); err != nil {
+	if err := m.n.usableFor(ctx); err != nil {
 		return nil, err
 	}
 	var rooms []string
@@ -102,7 +102,7 @@ func (m *RoomManager) All(ctx context.Context) ([]string, error) {
 	if err == nil {
 		err = ctx.Err()
 	}
-	return rooms, m.n.storeError(err)
+	return rooms, m.n.errorFor(ctx, err)
 }
 
 // Of returns the rooms that a connection is in, sorted, on whichever server it
@@ -117,7 +117,7 @@ func (m *RoomManager) Of(ctx context.Context, connID string) ([]string, error) {
 // every connection that sees the room, as by [RoomManager.Recheck]. The room's
 // metadata stays. On an error some may still be in; it is safe to repeat.
 func (m *RoomManager) Clear(ctx context.Context, room string) error {
-	if err := m.n.use(room); err != nil {
+	if err := m.n.use(ctx, room); err != nil {
 		return err
 	}
 	return m.n.everywhere(ctx, remoteCall{Op: opClear, Room: room})
@@ -129,7 +129,7 @@ func (m *RoomManager) Delete(ctx context.Context, room string) error {
 	if err := m.Clear(ctx, room); err != nil {
 		return err
 	}
-	return m.n.storeError(m.n.store.DeleteRoomMeta(ctx, room))
+	return m.n.errorFor(ctx, m.n.store.DeleteRoomMeta(ctx, room))
 }
 
 // SetMetadata stores metadata for a room: any value that encodes to JSON; nil
@@ -138,10 +138,10 @@ func (m *RoomManager) Delete(ctx context.Context, room string) error {
 // the room can read it. [ErrInvalidMetadata] where the value does not encode or
 // the strategy is unknown, [ErrTooLarge] past Limits.MetadataBytes.
 func (m *RoomManager) SetMetadata(ctx context.Context, room string, metadata any, opts MetadataOptions) error {
-	if err := m.n.use(room); err != nil {
+	if err := m.n.use(ctx, room); err != nil {
 		return err
 	}
-	data, err := m.n.encodeMetadata(metadata)
+	data, err := m.n.appMetadata(ctx, metadata)
 	if err != nil {
 		return err
 	}
@@ -151,12 +151,12 @@ func (m *RoomManager) SetMetadata(ctx context.Context, room string, metadata any
 
 // Metadata returns a room's metadata, nil where it has none.
 func (m *RoomManager) Metadata(ctx context.Context, room string) (json.RawMessage, error) {
-	if err := m.n.use(room); err != nil {
+	if err := m.n.use(ctx, room); err != nil {
 		return nil, err
 	}
 	value, err := m.n.store.RoomMeta(ctx, room)
 	if err != nil {
-		return nil, m.n.storeError(err)
+		return nil, m.n.errorFor(ctx, err)
 	}
 	return value.Data, nil
 }
@@ -170,17 +170,17 @@ func (m *RoomManager) Metadata(ctx context.Context, room string) (json.RawMessag
 // Everybody in the room gets it, those too whom a rule's Guard does not let see
 // the room: they may be in it unless its JoinGuard refuses them.
 func (m *RoomManager) Send(ctx context.Context, room, command string, payload any) error {
-	if err := m.n.use(room); err != nil {
+	if err := m.n.use(ctx, room); err != nil {
 		return err
 	}
-	f, err := appFrame(command, payload)
+	f, err := m.n.appFrame(ctx, command, payload)
 	if err != nil {
 		return err
 	}
 	f.Room = room
 	homes, err := m.n.store.Homes(ctx, room)
 	if err != nil {
-		return m.n.storeError(err)
+		return m.n.errorFor(ctx, err)
 	}
 	for _, inc := range homes {
 		if err := m.n.control.send(ctx, inc, f); err != nil {
@@ -191,11 +191,11 @@ func (m *RoomManager) Send(ctx context.Context, room, command string, payload an
 }
 
 // appFrame encodes a frame of the app's own.
-func appFrame(command string, payload any) (remoteFrame, error) {
+func (n *node) appFrame(ctx context.Context, command string, payload any) (remoteFrame, error) {
 	if err := checkCommand(command); err != nil {
 		return remoteFrame{}, err
 	}
-	data, err := json.Marshal(payload)
+	data, err := n.encodeFor(ctx, payload, nil, marshal)
 	if err != nil {
 		return remoteFrame{}, fmt.Errorf("mesh: payload of %q: %w", command, err)
 	}

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -84,6 +83,7 @@ func (s *Server) socketConfig() socket.Config {
 		PingInterval: o.PingInterval, MaxMissedPongs: o.missedPongs(), LatencyInterval: o.LatencyInterval,
 		CommandsPerSecond: o.Limits.CommandsPerSecond, HandlerConcurrency: o.HandlerConcurrency,
 		Logger: o.Logger, Log: s.log,
+		OnAbandoned: func(h socket.Handler, e *socket.End) { (*Connection)(h.(*wireHandler)).abandoned(e) },
 	}
 }
 
@@ -153,6 +153,11 @@ func (s *Server) Connection(id string) (*Connection, bool) {
 // Start, from Drain or Shutdown on, or past a limit; 403 for a foreign origin; what
 // Options.Authenticate chose, or 401; 400 where it is no upgrade.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if w == nil || r == nil {
+		s.log.Error("mesh: ServeHTTP was called without a request or a response")
+		return
+	}
+	defer s.survive(w)
 	if err := s.reserve(); err != nil {
 		refuseUpgrade(w, http.StatusServiceUnavailable)
 		return
@@ -175,20 +180,23 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	serving = true
 	go func() { // ends with the connection; Drain and Shutdown wait for it
 		defer s.release()
-		defer c.recovered()
 		_ = c.run(ctx) // how a connection ended is logged where it did
 	}()
 }
 
-// recovered is deferred where net/http does not recover: a connection that
-// panics takes nobody with it.
-func (c *Connection) recovered() {
-	if value := recover(); value != nil {
-		c.s.log.Error("mesh: connection panicked", "panic", limit.Shorten(fmt.Sprint(value)), "stack", string(debug.Stack()))
-		_ = c.ws.NetConn().Close() // it is lost in any case
-		c.s.remove(c)
-		c.s.n.disconnect(c.own)
+// survive is deferred by ServeHTTP. A panic of the app's ResponseWriter is
+// counted and logged, and answered with 500 if that is possible.
+func (s *Server) survive(w http.ResponseWriter) {
+	value := recover()
+	if value == nil {
+		return
 	}
+	if value == http.ErrAbortHandler {
+		panic(value) // means something to net/http
+	}
+	s.n.calls.note("ResponseWriter", value)
+	defer func() { _ = recover() }() // what has panicked may do so again
+	http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
 }
 
 // upgrade answers a request: with an upgrade, or (nil) with what stands against it.
@@ -206,6 +214,10 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) (*websocket.Con
 		return nil, nil
 	}
 	metadata, err := s.authenticate(r)
+	if errors.Is(err, ErrClosed) {
+		refuseUpgrade(w, http.StatusServiceUnavailable)
+		return nil, nil
+	}
 	if err != nil {
 		status, message := refusalOf(err)
 		http.Error(w, message, status)
@@ -220,70 +232,6 @@ func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) (*websocket.Con
 		return nil, nil // the upgrader has answered
 	}
 	return ws, metadata
-}
-
-// ConnOptions say how ServeConn serves a connection that the app upgraded.
-type ConnOptions struct {
-	// Metadata becomes the connection's first metadata: any value that encodes
-	// to JSON; nil: none.
-	Metadata any
-	// Foreign gets the frames that are not Mesh's: text that is not a JSON
-	// object with a command, and binary messages. messageType is
-	// websocket.TextMessage or BinaryMessage; text is not checked to be valid
-	// UTF-8. Connection.SendMessage answers. It is called with one frame after
-	// the other, in order, and not held back until the OnConnection functions are
-	// through. These frames do not count towards Limits.CommandsPerSecond: how
-	// many are too many the app decides. While it blocks nothing more is read:
-	// neither commands nor pongs, so that a connection that waits for it too long
-	// is closed for silence (1011, see Options.MaxMissedPongs). It has no time
-	// limit but that: when the connection ends, a call that has not returned is
-	// left behind. A panic is recovered and costs the frame. data may be kept.
-	// Defaults to nil: such frames are ignored.
-	Foreign func(c *Connection, messageType int, data []byte)
-}
-
-// ServeConn serves a WebSocket that the app has upgraded itself, and blocks
-// until it ends. It owns ws from then on: nothing else may read, write or
-// close it, whatever is returned. The end of ctx closes it with 1001. The
-// error is never nil. It wraps [ErrClosed] and says how the connection ended;
-// [ErrNotStarted], [ErrLimit], [ErrInvalidMetadata] and [ErrTooLarge] say that
-// it was not served at all, as [ErrClosed] does after Shutdown. Origins and
-// authentication are the app's to check: neither AllowedOrigins nor
-// Authenticate of [Options] is asked.
-//
-// While a handler of net/http waits for ServeConn, its stack, the request and
-// its buffers stay in memory: 28 KiB for each idle connection, where ServeHTTP
-// takes 10. What can be done about it is to return from the handler, with an
-// upgrader whose ReadBufferSize is 512 and that has a WriteBufferPool; Shutdown
-// waits for the connection all the same:
-//
-//	ctx := context.WithoutCancel(r.Context())
-//	go func() { _ = srv.ServeConn(ctx, ws, opts) }()
-//	return
-func (s *Server) ServeConn(ctx context.Context, ws *websocket.Conn, opts ConnOptions) error {
-	err := s.reserve()
-	if err == nil {
-		defer s.release()
-		var metadata []byte
-		if metadata, err = s.n.encodeMetadata(opts.Metadata); err == nil {
-			c, err := s.accept(ctx, ws, metadata, opts.Foreign)
-			if err != nil {
-				return err
-			}
-			return c.run(ctx)
-		}
-	}
-	return turnAway(ws, err)
-}
-
-// turnAway ends a WebSocket that is not served. Where the server takes no more,
-// the client is told so, like those that it has.
-func turnAway(ws *websocket.Conn, why error) error {
-	if errors.Is(why, ErrClosed) {
-		frame := websocket.FormatCloseMessage(websocket.CloseServiceRestart, restarting)
-		_ = ws.WriteControl(websocket.CloseMessage, frame, time.Now().Add(time.Second)) // it is closed in any case
-	}
-	return errors.Join(why, ws.Close())
 }
 
 // reserve counts a connection in, if one more may be.

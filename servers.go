@@ -54,14 +54,14 @@ func (s *Server) Servers(ctx context.Context) ([]ServerInfo, error) { return s.n
 func (p *PresenceManager) Servers(ctx context.Context) ([]ServerInfo, error) { return p.n.servers(ctx) }
 
 func (n *node) servers(ctx context.Context) ([]ServerInfo, error) {
-	if err := n.usable(); err != nil {
+	if err := n.usableFor(ctx); err != nil {
 		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookLimit)
 	defer cancel()
 	list, now, err := n.store.Instances(ctx, maxServers)
 	if err != nil {
-		return nil, n.storeError(err)
+		return nil, n.errorFor(ctx, err)
 	}
 	incs := make([]string, len(list))
 	infos := make([]ServerInfo, len(list))

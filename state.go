@@ -29,11 +29,11 @@ type StateOptions struct {
 // not in, [ErrInvalidState] where state is not an object, [ErrTooLarge] past
 // Limits.StateBytes. The app itself publishes: no guard is asked.
 func (p *PresenceManager) PublishState(ctx context.Context, room, connID string, state any, opts StateOptions) error {
-	c, err := p.n.in(room, connID)
+	c, err := p.n.in(ctx, room, connID)
 	if err != nil {
 		return err
 	}
-	data, err := p.n.encodeState(state)
+	data, err := p.n.encodeFor(ctx, state, ErrInvalidState, p.n.encodeState)
 	if err != nil {
 		return err
 	}
@@ -45,16 +45,16 @@ func (p *PresenceManager) PublishState(ctx context.Context, room, connID string,
 	}
 	w, err := p.n.setState(c, room, data, opts)
 	if err != nil {
-		return p.n.storeError(err)
+		return p.n.errorFor(ctx, err)
 	}
-	return p.n.storeError(w.Await(ctx))
+	return p.n.errorFor(ctx, w.Await(ctx))
 }
 
 // ClearState ends the presence state of a connection in a room; subscribers
 // are told state null. Without a state it does nothing. It is a sign of life.
 // [ErrNotTracked] and [ErrNotPresent] as in [PresenceManager.PublishState].
 func (p *PresenceManager) ClearState(ctx context.Context, room, connID string) error {
-	c, err := p.n.in(room, connID)
+	c, err := p.n.in(ctx, room, connID)
 	if err != nil {
 		return err
 	}
@@ -64,7 +64,7 @@ func (p *PresenceManager) ClearState(ctx context.Context, room, connID string) e
 	if !p.n.rules.match(room).tracked {
 		return ErrNotTracked
 	}
-	return p.n.storeError(c.ClearState(ctx, room))
+	return p.n.errorFor(ctx, c.ClearState(ctx, room))
 }
 
 // setState sets a state; what it returns waits until Redis has it.

@@ -118,7 +118,10 @@ type Stats struct {
 	// an iterator that lagged behind, or for a guard that was being asked.
 	SlowSubscriptions uint64
 
-	// Of the app's callbacks.
+	// Of the app's callbacks. Panics include calls of runtime.Goexit. Panics and
+	// timeouts include those of Options.Logger and of methods that encode to JSON,
+	// panics also those of the network connection under ServeConn and of the
+	// http.ResponseWriter.
 	CallbackErrors   uint64
 	CallbackPanics   uint64
 	CallbackTimeouts uint64
@@ -173,6 +176,7 @@ func (p *PresenceManager) Stats() Stats {
 func (st *Stats) addSockets(c socket.Counts) {
 	st.Closed, st.Coalesced, st.Dropped, st.Busy, st.Limited = c.Closes, c.Coalesced, c.Dropped, c.Busy, c.Limited
 	st.QueuedBytes, st.LongestQueue = c.Queued, c.Longest
+	st.CallbackPanics += uint64(c.Panics)
 }
 
 func (n *node) stats() Stats {
@@ -233,6 +237,9 @@ func (st *Stats) addCallbacks(n *node) {
 		st.CallbackPanics += c.Panics
 		st.CallbackTimeouts += c.Timeouts
 	}
+	l := n.logs.Counts()
+	st.CallbackPanics += l.Panics
+	st.CallbackTimeouts += l.Timeouts
 	v := n.verdicts
 	st.GuardsRefused, st.GuardsHanging = v.refused.Load()+v.busy.Load(), v.hanging.all.Load()
 }

@@ -199,7 +199,7 @@ func (p *PresenceManager) Subscribe(ctx context.Context, room string, opts Subsc
 			select {
 			case <-out.more:
 			case <-ctx.Done():
-				yield(Event{}, context.Cause(ctx))
+				yield(Event{}, contextError(ctx))
 				return
 			}
 		}
@@ -207,7 +207,7 @@ func (p *PresenceManager) Subscribe(ctx context.Context, room string, opts Subsc
 }
 
 func (p *PresenceManager) subscribe(ctx context.Context, s *subscription) error {
-	if err := p.n.use(s.room); err != nil {
+	if err := p.n.use(ctx, s.room); err != nil {
 		return err
 	}
 	if s.viewer != "" {
@@ -218,7 +218,7 @@ func (p *PresenceManager) subscribe(ctx context.Context, s *subscription) error 
 	err := p.n.watchers.watch(ctx, s)
 	p.n.refusedTo(s.viewer, s.room, err) // its other subscriptions
 	if err != nil && ctx.Err() != nil {
-		return context.Cause(ctx) // as later, when the iterator waits itself
+		return contextError(ctx) // as later, when the iterator waits itself
 	}
 	return err
 }

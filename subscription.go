@@ -159,7 +159,7 @@ func (w *watchers) watch(ctx context.Context, s *subscription) error {
 	if err != nil {
 		s.silence()
 		w.remove(s)
-		return w.n.storeError(err)
+		return w.n.errorFor(ctx, err)
 	}
 	if s.isOver() { // a recheck has ended it; the outlet has been told
 		w.n.hub.Unwatch(s.room, s)

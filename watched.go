@@ -81,12 +81,12 @@ func (m *RoomManager) Watched(ctx context.Context, q WatchedQuery) (WatchedPage,
 	if len(page.Rooms) == 0 {
 		return page, nil
 	}
-	if err := m.n.usable(); err != nil {
+	if err := m.n.usableFor(ctx); err != nil {
 		return page, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookLimit)
 	defer cancel()
-	return page, m.n.storeError(m.n.compareWatched(ctx, page.Rooms))
+	return page, m.n.errorFor(ctx, m.n.compareWatched(ctx, page.Rooms))
 }
 
 // watched is what is known of watched rooms without asking Redis.

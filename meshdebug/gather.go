@@ -6,6 +6,7 @@ import (
 	"errors"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/meshpresence/mesh"
@@ -136,7 +137,7 @@ func (h *handler) gather(ctx context.Context, q query) (*page, int) {
 	ctx, cancel := context.WithTimeout(ctx, gatherLimit)
 	defer cancel()
 	p := &page{View: q.view, query: q}
-	var reads sync.WaitGroup
+	var reads reads
 	reads.Go(func() { p.ready(ctx, h.source) })
 	switch q.view {
 	case viewRoom:
@@ -160,6 +161,34 @@ func (h *handler) gather(ctx context.Context, q query) (*page, int) {
 		p.Room.owners(p.Servers)
 	}
 	return p, p.status()
+}
+
+// reads are calls of a Source under way.
+type reads struct {
+	sync.WaitGroup
+	fallen atomic.Bool // one of them has panicked, or ended its goroutine
+}
+
+// Go runs f on a goroutine of its own, recovered.
+func (r *reads) Go(f func()) {
+	r.WaitGroup.Go(func() {
+		returned := false
+		defer func() {
+			if recover(); !returned {
+				r.fallen.Store(true)
+			}
+		}()
+		f()
+		returned = true
+	})
+}
+
+// Wait waits for all, and panics if one of them did not return.
+func (r *reads) Wait() {
+	r.WaitGroup.Wait()
+	if r.fallen.Load() {
+		panic("meshdebug: the Source panicked")
+	}
 }
 
 func (p *page) ready(ctx context.Context, source Source) {

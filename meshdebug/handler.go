@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/meshpresence/mesh"
 )
@@ -89,24 +90,46 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	made, ok := h.make(r.Context(), q)
-	if !ok {
+	select {
+	case h.places <- struct{}{}:
+	default:
 		w.Header().Set("Retry-After", "1")
 		http.Error(w, "too many look at once", http.StatusServiceUnavailable)
+		return
+	}
+	made := h.make(r.Context(), q)
+	if made == nil {
+		http.Error(w, "the server could not be read", http.StatusInternalServerError)
 		return
 	}
 	made.write(w)
 }
 
-// make makes a page; false: as many are being made as may be.
-func (h *handler) make(ctx context.Context, q query) (made *rendered, ok bool) {
+// makeLimit is how long a page may take. A mesh.Server answers within
+// gatherLimit; a Source of the app's may ignore its context.
+const makeLimit = gatherLimit + time.Second
+
+// make makes a page, and gives a place back when it has been made; nil: the
+// Source panicked, or does not answer.
+func (h *handler) make(ctx context.Context, q query) *rendered {
+	made := make(chan *rendered, 1)
+	go func() { // ends with the calls of the Source, and has a place until then
+		var page *rendered
+		defer func() {
+			_ = recover() // of a panic of the Source: page is nil
+			<-h.places
+			made <- page
+		}()
+		page = render(h.gather(ctx, q))
+	}()
+	t := time.NewTimer(makeLimit)
+	defer t.Stop()
 	select {
-	case h.places <- struct{}{}:
-		defer func() { <-h.places }()
-	default:
-		return nil, false
+	case page := <-made:
+		return page
+	case <-t.C:
+		return nil
 	}
-	return render(h.gather(ctx, q)), true
 }
 
 // setHeaders sets what goes with every answer. The page consists of itself:

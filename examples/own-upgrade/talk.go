@@ -41,7 +41,7 @@ type talk struct {
 // hear is mesh.ConnOptions.Foreign.
 func (t *talk) hear(c *mesh.Connection, messageType int, data []byte) {
 	if t.tooMany() {
-		c.Close(websocket.ClosePolicyViolation, "too many messages")
+		_ = c.Close(websocket.ClosePolicyViolation, "too many messages")
 		return
 	}
 	if messageType == websocket.BinaryMessage {
@@ -52,7 +52,7 @@ func (t *talk) hear(c *mesh.Connection, messageType int, data []byte) {
 	// where it would go back to the client.
 	err := c.SendMessage(websocket.TextMessage, []byte(t.line(string(data))))
 	if errors.Is(err, mesh.ErrInvalidMessage) {
-		c.Close(websocket.CloseInvalidFramePayloadData, "text must be UTF-8")
+		_ = c.Close(websocket.CloseInvalidFramePayloadData, "text must be UTF-8")
 	}
 	// mesh.ErrClosed: it has ended meanwhile, and nobody waits for the answer.
 }
@@ -76,7 +76,7 @@ func (t *talk) line(line string) string {
 // part takes in a part of an upload.
 func (t *talk) part(c *mesh.Connection, data []byte) {
 	if len(data) == 0 || data[0] != kindPart {
-		c.Close(websocket.CloseUnsupportedData, "unknown kind of message")
+		_ = c.Close(websocket.CloseUnsupportedData, "unknown kind of message")
 		return
 	}
 	t.uploaded += uint64(len(data) - 1)

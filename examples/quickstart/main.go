@@ -14,14 +14,14 @@ import (
 )
 
 func main() {
-	srv, err := mesh.NewServer(mesh.Options{Redis: redis.NewClient(&redis.Options{Addr: "localhost:6379"}), Logger: slog.Default()})
+	srv, err := mesh.NewServer(mesh.Options{
+		Redis: redis.NewClient(&redis.Options{Addr: "localhost:6379"}), Logger: slog.Default(),
+		Authenticate: func(_ context.Context, r *http.Request) (any, error) { // look at r; an error refuses the client
+			return map[string]string{"userId": "user123", "username": "Alice"}, nil
+		}})
 	if err != nil {
 		log.Fatal(err)
 	}
-	srv.OnConnection(func(ctx context.Context, c *mesh.Connection) {
-		err := srv.Connections().SetMetadata(ctx, c.ID(), map[string]string{"userId": "user123", "username": "Alice"}, mesh.MetadataOptions{})
-		slog.Info("connected", "id", c.ID(), "error", err)
-	})
 	if err := errors.Join(srv.TrackPresence(mesh.Exact("lobby"), mesh.PresenceOptions{}), srv.Start(context.Background())); err != nil {
 		log.Fatal(err)
 	}

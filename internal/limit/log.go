@@ -2,7 +2,10 @@ package limit
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"reflect"
 	"runtime"
 	"sync"
 	"time"
@@ -107,6 +110,29 @@ func (l *Log) allow(name string, now time.Time) (held int, ok bool) {
 	}
 	held, k.held, k.last = k.held, 0, now
 	return held, true
+}
+
+// plainError is the type of errors.New.
+var plainError = reflect.TypeOf(errors.New(""))
+
+// PanicText describes the value of a panic. It calls no methods of types that
+// may be an app's: those may panic as well.
+func PanicText(value any) string {
+	if text, ok := value.(string); ok {
+		return Shorten(text)
+	}
+	t := reflect.TypeOf(value)
+	if t == plainError {
+		return Shorten(fmt.Sprint(value))
+	}
+	if t.Kind() == reflect.Pointer {
+		t = t.Elem()
+	}
+	switch t.PkgPath() {
+	case "", "runtime", "fmt":
+		return Shorten(fmt.Sprint(value))
+	}
+	return Shorten(fmt.Sprintf("a value of type %T", value))
 }
 
 // Shorten cuts a text that is not the library's own down to what a log line may

@@ -109,14 +109,14 @@ func (e *entry) answer(rev uint64, err error) {
 	}
 }
 
-// awaitAll awaits every one of them, and returns the last error. After the
-// first one nobody waits any longer for the rest, but none is left behind.
+// awaitAll awaits every one of them, and returns the first error. After it
+// nothing waits any longer for the rest, but none is left behind.
 func awaitAll(ctx context.Context, all []Write) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var failed error
 	for _, w := range all {
-		if err := w.Await(ctx); err != nil {
+		if err := w.Await(ctx); err != nil && failed == nil {
 			failed = err
 			cancel()
 		}

@@ -1,6 +1,8 @@
 package socket
 
 import (
+	"fmt"
+	"os"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -25,6 +27,8 @@ func (s *Socket) armRegular(t *clock.Timer, interval time.Duration, fire func())
 	}
 }
 
+var errStuck = fmt.Errorf("a write does not return: %w", os.ErrDeadlineExceeded)
+
 // onPing judges whether the peer is still there, and pings it.
 func (s *Socket) onPing() {
 	s.mu.Lock()
@@ -41,6 +45,11 @@ func (s *Socket) onPing() {
 		s.missed = 0
 	case !stalled:
 		s.missed++
+	}
+	// A network connection of the app's may mind no deadline.
+	if limit := s.cfg.WriteTimeout; s.writing && limit > 0 && s.tickAt-s.writingAt > limit+grace {
+		s.endLocked(&End{Cause: CauseStuck, Err: errStuck})
+		return
 	}
 	if int(s.missed) > s.cfg.MaxMissedPongs {
 		s.endLocked(&End{Cause: CauseSilent, Code: websocket.CloseInternalServerErr, Reason: "no sign of life"})

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"time"
 	"unicode/utf8"
 
 	"github.com/gorilla/websocket"
@@ -148,13 +149,35 @@ func (s *Socket) endLocked(e *End) {
 	s.kickWriter()
 }
 
+// hangs is how long commands may go on after the connection was closed before
+// it is abandoned. Their contexts have ended, and Redis answers within two
+// seconds or not at all.
+const hangs = 10 * time.Second
+
 // armCut has the network connection closed after the grace. The caller holds
 // mu.
-func (s *Socket) armCut() {
+func (s *Socket) armCut() { s.armEnd(grace) }
+
+// armEnd has onCut called after d. The caller holds mu.
+func (s *Socket) armEnd(d time.Duration) {
 	if s.cut == nil {
 		s.cut = new(clock.Timer)
 	}
-	s.cfg.Wheel.Schedule(s.cut, grace, s.onCut)
+	s.cfg.Wheel.Schedule(s.cut, d, s.onCut)
+}
+
+// Cut closes the network connection without a close frame, and does not wait.
+func (s *Socket) Cut() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.done {
+		return
+	}
+	s.severed = true
+	s.workers.Go(s.sever)
+	if s.ending != nil && s.running {
+		s.armCut()
+	}
 }
 
 // onCut closes the network connection of one that did not end in time: what is
@@ -162,22 +185,68 @@ func (s *Socket) armCut() {
 // must not. Where the peer reads and the queue was too long for the time, or
 // this process too busy to write it, the close frame is still to come: without
 // it the peer would take the end for a broken network.
+//
+// If that does not help, the socket is abandoned: a call of the app's network
+// connection, or a command, hangs.
 func (s *Socket) onCut() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	switch {
-	case s.done:
-	case s.flushed && !s.hurried:
-		s.hurried = true
-		s.dropQueue()
-		s.armCut()
-	default:
-		s.workers.Go(s.sever)
+	if s.cutNow() {
+		s.Abandon()
 	}
 }
 
-// sever closes the network connection without a word.
+// Abandon has Run, if it waits for a goroutine that hangs, wait no longer. It
+// does nothing to a socket that has not begun to end.
+func (s *Socket) Abandon() {
+	s.mu.Lock()
+	e := s.ending
+	first := e != nil && s.running && !s.abandoned
+	if first {
+		s.abandoned = true
+		close(s.untilGivenUp())
+	}
+	s.mu.Unlock()
+	if first && s.cfg.OnAbandoned != nil {
+		s.cfg.OnAbandoned(s.handler, e)
+	}
+}
+
+// cutNow closes the network connection, or has the rest written first; true:
+// that has been tried.
+func (s *Socket) cutNow() (tried bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.done || s.severed:
+		return true
+	case s.flushed && !s.hurried:
+		s.hurried = true
+		s.dropQueue()
+	default:
+		s.severed = true
+		s.workers.Go(s.sever)
+	}
+	s.armCut()
+	return false
+}
+
+// givenUp returns a channel that is closed when the socket is abandoned.
+func (s *Socket) givenUp() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.untilGivenUp()
+}
+
+// untilGivenUp is givenUp for callers that hold mu.
+func (s *Socket) untilGivenUp() chan struct{} {
+	if s.gaveUp == nil {
+		s.gaveUp = make(chan struct{})
+	}
+	return s.gaveUp
+}
+
+// sever closes the network connection without a close frame.
 func (s *Socket) sever() {
+	defer s.recovered("connection")
 	conn := s.netConn()
 	if secure, ok := conn.(*tls.Conn); ok {
 		conn = secure.NetConn() // its own Close may wait 5 s to send an alert
@@ -185,25 +254,27 @@ func (s *Socket) sever() {
 	_ = conn.Close() // nothing to be done about it
 }
 
-// finish ends the connection after reading ended with err, and waits for the
-// writer.
-func (s *Socket) finish(err error) {
-	e, readable := s.classify(err)
+// finish ends the connection after reading has ended because of e, and waits
+// for the writer.
+func (s *Socket) finish(e *End, readable bool) {
+	defer func() {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.done = true
+		s.armEnd(hangs)
+		s.stats().exit(s)
+	}()
+	defer s.recovered("connection")
 	s.end(e)
 	if !readable {
 		s.giveUpWriting()
 		s.sever()
 	}
-	s.writer.Wait()
+	s.writer.Wait(s.givenUp())
 	if readable && s.ended().lingers() {
 		_, _ = io.Copy(io.Discard, s.conn.NetConn()) // until the peer closes or the grace is over
 	}
 	_ = s.conn.Close() // over already, or nothing to be done about it
-	s.mu.Lock()
-	s.done = true
-	s.cfg.Wheel.Cancel(s.cut)
-	s.mu.Unlock()
-	s.stats().exit(s)
 }
 
 // classify says what an error of reading means, and whether the peer may still

@@ -78,8 +78,9 @@ type reading struct {
 	panicked any
 }
 
-// errReaderExited says that something ended the goroutine that read.
-var errReaderExited = fmt.Errorf("%w: the reading goroutine was ended", io.ErrClosedPipe)
+// errReaderExited says that reading panicked, or that something ended the
+// goroutine that read.
+var errReaderExited = fmt.Errorf("%w: reading was ended by a panic or runtime.Goexit", io.ErrClosedPipe)
 
 // frames reads the frames that have come. A panic is one of the caller.
 func (r *reading) frames(s *Socket) {

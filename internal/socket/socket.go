@@ -126,6 +126,10 @@ type Config struct {
 	// Log is told of what should not happen. Defaults to one of its own on
 	// Logger.
 	Log *limit.Log
+	// OnAbandoned is called if a connection has ended and Run does not return,
+	// because reading, writing or closing its network connection, or one of its
+	// commands, hangs. It must not block. Nil: not called.
+	OnAbandoned func(h Handler, e *End)
 }
 
 // Socket is one WebSocket connection. Its methods are safe for concurrent use
@@ -151,8 +155,9 @@ type Socket struct {
 	bytes  atomic.Int64
 	behind *Socket // in the line of the flushers: guarded by them
 
-	writer  sync.WaitGroup // the writer, if there is one
-	workers sync.WaitGroup // the worker, the answerer, concurrent commands, and who closes the connection when the grace is over
+	writer  limit.Crew    // the writer, if there is one
+	workers limit.Crew    // the worker, the answerer, concurrent commands, and what closes the connection when the grace is over
+	gaveUp  chan struct{} // see givenUp; nil: nothing waits
 
 	// mu guards the fields below. It is never held during I/O, nor while
 	// calling the handler.
@@ -166,9 +171,12 @@ type Socket struct {
 
 	running   bool
 	done      bool // the connection is closed for good: nothing left to cut
+	severed   bool // the network connection has been closed, or is being closed
+	abandoned bool // see Abandon
 	due       due  // what the writer is to send before the queue
 	writing   bool
-	broken    bool // no more can be written
+	writingAt time.Duration // when the last write was begun
+	broken    bool          // no more can be written
 	closeSent bool
 	flushed   bool // something of the queue was written since ending is set, the close frame was not
 	hurried   bool // the first grace was over before the close frame was written
@@ -199,34 +207,50 @@ func (s *Socket) stats() *Stats { return &s.group.stats }
 // Run reads until the connection ends and returns why, as an [*End]. When it
 // returns the connection is closed, no goroutine of the socket is left and no
 // timer fires any more; for that it waits for running commands, whose context
-// is done. The end of ctx closes the connection with 1001. Run can be called
-// once.
+// is done. A goroutine that hangs in a network connection of the app's is left
+// behind, see Config.OnAbandoned. The end of ctx closes the connection with
+// 1001. Run can be called once. A panic while reading is the caller's, after
+// the connection has been ended.
 func (s *Socket) Run(ctx context.Context) error {
 	if !s.start(ctx) {
 		return ErrAlreadyRun
 	}
-	if ctx.Done() == nil { // it never ends
-		s.finish(s.read())
-	} else {
-		s.readUntil(ctx)
+	if ctx.Done() != nil {
+		defer s.endWith(ctx)()
 	}
-	s.workers.Wait()
+	s.serve()
 	end := s.ended()
 	s.cfg.Logger.Debug("mesh: connection ended", "cause", end.Cause.String(), "code", end.Code, "error", end.Err)
 	return end
 }
 
-// readUntil reads until the connection ends, and closes it at the end of ctx.
-func (s *Socket) readUntil(ctx context.Context) {
+// endWith ends the connection at the end of ctx, until stop is called.
+func (s *Socket) endWith(ctx context.Context) (stop func()) {
 	stopped := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
+	forget := context.AfterFunc(ctx, func() {
 		defer close(stopped)
 		s.end(&End{Cause: CauseShutdown, Code: websocket.CloseGoingAway, Reason: "server is going away", Err: context.Cause(ctx)})
 	})
-	s.finish(s.read())
-	if !stop() {
-		<-stopped
+	return func() {
+		if !forget() {
+			<-stopped
+		}
 	}
+}
+
+// serve reads until the connection ends, and ends it. The connection may be the
+// app's: its Read may panic, or end this goroutine.
+func (s *Socket) serve() {
+	e, readable := &End{Cause: CauseBroken, Err: errReaderExited}, false // unless reading returns
+	defer func() {
+		s.finish(e, readable)
+		s.workers.Wait(s.givenUp())
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.cfg.Wheel.Cancel(s.cut)
+	}()
+	s.prepare()
+	e, readable = s.classify(s.read())
 }
 
 // start makes the socket run; false: it did before.
@@ -239,9 +263,6 @@ func (s *Socket) start(ctx context.Context) bool {
 	s.running = true
 	s.parent = ctx
 	s.begun = time.Now()
-	_ = s.conn.SetReadDeadline(time.Time{}) // an error shows at the first read
-	s.conn.SetReadLimit(max(s.cfg.FrameBytes, 0))
-	s.setControlHandlers()
 	if s.gate != nil {
 		s.gate.shut = true
 	}
@@ -253,6 +274,14 @@ func (s *Socket) start(ctx context.Context) bool {
 	s.kickWriter()
 	s.stats().enter(s)
 	return true
+}
+
+// prepare makes the connection ready to be read. No lock is held: it may be the
+// app's.
+func (s *Socket) prepare() {
+	_ = s.conn.SetReadDeadline(time.Time{}) // an error shows at the first read
+	s.conn.SetReadLimit(max(s.cfg.FrameBytes, 0))
+	s.setControlHandlers()
 }
 
 // ended returns why the connection ends; nil: it does not.

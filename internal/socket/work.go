@@ -2,7 +2,6 @@ package socket
 
 import (
 	"context"
-	"fmt"
 	"runtime/debug"
 
 	"github.com/meshpresence/mesh/internal/limit"
@@ -238,13 +237,13 @@ func (s *Socket) call(handle func(context.Context, wire.Request), req wire.Reque
 	returned = true
 }
 
-// recovered is deferred around what is not the socket's own: it recovers a
-// panic, counts and logs it.
+// recovered is deferred around code that may be the app's: it recovers a panic,
+// counts and logs it.
 func (s *Socket) recovered(where string) {
 	value := recover()
 	if value == nil {
 		return
 	}
 	s.stats().panics.Add(1)
-	s.cfg.Log.Error("mesh: handler panicked", "in", where, "panic", limit.Shorten(fmt.Sprint(value)), "stack", string(debug.Stack()))
+	s.cfg.Log.Error("mesh: handler panicked", "in", where, "panic", limit.PanicText(value), "stack", string(debug.Stack()))
 }

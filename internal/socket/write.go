@@ -113,7 +113,7 @@ func (s *Socket) kickWriter() {
 	}
 	s.writing = true
 	if s.gate != nil && s.gate.raw != nil {
-		s.writer.Add(1)
+		s.writer.Add()
 		s.group.flushers.add(s)
 	} else {
 		s.writer.Go(func() { s.write(new(job)) })
@@ -137,13 +137,6 @@ type job struct {
 	charge int           // and what was charged for them
 }
 
-// write writes until there is nothing left to, after j, which was done.
-func (s *Socket) write(j *job) {
-	for s.next(j) {
-		s.written(j, s.writeJob(j))
-	}
-}
-
 // written notes how the writing of j went.
 func (s *Socket) written(j *job, err error) {
 	if err != nil {
@@ -160,6 +153,7 @@ func (s *Socket) next(j *job) bool {
 	if !s.doneWith(j) {
 		return false
 	}
+	s.writingAt = s.offset(time.Now())
 	if j.due = s.due & -s.due; j.due != 0 {
 		s.due &^= j.due
 		j.pong, j.rtt, j.at = s.pong, s.latency, s.offset(time.Now())
@@ -350,22 +344,4 @@ func (s *Socket) writeLarge(it *item) error {
 		return err
 	}
 	return s.conn.WritePreparedMessage(p)
-}
-
-// writeFailed ends the connection after an error of writing. The reader is
-// made to return too, unless it is the reader that has sent a close frame: the
-// websocket package does that when it meets a frame that it refuses, and Run
-// then says why.
-func (s *Socket) writeFailed(err error) {
-	s.giveUpWriting()
-	if errors.Is(err, websocket.ErrCloseSent) {
-		return
-	}
-	cause := CauseBroken
-	var network net.Error
-	if errors.As(err, &network) && network.Timeout() {
-		cause = CauseStuck
-	}
-	s.end(&End{Cause: cause, Err: err})
-	s.sever()
 }

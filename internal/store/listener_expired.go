@@ -251,7 +251,7 @@ func (w *expiredWatch) look(ctx context.Context) (ExpiredState, error) {
 	if w.replica.Load() {
 		return ExpiredUnknown, nil
 	}
-	return w.probe(ctx)
+	return protected(ctx, probeWithin, func() (ExpiredState, error) { return w.probe(ctx) })
 }
 
 // flag has the node send expired events. Where that is forbidden it is not
@@ -259,7 +259,11 @@ func (w *expiredWatch) look(ctx context.Context) (ExpiredState, error) {
 func (w *expiredWatch) flag(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, probeWithin)
 	defer cancel()
-	before, after, err := EnableExpiredEvents(ctx, w.client)
+	set, err := protected(ctx, soon, func() (set [2]string, err error) {
+		set[0], set[1], err = EnableExpiredEvents(ctx, w.client)
+		return set, err
+	})
+	before, after := set[0], set[1]
 	w.flagErr = err
 	w.setFlag = err != nil && !redisSaid(err)
 	if err == nil && before != after {

@@ -17,7 +17,15 @@ import (
 // which SUBSCRIBE a confirmation belongs to, and a command whose writing
 // failed would be forgotten. So the first error ends the PubSub, and the next
 // session starts from what is wanted.
+//
+// The hooks of the client are the app's code: one that panics or ends the
+// goroutine ends the session.
 func (l *Listener) session(life context.Context) (up bool, err error) {
+	return protected(life, eventually, func() (bool, error) { return l.connection(life) })
+}
+
+// connection is session without the care for panics.
+func (l *Listener) connection(life context.Context) (up bool, err error) {
 	ctx, cancel := context.WithCancelCause(life)
 	defer cancel(nil)
 	drain(l.renew) // this is a new connection
@@ -32,7 +40,7 @@ func (l *Listener) session(life context.Context) (up bool, err error) {
 	}
 	var writer sync.WaitGroup
 	writer.Go(func() {
-		err := l.feed(ctx, ps)
+		_, err := protected(ctx, eventually, func() (any, error) { return nil, l.feed(ctx, ps) })
 		cancel(err)    // before Close, so that a reconnect that PubSub tries on its own fails at once
 		_ = ps.Close() // wakes the reader
 	})

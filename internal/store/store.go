@@ -14,6 +14,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/meshpresence/mesh/internal/histogram"
+	"github.com/meshpresence/mesh/internal/limit"
 )
 
 var (
@@ -88,7 +89,7 @@ type Store struct {
 	reads  chan struct{} // places for plain commands that are of no one bucket
 	leases chan struct{} // places for calls that say which servers live, and whether Redis is the same
 	places []places      // by bucket
-	calls  sync.WaitGroup
+	calls  limit.Crew
 	listed bool // see RequireLease
 
 	suspects suspects
@@ -141,17 +142,10 @@ func (s *Store) Keys() Keys { return s.keys }
 // Wait blocks until no call is under way any more, or ctx ends. Calls that
 // were given up end when the client library's own timeouts run out.
 func (s *Store) Wait(ctx context.Context) error {
-	idle := make(chan struct{})
-	go func() { // ends with the last call
-		s.calls.Wait()
-		close(idle)
-	}()
-	select {
-	case <-idle:
-		return nil
-	case <-ctx.Done():
+	if !s.calls.Wait(ctx.Done()) {
 		return fmt.Errorf("store: calls still under way: %w", ctx.Err())
 	}
+	return nil
 }
 
 // Ping asks Redis whether it is there.
@@ -188,7 +182,8 @@ func (s *Store) process(ctx context.Context) (string, error) {
 			ids []string
 		)
 		err := cluster.ForEachMaster(ctx, func(ctx context.Context, master *redis.Client) error {
-			id, err := runID(ctx, master)
+			// The cluster client does not recover.
+			id, err := protected(ctx, soon, func() (string, error) { return runID(ctx, master) })
 			mu.Lock()
 			defer mu.Unlock()
 			ids = append(ids, id)
@@ -245,12 +240,19 @@ func within[T any](ctx context.Context, s *Store, at place, f func(context.Conte
 	began := time.Now()
 	done := make(chan result[T], 1)
 	s.calls.Go(func() {
-		v, err := f(ctx)
-		<-at.slots
-		if answered(err) && at.bucket != nowhere {
-			s.places[at.bucket].health.answer()
-		}
-		done <- result[T]{v, err}
+		r, replied := result[T]{err: errHook}, false
+		defer func() {
+			if value := recover(); value != nil {
+				r = result[T]{err: hookPanic(value)}
+			}
+			<-at.slots
+			if replied && at.bucket != nowhere {
+				s.places[at.bucket].health.answer()
+			}
+			done <- r
+		}()
+		v, err := f(ctx) // calls the app's hooks of the client
+		r, replied = result[T]{v, err}, answered(err)
 	})
 	select {
 	case r := <-done:

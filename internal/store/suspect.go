@@ -55,7 +55,10 @@ func (s *Store) suspect(ctx context.Context) {
 func askIdle(ctx context.Context, c *redis.Client) {
 	var wg sync.WaitGroup
 	for range suspected(int(c.PoolStats().IdleConns), c.Options().PoolSize) {
-		wg.Go(func() { _ = c.Ping(ctx).Err() }) // the client draws the consequences
+		wg.Go(func() {
+			defer func() { _ = recover() }() // of the app's hooks; calls that count report it
+			_ = c.Ping(ctx).Err()            // the client draws the consequences
+		})
 	}
 	wg.Wait()
 }

@@ -141,6 +141,22 @@ func appendPayload(dst []byte, payload any) ([]byte, error) {
 	return bytes.TrimSuffix(buf.Bytes(), []byte{'\n'}), nil
 }
 
+// mostQuoted is how many bytes Quote shows.
+const mostQuoted = 32
+
+// Quote returns the beginning of what a client sent, as a JSON string: for
+// texts that a client reads.
+func Quote(s string) string {
+	if len(s) <= mostQuoted {
+		return string(appendString(nil, s))
+	}
+	end := mostQuoted
+	for end > 0 && !utf8.RuneStart(s[end]) {
+		end--
+	}
+	return string(appendString(nil, s[:end])) + "…"
+}
+
 const hexDigits = "0123456789abcdef"
 
 // appendString appends s as a JSON string. Bytes that are not UTF-8 become

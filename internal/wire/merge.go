@@ -36,7 +36,7 @@ func MergeMetadata(current, change json.RawMessage, strategy Strategy) (json.Raw
 	switch strategy {
 	case "", StrategyReplace, StrategyMerge, StrategyDeepMerge:
 	default:
-		return nil, fmt.Errorf("%w %q", ErrStrategy, string(strategy))
+		return nil, fmt.Errorf("%w %s", ErrStrategy, Quote(string(strategy)))
 	}
 	if err := CheckValue(change); err != nil {
 		return nil, err

@@ -2,7 +2,6 @@ package wire
 
 import (
 	"bytes"
-	"encoding/json"
 	"errors"
 	"strconv"
 )
@@ -13,19 +12,18 @@ import (
 // refused instead.
 type Name string
 
-var errHalfPair = errors.New("a name holds half of a surrogate pair")
+var errHalfPair = errors.New("holds half of a surrogate pair")
 
 // UnmarshalJSON takes a JSON string; null is none.
 func (n *Name) UnmarshalJSON(raw []byte) error {
-	var text string
-	if err := json.Unmarshal(raw, &text); err != nil {
-		return err
+	if IsNull(raw) {
+		return nil
 	}
-	if halfPair(raw) {
-		return errHalfPair
+	name, err := nameOf("a name", raw)
+	if err == nil {
+		*n = name
 	}
-	*n = Name(text)
-	return nil
+	return err
 }
 
 // halfPair reports whether a JSON string escapes a surrogate that is not one

@@ -13,7 +13,7 @@ var ErrNotMesh = errors.New("mesh: not a Mesh frame")
 
 // ErrPayload says that a request's payload does not have the fields, or not
 // the types, that its command asks for.
-var ErrPayload = errors.New("mesh: malformed payload")
+var ErrPayload = errors.New("mesh: invalid payload")
 
 // The reasons for ErrNotMesh, built once: a hostile client must not make the
 // server allocate errors.
@@ -31,7 +31,7 @@ type Request struct {
 	// HasID tells whether there is an id. Requests without one, or with one
 	// that is not a number, are carried out but not answered.
 	HasID bool
-	// Command is never empty.
+	// Command may be empty: that is a command that nobody handles.
 	Command string
 	// Payload is nil if the frame has none. It shares memory with the frame.
 	Payload json.RawMessage
@@ -42,7 +42,7 @@ type Request struct {
 
 // Decode reads one text frame. It returns an error that wraps ErrNotMesh
 // unless the frame is a JSON object, in valid UTF-8 and nested at most
-// MaxDepth deep, with a non-empty string as its "command". As in JavaScript,
+// MaxDepth deep, with a string as its "command". As in JavaScript,
 // names count exactly as written and of equal names the last one counts.
 //
 // Decode does not look into the payload, see Request.Bind. The request shares
@@ -66,7 +66,7 @@ func Decode(frame []byte) (Request, error) {
 			payload = value
 		}
 	}
-	if len(command) <= len(`""`) || command[0] != '"' {
+	if len(command) == 0 || command[0] != '"' {
 		return Request{}, errNoCommand
 	}
 	req := Request{Command: intern(unquoted(command)), Payload: payload, Size: len(frame)}
@@ -76,15 +76,10 @@ func Decode(frame []byte) (Request, error) {
 	return req, nil
 }
 
-// Bind decodes the payload into dst, a pointer to one of the request structs.
-// A missing payload counts as an empty object, see Unmarshal for others. The
-// error wraps ErrPayload.
+// Bind decodes the payload into dst, see Unmarshal. The error wraps ErrPayload.
 func (r *Request) Bind(dst any) error {
-	if len(r.Payload) == 0 {
-		return nil
-	}
 	if err := Unmarshal(r.Payload, dst); err != nil {
-		return fmt.Errorf("%w of %s: %w", ErrPayload, r.Command, err)
+		return fmt.Errorf("%w: %w", ErrPayload, err)
 	}
 	return nil
 }

@@ -48,7 +48,7 @@ func TestDecode(t *testing.T) {
 		{"array", `[{"command":"x"}]`, Request{}, true},
 		{"null", `null`, Request{}, true},
 		{"no command", `{"id":1}`, Request{}, true},
-		{"empty command", `{"command":""}`, Request{}, true},
+		{"empty command", `{"id":1,"command":""}`, Request{ID: "1", HasID: true}, false},
 		{"command is a number", `{"command":1}`, Request{}, true},
 		{"command is null", `{"command":null}`, Request{}, true},
 		{"command in capitals", `{"Command":"x"}`, Request{}, true},

@@ -1,0 +1,77 @@
+package limit
+
+import (
+	"bytes"
+	"context"
+	"log/slog"
+	"runtime"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+)
+
+// rude is a handler whose Handle does something else first.
+type rude struct {
+	slog.Handler
+	do func()
+}
+
+func (h rude) Handle(ctx context.Context, r slog.Record) error {
+	h.do()
+	return h.Handler.Handle(ctx, r)
+}
+
+func (h rude) WithAttrs([]slog.Attr) slog.Handler { h.do(); return nil }
+
+// value panics when it is printed.
+type value struct{}
+
+func (value) String() string { panic("again") }
+
+func TestShield(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var s Shield
+		var out bytes.Buffer
+		do := func() {}
+		log := s.Logger(slog.New(rude{slog.NewTextHandler(&out, nil), func() { do() }}))
+		log.Info("one")
+		assert.Contains(t, out.String(), "one", "when the call returns, the line is there")
+		do = func() { panic(value{}) }
+		log.Info("two")
+		log.With("a", 1).Info("two")
+		do = runtime.Goexit
+		log.Info("three")
+		assert.Equal(t, ShieldCounts{Panics: 4}, s.Counts())
+
+		release := make(chan struct{})
+		do = func() { <-release }
+		begun := time.Now()
+		log.Info("four")
+		assert.Equal(t, LogWait, time.Since(begun))
+		for range 100 {
+			log.Info("five")
+		}
+		assert.Equal(t, LogWait, time.Since(begun), "while it blocks nothing else waits")
+		assert.Equal(t, ShieldCounts{Panics: 4, Timeouts: 1, Dropped: 100}, s.Counts(), "what is not enabled is not handled")
+		do = func() {}
+		close(release)
+		synctest.Wait()
+		log.Info("six")
+		assert.Equal(t, 3, strings.Count(out.String(), "\n"), "one, four, and six")
+		assert.False(t, s.Logger(nil).Enabled(t.Context(), slog.LevelError))
+	})
+}
+
+func TestPanicText(t *testing.T) {
+	t.Parallel()
+	for want, v := range map[string]any{"text": "text", "5": 5, "a value of type limit.value": value{}, "a value of type *limit.value": &value{}} {
+		assert.Equal(t, want, PanicText(v))
+	}
+	defer func() { assert.Contains(t, PanicText(recover()), "nil map") }()
+	var m map[string]int
+	m["x"] = 1
+}
