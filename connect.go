@@ -63,6 +63,6 @@ func (n *node) awaitGone(ctx context.Context, gone <-chan struct{}) error {
 	case <-t.C:
 		return ErrUnavailable
 	case <-ctx.Done():
-		return ctx.Err()
+		return contextError(ctx)
 	}
 }

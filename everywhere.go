@@ -15,6 +15,9 @@ func (n *node) everywhere(ctx context.Context, call remoteCall) error {
 	servers := []string{n.lease.Incarnation()}
 	homes, noHomes := n.store.Homes(ctx, call.Room)
 	living, _, noList := n.store.Instances(ctx, maxServers)
+	if ctx.Err() != nil {
+		return contextError(ctx) // the caller does not want it any more
+	}
 	servers = append(servers, homes...)
 	for _, one := range living {
 		if !one.Dead {
