@@ -21,15 +21,15 @@ func joinRoom(ctx context.Context, c *Connection, _ wire.Request, room string) (
 	} else if err != nil {
 		return nil, err
 	}
+	answer := func() (any, error) { return c.joinAnswer(ctx, room, joined) }
 	if n.rules.match(room).tracked {
-		switch err := n.maySee(ctx, c.id, room); {
-		case refused(err):
-			return wire.Snapshot{Success: true}, nil
-		case err != nil:
-			return nil, err
-		}
+		return n.look(ctx, c.id, room, wire.Snapshot{Success: true}, answer)
 	}
-	return c.joinAnswer(ctx, room, joined)
+	present, err := answer()
+	if err == nil && !c.own.In(room) { // taken out while Redis was asked
+		return wire.Snapshot{}, nil
+	}
+	return present, err
 }
 
 // joinAnswer lists who is in a room that the connection has joined, the
@@ -80,11 +80,11 @@ func extentOf(l hub.Listing) wire.Extent {
 
 func getPresenceState(ctx context.Context, c *Connection, _ wire.Request, room string) (any, error) {
 	n := c.s.n
-	if err := n.maySee(ctx, c.id, room); refused(err) {
-		return wire.StateSnapshot{}, nil
-	} else if err != nil {
-		return nil, err
-	}
+	return n.look(ctx, c.id, room, wire.StateSnapshot{}, func() (any, error) { return n.stateAnswer(ctx, room) })
+}
+
+// stateAnswer lists the members and states of a room.
+func (n *node) stateAnswer(ctx context.Context, room string) (any, error) {
 	if v, ok := n.hub.View(room); ok {
 		return wire.EncodedView{Success: true, Present: wire.Text{v.IDs()}, States: v.States(), Extent: extentOf(v.Listing)}, nil
 	}

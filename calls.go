@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/meshpresence/mesh/internal/owner"
-	"github.com/meshpresence/mesh/internal/store"
 )
 
 const (
@@ -45,10 +44,12 @@ const (
 	opAdd     = "add"     // bring Conn into Room
 	opRemove  = "remove"  // take Conn out of Room
 	opClear   = "clear"   // take every connection of yours out of Room
-	opRecheck = "recheck" // ask Conn's guards again
+	opRecheck = "recheck" // ask the guards again about Conn
 	opClose   = "close"   // close Conn
 	opRooms   = "rooms"   // say which rooms Conn is in
 	opGone    = "gone"    // say which of Conns are not in Room any more
+
+	opRecheckRoom = "recheck-room" // ask the guards of Room again about all of your connections
 )
 
 // remoteAnswer is the payload of an answer.
@@ -160,6 +161,9 @@ func (c *control) carryOut(ctx context.Context, call remoteCall) (outcome, error
 	switch call.Op {
 	case opClear:
 		return c.clear(ctx, call)
+	case opRecheckRoom:
+		c.n.recheckRoom(call.Room)
+		return outcome{OK: true}, nil
 	case opGone:
 		return outcome{OK: true, Gone: c.n.owner.Gone(call.Room, call.Conns)}, nil
 	}
@@ -170,19 +174,16 @@ func (c *control) carryOut(ctx context.Context, call remoteCall) (outcome, error
 	done := outcome{OK: true}
 	switch call.Op {
 	case opAdd:
-		_, err = conn.Join(ctx, call.Room)
+		err = c.n.add(ctx, conn, call.Room)
 		done.OK = err == nil
 	case opRemove:
-		done.OK, err = conn.Leave(ctx, call.Room, store.CauseLeft)
+		done.OK, err = c.n.revoke(ctx, conn, call.Room)
 	case opRooms:
 		done.Rooms = conn.Rooms()
 	case opRecheck:
-		c.n.verdicts.invalidate(call.Conn)
-		c.n.watchers.recheck(call.Conn)
+		c.n.recheck(conn)
 	case opClose:
-		if c.closer == nil || !c.closer(call.Conn) {
-			c.n.disconnect(conn)
-		}
+		c.n.close(conn)
 	default:
 		return outcome{}, fmt.Errorf("%w: operation %q", ErrIncompatible, call.Op)
 	}
@@ -201,8 +202,15 @@ const (
 )
 
 // clear takes this server's connections out of a room, in the order of their
-// ids: those that join again meanwhile are not taken out twice.
+// ids: a connection that joins again in the meantime is not taken out twice. It
+// voids joins that wait, and asks the guards again about connections that see the
+// room.
 func (c *control) clear(ctx context.Context, call remoteCall) (outcome, error) {
+	if call.After == "" {
+		c.n.verdicts.invalidateAllOf(call.Room)
+		c.n.watchers.recheckRooms([]string{call.Room})
+		c.n.joins.takeOutOf(call.Room)
+	}
 	conns := slices.DeleteFunc(c.n.owner.Joined(call.Room), func(conn *owner.Conn) bool { return conn.ID() <= call.After })
 	slices.SortFunc(conns, func(a, b *owner.Conn) int { return strings.Compare(a.ID(), b.ID()) })
 	var done outcome
@@ -237,7 +245,7 @@ func (c *control) clearPart(ctx context.Context, room string, conns []*owner.Con
 	)
 	for _, conn := range conns {
 		all.Go(func() {
-			_, err := conn.Leave(ctx, room, store.CauseLeft)
+			_, err := c.n.leave(ctx, conn, room)
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {

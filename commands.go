@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/meshpresence/mesh/internal/owner"
-	"github.com/meshpresence/mesh/internal/store"
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
@@ -77,8 +76,8 @@ func refused(err error) bool {
 }
 
 func leaveRoom(ctx context.Context, c *Connection, _ wire.Request, room string) (any, error) {
-	if _, err := c.own.Leave(ctx, room, store.CauseLeft); err != nil {
-		return nil, c.s.n.errorFor(ctx, err)
+	if _, err := c.s.n.leave(ctx, c.own, room); err != nil {
+		return nil, err
 	}
 	return wire.Success{Success: true}, nil
 }
@@ -116,6 +115,10 @@ func clearPresenceState(ctx context.Context, c *Connection, _ wire.Request, room
 // change does something to the connection's state in a room, if it is in and
 // may see the room.
 func (c *Connection) change(ctx context.Context, room string, do func() (owner.Write, error)) (any, error) {
+	// After a silence the join guards may be deciding whether it is in again.
+	if _, err := c.s.n.joins.awaitReturn(ctx, c.own, room); err != nil {
+		return nil, err
+	}
 	if !c.own.In(room) {
 		return false, nil
 	}
@@ -210,16 +213,12 @@ func setMyConnectionMetadata(ctx context.Context, c *Connection, req wire.Reques
 
 func getRoomMetadata(ctx context.Context, c *Connection, _ wire.Request, room string) (any, error) {
 	n := c.s.n
-	if n.rules.match(room).tracked {
-		if err := n.maySee(ctx, c.id, room); refused(err) {
-			return wire.Metadata{}, nil
-		} else if err != nil {
-			return nil, err
-		}
+	read := func() (any, error) {
+		value, err := n.store.RoomMeta(ctx, room)
+		return wire.Metadata{Metadata: value.Data}, n.errorFor(ctx, err)
 	}
-	value, err := n.store.RoomMeta(ctx, room)
-	if err != nil {
-		return nil, n.errorFor(ctx, err)
+	if !n.rules.match(room).tracked {
+		return read()
 	}
-	return wire.Metadata{Metadata: value.Data}, nil
+	return n.look(ctx, c.id, room, wire.Metadata{}, read)
 }

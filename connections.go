@@ -27,7 +27,11 @@ type MetadataOptions struct {
 // SetMetadata stores metadata for a connection: any value that encodes to
 // JSON, a json.RawMessage as it is; nil removes it. Guards are asked again
 // with the new metadata, on the connection's own server, and members lists
-// show it. Two merges at once lose nothing.
+// show it. Two merges at once lose nothing. Equal bytes are no change.
+//
+// Changes of one connection that come within 100 ms are handled together: until
+// then nothing is delivered to it by subscriptions with guards, and if it is in more
+// than four rooms, members lists show the last change up to 100 ms later.
 //
 // [ErrUnknownConnection] where no server has that connection,
 // [ErrInvalidMetadata] where the value does not encode or the strategy is
@@ -87,19 +91,20 @@ func (m *ConnectionManager) RoomMetadata(ctx context.Context, room string) (map[
 	return out, nil
 }
 
-// Recheck has the guards asked again about everything that a connection sees,
-// on whichever server it is: for guards that go by more than metadata and
-// rules, whose changes are noticed anyway. It does not wait for their verdicts.
-// [ErrUnknownConnection] where no server has it.
+// Recheck asks the guards and join guards again about everything that a connection
+// sees and every room that it is in, on whichever server it is. Call it after what
+// the guards read has changed. (Changes of metadata and rules are noticed by
+// themselves.) It does not wait for the verdicts. What they do is described at
+// [RoomManager.Recheck]. [ErrUnknownConnection] if no server has it.
 func (m *ConnectionManager) Recheck(ctx context.Context, connID string) error {
 	_, err := m.n.callOwner(ctx, remoteCall{Op: opRecheck, Conn: connID})
 	return err
 }
 
-// Close closes a connection, on whichever server it is: a socket with code
-// 1000; one of an app's own transport as [PresenceManager.Disconnect] does. It
-// leaves its rooms. Close does not wait for that. [ErrUnknownConnection] where
-// no server has it.
+// Close ends a connection, on whichever server it is, as
+// [PresenceManager.Disconnect] does: it leaves its rooms, and a socket is closed
+// with code 1000. Close does not wait until Redis has the leaves.
+// [ErrUnknownConnection] if no server has it.
 func (m *ConnectionManager) Close(ctx context.Context, connID string) error {
 	_, err := m.n.callOwner(ctx, remoteCall{Op: opClose, Conn: connID})
 	return err
@@ -160,32 +165,54 @@ func (n *node) callOwner(ctx context.Context, call remoteCall) (outcome, error) 
 	return n.control.call(ctx, func(ctx context.Context) (string, error) { return n.locate(ctx, call.Conn) }, call)
 }
 
-// sees reports whether viewer may have the metadata of another connection: the
-// two have a room in common that viewer has joined or watches and, where the
-// room is tracked, that its guards let viewer see. It returns the metadata.
+// metadataFor returns the metadata of another connection if the viewer may have it:
+// the two have a room in common that the viewer has joined or watches, and that
+// its guards, if the room is tracked, let the viewer see.
 func (n *node) metadataFor(ctx context.Context, viewer, connID string, rooms []string) (json.RawMessage, error) {
-	var common []string
-	for _, room := range rooms {
-		if !n.rules.match(room).tracked || n.maySee(ctx, viewer, room) == nil {
-			common = append(common, room)
-		}
-	}
-	if len(common) == 0 {
-		return nil, nil
-	}
-	if c, ok := n.owner.Conn(connID); ok {
-		for _, room := range common {
-			if c.In(room) {
-				data, _ := c.Metadata()
-				return data, nil
-			}
-		}
-		return nil, nil
-	}
-	var record store.Record
-	record, _, err := n.store.FindIn(ctx, common, connID)
+	records, err := n.presentIn(ctx, connID, rooms)
 	if err != nil {
-		return nil, n.errorFor(ctx, err)
+		return nil, err
 	}
-	return record.Meta, nil
+	for i, r := range records {
+		if r.Entry == "" {
+			continue
+		}
+		if n.shares(ctx, viewer, rooms[i]) {
+			return r.Meta, nil
+		}
+	}
+	return nil, nil
+}
+
+// shares reports whether a viewer may see the members of a room that it has joined or
+// watches. No guard is asked about a room that is not tracked, so the viewer has to
+// be in it still.
+func (n *node) shares(ctx context.Context, viewer, room string) bool {
+	if n.rules.match(room).tracked {
+		return n.maySee(ctx, viewer, room) == nil
+	}
+	c, ok := n.owner.Conn(viewer)
+	return ok && c.In(room)
+}
+
+// presentIn returns the records of a connection in rooms, in their order; an empty
+// one if it is not in.
+func (n *node) presentIn(ctx context.Context, connID string, rooms []string) ([]store.Record, error) {
+	c, ok := n.owner.Conn(connID)
+	if !ok && len(rooms) > 0 {
+		refs := make([]store.OwnedRef, len(rooms))
+		for i, room := range rooms {
+			refs[i] = store.OwnedRef{Room: room, Conn: connID}
+		}
+		records, err := n.store.Records(ctx, refs)
+		return records, n.errorFor(ctx, err)
+	}
+	records := make([]store.Record, len(rooms))
+	for i, room := range rooms {
+		if c.In(room) {
+			data, _ := c.Metadata()
+			records[i] = store.Record{Entry: connID, Meta: data}
+		}
+	}
+	return records, nil
 }

@@ -36,8 +36,10 @@
 //     A single key that is lost is found at the next heartbeat and restored.
 //  5. No resurrection. Nothing late (a refresh, a join that sat in a proxy, a
 //     state, a server that woke up) brings back what ended.
-//  6. Guards hold on every path. Whom a guard refuses learns nothing about the
-//     room. A guard that errors, panics or takes too long refuses.
+//  6. Guards hold on every path. A connection that a guard refuses learns nothing
+//     about the room. A guard that errors, panics or takes too long refuses. If
+//     too many calls of one rule's guards hang, they are not asked: connections
+//     that had a yes keep it until the guards can be asked, others are refused.
 //  7. No one stalls another. A slow socket, guard, hook or Redis call delays
 //     only the connection that it belongs to. Queues are bounded; what happens
 //     at the bound is documented, counted and logged.

@@ -20,6 +20,8 @@ import (
 // reason.
 var withoutExample = map[string]string{
 	"CommandError.Error":          "of the interface error",
+	"ProgressError.Error":         "of the interface error",
+	"ProgressError.Unwrap":        "for errors.Is",
 	"Refusal.Error":               "of the interface error",
 	"Refusal.Unwrap":              "for errors.Is",
 	"Pattern.String":              "for messages",

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/meshpresence/mesh"
 )
@@ -96,6 +97,31 @@ func ExampleRoomManager_Of() {
 	fmt.Println(p.Rooms().Of(ctx, "conn-1"))
 	// Output:
 	// [kitchen lobby] <nil>
+}
+
+// The app's database has changed: the guards decide again about all subscribers
+// and members of the room, on all servers.
+func ExampleRoomManager_Recheck() {
+	srv, connect, stop := startServer(mesh.Options{})
+	defer stop()
+	var club sync.Map // members of the club, by user id
+	club.Store("alice", true)
+	inClub := func(_ context.Context, m mesh.Member, _ string) (bool, error) {
+		u, err := mesh.MetadataOf[user](m)
+		_, ok := club.Load(u.ID)
+		return ok, err
+	}
+	must(srv.TrackPresence(mesh.Exact("club"), mesh.PresenceOptions{Guard: inClub, JoinGuard: inClub}))
+	alice := connect("alice")
+	fmt.Println("in:", alice.Join("club").Success, "sees it:", alice.Subscribe("club").Success)
+
+	club.Delete("alice")
+	must(srv.Rooms().Recheck(context.Background(), "club"))
+	alice.AwaitEnded("club")                                    // mesh/presence-ended
+	fmt.Printf("%s\n", alice.NextPush("mesh/membership-ended")) // a JoinGuard took her out
+	// Output:
+	// in: true sees it: true
+	// {"roomName":"club"}
 }
 
 // Everybody leaves; the room's metadata stays.

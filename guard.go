@@ -107,19 +107,42 @@ type PresenceOptions struct {
 	// with [ErrUnavailable], as all are. From 10 ms to a minute. Defaults to 0:
 	// every state is told.
 	StateInterval time.Duration
-	// Guard decides who may see the room: subscribe to it, get its members in
-	// the answer to a join, read its states, and publish a state in it. Its
-	// verdict is kept until the connection's metadata or the rules change, or
-	// until it is asked for anew; a failure only for a second. It is limited
-	// by Options.GuardTimeout, together with all others that are asked the
-	// same question. Whom it refuses may still join, unless JoinGuard says
-	// otherwise: such a connection is in the room, the others see it, it sees
-	// nothing, and it gets what the app sends by RoomManager.Send. Defaults to
-	// nil: everyone.
+	// Guard decides which connections may see the room: subscribe to it, get its
+	// members in the answer to a join, read its states, and publish a state in it.
+	//
+	// Its verdict is kept, and asked for again if the connection's metadata or the
+	// rules change, after RoomManager.Remove, Clear, Delete and Recheck, after
+	// ConnectionManager.Recheck, and if a client makes a request when the verdict is
+	// older than 5 s. A failure is kept for a second. A no ends the connection's
+	// subscription to the room. A failure does so, too, unless a request was the reason
+	// to ask: then only the request is refused.
+	//
+	// All guards that are asked the same question have Options.GuardTimeout
+	// together. If metadata or rules keep changing while they are asked, the answer
+	// is no after that time. If 1,024 calls of the guards of one rule hang (16 for one
+	// connection; 32,768 of all rules), that rule's guards are not asked until one of
+	// them returns: a connection that had a yes keeps it until then, others are
+	// refused.
+	//
+	// A refused connection may still join, unless JoinGuard says otherwise: it is in
+	// the room, the others see it, it sees nothing, and it gets what the app sends
+	// by RoomManager.Send. Defaults to nil: every connection is allowed.
 	Guard Guard
-	// JoinGuard decides who may join the room. It is asked at each join and
-	// limited by Options.HookTimeout; when its verdict would be another later,
-	// whoever is in stays in (see RoomManager.Remove). Defaults to nil: everyone.
+	// JoinGuard decides which connections may be in the room. It is asked at each
+	// join of a client or of PresenceManager.Join, and if a member whose entry has
+	// ended comes back by its next frame: it was silent for its TTL, or its server
+	// stood still past its lease. If it refuses such a member, the member stays out
+	// and its socket gets the push mesh/membership-ended. It is not asked by
+	// RoomManager.Add, nor if a server only writes entries again that have not ended:
+	// after Redis lost data, or after the server was cut off from Redis.
+	//
+	// RoomManager.Recheck and ConnectionManager.Recheck ask it about members: a
+	// member that it refuses leaves, as one does that joins again and is refused.
+	// Other changes do not, so a member stays in until then.
+	//
+	// It is limited by Options.HookTimeout. If metadata or matching rules change
+	// while it is asked, it is asked again within that time. Hanging calls are
+	// limited as those of Guard. Defaults to nil: every connection is allowed.
 	JoinGuard Guard
 }
 

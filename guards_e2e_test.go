@@ -120,6 +120,7 @@ func learnNothing(t *testing.T, w *world, guard Guard) {
 	in, err := s2.Rooms().Contains(t.Context(), "secret", spy.id)
 	require.NoError(t, err)
 	assert.True(t, in, "present and blind")
+	learnNothingByWhatHappensToIt(t, w, s1, s2, spy, insider)
 }
 
 func TestEveryMatchingRuleMustAllow(t *testing.T) {

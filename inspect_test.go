@@ -18,7 +18,7 @@ func (v *verdicts) known(conn string, member memberFunc, room string) (allowed, 
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	a := c.kept[room]
-	if a == nil || !q.answeredBy(a) || !a.call.done() || a.stale() {
+	if a == nil || a.void || !q.answeredBy(a) || !a.call.done() || a.stale() {
 		return false, false
 	}
 	return a.call.err == nil && a.ok, true

@@ -209,6 +209,7 @@ func (n *node) stop(ctx context.Context) error {
 	n.stopOnce.Do(func() {
 		n.retire()
 		n.watchers.quit()
+		n.joins.quit()
 		n.calls.cancel()
 		go func() { // ends with the node; whoever stops waits for it
 			defer close(n.stopped)
@@ -259,6 +260,7 @@ func (n *node) stopParts(ctx context.Context) error {
 	n.starting <- struct{}{}
 	defer func() { <-n.starting }()
 	n.watchers.close()
+	n.joins.close()
 	var errs []error
 	if n.begunParts {
 		err := n.owner.Drain(ctx, store.CauseClosed)

@@ -2,12 +2,9 @@ package mesh
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"time"
 
 	"github.com/meshpresence/mesh/internal/owner"
-	"github.com/meshpresence/mesh/internal/store"
 )
 
 // PresenceManager answers who is where, and lets an app with a transport of
@@ -150,9 +147,11 @@ func (p *PresenceManager) Connect(ctx context.Context, connID string, metadata a
 }
 
 // Disconnect ends a connection of the app's own transport: it leaves all its
-// rooms, and its metadata is forgotten. It waits until Redis has it; where that
-// does not answer in time it is done later. [ErrUnknownConnection] where this
-// server has no such connection.
+// rooms, and its metadata is forgotten. It waits until Redis has it. If Redis does
+// not answer in time, it is done later. If the connection is a socket of this
+// server, the socket is closed with code 1000. [ErrUnknownConnection] if this
+// server has no such connection; [ConnectionManager.Close] closes a connection on
+// any server.
 func (p *PresenceManager) Disconnect(ctx context.Context, connID string) error {
 	if err := checkContext(ctx); err != nil {
 		return err
@@ -161,19 +160,20 @@ func (p *PresenceManager) Disconnect(ctx context.Context, connID string) error {
 	if err != nil {
 		return err
 	}
-	p.n.disconnect(c)
+	p.n.close(c)
 	return p.n.awaitGone(ctx, c.Gone())
 }
 
 // Join brings a connection into a room: one that was registered with Connect,
-// or one of this server's sockets. It is a sign of life. A connection that is
-// in already stays in, and nobody is told.
+// or one of this server's sockets. It is a sign of life. If the connection is in
+// already, it stays in without an event, unless a JoinGuard refuses it now.
 //
-// [ErrUnknownConnection] where this server has no such connection (for those of
-// others: [RoomManager.Add]), [ErrRefused] where a rule's JoinGuard said no,
-// [ErrLimit] past Limits.RoomsPerConnection. If a connection of the same id is in
-// the room on another server, this one takes its place, and subscribers are not
-// told of a leave or a join. The other server learns of it at its next change
+// [ErrUnknownConnection] if this server has no such connection (for those of
+// others: [RoomManager.Add]), [ErrRefused] if a rule's JoinGuard said no, or if the
+// connection was taken out of the room while Join was waiting, [ErrClosed] if it
+// ended, [ErrLimit] past Limits.RoomsPerConnection. If a connection of the same id
+// is in the room on another server, this one takes its place, and subscribers get
+// neither a leave nor a join. The other server learns of it at its next change
 // there, which fails with [ErrConflict]; until then joins and leaves there succeed
 // without effect.
 func (p *PresenceManager) Join(ctx context.Context, room, connID string) error {
@@ -187,9 +187,9 @@ func (p *PresenceManager) Join(ctx context.Context, room, connID string) error {
 }
 
 // Touch is a sign of life of a connection: it postpones the expiry of all its
-// entries, and joins those again that had expired. It costs no call of Redis
-// by itself and does not wait. [ErrUnknownConnection] where this server has no
-// such connection.
+// entries, and joins those again that had expired, unless a JoinGuard refuses it
+// then. It costs no call of Redis by itself and does not wait.
+// [ErrUnknownConnection] if this server has no such connection.
 func (p *PresenceManager) Touch(connID string) error {
 	c, err := p.n.conn(connID)
 	if err != nil {
@@ -210,20 +210,19 @@ func (p *PresenceManager) Leave(ctx context.Context, room, connID string) (bool,
 	// A sign of life too, but not Seen: where silence had ended the entry that
 	// would join it again, and subscribers would be told of a join and a leave.
 	c.Stamp()
-	was, err := c.Leave(ctx, room, store.CauseLeft)
-	return was, p.n.errorFor(ctx, err)
+	return p.n.leave(ctx, c, room)
 }
 
-// Recheck has the guards asked again about everything that a connection of
-// this server sees, though neither its metadata nor the rules have changed.
-// It does not wait for their verdicts. [ConnectionManager.Recheck] does so on
-// whichever server the connection is.
+// Recheck asks the guards and join guards again about everything that a connection
+// of this server sees and every room that it is in, although neither its metadata
+// nor the rules have changed. It does not wait for their verdicts. See
+// [ConnectionManager.Recheck], which does so on whichever server the connection is.
 func (p *PresenceManager) Recheck(connID string) error {
-	if _, err := p.n.conn(connID); err != nil {
+	c, err := p.n.conn(connID)
+	if err != nil {
 		return err
 	}
-	p.n.verdicts.invalidate(connID)
-	p.n.watchers.recheck(connID)
+	p.n.recheck(c)
 	return nil
 }
 
@@ -251,66 +250,4 @@ func (n *node) in(ctx context.Context, room, connID string) (*owner.Conn, error)
 		return nil, err
 	}
 	return n.conn(connID)
-}
-
-// connect registers a connection; one that is closing under the same id is
-// waited for.
-func (n *node) connect(ctx context.Context, id string, metadata []byte, link owner.Link) (*owner.Conn, error) {
-	if err := n.usable(); err != nil {
-		return nil, err
-	}
-	if err := validateConnectionID(id); err != nil {
-		return nil, err
-	}
-	for {
-		c, err := n.owner.Connect(id, metadata, link, func() { n.verdicts.remember(id) })
-		if err == nil {
-			return c, nil
-		}
-		gone := n.owner.Closing(id)
-		if _, open := n.owner.Conn(id); open || !errors.Is(err, owner.ErrExists) || gone == nil {
-			return nil, n.errorFor(ctx, err)
-		}
-		if err := n.awaitGone(ctx, gone); err != nil {
-			return nil, err
-		}
-	}
-}
-
-// disconnect ends a connection: its subscriptions, its entries, its metadata.
-func (n *node) disconnect(c *owner.Conn) {
-	if !c.Claim() {
-		return // somebody is at it, or was
-	}
-	// The id is free for another one as soon as it is closed: what is kept
-	// under it goes first.
-	n.watchers.forget(c.ID())
-	n.verdicts.forget(c.ID())
-	c.Close(store.CauseClosed)
-}
-
-func (n *node) awaitGone(ctx context.Context, gone <-chan struct{}) error {
-	t := time.NewTimer(callLimit)
-	defer t.Stop()
-	select {
-	case <-gone:
-		return nil
-	case <-t.C:
-		return ErrUnavailable
-	case <-ctx.Done():
-		return contextError(ctx)
-	}
-}
-
-// join asks the join guards and brings a connection into a room.
-func (n *node) join(ctx context.Context, c *owner.Conn, room string) (owner.Joined, error) {
-	ok, err := n.verdicts.joinAllowed(ctx, c.ID(), n.member(c.ID()), room)
-	if err == nil && !ok {
-		err = ErrRefused
-	}
-	if err != nil {
-		return owner.Joined{}, err
-	}
-	joined, err := c.Join(ctx, room)
-	return joined, n.errorFor(ctx, err)
 }

@@ -1,6 +1,7 @@
 package mesh
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -32,6 +33,9 @@ type metaPlace struct {
 	write func(ctx context.Context, version uint64, data []byte) (now store.MetaValue, ok bool, err error)
 	// known says that a value without an owner is none: connections have one.
 	known bool
+	// stands reports whether Redis holds the value under that version. Nil: read
+	// has asked Redis.
+	stands func(ctx context.Context, version uint64) (bool, error)
 }
 
 // encodeMetadata checks and encodes metadata; nil is none.
@@ -55,9 +59,10 @@ func (n *node) checkMetadata(data json.RawMessage) error {
 	return nil
 }
 
-// setMetadata brings change into a place, by merging here and writing only if
-// nobody else has written meanwhile: two merges at once lose nothing. approve
-// (nil: everything) sees what would stand there and may change or refuse it.
+// setMetadata brings change into a place, by merging here and writing only if the
+// value has not been written since it was read: two merges at once lose nothing.
+// approve (nil: everything) sees the new value and may change or refuse it. Equal
+// bytes are no change: nothing is written and the version stays.
 func (n *node) setMetadata(ctx context.Context, at metaPlace, change json.RawMessage, strategy Strategy,
 	approve func(current, proposed json.RawMessage) (json.RawMessage, error),
 ) (store.MetaValue, error) {
@@ -76,6 +81,10 @@ func (n *node) setMetadata(ctx context.Context, at metaPlace, change json.RawMes
 		if err != nil {
 			return now, err
 		}
+		same, err := at.same(ctx, now, data)
+		if err != nil || same {
+			return now, n.errorFor(ctx, err)
+		}
 		var ok bool
 		if now, ok, err = at.write(ctx, now.Version, data); err != nil {
 			return now, n.errorFor(ctx, err)
@@ -86,6 +95,18 @@ func (n *node) setMetadata(ctx context.Context, at metaPlace, change json.RawMes
 		}
 	}
 	return now, ErrConflict
+}
+
+// same reports whether data is what the place holds. A value from memory may be
+// older than that of Redis.
+func (at *metaPlace) same(ctx context.Context, now store.MetaValue, data []byte) (bool, error) {
+	if !bytes.Equal(now.Data, data) || (now.Data == nil) != (data == nil) {
+		return false, nil
+	}
+	if at.stands == nil {
+		return true, nil
+	}
+	return at.stands(ctx, now.Version)
 }
 
 // merged returns what current and change make together.
@@ -108,12 +129,19 @@ func (n *node) connPlace(conn string) metaPlace {
 	return metaPlace{
 		known: true,
 		read: func(ctx context.Context) (store.MetaValue, error) {
-			// Memory first: where somebody else was faster, the write says so.
+			// Memory first: if another caller was faster, the write says so.
 			if c, ok := n.owner.Conn(conn); ok {
 				data, version := c.Metadata()
 				return store.MetaValue{Version: version, Data: data, Owner: n.lease.Incarnation()}, nil
 			}
 			return n.store.ConnMeta(ctx, conn)
+		},
+		stands: func(ctx context.Context, version uint64) (bool, error) {
+			if _, ok := n.owner.Conn(conn); !ok {
+				return true, nil // it was read from Redis just now
+			}
+			value, err := n.store.ConnMeta(ctx, conn)
+			return value.Owner != "" && value.Version == version, err
 		},
 		write: func(ctx context.Context, version uint64, data []byte) (store.MetaValue, bool, error) {
 			known := uint64(0)
@@ -135,9 +163,9 @@ func (n *node) roomPlace(room string) metaPlace {
 	}
 }
 
-// setConnMetadata sets a connection's metadata. For one of this server it
-// returns when its entries in rooms have been rewritten too; another server's
-// is told and rewrites them.
+// setConnMetadata sets a connection's metadata. For one of this server it returns
+// when its entries in rooms have been rewritten, too, unless they were rewritten
+// just before (see owner.Conn.Flush). Another server is told and rewrites them.
 func (n *node) setConnMetadata(ctx context.Context, conn string, change json.RawMessage, strategy Strategy,
 	approve func(current, proposed json.RawMessage) (json.RawMessage, error),
 ) error {

@@ -43,6 +43,7 @@ const wheelStep = 50 * time.Millisecond
 //	listener  events of those rooms, and what other servers have to say (control.go)
 //	expiry    Redis's expired events (keyspace.go), acted on by hints
 //	verdicts  what guards said (guard.go)
+//	joins     the asking of join guards (joins.go)
 //	watchers  subscriptions, and the asking anew of their guards (subscription.go)
 type node struct {
 	opts  Options
@@ -63,6 +64,7 @@ type node struct {
 	rules    ruleSet
 	calls    *callbacks
 	verdicts *verdicts
+	joins    *joins
 	watchers *watchers
 
 	life    context.Context // ends when the node has stopped
@@ -110,6 +112,7 @@ func newNode(opts Options) (*node, error) {
 	n.begun, n.halt = context.WithCancel(n.life)
 	n.calls = newCallbacks(n.life, opts.Logger)
 	n.verdicts = newVerdicts(&n.rules, n.calls, opts)
+	n.joins = newJoins(n)
 	n.watchers = newWatchers(n)
 	n.control = newControl(n)
 	n.listener = store.NewListener(store.ListenerConfig{Client: opts.Redis, Handler: n, Logger: opts.Logger, Name: "events"})
@@ -132,7 +135,8 @@ func newNode(opts Options) (*node, error) {
 		StateInterval: func(room string) time.Duration { return n.rules.match(room).interval },
 		Heartbeat:     opts.LeaseTTL / 3,
 		BatchOps:      at.batch, EndSilent: opts.expirationEvents(), MaxRooms: opts.Limits.RoomsPerConnection,
-		Wrote: n.hub.Expect, MetaChanged: func(c *owner.Conn) { n.watchers.recheck(c.ID()) }, Logger: opts.Logger,
+		Wrote: n.hub.Expect, MetaChanged: func(c *owner.Conn) { n.watchers.recheck(c.ID()) }, MayReturn: n.joins.mayReturn,
+		Logger: opts.Logger,
 	})
 	if opts.expirationEvents() {
 		n.hints = newHints(n)
@@ -181,6 +185,9 @@ func (n *node) reborn(old, inc string, stalled bool) {
 	n.listener.Remove(n.keys.Control(old))
 	n.owner.Reborn(stalled)
 	n.hub.Resync()
+	// Other servers took this one for dead, so their rechecks did not reach it.
+	n.verdicts.invalidateAll()
+	n.watchers.recheckRooms(n.watchers.rooms())
 }
 
 // maxAsking bounds the questions under way. Who is left out asks again.
@@ -267,23 +274,6 @@ func (n *node) watcher(viewer string) error {
 	c, err := n.conn(viewer)
 	if err == nil && c.Claimed() {
 		err = ErrClosed
-	}
-	return err
-}
-
-// maySee returns nil where the room is tracked and its guards let the
-// connection see it (the empty one is the app itself), ErrNotTracked or
-// ErrRefused otherwise.
-func (n *node) maySee(ctx context.Context, viewer, room string) error {
-	if viewer == "" {
-		if !n.rules.match(room).tracked {
-			return ErrNotTracked
-		}
-		return nil
-	}
-	ok, err := n.verdicts.allowed(ctx, viewer, n.member(viewer), room)
-	if err == nil && !ok {
-		err = ErrRefused
 	}
 	return err
 }

@@ -3,10 +3,8 @@ package mesh
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
-	"sync"
 	"sync/atomic"
 
 	"github.com/meshpresence/mesh/internal/wire"
@@ -21,8 +19,10 @@ type RoomManager struct {
 	n *node
 }
 
-// Add brings a connection into a room, on whichever server it is.
-// [ErrUnknownConnection] where no server has it, [ErrLimit] past
+// Add brings a connection into a room, on whichever server it is. JoinGuards are
+// not asked, except when the connection comes back after a silence. A join of the
+// connection that waits for one takes place.
+// [ErrUnknownConnection] if no server has it, [ErrLimit] past
 // Limits.RoomsPerConnection. It is safe to repeat.
 func (m *RoomManager) Add(ctx context.Context, room, connID string) error {
 	if err := m.n.use(ctx, room); err != nil {
@@ -32,15 +32,38 @@ func (m *RoomManager) Add(ctx context.Context, room, connID string) error {
 	return err
 }
 
-// Remove takes a connection out of a room, on whichever server it is; false:
-// it was not in. [ErrUnknownConnection] where no server has it. It is safe to
-// repeat.
+// Remove takes a connection out of a room, on whichever server it is; false: it
+// was not in. A join of the connection that waits, for a JoinGuard or for Redis,
+// does not take place. The room's guards are asked again if the
+// connection may still see the room. Until they have answered, it gets no event of
+// the room.
+//
+// [ErrUnknownConnection] if no server has it. It is safe to repeat.
 func (m *RoomManager) Remove(ctx context.Context, room, connID string) (bool, error) {
 	if err := m.n.use(ctx, room); err != nil {
 		return false, err
 	}
 	done, err := m.n.callOwner(ctx, remoteCall{Op: opRemove, Room: room, Conn: connID})
 	return done.OK, err
+}
+
+// Recheck asks the room's guards again about every connection that sees the room,
+// and its join guards about every member and every join that waits, on all servers.
+// Call it after what the guards read has changed. (Changes of metadata and rules
+// are noticed by themselves.)
+//
+// It does not wait for the verdicts. Until the guards have answered about a
+// subscriber, the subscriber gets no event. A subscriber that they refuse gets the
+// push mesh/presence-ended. A member that a JoinGuard refuses leaves, and its
+// socket gets the push mesh/membership-ended.
+//
+// On an error, a server that does not answer may not have done so. It is safe to
+// repeat.
+func (m *RoomManager) Recheck(ctx context.Context, room string) error {
+	if err := m.n.use(ctx, room); err != nil {
+		return err
+	}
+	return m.n.everywhere(ctx, remoteCall{Op: opRecheckRoom, Room: room})
 }
 
 // Contains reports whether a connection is in a room, as Redis holds it. An
@@ -91,8 +114,10 @@ func (m *RoomManager) Of(ctx context.Context, connID string) ([]string, error) {
 	return done.Rooms, err
 }
 
-// Clear takes everybody out of a room, on all servers, each with a leave event.
-// The room's metadata stays. Connections that join again meanwhile may stay in.
+// Clear takes all connections out of a room, on all servers, each with a leave
+// event. Joins that wait do not take place, and the guards are asked again about
+// every connection that sees the room, as by [RoomManager.Recheck]. The room's
+// metadata stays. Connections that join again in the meantime may stay in.
 //
 // However many they are, it takes as long as ctx lasts. If it fails, some may
 // still be in: the error is a [*ProgressError], which wraps ctx's error if that
@@ -102,20 +127,10 @@ func (m *RoomManager) Clear(ctx context.Context, room string) error {
 	if err := m.n.use(ctx, room); err != nil {
 		return err
 	}
-	homes, err := m.n.store.Homes(ctx, room)
-	if err != nil {
-		return m.n.errorFor(ctx, err)
-	}
 	var removed atomic.Int64
-	errs := make([]error, len(homes))
-	var asked sync.WaitGroup
-	for i, inc := range homes {
-		asked.Go(func() { errs[i] = m.n.control.clearAt(ctx, inc, room, &removed) })
-	}
-	asked.Wait()
-	err = errors.Join(errs...)
+	err := m.n.onServers(ctx, room, func(inc string) error { return m.n.control.clearAt(ctx, inc, room, &removed) })
 	if err != nil && ctx.Err() != nil {
-		err = ctx.Err()
+		err = contextError(ctx)
 	}
 	if err != nil {
 		return &ProgressError{Done: int(removed.Load()), Err: err}
@@ -143,7 +158,7 @@ func (c *control) clearAt(ctx context.Context, inc, room string, removed *atomic
 }
 
 // Delete clears a room, as [RoomManager.Clear] does and with its errors, and
-// forgets its metadata. It is no lock: connections that join afterwards are in
+// forgets its metadata. It is no lock: a connection that joins afterwards is in
 // again.
 func (m *RoomManager) Delete(ctx context.Context, room string) error {
 	if err := m.Clear(ctx, room); err != nil {

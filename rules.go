@@ -27,6 +27,9 @@ type rule struct {
 	interval   time.Duration // of states
 	guards     []Guard       // every one must allow
 	joinGuards []Guard       // every one must allow
+	// guardRules and joinRules are the patterns of the rules that the guards are
+	// of. Guards that hang are counted for each rule (see straysAll).
+	guardRules, joinRules []string
 	// version rises if a rule about the room is added, replaced or removed, and
 	// otherwise only if many rules have been removed (see forgetRemoved).
 	version uint64
@@ -193,11 +196,11 @@ func (s *ruleSet) match(room string) rule {
 func evaluate(room string, exact addedRule, patterns []patternRule, floor uint64) rule {
 	r := rule{version: floor}
 	if exact.since > 0 {
-		r.include(exact)
+		r.include(Exact(room), exact)
 	}
 	for _, p := range patterns {
 		if p.re.MatchString(room) {
-			r.include(p.addedRule)
+			r.include(Regexp(p.re), p.addedRule)
 		}
 	}
 	return r
@@ -205,7 +208,7 @@ func evaluate(room string, exact addedRule, patterns []patternRule, floor uint64
 
 // include adds what one more rule says, one that ranks lower than those
 // included before.
-func (r *rule) include(a addedRule) {
+func (r *rule) include(p Pattern, a addedRule) {
 	r.version = max(r.version, a.since)
 	if a.removed {
 		return
@@ -214,10 +217,10 @@ func (r *rule) include(a addedRule) {
 		r.tracked, r.ttl, r.interval = true, a.opts.TTL, a.opts.StateInterval
 	}
 	if a.opts.Guard != nil {
-		r.guards = append(r.guards, a.opts.Guard)
+		r.guards, r.guardRules = append(r.guards, a.opts.Guard), append(r.guardRules, p.String())
 	}
 	if a.opts.JoinGuard != nil {
-		r.joinGuards = append(r.joinGuards, a.opts.JoinGuard)
+		r.joinGuards, r.joinRules = append(r.joinGuards, a.opts.JoinGuard), append(r.joinRules, p.String())
 	}
 }
 

@@ -40,7 +40,9 @@ func (p *PresenceManager) PublishState(ctx context.Context, room, connID string,
 	if opts.ExpireAfter < 0 {
 		return fmt.Errorf("%w: ExpireAfter is %v, must not be negative", ErrInvalidState, opts.ExpireAfter)
 	}
-	c.Seen()
+	if err := p.n.comeBack(ctx, c, room); err != nil {
+		return err
+	}
 	w, err := p.n.setState(c, room, data, opts)
 	if err != nil {
 		return p.n.errorFor(ctx, err)
@@ -56,7 +58,9 @@ func (p *PresenceManager) ClearState(ctx context.Context, room, connID string) e
 	if err != nil {
 		return err
 	}
-	c.Seen()
+	if err := p.n.comeBack(ctx, c, room); err != nil {
+		return err
+	}
 	if !p.n.rules.match(room).tracked {
 		return ErrNotTracked
 	}

@@ -241,5 +241,5 @@ func (st *Stats) addCallbacks(n *node) {
 	st.CallbackPanics += l.Panics
 	st.CallbackTimeouts += l.Timeouts
 	v := n.verdicts
-	st.GuardsRefused, st.GuardsHanging = v.refused.Load()+v.busy.Load(), v.strays.Load()
+	st.GuardsRefused, st.GuardsHanging = v.refused.Load()+v.busy.Load(), v.hanging.all.Load()
 }

@@ -37,6 +37,7 @@ func subscribePresence(ctx context.Context, c *Connection, req wire.Request, roo
 	}
 	c.unsubscribe(s, old)
 	if refused(err) {
+		n.refusedTo(c.id, room, err) // others of this connection, by PresenceManager.Subscribe
 		return wire.Snapshot{}, nil
 	}
 	return nil, err
@@ -218,6 +219,7 @@ func (p *PresenceManager) subscribe(ctx context.Context, s *subscription) error 
 		}
 	}
 	err := p.n.watchers.watch(ctx, s)
+	p.n.refusedTo(s.viewer, s.room, err) // its other subscriptions
 	if err != nil && ctx.Err() != nil {
 		return contextError(ctx) // as later, when the iterator waits itself
 	}

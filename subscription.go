@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/meshpresence/mesh/internal/hub"
 	"github.com/meshpresence/mesh/internal/wire"
@@ -21,7 +22,7 @@ type outlet interface {
 }
 
 // subscription is one connection's (or the app's own) watching of one room. It
-// is a hub.Sink that holds back what comes while a guard is thinking anew.
+// is a hub.Sink that holds back what comes while its guards are asked again.
 type subscription struct {
 	room   string
 	viewer string // connection id; empty: the app itself, whom no guard is asked about
@@ -33,6 +34,8 @@ type subscription struct {
 	held    []parcel
 	bytes   int
 	over    bool
+
+	rechecked time.Time // when its guards were last asked by a recheck; guarded by watchers.mu
 }
 
 // parcel is a snapshot or an update.
@@ -116,8 +119,8 @@ func (s *subscription) isOver() bool {
 	return s.over
 }
 
-// watchers are the subscriptions on this server, and who asks their guards
-// again when something changes that guards look at.
+// watchers are the subscriptions on this server. They ask the guards of each again
+// if something changes that guards look at (recheck.go).
 type watchers struct {
 	n    *node
 	work sync.WaitGroup // rechecks under way
@@ -127,12 +130,9 @@ type watchers struct {
 
 	mu       sync.Mutex // guards the fields below
 	closed   bool
-	byViewer map[string]map[*subscription]*recheck // nil: its guard is not being asked anew
+	byViewer map[string]map[*subscription]*recheck // nil: no recheck is under way
 	byRoom   map[string]map[*subscription]struct{}
 }
-
-// recheck is one asking anew about a subscription.
-type recheck struct{ again bool } // guarded by watchers.mu
 
 func newWatchers(n *node) *watchers {
 	w := &watchers{n: n, byViewer: make(map[string]map[*subscription]*recheck), byRoom: make(map[string]map[*subscription]struct{})}
@@ -150,8 +150,9 @@ func (w *watchers) watch(ctx context.Context, s *subscription) error {
 		return err
 	}
 	err := w.n.watcher(s.viewer)
+	var d decision
 	if err == nil {
-		err = w.n.maySee(ctx, s.viewer, s.room)
+		d, err = w.n.sees(ctx, s.viewer, fresh(s.room))
 	}
 	if err == nil {
 		err = w.mirror(ctx, s)
@@ -161,8 +162,10 @@ func (w *watchers) watch(ctx context.Context, s *subscription) error {
 		w.remove(s)
 		return w.n.errorFor(ctx, err)
 	}
-	if s.isOver() { // the guard said no meanwhile; the outlet has been told
+	if s.isOver() { // a recheck has ended it; the outlet has been told
 		w.n.hub.Unwatch(s.room, s)
+	} else if d.owed {
+		w.recheckRoom(s.viewer, s.room)
 	}
 	return nil
 }
@@ -245,64 +248,6 @@ func (w *watchers) of(viewer string) []*subscription {
 func (w *watchers) forget(viewer string) {
 	for _, s := range w.of(viewer) {
 		w.end(s, ErrClosed)
-	}
-}
-
-// recheck asks again about a viewer's subscriptions: its metadata has changed.
-// Nothing is delivered to each of them until there is a verdict about it. It
-// does not block.
-func (w *watchers) recheck(viewer string) {
-	if viewer == "" {
-		return
-	}
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.closed {
-		return
-	}
-	for s := range w.byViewer[viewer] {
-		w.recheckOne(s)
-	}
-}
-
-// recheckOne asks again about a subscription. The caller holds mu, and the watchers
-// are not closed.
-func (w *watchers) recheckOne(s *subscription) {
-	s.hold()
-	asking := w.byViewer[s.viewer][s]
-	if asking != nil {
-		asking.again = true
-		return
-	}
-	asking = &recheck{}
-	w.byViewer[s.viewer][s] = asking
-	w.work.Go(func() { w.ask(s, asking) })
-}
-
-// ask runs until the subscription has a verdict that is up to date.
-func (w *watchers) ask(s *subscription, r *recheck) {
-	for {
-		err := w.n.maySee(w.life, s.viewer, s.room)
-		if w.life.Err() != nil {
-			err = ErrClosed // not the guard's word
-		}
-		w.mu.Lock()
-		if r.again {
-			r.again = false
-			w.mu.Unlock()
-			continue
-		}
-		if set := w.byViewer[s.viewer]; set[s] == r {
-			set[s] = nil
-		}
-		if err == nil {
-			s.release()
-		}
-		w.mu.Unlock()
-		if err != nil {
-			w.end(s, err)
-		}
-		return
 	}
 }
 

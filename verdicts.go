@@ -2,6 +2,8 @@ package mesh
 
 import (
 	"errors"
+	"maps"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -11,20 +13,25 @@ const (
 	// failedFor is how long a guard that failed counts as refusing before it
 	// is asked again.
 	failedFor = time.Second
-	// straysPerConn and straysAll bound the goroutines of guards that go on
-	// after their verdict was given or called off. Beyond, nothing more is
-	// asked: it is refused.
+	// freshFor is how old a verdict may be that answers a request of a client.
+	freshFor = 5 * time.Second
+	// straysPerConn and straysAll bound the calls of one rule's guards that go on
+	// after their verdict was given or called off: those about one connection, and
+	// all of them. At the bound that rule's guards are not asked (see admit).
+	// straysTotal bounds those of all rules, of which there may be many: they must not
+	// fill the memory.
 	straysPerConn = 16
 	straysAll     = 1024
-	// verdictsKept is how many verdicts a connection keeps where its
-	// subscriptions and rooms are not limited.
+	straysTotal   = 32 * straysAll
+	// verdictsKept is how many verdicts a connection keeps if its subscriptions
+	// or rooms are not limited.
 	verdictsKept = 4096
 
 	callbackGuard     = "guard"
 	callbackJoinGuard = "join guard"
 )
 
-// errCalledOff ends the context of guards whose verdict nobody wants any more.
+// errCalledOff ends the context of guards whose verdict is void.
 var errCalledOff = errors.New("mesh: the question was called off")
 
 // memberFunc returns a connection's id and metadata as they are now, and the
@@ -32,10 +39,10 @@ var errCalledOff = errors.New("mesh: the question was called off")
 // block.
 type memberFunc func() (m Member, version uint64)
 
-// verdicts asks the guards and keeps what they said, per connection, room,
+// verdicts asks the guards and keeps their verdicts, per connection, room,
 // version of the connection's metadata and version of the rules. Safe for
-// concurrent use; a guard that hangs holds up only who asks for its verdict,
-// and those at most for the guards' time limit.
+// concurrent use. A guard that hangs delays only the callers that wait for its
+// verdict, at most for the guards' time limit.
 type verdicts struct {
 	rules        *ruleSet
 	calls        *callbacks
@@ -43,7 +50,7 @@ type verdicts struct {
 	joinTimeout  time.Duration
 	keep         int // verdicts per connection
 
-	strays  atomic.Int64 // see straysAll
+	hanging hanging
 	refused atomic.Uint64
 	busy    atomic.Uint64
 
@@ -55,26 +62,31 @@ type verdicts struct {
 type connVerdicts struct {
 	mu     sync.Mutex // guards all fields, and those of verdicts that say so
 	gone   bool
-	kept   map[string]*verdict // by room
-	strays int
+	kept   map[string]*verdict // by room; void ones, too: see verdict.stands
+	strays map[string]int      // by rule; nil until there is one
 }
 
 // verdict is one run of a room's guards, under way or over.
 type verdict struct {
 	meta, rules uint64
+	asked       time.Time    // when the run began
+	of          []string     // the rules of the guards
+	at          atomic.Int32 // index of the guard that runs
 	call        *call
 	ok          bool // read only once call has settled without an error
+	stood       bool // an earlier verdict was yes when this run began
 
 	// Guarded by connVerdicts.mu.
-	ended   bool // the guards have returned
-	stray   bool // they had not when the call settled or was called off
-	dropped bool // called off
+	ended bool   // the guards have returned
+	stray bool   // they had not when the call settled or was called off
+	rule  string // that a stray is counted for
+	void  bool   // it answers no question any more
 }
 
 // verdictStats counts what callbackStats does not.
 type verdictStats struct {
 	Refused uint64 // runs in which a guard said no or returned an error
-	Busy    uint64 // refused without asking, because too many guards hang
+	Busy    uint64 // refused without asking, because too many guards of the rule hang
 	Strays  int64  // guards that hang now
 	Kept    int    // verdicts in memory
 }
@@ -92,14 +104,14 @@ func newVerdicts(rules *ruleSet, calls *callbacks, o Options) *verdicts {
 	}
 }
 
-// remember makes room for a new connection's verdicts; those of an earlier one
-// of that id are of no use to it. Until then, and after
-// forget, every guarded question about it answers ErrUnknownConnection: so a
-// question that comes late leaves nothing behind.
+// remember prepares for a new connection. It drops what an earlier connection of
+// that id has left. Before remember and after forget, every guarded question
+// about the connection is answered with ErrUnknownConnection, so a late question
+// leaves nothing behind.
 func (v *verdicts) remember(conn string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	v.conns[conn] = &connVerdicts{kept: make(map[string]*verdict)} // never an earlier one's
+	v.conns[conn] = &connVerdicts{kept: make(map[string]*verdict)}
 }
 
 // forget releases what is kept for a connection that has gone, and calls off
@@ -109,16 +121,65 @@ func (v *verdicts) forget(conn string) {
 	c := v.conns[conn]
 	delete(v.conns, conn)
 	v.mu.Unlock()
-	if c != nil {
-		v.drop(c, true)
+	if c == nil {
+		return
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.gone = true
+	for _, a := range c.kept {
+		v.callOff(c, a)
+	}
+	clear(c.kept)
+}
+
+// invalidate voids all verdicts about a connection, those under way included.
+func (v *verdicts) invalidate(conn string) {
+	if c := v.of(conn); c != nil {
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		for _, a := range c.kept {
+			v.callOff(c, a)
+		}
 	}
 }
 
-// invalidate makes the guards of a connection be asked anew, those under way
-// included.
-func (v *verdicts) invalidate(conn string) {
+// invalidateAll voids all verdicts.
+func (v *verdicts) invalidateAll() {
+	for _, c := range v.all() {
+		c.mu.Lock()
+		for _, a := range c.kept {
+			v.callOff(c, a)
+		}
+		c.mu.Unlock()
+	}
+}
+
+// invalidateRoom voids the verdict about a connection and a room.
+func (v *verdicts) invalidateRoom(conn, room string) {
 	if c := v.of(conn); c != nil {
-		v.drop(c, false)
+		v.drop(c, room)
+	}
+}
+
+// invalidateAllOf voids the verdicts about a room and any connection.
+func (v *verdicts) invalidateAllOf(room string) {
+	for _, c := range v.all() {
+		v.drop(c, room)
+	}
+}
+
+func (v *verdicts) all() []*connVerdicts {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	return slices.Collect(maps.Values(v.conns))
+}
+
+func (v *verdicts) drop(c *connVerdicts, room string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if a := c.kept[room]; a != nil {
+		v.callOff(c, a)
 	}
 }
 
@@ -129,52 +190,35 @@ func (v *verdicts) of(conn string) *connVerdicts {
 	return v.conns[conn]
 }
 
-// drop calls off and removes all of a connection's verdicts.
-func (v *verdicts) drop(c *connVerdicts, gone bool) {
+// current reports whether a verdict is kept that answers a question put now.
+func (v *verdicts) current(conn string, member memberFunc, room string) bool {
+	c := v.of(conn)
+	if c == nil {
+		return false
+	}
+	var q question
+	q.room = room
+	v.put(&q, member)
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.gone = c.gone || gone
-	for _, a := range c.kept {
-		v.callOff(c, a)
-	}
-	clear(c.kept)
+	a := c.kept[room]
+	return a != nil && !a.void && q.answeredBy(a) && a.call.done() && !a.stale()
 }
 
-// callOff makes a verdict void, and whoever waits for it ask again. The
-// caller holds c.mu and takes the verdict out of c.kept.
+// callOff voids a verdict and makes its waiters ask again. The verdict stays in
+// c.kept because a yes may have to stand if the guards cannot be asked. The
+// caller holds c.mu.
 func (v *verdicts) callOff(c *connVerdicts, a *verdict) {
-	a.dropped = true
+	a.void = true
 	if !a.call.done() {
-		v.noteStray(c, a)
 		a.call.cancel(errCalledOff)
+		v.noteStray(c, a)
 	}
 }
 
-// noteStray counts guards that go on without anybody waiting. The caller holds
-// c.mu.
-func (v *verdicts) noteStray(c *connVerdicts, a *verdict) {
-	if !a.ended && !a.stray {
-		a.stray = true
-		c.strays++
-		v.strays.Add(1)
-	}
-}
-
-// guardsEnded accounts for guards that have returned.
-func (v *verdicts) guardsEnded(c *connVerdicts, a *verdict) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	a.ended = true
-	if a.stray {
-		a.stray = false
-		c.strays--
-		v.strays.Add(-1)
-	}
-}
-
-// evict makes room for the verdict just added, at the cost of any other that
-// is settled. Those under way stay; who waits for them bounds their number.
-// The caller holds c.mu.
+// evict drops settled verdicts other than the one just added until no more than
+// keep are left. Those under way stay. Their number is bounded by the requests
+// that wait for them. The caller holds c.mu.
 func (v *verdicts) evict(c *connVerdicts, added *verdict) {
 	for room, a := range c.kept {
 		if len(c.kept) <= v.keep {
@@ -188,7 +232,7 @@ func (v *verdicts) evict(c *connVerdicts, added *verdict) {
 
 // stats returns the counts.
 func (v *verdicts) stats() verdictStats {
-	s := verdictStats{Refused: v.refused.Load(), Busy: v.busy.Load(), Strays: v.strays.Load()}
+	s := verdictStats{Refused: v.refused.Load(), Busy: v.busy.Load(), Strays: v.hanging.all.Load()}
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	for _, c := range v.conns {

@@ -123,6 +123,9 @@ func (o *Owner) compareLane(l *lane, inc string, size int64) {
 		l.differs, l.busy = 0, 0
 		return
 	}
+	if held == 0 && size < 0 {
+		return // an idle server asks with every second renewal only
+	}
 	if !quiet {
 		l.differs = 0
 		if l.busy++; l.busy >= auditBusy {

@@ -54,6 +54,7 @@ type Conn struct {
 	minTTL      time.Duration
 	closed      bool
 	retry       clock.Timer
+	rewriting   rewriting
 }
 
 // ID returns the connection's id.
@@ -93,7 +94,7 @@ func (c *Conn) revive() {
 	for _, e := range c.entries {
 		switch {
 		case e.asleep:
-			e.join()
+			e.comeBack()
 		case e.lapsed:
 			e.unlapse()
 		}
@@ -120,11 +121,7 @@ func (c *Conn) SetMeta(version uint64, meta []byte) {
 	newer := version > c.metaVersion && !c.closed
 	if newer {
 		c.metaVersion, c.meta = version, meta
-		for _, e := range c.entries {
-			if e.want {
-				e.changed(asked)
-			}
-		}
+		c.rewrite()
 	}
 	c.mu.Unlock()
 	if newer || known {
@@ -148,13 +145,14 @@ func (c *Conn) Registered(ctx context.Context) error {
 	}
 }
 
-// Flush waits until everything asked for so far is in Redis, but for states
-// that wait for their interval.
+// Flush waits until everything asked for so far is in Redis, but for states that
+// wait for their interval. It does not wait if the rewriting of the entries has to
+// wait for rewritePause.
 func (c *Conn) Flush(ctx context.Context) error {
 	c.mu.Lock()
 	var all []Write
 	for _, e := range c.entries {
-		if e.want {
+		if e.want && !c.rewriting.armed {
 			all = append(all, e.wait())
 			e.lane.offer(e, asked)
 		}
@@ -174,10 +172,24 @@ type Joined struct {
 // answerWithin. With ErrUnavailable it goes on being wanted, and is made true
 // when Redis is back.
 func (c *Conn) Join(ctx context.Context, room string) (Joined, error) {
+	return c.JoinIf(ctx, room, nil)
+}
+
+// JoinIf is Join if accept (nil: always) returns no error, and returns that error
+// otherwise. accept gets the version of the connection's metadata. It is called
+// with the connection's lock held, so that no change of metadata and no leave
+// comes between it and the join. It must not block or call the Conn.
+func (c *Conn) JoinIf(ctx context.Context, room string, accept func(metaVersion uint64) error) (Joined, error) {
 	c.mu.Lock()
 	if c.closed {
 		c.mu.Unlock()
 		return Joined{}, ErrClosed
+	}
+	if accept != nil {
+		if err := accept(c.metaVersion); err != nil {
+			c.mu.Unlock()
+			return Joined{}, err
+		}
 	}
 	e := c.entries[room]
 	again := e != nil && e.want
@@ -208,9 +220,17 @@ func (c *Conn) Join(ctx context.Context, room string) (Joined, error) {
 // is what asks for it (see Stamp), that it did not mean the other rooms is
 // known now: they are joined again without waiting for Redis to have the leave.
 func (c *Conn) Leave(ctx context.Context, room string, cause store.Cause) (bool, error) {
+	return c.LeaveIf(ctx, room, cause, func(uint64) bool { return true })
+}
+
+// LeaveIf is Leave if still returns true. still gets the version of the
+// connection's metadata. It is called with the connection's lock held, so that no
+// change of metadata and no join comes between it and the leave. It must not block
+// or call the Conn.
+func (c *Conn) LeaveIf(ctx context.Context, room string, cause store.Cause, still func(metaVersion uint64) bool) (bool, error) {
 	c.mu.Lock()
 	e := c.entries[room]
-	in := e != nil && (e.want || e.asleep)
+	in := e != nil && (e.want || e.asleep) && still(c.metaVersion)
 	var w Write
 	if in {
 		e.wake() // asleep: it had left already, and now it will not come back

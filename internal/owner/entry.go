@@ -21,11 +21,14 @@ type entry struct {
 	want   bool   // present
 	id     string // minted anew for every join, before the first attempt to write it
 	ttl    time.Duration
-	asleep bool          // ended by silence, or waiting for a sign of life: the next frame joins again
-	lapsed bool          // silent past its TTL while nobody ends it: the next frame refreshes at once
-	since  time.Duration // silence counts from here at the earliest; since Owner.born
-	state  state         // the newest
-	flow   *flow         // what its states need beside the newest; nil: nothing
+	asleep bool // ended by silence, or waiting for a sign of life: the next frame joins again
+	lapsed bool // silent past its TTL while nobody ends it: the next frame refreshes at once
+	// overdue says that the connection was silent past its TTL since Redis last
+	// confirmed the entry, so that any server may have ended it.
+	overdue bool
+	since   time.Duration // silence counts from here at the earliest; since Owner.born
+	state   state         // the newest
+	flow    *flow         // what its states need beside the newest; nil: nothing
 	// interval is at least between two states that are told; 0: each is.
 	interval time.Duration
 
@@ -132,7 +135,7 @@ func (e *entry) leave(cause store.Cause, u urgency) {
 // over: the entry is not present any more, and its state ends with it.
 func (e *entry) over() {
 	e.forgetWritten()
-	e.want, e.refresh, e.unsure, e.before = false, false, false, ""
+	e.want, e.refresh, e.unsure, e.overdue, e.before = false, false, false, false, ""
 	e.stopTimers()
 	e.state, e.flow = state{version: e.state.version + 1}, nil
 	e.c.o.exit(e)
@@ -327,7 +330,7 @@ func (e *entry) joined(op store.Op, res store.OpResult) {
 	if op.Entry != e.id || !e.want || e.incarnation != e.c.o.cfg.Incarnation() {
 		return // it has been ended, or replaced, meanwhile: next says how it goes on
 	}
-	e.written, e.writtenAt, e.before = true, time.Now(), ""
+	e.written, e.writtenAt, e.before, e.overdue = true, time.Now(), "", false
 	e.lane.hold(e.incarnation, 1)
 	e.metaWritten = op.MetaVersion
 	e.wroteState(op)
@@ -347,6 +350,9 @@ func (e *entry) updated(op store.Op, res store.OpResult) {
 			// Under another TTL it was built before the rule changed, and the
 			// key has to be written, or taken away, once more.
 			e.refresh = false
+		}
+		if op.Left > time.Second { // not silent past its TTL when it was sent
+			e.overdue = false
 		}
 		e.answerWritten()
 	case store.Gone:
@@ -370,11 +376,17 @@ func (e *entry) updated(op store.Op, res store.OpResult) {
 // expired key of a connection that is silent indeed, or data was lost.
 func (e *entry) vanished() {
 	e.refresh = false
-	if e.ttl > 0 && e.idle() >= e.ttl {
-		// If data was lost, nobody has told that it ended.
+	switch {
+	case e.ttl > 0 && e.idle() >= e.ttl:
+		// If data was lost, no server has told that it ended.
 		e.leave(store.CauseSilent, routine)
 		e.sleep()
-		return
+	case e.overdue && !e.c.o.cfg.MayReturn(e.c, e.room):
+		// It ended because of its silence, so this is a return and no repair.
+		e.answer(e.rev, ErrUnavailable)
+		e.leave(store.CauseSilent, routine)
+		e.sleep()
+	default:
+		e.rejoin()
 	}
-	e.rejoin()
 }

@@ -85,7 +85,7 @@ func (e *entry) judge() {
 	}
 	e.sleep()
 	if e.idle() < e.ttl {
-		e.join() // a frame came just now, and saw nobody asleep
+		e.comeBack() // a frame came just now, before the entry was asleep
 	}
 }
 
@@ -125,7 +125,7 @@ func (e *entry) lapse() {
 // unlapse asks Redis whether the entry is still there. Conn.mu is held.
 func (e *entry) unlapse() {
 	e.wake()
-	e.refresh = true
+	e.refresh, e.overdue = true, true
 	e.armLife()
 	e.changed(timed)
 }

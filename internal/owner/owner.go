@@ -64,6 +64,12 @@ type Config struct {
 	BatchOps int
 	// Heartbeat is how often Owner.Heartbeat is called. Defaults to 0: unknown.
 	Heartbeat time.Duration
+	// MayReturn is called, with the connection's lock held, before an entry that has
+	// ended is joined again because its connection gave a sign of life. If it
+	// returns false, the entry stays out until Conn.Return or Conn.StayOut. It is
+	// asked again at each further frame. It must not block or call the Conn.
+	// Defaults to true.
+	MayReturn func(c *Conn, room string) bool
 	// EndSilent makes the owner's clock end entries that fell silent.
 	EndSilent bool
 	// MaxRooms bounds the rooms of one connection; negative: no bound.
@@ -149,6 +155,9 @@ func New(cfg Config) *Owner {
 	}
 	if cfg.StateInterval == nil {
 		cfg.StateInterval = func(string) time.Duration { return 0 }
+	}
+	if cfg.MayReturn == nil {
+		cfg.MayReturn = func(*Conn, string) bool { return true }
 	}
 	if cfg.Wrote == nil {
 		cfg.Wrote = func(string, store.Position) {}

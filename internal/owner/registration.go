@@ -128,6 +128,9 @@ func (r *registration) finish() {
 	r.isGone = true
 	r.c.o.cfg.Wheel.Cancel(&r.c.retry)
 	r.c.o.cfg.Wheel.Cancel(&r.c.wake)
+	if r.c.rewriting.timer != nil {
+		r.c.o.cfg.Wheel.Cancel(r.c.rewriting.timer)
+	}
 	r.c.o.forget(r.c)
 	close(r.gone)
 }

@@ -32,16 +32,19 @@ func (s *Store) Register(ctx context.Context, inc string, ttl time.Duration) (in
 // Renew prolongs a lease to ttl from now, only if it is still on the list, and
 // publishes beat on the incarnation's control channel.
 func (s *Store) Renew(ctx context.Context, inc string, ttl time.Duration, beat string, wantDead bool) (Renewal, error) {
-	keys := []string{s.keys.Instances(), s.keys.Dead(), s.keys.Format()}
-	if s.keys.Buckets() == 1 {
-		keys = append(keys, s.keys.Owned(0, inc))
+	// The size of the index and the format are looked at in turns: an idle server
+	// must not cost Redis more than two commands a second.
+	last, layout := s.keys.Format(), s.layout()
+	if s.keys.Buckets() == 1 && s.renewals.Add(1)%2 == 1 {
+		last, layout = s.keys.Owned(0, inc), ""
 	}
+	keys := []string{s.keys.Instances(), s.keys.Dead(), last}
 	want := "0"
 	if wantDead {
 		want = "1"
 	}
 	began := time.Now()
-	reply, err := runIn(ctx, s, s.leasing(), renewScript, keys, inc, millis(ttl), s.keys.Control(inc), beat, want, layoutVersion)
+	reply, err := runIn(ctx, s, s.leasing(), renewScript, keys, inc, millis(ttl), s.keys.Control(inc), beat, want, layout)
 	if err != nil {
 		return Renewal{}, err
 	}

@@ -93,6 +93,7 @@ type Store struct {
 	suspects  suspects
 	processes processes
 
+	renewals  atomic.Uint64
 	nCalls    atomic.Uint64
 	nFailures atomic.Uint64
 	took      *histogram.Histogram

@@ -27,9 +27,12 @@ const (
 	PushAssignID       = "mesh/assign-id"
 	PushPresenceUpdate = "mesh/presence-update"
 	PushPresenceEnded  = "mesh/presence-ended"
-	PushPing           = "ping"
-	PushLatencyRequest = "latency:request"
-	PushLatency        = "latency"
+	// PushMembershipEnded is this project's own: a guard has taken the connection
+	// out of a room, and no request of the client tells it so.
+	PushMembershipEnded = "mesh/membership-ended"
+	PushPing            = "ping"
+	PushLatencyRequest  = "latency:request"
+	PushLatency         = "latency"
 )
 
 // Codes of error answers. The stock client hands them to the app as they are.

@@ -1,8 +1,8 @@
 -- renew.lua: prolongs the lease of a living incarnation, never revives a dead one.
 --
--- KEYS[1] instances  KEYS[2] dead  KEYS[3] format  [KEYS[4] owned index in the same slot]
+-- KEYS[1] instances  KEYS[2] dead  KEYS[3] format, or owned index in the same slot
 -- ARGV[1] incarnation  ARGV[2] lease (ms)  ARGV[3] own control channel  ARGV[4] beat  ARGV[5] '1': list the dead
--- ARGV[6] version of the layout
+-- ARGV[6] version of the layout, if KEYS[3] is the format; otherwise ''
 -- Reply: {present 0/1, now, next foreign incarnation or '', its deadline, size of owned or -1, who heard the beat, dead ...}
 
 local clock = redis.call('TIME')
@@ -33,10 +33,9 @@ for i = 1, #first, 2 do
   end
 end
 local owned = -1
-if KEYS[4] then
-  owned = redis.call('SCARD', KEYS[4])
-end
-if redis.call('EXISTS', KEYS[3]) == 0 then
+if ARGV[6] == '' then
+  owned = redis.call('SCARD', KEYS[3])
+elseif redis.call('EXISTS', KEYS[3]) == 0 then
   redis.call('SET', KEYS[3], ARGV[6]) -- it was lost
 end
 local heard = redis.call('PUBLISH', ARGV[3], ARGV[4])
