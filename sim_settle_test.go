@@ -119,7 +119,9 @@ func (s *sim) compare() {
 	}
 	for _, n := range s.living() {
 		for _, room := range s.rooms {
-			members, err := n.p.Members(s.ctx, room)
+			var members []Member
+			var err error
+			s.unlocked(func() { members, err = n.p.Members(s.ctx, room) })
 			if err != nil {
 				s.fail("members of %s on %s: %v", room, n.name, err)
 				return
@@ -131,9 +133,17 @@ func (s *sim) compare() {
 				s.fail("%s has something unwritten", n.name)
 				break
 			}
-			time.Sleep(10 * time.Millisecond)
+			s.unlocked(func() { time.Sleep(10 * time.Millisecond) })
 		}
 	}
+}
+
+// unlocked does something that takes time. A subscriber that has an event waits
+// for s.mu, and time does not pass while it does. s.mu is held before and after.
+func (s *sim) unlocked(do func()) {
+	s.mu.Unlock()
+	defer s.mu.Lock()
+	do()
 }
 
 func (s *sim) compareMembers(where, room string, members []Member, now time.Time) {
