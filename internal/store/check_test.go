@@ -114,6 +114,29 @@ func TestLeaveWithoutRecord(t *testing.T) {
 	})
 }
 
+// The leave of an entry that another server has ended is not counted again, and
+// neither is that of an entry that has moved to another incarnation.
+func TestLeaveAfterAnotherServerEndedIt(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(w *world) {
+		w.ok("I", timedJoin(), join("r", "b", "b1"), join("r", "c", "c1"))
+		w.del(w.keys.Conn("r", "a"))
+		item := ReapItem{Mode: ReapExpired, Room: "r", Conn: "a", Entry: "a1", Incarnation: "I"}
+		require.Equal(w, "+", w.reap(item))
+		require.Equal(w, map[string]string{"I": "2"}, w.homes("r"))
+		w.commit("I", Op{Kind: OpLeave, Room: "r", Conn: "a", Entry: "a1", Cause: CauseSilent, TTL: time.Minute, Known: true})
+		assert.Equal(w, map[string]string{"I": "2"}, w.homes("r"))
+
+		w.ok("J", join("r", "b", "b2"))
+		w.ok("J", Op{Kind: OpLeave, Room: "r", Conn: "b", Entry: "b2", Cause: CauseLeft, Known: true})
+		require.NoError(w, w.Fence(w.Context(), 0, "I"))
+		w.reap(ReapItem{Mode: ReapDead, Room: "r", Conn: "b", Entry: "b1", Incarnation: "I"})
+		assert.Equal(w, map[string]string{"I": "1"}, w.homes("r"), "c is still there")
+		assert.Equal(w, "+", w.reap(ReapItem{Mode: ReapDead, Room: "r", Conn: "c", Entry: "c1", Incarnation: "I"}))
+		assert.Positive(w, w.client.PTTL(w.Context(), w.keys.Seq("r")).Val())
+	})
+}
+
 // A count is written over a position that was lost, under numbers above those of
 // the records, but not over records that were.
 func TestRecount(t *testing.T) {

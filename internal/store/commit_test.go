@@ -594,9 +594,15 @@ func TestOutOfMemory(t *testing.T) {
 	w := newWorld(t, redistest.Start(t))
 	_, err := w.Register(w.Context(), "I", time.Minute)
 	require.NoError(w, err)
-	w.ok("I", join("r", "a", "a1"), join("r", "b", "b1"), joinTTL("q", "t", "t1", time.Minute))
+	full := timedJoin()
+	full.Room, full.MetaVersion, full.Meta = "full", 1, []byte(`{"m":1}`)
+	w.ok("I", join("r", "a", "a1"), join("r", "b", "b1"), joinTTL("q", "t", "t1", time.Minute), full)
 	w.listen()
 	require.NoError(w, w.rdb.ConfigSet(w.Context(), "maxmemory", "1").Err())
+
+	// An entry is verified that has nothing new.
+	full.Kind = OpUpdate
+	w.ok("I", full)
 
 	// Who is alive goes on being so, whatever else is asked for.
 	refresh := Op{Kind: OpUpdate, Room: "q", Conn: "t", Entry: "t1", TTL: time.Hour, Left: time.Hour}

@@ -190,10 +190,13 @@ local function modify(mark, conn, entry, ttl, left, mv, metaAttrs, meta, sv, sta
   if not v then
     return out
   end
-  local more = full and (mv ~= '0' or sv ~= '0')
+  local more
   if full then
     -- A sign of life takes no memory that is not taken: refused, it would
-    -- have everybody reaped who has a TTL. Only the rest of the op is.
+    -- have everybody reaped who has a TTL. Only the rest of the op is, if it is
+    -- newer than what is there. An entry that is verified brings nothing new.
+    local sv0, mv0 = match(v, '^%S+ %S+ %d+ %d+ (%d+) %S (%d+) ')
+    more = sv0 and (tonumber(mv) > tonumber(mv0) or tonumber(sv) > tonumber(sv0))
     mv, sv = '0', '0'
   end
   out = update(members, v, mark, conn, entry, ttl, left, mv, metaAttrs, meta, sv, stateAttrs, stateLeft, state,
@@ -396,15 +399,6 @@ local function disconnect(key, conn)
     call('DEL', key)
   end
   return '+'
-end
-
--- counted returns how many entries the room at hand counts in all.
-local function counted()
-  local sum = 0
-  for n in string.gmatch(homes, ' %S+ (%d+)') do
-    sum = sum + tonumber(n)
-  end
-  return sum
 end
 
 -- recount has the room at hand count so many entries of this incarnation, and

@@ -252,12 +252,27 @@ local function publish(kind, cause, conn, record)
     conn .. ' ' .. record)
 end
 
--- farewell tells that an entry of the room at hand has left whose record is lost:
--- mirrors may still list it. Those that do not ignore it.
+-- counted returns how many entries the room at hand counts of all incarnations but
+-- the one that is being counted.
+local function counted()
+  local sum = 0
+  for n in string.gmatch(homes, ' %S+ (%d+)') do
+    sum = sum + tonumber(n)
+  end
+  return sum
+end
+
+-- farewell tells that an entry of the room at hand has left that has no record:
+-- mirrors may still list it. Those that do not ignore it. It was counted if the
+-- room counts more entries than it has records. Otherwise somebody else has ended
+-- it, and counted that.
 local function farewell(conn, entry, inc, mark, cause)
   advance(mark)
   missed = true
-  count(inc, -1)
+  count(inc, 0)
+  if counted() + entries > (size or call('HLEN', members)) then
+    count(inc, -1)
+  end
   publish('L', cause, conn, entry .. inc .. BARE .. seq .. '\n')
 end
 
