@@ -17,6 +17,9 @@ const (
 	// and all of them every indexEvery heartbeats.
 	indexAll   = 1024
 	indexEvery = 10
+	// restoreRarely is the longest pause, in heartbeats, between two attempts to
+	// restore a room whose count Redis does not take.
+	restoreRarely = 32
 	// keyMargin is how long before it runs out a key is no longer looked for.
 	keyMargin = 2 * time.Second
 )
@@ -152,6 +155,7 @@ func (o *Owner) checkSome(l *lane, inc string, rooms []*localRoom, keys []ownKey
 		}
 	}
 	o.roomsMu.RUnlock()
+	lost = slices.DeleteFunc(lost, func(r *localRoom) bool { return !r.mayRestore() })
 	if len(lost)+len(unlisted)+len(c.Missing) > 0 {
 		o.log.Warn("mesh: redis has lost keys, writing them again",
 			"rooms", len(lost), "off the index of rooms", len(unlisted), "other keys", len(c.Missing))

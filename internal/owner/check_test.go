@@ -104,3 +104,38 @@ func TestTally(t *testing.T) {
 	assert.True(t, busy.contradicts(later, found(1)))
 	assert.False(t, tally{open: 1}.contradicts(tally{open: 1}, store.RoomCheck{}), "nothing is known to be there")
 }
+
+// A room whose count stays wrong, whatever is written, is written less and less
+// often. What is lost later is found at the next heartbeat again.
+func TestCheckGivesUpSlowly(t *testing.T) {
+	virtual(t, func(r *rig) {
+		r.fill(20)
+		r.beat(2)
+		updates := func(beats int) (n int) {
+			from := r.calls()
+			r.beat(beats)
+			r.redis.do(func() {
+				for _, b := range r.redis.batches[from:] {
+					for _, op := range b {
+						if op.Kind == store.OpUpdate {
+							n++
+						}
+					}
+				}
+			})
+			return n
+		}
+		r.refuse(func(op store.Op) bool { return op.Kind == store.OpRecount })
+		r.redis.do(func() { r.redis.miscounted["x"] = 1 })
+		assert.Equal(r, 20, updates(1))
+		assert.LessOrEqual(r, updates(100), 10*20)
+		r.heal()
+		r.beat(restoreRarely)
+		r.redis.do(func() { assert.Empty(r, r.redis.miscounted) })
+		r.beat(2)
+		r.redis.do(func() { r.redis.miscounted["x"] = 1 })
+		r.beat(1)
+		r.redis.do(func() { assert.Empty(r, r.redis.miscounted) })
+		r.atRest()
+	}, func(c *Config) { c.Heartbeat = time.Second })
+}

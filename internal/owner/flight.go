@@ -144,7 +144,7 @@ func (l *lane) take(flying *flight) *batch {
 		if !ok {
 			continue
 		}
-		it.mark().number = b.number
+		it.mark().number, it.mark().taken = b.number, u
 		full := false
 		for n := 1; ok; n++ {
 			b.add(it, op)

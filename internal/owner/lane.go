@@ -34,6 +34,7 @@ type mark struct {
 	urgency urgency // with which it waits, or was taken the last time
 	stay    uint32  // counts its stays in a line
 	number  uint64  // of the last batch that it was taken for; of the lane's run alone
+	taken   urgency // with which it was taken for that; of the lane's run alone
 }
 
 // lane writes the items of one bucket, one batch at a time (flight.go): callers
@@ -218,13 +219,18 @@ func (l *lane) again(b *batch) {
 	l.back(b)
 }
 
-// back puts the items of a batch in front of the queue. l.mu is held.
+// back puts the items of a batch in front of the queue. One that was offered while
+// the batch flew keeps the higher of the two urgencies. l.mu is held.
 func (l *lane) back(b *batch) {
 	back := make([]item, 0, len(b.items))
 	for _, it := range b.items {
-		if !it.mark().queued {
-			it.mark().queued = true
+		switch m := it.mark(); {
+		case !m.queued:
+			m.queued = true
 			back = append(back, it)
+		case m.taken < m.urgency:
+			l.queue.move(it, m.urgency, m.taken)
+			m.urgency = m.taken
 		}
 	}
 	l.queue.back(back)

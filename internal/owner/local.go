@@ -22,6 +22,9 @@ type localRoom struct {
 	entries map[*entry]struct{} // that are wanted
 	tally
 	recount bool // the count is to be written when nothing is open
+	// restored is the heartbeat at which its entries were verified the last time, and
+	// pause is how many heartbeats later they are again at the earliest.
+	restored, pause uint64
 }
 
 // room returns a room, made if need be. Owner.roomsMu is held.
@@ -138,9 +141,25 @@ func (r *localRoom) next(string, *store.Op) (store.Op, bool) {
 	return op, r.recount && r.tally.written > 0 && r.tally.open == 0
 }
 
-// done implements item. What Redis refused, the next heartbeat finds again.
-func (r *localRoom) done(store.Op, store.OpResult) {
+// done implements item. What Redis refused, a later heartbeat finds again.
+func (r *localRoom) done(_ store.Op, res store.OpResult) {
 	r.o.roomsMu.Lock()
 	defer r.o.roomsMu.Unlock()
 	r.recount = false
+	if res.Err == nil && res.Status == store.Done {
+		r.pause = 0
+	}
+}
+
+// mayRestore reports whether the room's entries are to be verified because its count
+// is wrong. While Redis does not take the right count, that would not help: it is
+// done less and less often then.
+func (r *localRoom) mayRestore() bool {
+	r.o.roomsMu.Lock()
+	defer r.o.roomsMu.Unlock()
+	if r.pause > 0 && r.o.beats-r.restored < r.pause {
+		return false
+	}
+	r.restored, r.pause = r.o.beats, min(max(2*r.pause, 1), restoreRarely)
+	return true
 }

@@ -140,3 +140,34 @@ func TestARefusalForGoodIsNotRetriedOften(t *testing.T) {
 		})
 	}
 }
+
+// What is offered once more as work that can wait, while the batch with it flies and
+// is lost, is still as urgent as it was.
+func TestLostBatchesKeepTheirUrgency(t *testing.T) {
+	virtual(t, func(r *rig) {
+		r.rule("x", time.Second)
+		c := r.connect("c")
+		r.join(c, "x")
+		r.sleep(100 * time.Millisecond)
+		r.plan(func(int, []store.Op) fault { return fault{before: 10 * time.Millisecond, never: true} })
+		c.mu.Lock()
+		e := c.entries["x"]
+		e.refresh = true
+		e.lane.offer(e, timed)
+		c.mu.Unlock()
+		r.sleep(5 * time.Millisecond)
+		c.mu.Lock()
+		e.verify()
+		c.mu.Unlock()
+		r.sleep(10 * time.Millisecond) // the pause after the batch has begun
+		e.lane.mu.Lock()
+		queued, u := e.marked.queued, e.marked.urgency
+		e.lane.mu.Unlock()
+		assert.True(r, queued)
+		assert.Equal(r, timed, u)
+		r.heal()
+		r.sleep(time.Second)
+		r.drain()
+		r.nothingLeft()
+	})
+}
