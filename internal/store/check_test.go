@@ -114,7 +114,7 @@ func TestLeaveWithoutRecord(t *testing.T) {
 	})
 }
 
-// The leave of an entry that another server has ended is not counted again, and
+// The leave of an entry that another server has ended is not told or counted again, and
 // neither is that of an entry that has moved to another incarnation.
 func TestLeaveAfterAnotherServerEndedIt(t *testing.T) {
 	t.Parallel()
@@ -124,8 +124,16 @@ func TestLeaveAfterAnotherServerEndedIt(t *testing.T) {
 		item := ReapItem{Mode: ReapExpired, Room: "r", Conn: "a", Entry: "a1", Incarnation: "I"}
 		require.Equal(w, "+", w.reap(item))
 		require.Equal(w, map[string]string{"I": "2"}, w.homes("r"))
+		w.listen()
 		w.commit("I", Op{Kind: OpLeave, Room: "r", Conn: "a", Entry: "a1", Cause: CauseSilent, TTL: time.Minute, Known: true})
 		assert.Equal(w, map[string]string{"I": "2"}, w.homes("r"))
+		assert.Empty(w, w.heard(), "it has been told")
+
+		b := Op{Kind: OpLeave, Room: "r", Conn: "b", Entry: "b1", Cause: CauseLeft, Known: true}
+		w.commit("I", b, b)
+		assert.Equal(w, "L", kinds(w.events()), "also if the same batch has ended it")
+		assert.Equal(w, map[string]string{"I": "1"}, w.homes("r"))
+		w.ok("I", join("r", "b", "b1"))
 
 		w.ok("J", join("r", "b", "b2"))
 		w.ok("J", Op{Kind: OpLeave, Room: "r", Conn: "b", Entry: "b2", Cause: CauseLeft, Known: true})

@@ -151,6 +151,9 @@ func TestBatchTwiceIsBatchOnce(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
 		prepare, batch := sample()
+		for i := range batch {
+			batch[i].Known = batch[i].Kind == OpLeave
+		}
 		w.ok("I", prepare...)
 		w.listen()
 		first := w.commit("I", batch...)

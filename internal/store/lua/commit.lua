@@ -313,9 +313,15 @@ local function join(mark, conn, entry, attrs, meta, left, state, stateLeft, conn
   return size
 end
 
--- leave ends an entry. known: '1' if Redis is known to have held it. If there is no
--- record of it then, it has been ended, and told, by another server, or its record
--- is lost, and mirrors still list it. Telling it once more serves both.
+-- ended reports whether an entry that Redis has held and that has no record was
+-- ended, by this batch before or by another server: that has told it, taken it off
+-- the index, and counted it. Otherwise its record is lost, and mirrors still list it.
+local function ended(name)
+  return owned[name] == false or
+    position ~= '' and not overcounted(mine) and call('SMISMEMBER', keys[2], name)[1] == 0
+end
+
+-- leave ends an entry. known: '1' if Redis is known to have held it.
 local function leave(mark, conn, entry, known, connKey, stateKey)
   if waits == members then
     return 'k'
@@ -336,12 +342,13 @@ local function leave(mark, conn, entry, known, connKey, stateKey)
     end
   end
   if not v then
-    owned[indexed(conn, entry)] = false
+    local name = indexed(conn, entry)
+    if out == '0' and known == '1' and not stand(batch) and not ended(name) then
+      farewell(conn, entry, mine, mark, sub(mark, -1))
+    end
+    owned[name] = false
     if out == '0' and connKey then
       call('DEL', connKey, stateKey)
-    end
-    if out == '0' and known == '1' and not stand(batch) and tag ~= mark then
-      farewell(conn, entry, mine, mark, sub(mark, -1))
     end
     return out
   end

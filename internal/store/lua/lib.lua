@@ -262,15 +262,19 @@ local function counted()
   return sum
 end
 
--- farewell tells that an entry of the room at hand has left that has no record:
--- mirrors may still list it. Those that do not ignore it. It was counted if the
--- room counts more entries than it has records. Otherwise somebody else has ended
--- it, and counted that.
+-- overcounted reports whether the room at hand counts more entries than it has
+-- records, given the incarnation of one of them: some records are lost.
+local function overcounted(inc)
+  count(inc, 0)
+  return counted() + entries > (size or call('HLEN', members))
+end
+
+-- farewell tells that an entry of the room at hand has left whose record is lost:
+-- mirrors may still list it. Those that do not ignore it.
 local function farewell(conn, entry, inc, mark, cause)
   advance(mark)
   missed = true
-  count(inc, 0)
-  if counted() + entries > (size or call('HLEN', members)) then
+  if overcounted(inc) then
     count(inc, -1)
   end
   publish('L', cause, conn, entry .. inc .. BARE .. seq .. '\n')
