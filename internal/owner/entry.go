@@ -2,6 +2,7 @@ package owner
 
 import (
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"time"
 
@@ -279,6 +280,12 @@ func (e *entry) done(op store.Op, res store.OpResult) {
 			// The answer is known: nobody waits out his time for it. It goes on
 			// being wanted, as after an outage.
 			e.refusedTo(op, fmt.Errorf("%w: %w", ErrUnavailable, res.Err))
+		}
+		if op.Kind == store.OpJoin && op.Entry == e.id && errors.Is(res.Err, store.ErrData) {
+			// Something else is in its place: it is not there. A connection that
+			// closes now must not wait until it can leave.
+			e.tried = false
+			e.note()
 		}
 		e.later(res.Err)
 		return

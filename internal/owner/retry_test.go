@@ -171,3 +171,20 @@ func TestLostBatchesKeepTheirUrgency(t *testing.T) {
 		r.nothingLeft()
 	})
 }
+
+// A connection that Redis let into no room, because a key of another type is in the
+// way, has nothing to leave there. It is forgotten when it closes.
+func TestRefusedJoinsLeaveNothing(t *testing.T) {
+	virtual(t, func(r *rig) {
+		r.redis.do(func() { r.redis.refusal = fmt.Errorf("%w: WRONGTYPE", store.ErrData) })
+		r.refuse(func(op store.Op) bool { return op.Room == "x" })
+		for i := range 100 {
+			c := r.connect(fmt.Sprint(i))
+			_, err := c.Join(r.Context(), "x")
+			require.ErrorIs(r, err, ErrUnavailable)
+			c.Close(store.CauseClosed)
+		}
+		r.sleep(3 * time.Second)
+		r.nothingLeft()
+	})
+}
