@@ -2,6 +2,7 @@ package owner
 
 import (
 	"hash/maphash"
+	"maps"
 	"slices"
 	"time"
 
@@ -144,10 +145,12 @@ func (o *Owner) checkSome(l *lane, inc string, rooms []*localRoom, keys []ownKey
 	if err != nil || o.cfg.Incarnation() != inc {
 		return c, err
 	}
-	var lost, unlisted []*localRoom
+	var lost, lapsed, unlisted []*localRoom
 	o.roomsMu.RLock()
 	for i, r := range rooms {
 		switch found := c.Rooms[i]; {
+		case before[i].contradicts(r.tally, found) && found.Members && !o.cfg.EndSilent:
+			lapsed = append(lapsed, r)
 		case before[i].contradicts(r.tally, found):
 			lost = append(lost, r)
 		case !found.Listed && before[i].written > before[i].slack(r.tally):
@@ -155,6 +158,7 @@ func (o *Owner) checkSome(l *lane, inc string, rooms []*localRoom, keys []ownKey
 		}
 	}
 	o.roomsMu.RUnlock()
+	lost = append(lost, slices.DeleteFunc(lapsed, o.verifyLapsed)...)
 	lost = slices.DeleteFunc(lost, func(r *localRoom) bool { return !r.mayRestore() })
 	if len(lost)+len(unlisted)+len(c.Missing) > 0 {
 		o.log.Warn("mesh: redis has lost keys, writing them again",
@@ -201,6 +205,29 @@ func (o *Owner) restore(r *localRoom) {
 		e.c.mu.Unlock()
 	}
 	o.recount(r)
+}
+
+// verifyLapsed has those entries of a room verified that have lapsed. Another server
+// may have cleaned them up, and then nothing is lost. It returns false if there are
+// none, or if none was gone the last time: then it was something else.
+func (o *Owner) verifyLapsed(r *localRoom) (found bool) {
+	o.roomsMu.Lock()
+	again := r.suspected
+	r.suspected = !again
+	entries := slices.Collect(maps.Keys(r.entries))
+	o.roomsMu.Unlock()
+	if again {
+		return false
+	}
+	for _, e := range entries {
+		e.c.mu.Lock()
+		if e.lapsed {
+			e.verify()
+			found = true
+		}
+		e.c.mu.Unlock()
+	}
+	return found
 }
 
 // recount has a room's count and its place on the index written, as soon as it

@@ -139,3 +139,52 @@ func TestCheckGivesUpSlowly(t *testing.T) {
 		r.atRest()
 	}, func(c *Config) { c.Heartbeat = time.Second })
 }
+
+// Entries that have lapsed are cleaned up by other servers. They are looked for
+// first, and nobody else's entry is written again unless that explains nothing.
+func TestCheckLooksForLapsedEntriesFirst(t *testing.T) {
+	virtual(t, func(r *rig) {
+		r.rule("x", time.Minute)
+		conns := r.fill(20)
+		lapse := func(silent int) {
+			for range 70 {
+				r.sleep(time.Second)
+				for _, c := range conns[silent:] {
+					c.Seen()
+				}
+			}
+			r.sleep(100 * time.Millisecond)
+		}
+		updates := func() (n int) {
+			from := r.calls()
+			r.heartbeat(false)
+			r.redis.do(func() {
+				for _, b := range r.redis.batches[from:] {
+					for _, op := range b {
+						if op.Kind == store.OpUpdate && op.Room == "x" {
+							n++
+						}
+					}
+				}
+			})
+			return n
+		}
+		lapse(3)
+		assert.Zero(r, updates())
+		r.redis.do(r.redis.reap)
+		assert.Equal(r, 3, updates())
+		assert.Zero(r, updates())
+
+		lapse(5)
+		r.redis.do(func() { r.redis.miscounted["x"] = 1 })
+		assert.Equal(r, 2, updates(), "the next two may have been cleaned up")
+		assert.Equal(r, 17, updates(), "they have not")
+		r.redis.do(func() { assert.Empty(r, r.redis.miscounted) })
+		assert.Zero(r, updates())
+		for _, c := range conns {
+			c.Seen()
+		}
+		r.sleep(time.Second)
+		r.atRest()
+	}, func(c *Config) { c.Heartbeat, c.EndSilent = 30*time.Second, false })
+}

@@ -25,6 +25,7 @@ type localRoom struct {
 	// restored is the heartbeat at which its entries were verified the last time, and
 	// pause is how many heartbeats later they are again at the earliest.
 	restored, pause uint64
+	suspected       bool // its lapsed entries were verified, and none has been gone since
 }
 
 // room returns a room, made if need be. Owner.roomsMu is held.
@@ -106,6 +107,7 @@ func (o *Owner) retally(e *entry, was, is standing) *localRoom {
 	r.written += one(is.written) - one(was.written)
 	r.open += one(is.open) - one(was.open)
 	r.changes++
+	r.suspected = r.suspected && (is.written || !was.written)
 	r.drop()
 	if r.recount && r.open == 0 && len(r.entries) > 0 {
 		return r
