@@ -175,3 +175,39 @@ func TestNoBacklogDelaysOthers(t *testing.T) {
 		})
 	}
 }
+
+// After a rebirth other servers soon end what the old incarnation has. While the
+// states of others are more than Redis can take, entries still get their share, and
+// registrations, which nobody sees end, do not take it from them.
+func TestRebirthUnderLoad(t *testing.T) {
+	virtual(t, func(r *rig) {
+		w := newCrowded(r)
+		for i := range 100 {
+			c, room := w.connect(fmt.Sprint("busy", i)), fmt.Sprint("busy", i)
+			r.join(c, room)
+			w.work.Go(func() {
+				for !w.over.Load() {
+					_ = c.PublishState(r.Context(), room, []byte("s"), 0, false)
+					time.Sleep(time.Millisecond)
+				}
+			})
+		}
+		r.sleep(time.Second)
+		w.reborn("I2", false)
+		r.sleep(11 * time.Second)
+		old := 0
+		r.redis.do(func() {
+			for _, h := range r.redis.rooms["hall"] {
+				if h.inc == "I1" {
+					old++
+				}
+			}
+		})
+		assert.Zero(r, old)
+		w.over.Store(true)
+		r.heal()
+		w.work.Wait()
+		r.sleep(time.Second)
+		r.atRest()
+	})
+}

@@ -335,7 +335,8 @@ func (c *Conn) reborn(stalled bool) {
 		case e.tried && e.incarnation == inc:
 			// Written anew already, or about to be.
 		default:
-			e.rejoin()
+			// Other servers end what the old incarnation has, seconds from now.
+			e.rejoin(min(e.restoring(), routine))
 		}
 	}
 	if c.reg.incarnation != inc {

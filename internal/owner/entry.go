@@ -155,10 +155,10 @@ func (e *entry) forgetWritten() {
 
 // rejoin writes the entry anew under a new id: Redis lost it, or it belongs to
 // an incarnation that is no more. Conn.mu is held.
-func (e *entry) rejoin() {
+func (e *entry) rejoin(u urgency) {
 	e.mint()
 	e.c.o.stats.rejoined.Add(1)
-	e.changed(e.restoring())
+	e.changed(u)
 }
 
 func (e *entry) conn() *Conn { return e.c }
@@ -368,7 +368,7 @@ func (e *entry) updated(op store.Op, res store.OpResult) {
 		if _, own := e.c.o.past.Load(res.Holder); own {
 			// Redis went back to an earlier life of this server.
 			e.tried = false
-			e.rejoin()
+			e.rejoin(e.restoring())
 			return
 		}
 		// The same id has joined through another server, which is its owner
@@ -394,6 +394,6 @@ func (e *entry) vanished() {
 		e.leave(store.CauseSilent, routine)
 		e.sleep()
 	default:
-		e.rejoin()
+		e.rejoin(e.restoring())
 	}
 }

@@ -15,10 +15,11 @@ const (
 	// because a crowd that connects is no crowd in one room.
 	arriving
 	// routine: nobody waits and nothing expires soon. Leaves of closed
-	// connections, and refreshes of keys with much time left.
+	// connections, refreshes of keys with much time left, and entries that are
+	// written anew after a rebirth.
 	routine
-	// background: comparison with Redis, and rewriting after a rebirth or after
-	// lost data.
+	// background: comparison with Redis, rewriting after lost data, and
+	// registrations that are written anew after a rebirth.
 	background
 	urgencies
 )
