@@ -173,6 +173,26 @@ func TestRecount(t *testing.T) {
 	})
 }
 
+// If everything is lost that shows that entries were there, each of them is told to
+// have left all the same.
+func TestLeavesWithoutAnyTrace(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(w *world) {
+		w.ok("I", join("r", "a", "a1"), join("r", "b", "b1"))
+		w.del(w.keys.Members("r"), w.keys.Seq("r"), w.keys.Owned(0, "I"))
+		w.listen()
+		leave := func(conn string) Op {
+			return Op{Kind: OpLeave, Room: "r", Conn: conn, Entry: conn + "1", Cause: CauseClosed, Known: true}
+		}
+		w.commit("I", leave("a"), leave("b"))
+		assert.Equal(w, "LL", kinds(w.events()))
+		_, err := w.again("I", leave("a"), leave("b"))
+		require.NoError(w, err)
+		assert.Empty(w, w.events())
+		assert.Empty(w, w.eternal())
+	})
+}
+
 // What a dead server had in a room whose records are lost is told to have left.
 func TestReapWithoutRecord(t *testing.T) {
 	t.Parallel()

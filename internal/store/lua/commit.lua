@@ -318,7 +318,7 @@ end
 -- the index, and counted it. Otherwise its record is lost, and mirrors still list it.
 local function ended(name)
   return owned[name] == false or
-    position ~= '' and not overcounted(mine) and call('SMISMEMBER', keys[2], name)[1] == 0
+    placed and not overcounted(mine) and call('SMISMEMBER', keys[2], name)[1] == 0
 end
 
 -- leave ends an entry. known: '1' if Redis is known to have held it.

@@ -78,6 +78,7 @@ local homes -- as in the position, without
 local home, entries -- the incarnation that is being counted, as ' incarnation ', and what it has
 local size, before -- how many entries it has, nil: not counted; and had at first
 local missed -- the end of an entry has been told whose record is lost
+local placed -- it had a position before this call
 
 local filled, emptied = {}, {} -- rooms
 local standing = {} -- key, value, ... of rooms that have moved
@@ -147,7 +148,7 @@ local function enter(name, flag, membersKey, channels)
   tracked = flag == '1'
   room, members, seqKey, channel = name, membersKey, keys[firstPosition + entered], channels .. name
   entered = entered + 1
-  epoch, moved, home, size, before, missed = nil, false, nil, nil, nil, false
+  epoch, moved, home, size, before, missed, placed = nil, false, nil, nil, nil, false, false
 end
 
 -- attempt does the work of a call and then writes what has been collected. That
@@ -193,6 +194,7 @@ local function stand(fresh)
     return ODD
   end
   local k = find(p, ' ', j + 1, true) or #p + 1
+  placed = true
   epoch, seq, tag, position, homes = sub(p, 1, i - 1), sub(p, i + 1, j - 1), sub(p, j + 1, k - 1), sub(p, 1, k - 1), sub(p, k)
 end
 
