@@ -150,7 +150,7 @@ func (s *Store) Wait(ctx context.Context) error {
 
 // Ping asks Redis whether it is there.
 func (s *Store) Ping(ctx context.Context) error {
-	_, err := within(ctx, s, place{s.leases, nowhere}, func(ctx context.Context) (string, error) { return s.client.Ping(ctx).Result() })
+	_, err := within(ctx, s, place{s.leases, nowhere, false}, func(ctx context.Context) (string, error) { return s.client.Ping(ctx).Result() })
 	return err
 }
 
@@ -171,7 +171,7 @@ type result[T any] struct {
 // interrupt a read when its context ends (unless told to), so f runs beside
 // the caller, who stops waiting: the outcome is then unknown.
 func call[T any](ctx context.Context, s *Store, f func(context.Context) (T, error)) (T, error) {
-	return within(ctx, s, place{s.reads, nowhere}, f)
+	return within(ctx, s, place{s.reads, nowhere, false}, f)
 }
 
 // read is call for a command of one key.
@@ -212,7 +212,7 @@ func within[T any](ctx context.Context, s *Store, at place, f func(context.Conte
 	case r := <-done:
 		s.took.Observe(time.Since(began))
 		if r.err != nil {
-			s.suffered(ctx, at.bucket, time.Since(began), r.err)
+			s.suffered(ctx, at, time.Since(began), r.err)
 			return none, s.failed(r.err)
 		}
 		return r.value, nil
@@ -221,7 +221,7 @@ func within[T any](ctx context.Context, s *Store, at place, f func(context.Conte
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) && time.Since(began) >= suspicious {
 			s.suspect(ctx)
 		}
-		s.suffered(ctx, at.bucket, time.Since(began), ctx.Err())
+		s.suffered(ctx, at, time.Since(began), ctx.Err())
 		return none, s.failed(ctx.Err())
 	}
 }
