@@ -193,7 +193,7 @@ func (e *ExpiredEvents) scan(ctx context.Context, regular bool) error {
 	asked := time.Now()
 	listing, cancel := context.WithTimeout(ctx, scanWithin)
 	defer cancel()
-	nodes, err := listNodes(listing, e.cfg.Client)
+	nodes, err := protected(listing, soon, func() ([]node, error) { return listNodes(listing, e.cfg.Client) })
 	if err != nil {
 		e.cfg.Logger.Debug("mesh: cluster nodes could not be listed", "error", err)
 		return err
