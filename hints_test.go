@@ -78,6 +78,24 @@ func TestHintsForgetWhatOthersEnded(t *testing.T) {
 	}, meshtest.WithoutExpiredEvents())
 }
 
+// Hints whose turn has come, and that wait for a write only, are not looked
+// through all the time: there may be thousands, and the write may hang.
+func TestHintsThatAwaitAWriteCostLittle(t *testing.T) {
+	t.Parallel()
+	embedded(t, func(t *testing.T, w *world) {
+		s := w.server()
+		h := newHints(s.n)
+		h.put(hint{expiredConn, "room", "c1"}, 0, false)
+		w.sleep(ownersTurn + hintDelay)
+		require.NoError(t, s.n.store.TryWrite(t.Context(), 0))
+		due, next := h.due(t.Context(), time.Now().Add(confirmed))
+		require.Empty(t, due, "the newest success is too old")
+		require.Equal(t, hintStep, next)
+		due, _ = h.due(t.Context(), time.Now())
+		require.Len(t, due, 1)
+	}, meshtest.WithoutExpiredEvents())
+}
+
 // A note that comes late may meet a hint about who has joined anew and run out
 // since: whoever was held up after it looked says nothing.
 func TestHintsAreNotToldLate(t *testing.T) {
