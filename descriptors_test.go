@@ -79,6 +79,29 @@ func TestConnectionsFitFileDescriptors(t *testing.T) {
 	}
 }
 
+// A client that may have more connections than there are descriptors makes only
+// those that it needs: Start does not fail on account of them.
+func TestALargePoolLeavesFileDescriptors(t *testing.T) {
+	t.Parallel()
+	for _, limit := range []int{0, 300} {
+		embedded(t, func(t *testing.T, w *world) {
+			redisOptions := w.mem.Options()
+			redisOptions.PoolSize = 10_000
+			client := redis.NewClient(redisOptions)
+			defer func() { _ = client.Close() }()
+			srv, err := NewServer(Options{
+				Redis: client, Limits: Limits{Connections: limit}, files: func() (int, bool) { return 1024, true },
+			})
+			require.NoError(t, err)
+			require.NoError(t, srv.Start(t.Context()))
+			require.NoError(t, srv.Shutdown(t.Context()))
+			if limit == 0 {
+				require.Equal(t, 1024-spareFiles-1024/spareShare-1024/redisShare, srv.most)
+			}
+		})
+	}
+}
+
 // TestRedisAtTheLimitOfFileDescriptors: more clients come, and stay, than the
 // process has file descriptors for. When Redis restarts, the server connects to
 // it again, and no client is left without an answer.
