@@ -318,7 +318,8 @@ func TestOddHooksWhileNodesAreListed(t *testing.T) {
 	t.Parallel()
 	never := make(chan struct{})
 	t.Cleanup(func() { close(never) })
-	for _, odd := range []func(){func() { panic("hook") }, func() { <-never }, runtime.Goexit} {
+	var hanging atomic.Int32
+	for _, odd := range []func(){func() { panic("hook") }, func() { hanging.Add(1); <-never }, runtime.Goexit} {
 		e := NewExpiredEvents(ExpiredConfig{
 			Client: oddCluster{odd: odd}, Canary: func() string { return "c" }, Expired: func(string) {}, Changed: func(ExpiredState, error) {},
 		})
@@ -328,4 +329,5 @@ func TestOddHooksWhileNodesAreListed(t *testing.T) {
 		e.Stop()
 		require.Less(t, time.Since(began), 2*time.Second)
 	}
+	require.EqualValues(t, 1, hanging.Load(), "what hangs is not begun again and again")
 }
