@@ -125,12 +125,19 @@ func (s *Store) checkCommands(ctx context.Context) error {
 // checkCommandsAt runs every command on the node that holds the key. EVAL is
 // called by itself, because Run falls back on it only if Redis does not know
 // the script yet.
+//
+// Without a cluster it names more keys, as other scripts do: there are proxies
+// that spread the keys of EXISTS over several nodes, but not those of a script.
 func (s *Store) checkCommandsAt(ctx context.Context, key string) error {
+	keys := []string{key}
+	if _, ok := s.client.(*redis.Client); ok {
+		keys = append(keys, s.keys.Format(), s.keys.Instances(), s.keys.Dead(), s.keys.Rooms(0))
+	}
 	for _, do := range []func(context.Context, redis.Scripter, []string, ...any) *redis.Cmd{
 		rightsScript.Eval, rightsScript.Run,
 	} {
 		reply, err := within(ctx, s, s.leasing(), func(ctx context.Context) (any, error) {
-			return do(ctx, s.client, []string{key}, s.keys.EventsPrefix(), s.keys.Control("")).Result()
+			return do(ctx, s.client, keys, s.keys.EventsPrefix(), s.keys.Control("")).Result()
 		})
 		if err != nil {
 			return err
