@@ -56,8 +56,12 @@ func (s *Server) fitConnections(ctx context.Context) error {
 		return nil
 	}
 	s.mu.Lock()
+	told := s.most == fit // an earlier attempt to start has said so
 	s.most = fit
 	s.mu.Unlock()
+	if told {
+		return nil
+	}
 	report := o.Logger.Info
 	if fit < fewConnections {
 		report = o.Logger.Warn

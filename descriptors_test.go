@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/meshpresence/mesh/internal/limit"
+	"github.com/meshpresence/mesh/internal/store"
 )
 
 func TestConnectionsFitFileDescriptors(t *testing.T) {
@@ -100,6 +102,34 @@ func TestALargePoolLeavesFileDescriptors(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A start that is tried again and again tells of the limit once.
+func TestFewFileDescriptorsAreToldOnce(t *testing.T) {
+	t.Parallel()
+	embedded(t, func(t *testing.T, w *world) {
+		opts := w.options()
+		var log warnings
+		opts.Logger = slog.New(&log)
+		opts.files = func() (int, bool) { return 1024, true }
+		deaf := new(deafToLeases)
+		deaf.left.Store(5)
+		opts.edge = func(s *store.Store) edge {
+			deaf.Store = s
+			return edge{owner: s, lease: deaf, hub: s}
+		}
+		srv, err := NewServer(opts)
+		require.NoError(t, err)
+		require.NoError(t, srv.Start(t.Context()))
+		require.NoError(t, srv.Shutdown(t.Context()))
+		told := 0
+		for _, text := range log.texts() {
+			if strings.Contains(text, "limit of open files") {
+				told++
+			}
+		}
+		require.Equal(t, 1, told, "%v", log.texts())
+	})
 }
 
 // TestRedisAtTheLimitOfFileDescriptors: more clients come, and stay, than the
