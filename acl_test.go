@@ -324,6 +324,7 @@ func TestUserLacksARight(t *testing.T) {
 	refused(as(0, with("~mesh:*", "~mesh:presence:*")), `"mesh:room-meta:`)
 	refused(as(0, with("&mesh:*", "&other:*")), "publish")
 	refused(as(0, with("&mesh:*", "&mesh:@0:server:*")), "publish")
+	refused(as(0, with("&mesh:*", "&mesh:@0:server:*", "&mesh:@0:presence:events:*")), `"mesh:@0:ended"`)
 	refused(as(1, all), "select")
 	refused(as(0, with(">pw", ">other")), "WRONGPASS")
 	refused(as(0, with("on", "off")), "WRONGPASS")

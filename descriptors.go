@@ -19,6 +19,9 @@ const (
 	// listeners, to Sentinel clients, and to requests that are being refused.
 	spareFiles = 64
 	spareShare = 16
+	// One in redisShare is the most that Redis gets. A client may be allowed more
+	// connections than there are descriptors; it makes only those that it needs.
+	redisShare = 2
 	// subscriptionConns are the connections to each Redis node for
 	// subscriptions: to events, and to expired keys.
 	subscriptionConns = 2
@@ -41,7 +44,7 @@ func (s *Server) fitConnections(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	reserved := spareFiles + files/spareShare + nodes*redisConnections(o.Redis)
+	reserved := spareFiles + files/spareShare + min(nodes*redisConnections(o.Redis), files/redisShare)
 	fit := files - reserved
 	switch {
 	case fit < 1:
@@ -53,8 +56,12 @@ func (s *Server) fitConnections(ctx context.Context) error {
 		return nil
 	}
 	s.mu.Lock()
+	told := s.most == fit // an earlier attempt to start has said so
 	s.most = fit
 	s.mu.Unlock()
+	if told {
+		return nil
+	}
 	report := o.Logger.Info
 	if fit < fewConnections {
 		report = o.Logger.Warn

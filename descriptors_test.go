@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/meshpresence/mesh/internal/limit"
+	"github.com/meshpresence/mesh/internal/store"
 )
 
 func TestConnectionsFitFileDescriptors(t *testing.T) {
@@ -77,6 +79,57 @@ func TestConnectionsFitFileDescriptors(t *testing.T) {
 		require.True(t, known)
 		require.Positive(t, files)
 	}
+}
+
+// A client that may have more connections than there are descriptors makes only
+// those that it needs: Start does not fail on account of them.
+func TestALargePoolLeavesFileDescriptors(t *testing.T) {
+	t.Parallel()
+	for _, limit := range []int{0, 300} {
+		embedded(t, func(t *testing.T, w *world) {
+			redisOptions := w.mem.Options()
+			redisOptions.PoolSize = 10_000
+			client := redis.NewClient(redisOptions)
+			defer func() { _ = client.Close() }()
+			srv, err := NewServer(Options{
+				Redis: client, Limits: Limits{Connections: limit}, files: func() (int, bool) { return 1024, true },
+			})
+			require.NoError(t, err)
+			require.NoError(t, srv.Start(t.Context()))
+			require.NoError(t, srv.Shutdown(t.Context()))
+			if limit == 0 {
+				require.Equal(t, 1024-spareFiles-1024/spareShare-1024/redisShare, srv.most)
+			}
+		})
+	}
+}
+
+// A start that is tried again and again tells of the limit once.
+func TestFewFileDescriptorsAreToldOnce(t *testing.T) {
+	t.Parallel()
+	embedded(t, func(t *testing.T, w *world) {
+		opts := w.options()
+		var log warnings
+		opts.Logger = slog.New(&log)
+		opts.files = func() (int, bool) { return 1024, true }
+		deaf := new(deafToLeases)
+		deaf.left.Store(5)
+		opts.edge = func(s *store.Store) edge {
+			deaf.Store = s
+			return edge{owner: s, lease: deaf, hub: s}
+		}
+		srv, err := NewServer(opts)
+		require.NoError(t, err)
+		require.NoError(t, srv.Start(t.Context()))
+		require.NoError(t, srv.Shutdown(t.Context()))
+		told := 0
+		for _, text := range log.texts() {
+			if strings.Contains(text, "limit of open files") {
+				told++
+			}
+		}
+		require.Equal(t, 1, told, "%v", log.texts())
+	})
 }
 
 // TestRedisAtTheLimitOfFileDescriptors: more clients come, and stay, than the

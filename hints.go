@@ -183,7 +183,10 @@ func (h *hints) due(ctx context.Context, now time.Time) ([]dueHint, time.Duratio
 			fresh[wait.bucket] = fresh[wait.bucket] || w.Last.Before(wait.learned)
 			next = min(next, blockedStep)
 		case !mayAct(w, wait.learned, k.turn(), wait.lead, now):
-			next = min(next, max(at.Add(wait.lead).Sub(now), time.Millisecond), hintStep)
+			next = min(next, hintStep)
+			if left := at.Add(wait.lead).Sub(now); left > 0 { // otherwise a write is awaited
+				next = min(next, max(left, time.Millisecond))
+			}
 		case len(due) < store.MaxOps:
 			due = append(due, dueHint{k, wait})
 			delete(h.waiting, k)

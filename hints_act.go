@@ -23,8 +23,7 @@ func (h *hints) act(ctx context.Context, due []dueHint) {
 		h.dropped.Add(uint64(len(due)))
 		return
 	}
-	j, ok := h.n.lease.Judge()
-	if !ok {
+	if _, ok := h.n.lease.Judge(); !ok {
 		h.dropped.Add(uint64(len(due)))
 		return
 	}
@@ -38,44 +37,62 @@ func (h *hints) act(ctx context.Context, due []dueHint) {
 		h.failed(due, asked)
 		return
 	}
-	items, of := h.items(due, records)
-	if len(items) == 0 {
-		return
+	buckets := make(map[int][]int) // of due and records
+	for i, r := range records {
+		if r.Entry != "" {
+			buckets[due[i].bucket] = append(buckets[due[i].bucket], i)
+		}
 	}
-	if h.rests() { // since just now
+	began := time.Now()
+	var ended []hint
+	for _, list := range buckets {
+		items, of := h.items(due, records, list)
+		ended = append(ended, h.end(ctx, items, of, asked)...)
+	}
+	h.tell(ctx, ended, began)
+}
+
+// end ends what hints of one bucket are about, and returns those that are true.
+// Each bucket has a judgment of its own, which does not last for long, and what
+// fails in one is nothing to the others.
+func (h *hints) end(ctx context.Context, items []store.ReapItem, of []dueHint, asked time.Time) (ended []hint) {
+	if len(items) == 0 {
+		return nil
+	}
+	j, ok := h.n.lease.Judge()
+	if !ok || h.rests() { // since just now
 		h.dropped.Add(uint64(len(items)))
-		return
+		return nil
 	}
 	began := time.Now()
 	statuses, err := h.n.store.Reap(ctx, j, items)
 	if errors.Is(err, store.ErrClock) {
 		h.n.lease.ClockRefused(time.Since(began))
 	}
+	var open []dueHint
+	for i, k := range of {
+		switch statuses[i] {
+		case store.Ended:
+			h.acted.Add(1)
+			ended = append(ended, k.hint)
+		case 0:
+			open = append(open, k)
+		}
+	}
 	if err != nil {
 		h.n.opts.Logger.Debug("mesh: expired entries not ended", "error", err)
-		h.failed(of, asked)
-		return
+		h.failed(open, asked)
 	}
-	var ended []hint
-	for i, s := range statuses {
-		if s == store.Ended {
-			h.acted.Add(1)
-			ended = append(ended, of[i].hint)
-		}
-	}
-	h.tell(ctx, ended, began)
+	return ended
 }
 
-// items returns what is to be ended of what records hold, and the hint about
-// each. Hints wait again if something failed since they came due: the owner may
+// items returns what is to be ended of what some of the records hold, and the
+// hint about each. Hints wait again if something failed since they came due: the owner may
 // have been refused just now.
-func (h *hints) items(due []dueHint, records []store.Record) (items []store.ReapItem, of []dueHint) {
+func (h *hints) items(due []dueHint, records []store.Record, list []int) (items []store.ReapItem, of []dueHint) {
 	now := time.Now()
-	for i, r := range records {
-		k := due[i]
-		if r.Entry == "" {
-			continue
-		}
+	for _, i := range list {
+		k, r := due[i], records[i]
 		if at, ok := turnOver(h.n.store.Writes(k.bucket), k.learned, k.turn()); !ok || now.Before(at) {
 			h.put(k.hint, k.bucket, false)
 			continue

@@ -7,6 +7,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/meshpresence/mesh/internal/store"
 	"github.com/meshpresence/mesh/meshtest"
 )
 
@@ -75,6 +76,52 @@ func TestHintsForgetWhatOthersEnded(t *testing.T) {
 		require.Equal(t, 1, waiting())
 		w.sleep(2 * time.Second) // the other is looked after, and is nothing
 		require.Zero(t, waiting())
+	}, meshtest.WithoutExpiredEvents())
+}
+
+// Hints whose turn has come, and that wait for a write only, are not looked
+// through all the time: there may be thousands, and the write may hang.
+func TestHintsThatAwaitAWriteCostLittle(t *testing.T) {
+	t.Parallel()
+	embedded(t, func(t *testing.T, w *world) {
+		s := w.server()
+		h := newHints(s.n)
+		h.put(hint{expiredConn, "room", "c1"}, 0, false)
+		w.sleep(ownersTurn + hintDelay)
+		require.NoError(t, s.n.store.TryWrite(t.Context(), 0))
+		due, next := h.due(t.Context(), time.Now().Add(confirmed))
+		require.Empty(t, due, "the newest success is too old")
+		require.Equal(t, hintStep, next)
+		due, _ = h.due(t.Context(), time.Now())
+		require.Len(t, due, 1)
+	}, meshtest.WithoutExpiredEvents())
+}
+
+// Of a batch that Redis refuses in part, the rest is ended, counted and told.
+func TestHintsOfWhichOneIsRefused(t *testing.T) {
+	t.Parallel()
+	embedded(t, func(t *testing.T, w *world) {
+		s := w.server()
+		w.sleep(2 * s.n.opts.LeaseTTL) // it may judge
+		c, keys := w.client(), s.n.keys
+		var due []dueHint
+		_, err := s.n.store.Register(t.Context(), "I", time.Hour)
+		require.NoError(t, err)
+		for i, room := range []string{"a", "odd", "z"} {
+			op := store.Op{Kind: store.OpJoin, Room: room, Conn: "c", Entry: "E", TTL: time.Second, Left: time.Second}
+			results, err := s.n.store.Commit(t.Context(), 0, "I", uint64(i+1), 0, []store.Op{op})
+			require.NoError(t, err)
+			require.NoError(t, results[0].Err)
+			require.NoError(t, c.Del(t.Context(), keys.Conn(room, "c")).Err())
+			due = append(due, dueHint{hint{expiredConn, room, "c"}, waitingHint{learned: time.Now(), bucket: 0}})
+		}
+		require.NoError(t, c.Del(t.Context(), keys.Seq("odd")).Err())
+		require.NoError(t, c.HSet(t.Context(), keys.Seq("odd"), "not", "a position").Err())
+		w.sleep(ownersTurn)
+		require.NoError(t, s.n.store.TryWrite(t.Context(), 0))
+		s.n.hints.act(t.Context(), due)
+		require.EqualValues(t, 2, s.Stats().Hints)
+		require.EqualValues(t, 1, s.Stats().HintsMissed)
 	}, meshtest.WithoutExpiredEvents())
 }
 

@@ -153,7 +153,7 @@ func hopeless(err error) error {
 // may go away, or stop taking writes, between two steps.
 func (n *node) tryRedis(ctx context.Context) error {
 	for _, try := range []func(context.Context) error{
-		n.store.Dial, n.store.CheckServer, n.store.CheckRights, n.store.CheckFormat, n.fit, n.lease.Start,
+		n.store.Dial, n.store.CheckServer, n.checkRights, n.store.CheckFormat, n.fit, n.lease.Start,
 	} {
 		if try == nil {
 			continue
@@ -163,6 +163,15 @@ func (n *node) tryRedis(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// checkRights is that of the store, with the channel that hints need: all
+// channels of a server share one connection, and one that is refused ends it.
+func (n *node) checkRights(ctx context.Context) error {
+	if n.expiry == nil {
+		return n.store.CheckRights(ctx)
+	}
+	return n.store.CheckRights(ctx, n.keys.Ended())
 }
 
 // advise logs peculiarities of Redis that cost something and that Start

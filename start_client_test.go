@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"net"
 	"strings"
@@ -133,6 +134,47 @@ func without(fields ...string) withoutInfo {
 		}
 		return kept.String()
 	}}
+}
+
+// spreads is a proxy that spreads keys over several nodes by itself, but not
+// those of one script.
+type spreads struct{}
+
+type crossSlot struct{}
+
+func (crossSlot) Error() string { return "CROSSSLOT Keys in request don't hash to the same slot" }
+func (crossSlot) RedisError()   {}
+
+func (spreads) DialHook(next redis.DialHook) redis.DialHook { return next }
+func (spreads) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+	return next
+}
+
+func (spreads) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+	return func(ctx context.Context, cmd redis.Cmder) error {
+		if strings.HasPrefix(cmd.Name(), "eval") && fmt.Sprint(cmd.Args()[2]) != "1" {
+			cmd.SetErr(crossSlot{})
+			return crossSlot{}
+		}
+		return next(ctx, cmd)
+	}
+}
+
+// Start does not succeed if Redis would refuse most of what follows.
+func TestStartBehindAProxyThatSpreadsKeys(t *testing.T) {
+	t.Parallel()
+	embedded(t, func(t *testing.T, w *world) {
+		client := w.client()
+		client.(*redis.Client).AddHook(spreads{})
+		srv, err := NewServer(Options{Redis: client})
+		require.NoError(t, err)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		err = srv.Start(ctx)
+		require.ErrorContains(t, err, "CROSSSLOT")
+		require.ErrorContains(t, err, "NewClusterClient")
+		require.NoError(t, srv.Shutdown(t.Context()))
+	})
 }
 
 // Where INFO tells nothing, what Redis refuses tells enough.

@@ -109,6 +109,7 @@ func (lp *loop) relist(ctx context.Context, dead []string) {
 		cancel()
 		if lp.awake(); err != nil {
 			lp.cfg.Logger.Debug("mesh: list a dead server again", "incarnation", inc, "error", err)
+			return // renewals must not wait for the others, and the next one asks again
 		}
 	}
 }

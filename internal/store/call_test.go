@@ -266,6 +266,42 @@ func TestBatchesDoNotWaitForWhatClientsAsk(t *testing.T) {
 	require.NoError(t, s.Cleaned(t.Context(), "I"))
 }
 
+// The calls that clients cause leave connections of every pool to others, also
+// where the pool is small or limited otherwise.
+func TestPlacesFitThePool(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		pool, active, buckets int
+		reads, inBucket       int
+	}{
+		"one connection":           {1, 0, 1, 1, 1},
+		"two":                      {2, 0, 1, 1, 1},
+		"three":                    {3, 0, 1, 2, 2},
+		"few may be active":        {100, 8, 1, 6, 6},
+		"one may be active":        {100, 1, 1, 1, 1},
+		"more may be active":       {8, 100, 1, 6, 6},
+		"very many":                {10_000, 0, 1, maxCalls, maxCalls},
+		"a cluster's small pools":  {8, 0, 64, maxCalls, 6},
+		"a cluster's single":       {1, 0, 64, maxCalls, 1},
+		"a cluster's large pools":  {100, 0, 64, maxCalls, bucketCalls},
+		"a cluster, few active":    {100, 4, 64, maxCalls, 3},
+		"a cluster, of one bucket": {8, 0, 1, 6, 6},
+	} {
+		clients := []redis.UniversalClient{redis.NewClusterClient(&redis.ClusterOptions{
+			Addrs: []string{"127.0.0.1:1"}, PoolSize: c.pool, MaxActiveConns: c.active,
+		})}
+		if c.buckets == 1 {
+			clients = append(clients, redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", PoolSize: c.pool, MaxActiveConns: c.active}))
+		}
+		for _, client := range clients {
+			s := New(client, testKeys{buckets: c.buckets})
+			assert.Equal(t, c.reads, cap(s.reads), "%s, %T", name, client)
+			assert.Equal(t, c.inBucket, cap(s.places[c.buckets-1].reads), "%s, %T", name, client)
+			require.NoError(t, client.Close())
+		}
+	}
+}
+
 // A client that goes while Redis is asked on its behalf is no failure of Redis's:
 // operators are woken by those.
 func TestWhoStopsWaitingIsNoFailure(t *testing.T) {

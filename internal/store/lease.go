@@ -13,7 +13,7 @@ const fenceLife = 24 * time.Hour
 
 // leasing is where the scripts run that keep the list of the living. It is in
 // bucket 0.
-func (s *Store) leasing() place { return place{s.leases, 0} }
+func (s *Store) leasing() place { return place{s.leases, 0, true} }
 
 // Register puts an incarnation on the list of the living for ttl and returns
 // Redis's time (unix ms).
@@ -89,7 +89,7 @@ func (s *Store) DeclareDead(ctx context.Context, inc string) error {
 
 // Cleaned takes an incarnation off the list of the dead, when nothing of it is left.
 func (s *Store) Cleaned(ctx context.Context, inc string) error {
-	_, err := within(ctx, s, place{s.leases, nowhere}, func(ctx context.Context) (int64, error) {
+	_, err := within(ctx, s, place{s.leases, nowhere, false}, func(ctx context.Context) (int64, error) {
 		return s.client.ZRem(ctx, s.keys.Dead(), inc).Result()
 	})
 	return err

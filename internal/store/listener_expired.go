@@ -68,6 +68,8 @@ type expiredWatch struct {
 	replica atomic.Bool   // takes no writes: cannot be probed
 	losses  atomic.Uint64 // of the connection
 
+	flagging, probing atomic.Bool // commands for that are under way
+
 	// Only the goroutine of run touches these.
 	setFlag bool  // the setting must be looked at
 	flagErr error // why it could not be set
@@ -251,7 +253,7 @@ func (w *expiredWatch) look(ctx context.Context) (ExpiredState, error) {
 	if w.replica.Load() {
 		return ExpiredUnknown, nil
 	}
-	return protected(ctx, probeWithin, func() (ExpiredState, error) { return w.probe(ctx) })
+	return alone(ctx, probeWithin, &w.probing, func() (ExpiredState, error) { return w.probe(ctx) })
 }
 
 // flag has the node send expired events. Where that is forbidden it is not
@@ -259,7 +261,7 @@ func (w *expiredWatch) look(ctx context.Context) (ExpiredState, error) {
 func (w *expiredWatch) flag(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, probeWithin)
 	defer cancel()
-	set, err := protected(ctx, soon, func() (set [2]string, err error) {
+	set, err := alone(ctx, soon, &w.flagging, func() (set [2]string, err error) {
 		set[0], set[1], err = EnableExpiredEvents(ctx, w.client)
 		return set, err
 	})

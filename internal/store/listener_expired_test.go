@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -294,4 +295,39 @@ func TestExpiredEventsCluster(t *testing.T) {
 		x.awaitExpiry(t, cluster, fmt.Sprint("l", i))
 	}
 	require.NotContains(t, x.told(), ExpiredSilent)
+}
+
+// oddCluster is a client whose hooks fail when it looks for its nodes.
+type oddCluster struct {
+	redis.UniversalClient
+	odd func()
+}
+
+func (c oddCluster) ForEachMaster(context.Context, func(context.Context, *redis.Client) error) error {
+	c.odd()
+	return nil
+}
+
+func (c oddCluster) ForEachSlave(context.Context, func(context.Context, *redis.Client) error) error {
+	return nil
+}
+
+// A hook that panics, or never returns, when the nodes of a cluster are listed
+// brings down nothing and holds up nobody.
+func TestOddHooksWhileNodesAreListed(t *testing.T) {
+	t.Parallel()
+	never := make(chan struct{})
+	t.Cleanup(func() { close(never) })
+	var hanging atomic.Int32
+	for _, odd := range []func(){func() { panic("hook") }, func() { hanging.Add(1); <-never }, runtime.Goexit} {
+		e := NewExpiredEvents(ExpiredConfig{
+			Client: oddCluster{odd: odd}, Canary: func() string { return "c" }, Expired: func(string) {}, Changed: func(ExpiredState, error) {},
+		})
+		e.Start()
+		require.Error(t, e.Look(t.Context()))
+		began := time.Now()
+		e.Stop()
+		require.Less(t, time.Since(began), 2*time.Second)
+	}
+	require.EqualValues(t, 1, hanging.Load(), "what hangs is not begun again and again")
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/redis/go-redis/v9"
@@ -70,6 +71,8 @@ type ExpiredEvents struct {
 
 	mu    sync.Mutex // guards state
 	state ExpiredState
+
+	listing atomic.Bool // the nodes are being listed
 
 	// Only the goroutine of run touches these.
 	cluster bool
@@ -193,7 +196,7 @@ func (e *ExpiredEvents) scan(ctx context.Context, regular bool) error {
 	asked := time.Now()
 	listing, cancel := context.WithTimeout(ctx, scanWithin)
 	defer cancel()
-	nodes, err := listNodes(listing, e.cfg.Client)
+	nodes, err := alone(listing, soon, &e.listing, func() ([]node, error) { return listNodes(listing, e.cfg.Client) })
 	if err != nil {
 		e.cfg.Logger.Debug("mesh: cluster nodes could not be listed", "error", err)
 		return err

@@ -14,14 +14,15 @@ type places struct {
 	health writes
 }
 
-func (p *places) read() place  { return place{p.reads, p.bucket} }
-func (p *places) write() place { return place{p.writes, p.bucket} }
-func (p *places) fence() place { return place{p.fences, p.bucket} }
+func (p *places) read() place  { return place{p.reads, p.bucket, false} }
+func (p *places) write() place { return place{p.writes, p.bucket, true} }
+func (p *places) fence() place { return place{p.fences, p.bucket, true} }
 
-// place is where a call waits for its turn, and the bucket that it is of.
+// place is where a call waits for its turn, and what kind of call it is.
 type place struct {
 	slots  chan struct{}
-	bucket int // nowhere: none, or several
+	bucket int  // that the call is of; nowhere: none, or several
+	writes bool // whether it tells if Redis takes writes there
 }
 
 // nowhere is the bucket of calls that are of no one bucket.

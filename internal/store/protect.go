@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/meshpresence/mesh/internal/limit"
@@ -53,6 +54,19 @@ func protected[T any](ctx context.Context, patience time.Duration, f func() (T, 
 		var none T
 		return none, errHangs
 	}
+}
+
+// alone is protected for what is tried again and again: while a call that was
+// left behind still runs, there is no other. running belongs to that purpose.
+func alone[T any](ctx context.Context, patience time.Duration, running *atomic.Bool, f func() (T, error)) (T, error) {
+	if !running.CompareAndSwap(false, true) {
+		var none T
+		return none, errHangs
+	}
+	return protected(ctx, patience, func() (T, error) {
+		defer running.Store(false)
+		return f()
+	})
 }
 
 func hookPanic(value any) error { return fmt.Errorf("%w: %s", errHook, limit.PanicText(value)) }

@@ -54,8 +54,8 @@ func (s *Store) Dial(ctx context.Context) error {
 // script that is refused halfway would have done half of its work. The error is
 // ErrForbidden if this user lacks a right, or ErrMissing if Redis lacks a
 // command, and names it. CONFIG and expired events are not checked, because
-// presence works without them.
-func (s *Store) CheckRights(ctx context.Context) error {
+// presence works without them. Channels are those to subscribe to besides.
+func (s *Store) CheckRights(ctx context.Context, channels ...string) error {
 	if err := s.checkNames(ctx); err != nil {
 		return err
 	}
@@ -72,7 +72,7 @@ func (s *Store) CheckRights(ctx context.Context) error {
 	if _, err := s.process(ctx); errors.Is(err, ErrForbidden) || errors.Is(err, ErrMissing) {
 		return err
 	}
-	return s.checkChannels(ctx)
+	return s.checkChannels(ctx, append(channels, s.keys.Control(""), s.keys.EventsPrefix()))
 }
 
 // checkNames asks for one key of each kind of name.
@@ -125,12 +125,19 @@ func (s *Store) checkCommands(ctx context.Context) error {
 // checkCommandsAt runs every command on the node that holds the key. EVAL is
 // called by itself, because Run falls back on it only if Redis does not know
 // the script yet.
+//
+// Without a cluster it names more keys, as other scripts do: there are proxies
+// that spread the keys of EXISTS over several nodes, but not those of a script.
 func (s *Store) checkCommandsAt(ctx context.Context, key string) error {
+	keys := []string{key}
+	if _, ok := s.client.(*redis.Client); ok {
+		keys = append(keys, s.keys.Format(), s.keys.Instances(), s.keys.Dead(), s.keys.Rooms(0))
+	}
 	for _, do := range []func(context.Context, redis.Scripter, []string, ...any) *redis.Cmd{
 		rightsScript.Eval, rightsScript.Run,
 	} {
 		reply, err := within(ctx, s, s.leasing(), func(ctx context.Context) (any, error) {
-			return do(ctx, s.client, []string{key}, s.keys.EventsPrefix(), s.keys.Control("")).Result()
+			return do(ctx, s.client, keys, s.keys.EventsPrefix(), s.keys.Control("")).Result()
 		})
 		if err != nil {
 			return err
@@ -170,10 +177,10 @@ func refusedCommands(failed []string) error {
 	return nil
 }
 
-// checkChannels subscribes to a channel of each kind of name, on a connection
-// of its own, and unsubscribes again.
-func (s *Store) checkChannels(ctx context.Context) error {
-	for _, channel := range []string{s.keys.Control(""), s.keys.EventsPrefix()} {
+// checkChannels subscribes to channels, on a connection of its own, and
+// unsubscribes again.
+func (s *Store) checkChannels(ctx context.Context, channels []string) error {
+	for _, channel := range channels {
 		_, err := call(ctx, s, func(ctx context.Context) (_ any, err error) {
 			ps := s.client.Subscribe(ctx)
 			defer func() { _ = ps.Close() }()

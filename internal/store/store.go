@@ -102,8 +102,13 @@ type Store struct {
 
 // New returns a store on client, which stays the caller's to close.
 func New(client redis.UniversalClient, keys Keys) *Store {
+	patient := patientCalls(client)
+	reads := patient
+	if keys.Buckets() > 1 { // calls to all nodes
+		reads = maxCalls
+	}
 	s := &Store{
-		client: client, keys: keys, reads: make(chan struct{}, patientCalls(client)), leases: make(chan struct{}, leaseCalls),
+		client: client, keys: keys, reads: make(chan struct{}, reads), leases: make(chan struct{}, leaseCalls),
 		places: make([]places, keys.Buckets()),
 		took:   histogram.New(histogram.Calls()...),
 	}
@@ -111,22 +116,31 @@ func New(client redis.UniversalClient, keys Keys) *Store {
 		p := &s.places[i]
 		p.bucket, p.reads, p.writes, p.fences = i, s.reads, make(chan struct{}, maxCalls), make(chan struct{}, leaseCalls)
 		if len(s.places) > 1 {
-			p.reads, p.writes = make(chan struct{}, bucketCalls), make(chan struct{}, bucketCalls)
+			p.reads, p.writes = make(chan struct{}, min(bucketCalls, patient)), make(chan struct{}, bucketCalls)
 		}
 	}
 	return s
 }
 
 // patientCalls is how many reads, and changes that clients make one by one, are
-// under way at once: three quarters of the connections that the client may
-// open. A call that gets no connection waits in the client's queue, and all
-// that come after it wait there, too.
+// under way at once: three quarters of the connections that the client may open
+// to a node. A call that gets no connection waits in the client's queue, and all
+// that come after it wait there, too; beyond MaxActiveConns it fails. On a cluster
+// this bounds each bucket, and calls of no one bucket only by maxCalls.
 func patientCalls(client redis.UniversalClient) int {
-	c, ok := client.(*redis.Client)
-	if !ok {
+	size, most := 0, 0
+	switch c := client.(type) {
+	case *redis.Client:
+		size, most = c.Options().PoolSize, c.Options().MaxActiveConns
+	case *redis.ClusterClient:
+		size, most = c.Options().PoolSize, c.Options().MaxActiveConns
+	default:
 		return maxCalls
 	}
-	return min(max(c.Options().PoolSize*3/4, 1), maxCalls)
+	if most > 0 {
+		size = min(size, most)
+	}
+	return min(max(size*3/4, 1), maxCalls)
 }
 
 // RequireLease makes Commit refuse, with ErrLost, what comes from an incarnation
@@ -150,7 +164,7 @@ func (s *Store) Wait(ctx context.Context) error {
 
 // Ping asks Redis whether it is there.
 func (s *Store) Ping(ctx context.Context) error {
-	_, err := within(ctx, s, place{s.leases, nowhere}, func(ctx context.Context) (string, error) { return s.client.Ping(ctx).Result() })
+	_, err := within(ctx, s, place{s.leases, nowhere, false}, func(ctx context.Context) (string, error) { return s.client.Ping(ctx).Result() })
 	return err
 }
 
@@ -171,7 +185,7 @@ type result[T any] struct {
 // interrupt a read when its context ends (unless told to), so f runs beside
 // the caller, who stops waiting: the outcome is then unknown.
 func call[T any](ctx context.Context, s *Store, f func(context.Context) (T, error)) (T, error) {
-	return within(ctx, s, place{s.reads, nowhere}, f)
+	return within(ctx, s, place{s.reads, nowhere, false}, f)
 }
 
 // read is call for a command of one key.
@@ -212,7 +226,7 @@ func within[T any](ctx context.Context, s *Store, at place, f func(context.Conte
 	case r := <-done:
 		s.took.Observe(time.Since(began))
 		if r.err != nil {
-			s.suffered(ctx, at.bucket, time.Since(began), r.err)
+			s.suffered(ctx, at, time.Since(began), r.err)
 			return none, s.failed(r.err)
 		}
 		return r.value, nil
@@ -221,7 +235,7 @@ func within[T any](ctx context.Context, s *Store, at place, f func(context.Conte
 		if errors.Is(ctx.Err(), context.DeadlineExceeded) && time.Since(began) >= suspicious {
 			s.suspect(ctx)
 		}
-		s.suffered(ctx, at.bucket, time.Since(began), ctx.Err())
+		s.suffered(ctx, at, time.Since(began), ctx.Err())
 		return none, s.failed(ctx.Err())
 	}
 }

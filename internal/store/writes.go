@@ -130,13 +130,18 @@ func (s *Store) unwell(bucket int, broken bool) {
 // suffered notes the error of a call that took so long, if it says something
 // about Redis. ctx is the call's: if it has ended, the caller has given up. The
 // client library also returns, at once, the timeout of an earlier dial.
-func (s *Store) suffered(ctx context.Context, bucket int, took time.Duration, err error) {
+//
+// If Redis refuses to read, or an administrative command, because it lacks the
+// command or the user lacks the right, it may go on to for ever and take every
+// write. Only a write tells.
+func (s *Store) suffered(ctx context.Context, at place, took time.Duration, err error) {
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, errFormat):
 	case errors.Is(err, context.DeadlineExceeded) && ctx.Err() != nil && took < hurried:
 	case answered(err) && aboutData(err.Error()):
+	case !at.writes && notAllowed(err):
 	default:
-		s.unwell(bucket, !answered(err))
+		s.unwell(at.bucket, !answered(err))
 	}
 }
 
@@ -144,6 +149,12 @@ func (s *Store) suffered(ctx context.Context, bucket int, took time.Duration, er
 func answered(err error) bool {
 	var answer redis.Error
 	return err == nil || errors.As(err, &answer)
+}
+
+// notAllowed reports whether Redis lacks the command, or the user the right to it.
+func notAllowed(err error) bool {
+	text, ok := said(err)
+	return ok && (isForbidden(text) || isMissing(text))
 }
 
 // aboutData reports whether Redis refused something on account of what is stored

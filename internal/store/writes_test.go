@@ -90,6 +90,43 @@ func replicaOf(host, port string) func(context.Context, *redis.Client) error {
 	return func(ctx context.Context, c *redis.Client) error { return c.Do(ctx, "REPLICAOF", host, port).Err() }
 }
 
+// A Redis that refuses for good to tell something, or an administrative command,
+// takes writes all the same.
+func TestWhatIsNeverAllowedIsNoFailure(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		mem := meshtest.StartRedis(t)
+		client := redis.NewClient(mem.Options())
+		defer func() { _ = client.Close() }()
+		s := New(client, testKeys{buckets: 2})
+		ctx := t.Context()
+		for b := range 2 {
+			require.NoError(t, s.TryWrite(ctx, b))
+		}
+		for _, text := range []string{
+			"NOPERM this user has no permissions to run the 'info' command",
+			"ERR unknown command `INFO`, with args beginning with: `server`",
+		} {
+			mem.SetError(text)
+			_, ok := s.Generation(ctx)
+			require.False(t, ok)
+			_, err := s.Publish(ctx, s.keys.Control("I"), "")
+			require.ErrorIs(t, err, ErrUnavailable)
+			_, err = s.OwnedSize(ctx, 0, "I")
+			require.ErrorIs(t, err, ErrUnavailable)
+			for b := range 2 {
+				require.Zero(t, s.Writes(b).Failed, text)
+			}
+			require.Error(t, s.TryWrite(ctx, 0))
+			require.Equal(t, time.Now(), s.Writes(0).Failed, "no write is taken")
+			require.Zero(t, s.Writes(1).Failed)
+			mem.SetError("")
+			time.Sleep(time.Second)
+			s.places[0].health.now = Writes{}
+		}
+	})
+}
+
 // What counts as a failure, and since when writes succeed again.
 func TestWritesSinceAFailure(t *testing.T) {
 	t.Parallel()

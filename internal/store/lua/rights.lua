@@ -1,7 +1,7 @@
 -- rights.lua: runs each command that the other scripts and calls need once, on a key and on channels of nobody's. It leaves nothing behind but, where DEL is
 -- refused, a string that ends after a second.
 --
--- KEYS[1] the key
+-- KEYS[1] the key; more are there only to be named
 -- ARGV[1], ARGV[2] the channels
 -- Reply: per command that failed its name and, behind a space, why
 
