@@ -183,11 +183,12 @@ func (n *node) away() {
 func (n *node) reborn(old, inc string, stalled bool) {
 	n.listener.Add(n.keys.Control(inc))
 	n.listener.Remove(n.keys.Control(old))
-	n.owner.Reborn(stalled)
-	n.hub.Resync()
-	// Other servers took this one for dead, so their rechecks did not reach it.
+	// Other servers took this one for dead, so their rechecks did not reach it. It
+	// asks before the repairs come.
 	n.verdicts.invalidateAll()
 	n.watchers.recheckRooms(n.watchers.rooms())
+	n.owner.Reborn(stalled)
+	n.hub.Resync()
 }
 
 // maxAsking bounds the questions under way. Who is left out asks again.
