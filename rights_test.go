@@ -146,3 +146,53 @@ func TestACommandEndsItsConnection(t *testing.T) {
 		assert.Zero(t, n)
 	})
 }
+
+// A guard that calls what has it asked again ends in time, and is not asked at
+// every turn.
+func TestGuardsThatHaveThemselvesAskedAgain(t *testing.T) {
+	t.Parallel()
+	for name, do := range map[string]func(ctx context.Context, s *Server, conn, room string) error{
+		"Recheck":  func(ctx context.Context, s *Server, conn, _ string) error { return s.Connections().Recheck(ctx, conn) },
+		"of rooms": func(ctx context.Context, s *Server, _, room string) error { return s.Rooms().Recheck(ctx, room) },
+		"Remove": func(ctx context.Context, s *Server, conn, room string) error {
+			_, err := s.Rooms().Remove(ctx, room, conn)
+			return err
+		},
+		"Clear": func(ctx context.Context, s *Server, _, room string) error { return s.Rooms().Clear(ctx, room) },
+		"Leave": func(ctx context.Context, s *Server, conn, room string) error {
+			_, err := s.Presence().Leave(ctx, room, conn)
+			return err
+		},
+		"Add":        func(ctx context.Context, s *Server, conn, room string) error { return s.Rooms().Add(ctx, room, conn) },
+		"Disconnect": func(ctx context.Context, s *Server, conn, _ string) error { return s.Presence().Disconnect(ctx, conn) },
+		"a rule": func(_ context.Context, s *Server, _, _ string) error {
+			return s.TrackPresence(Exact("other"), PresenceOptions{})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			embedded(t, func(t *testing.T, w *world) {
+				s := w.server(noCommandLimit)
+				var asked atomic.Int64
+				guard := func(ctx context.Context, m Member, room string) (bool, error) {
+					asked.Add(1)
+					return true, do(ctx, s.Server, m.ID, room)
+				}
+				s.track("^sees", PresenceOptions{Guard: guard})
+				s.track("^joins", PresenceOptions{JoinGuard: guard})
+				p := s.dial()
+				began := time.Now()
+				for _, room := range []string{"sees", "joins"} {
+					_, _ = p.tryCall("mesh/join-room", inRoomPayload(room))
+					_, _ = p.tryCall("mesh/subscribe-presence", inRoomPayload(room))
+				}
+				assert.Less(t, time.Since(began), 25*time.Second)
+				w.sleep(30 * time.Second)
+				before := asked.Load()
+				assert.LessOrEqual(t, before, int64(400))
+				w.sleep(30 * time.Second)
+				assert.Equal(t, before, asked.Load(), "it has come to an end")
+			})
+		})
+	}
+}
