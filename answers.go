@@ -22,11 +22,13 @@ func joinRoom(ctx context.Context, c *Connection, _ wire.Request, room string) (
 		return nil, err
 	}
 	answer := func() (any, error) { return c.joinAnswer(ctx, room, joined) }
+	var present any
 	if n.rules.match(room).tracked {
-		return n.look(ctx, c.id, room, wire.Snapshot{Success: true}, answer)
+		present, err = n.look(ctx, c.id, room, wire.Snapshot{Success: true}, answer)
+	} else {
+		present, err = answer()
 	}
-	present, err := answer()
-	if err == nil && !c.own.In(room) { // taken out while Redis was asked
+	if err == nil && !c.own.In(room) { // taken out while Redis or a guard was asked
 		return wire.Snapshot{}, nil
 	}
 	return present, err

@@ -43,6 +43,12 @@ func (v *verdicts) decide(ctx context.Context, conn string, member memberFunc, q
 			return decision{ok: true}, nil
 		}
 		a, err := v.ask(ctx, v.of(conn), &q)
+		if err == nil && q.owed && time.Since(q.owedAt) < min(failedFor, v.guardTimeout) {
+			if !pause(ctx, recheckPause) {
+				return decision{}, context.Cause(ctx)
+			}
+			continue
+		}
 		if err != nil || q.owed {
 			return decision{ok: q.owed, owed: q.owed}, err
 		}
@@ -73,9 +79,10 @@ type question struct {
 	rule   rule
 	member Member
 	meta   uint64
-	last   *verdict // that the caller has got before; it answers while it stands
-	reread bool     // versions were read after a newer verdict was seen
-	owed   bool     // set by ask: see decision
+	last   *verdict  // that the caller has got before; it answers while it stands
+	reread bool      // versions were read after a newer verdict was seen
+	owed   bool      // set by ask: see decision
+	owedAt time.Time // since when; zero: nothing has changed since the earlier yes
 }
 
 // put reads the rule and the metadata that a question is about. It reports
@@ -114,6 +121,8 @@ func (q *question) lastStands() bool {
 // versions that are read now: a verdict for newer ones was there already, and
 // must not give way to one for older ones. If the guards cannot be asked because
 // too many hang, an earlier yes stands: q.owed is set and the verdict is nil.
+// If something has changed, decide does not rely on that yes for failedFor: calls that
+// were called off just now may only need a moment to return.
 func (v *verdicts) ask(ctx context.Context, c *connVerdicts, q *question) (*verdict, error) {
 	if c == nil {
 		return nil, ErrUnknownConnection
@@ -147,8 +156,14 @@ func (v *verdicts) askLocked(ctx context.Context, c *connVerdicts, q *question) 
 		return nil, nil, nil
 	}
 	stood := old != nil && old.wasYes()
-	if full := v.admit(c, q.rule.guardRules); full != nil {
-		q.owed = stood
+	full := v.admit(c, q.rule.guardRules)
+	if q.owed = full != nil && stood; q.owed && (old.void || !q.answeredBy(old)) {
+		if old.owed.IsZero() {
+			old.owed = time.Now()
+		}
+		q.owedAt = old.owed
+	}
+	if full != nil {
 		return nil, full, nil
 	}
 	if old != nil {

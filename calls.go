@@ -204,11 +204,14 @@ const (
 // clear takes this server's connections out of a room, in the order of their
 // ids: a connection that joins again in the meantime is not taken out twice. It
 // voids joins that wait, and asks the guards again about connections that see the
-// room.
+// room, at the beginning and, for guards that ask who is in, at the end.
 func (c *control) clear(ctx context.Context, call remoteCall) (outcome, error) {
-	if call.After == "" {
+	again := func() {
 		c.n.verdicts.invalidateAllOf(call.Room)
 		c.n.watchers.recheckRooms([]string{call.Room})
+	}
+	if call.After == "" {
+		again()
 		c.n.joins.takeOutOf(call.Room)
 	}
 	conns := slices.DeleteFunc(c.n.owner.Joined(call.Room), func(conn *owner.Conn) bool { return conn.ID() <= call.After })
@@ -233,6 +236,9 @@ func (c *control) clear(ctx context.Context, call remoteCall) (outcome, error) {
 		done.After = part[len(part)-1].ID()
 	}
 	done.After = ""
+	if len(conns) > 0 || call.After != "" {
+		again()
+	}
 	return done, nil
 }
 

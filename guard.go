@@ -122,7 +122,10 @@ type PresenceOptions struct {
 	// is no after that time. If 1,024 calls of the guards of one rule hang (16 for one
 	// connection; 32,768 of all rules), that rule's guards are not asked until one of
 	// them returns: a connection that had a yes keeps it until then, others are
-	// refused.
+	// refused. If something has changed since that yes, events and requests wait for
+	// up to a second before it is relied on. A single call that hangs is a no, and its
+	// question is not asked again before it returns, unless metadata or rules change
+	// or Recheck, Remove, Clear or Delete is called.
 	//
 	// A refused connection may still join, unless JoinGuard says otherwise: it is in
 	// the room, the others see it, it sees nothing, and it gets what the app sends

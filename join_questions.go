@@ -78,6 +78,25 @@ func (w *joins) register(q *joinQuestion) {
 func (w *joins) end(q *joinQuestion) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.endLocked(q)
+}
+
+// endUnlessStale closes a recheck, unless another recheck has come since its last
+// answer: that one began no question of its own. It returns whether the question is
+// closed.
+func (w *joins) endUnlessStale(q *joinQuestion) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if q.stale && !w.closed {
+		q.decided, q.stale, q.cancel = undecided, false, nil
+		return false
+	}
+	w.endLocked(q)
+	return true
+}
+
+// endLocked is end with joins.mu held.
+func (w *joins) endLocked(q *joinQuestion) {
 	rooms := w.open[q.conn]
 	rooms[q.room] = slices.DeleteFunc(rooms[q.room], func(other *joinQuestion) bool { return other == q })
 	if len(rooms[q.room]) == 0 {
@@ -158,11 +177,13 @@ func (w *joins) settleFor(q *joinQuestion, err error) error {
 	return err
 }
 
-// stillIn returns an error if the connection was taken out after its join.
+// stillIn returns an error if the connection was taken out after its join, by a
+// recheck for example.
 func (w *joins) stillIn(q *joinQuestion) error {
+	in := q.conn.In(q.room)
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	if q.decided == takenOut {
+	if q.decided == takenOut || !in {
 		return errTakenOut
 	}
 	return nil
@@ -227,7 +248,7 @@ func (w *joins) recheckOf(room string) {
 // is held.
 func decide(questions []*joinQuestion, how fate) {
 	for _, q := range questions {
-		q.decided = how
+		q.decided, q.stale = how, false
 		if q.cancel != nil {
 			q.cancel(errCalledOff)
 		}

@@ -127,7 +127,7 @@ func (w *joins) exclude(ctx context.Context, q *joinQuestion, answer error) (boo
 		now = w.answer(q, meta)
 		return now == answer
 	}) // if Redis does not answer, the leave is written later
-	if now == errOutdated {
+	if now == errOutdated || now == nil { // nil: the app has let it in
 		return false, errOutdated
 	}
 	return was, answer
@@ -260,7 +260,13 @@ func (w *joins) recheck(c *owner.Conn, room string) {
 // recheckMember asks until the guards have answered. A member that they refuse
 // leaves, and its client gets a push.
 func (w *joins) recheckMember(q *joinQuestion) {
-	defer w.end(q)
+	for over := false; !over; over = w.endUnlessStale(q) {
+		w.askAgain(q)
+	}
+}
+
+// askAgain is one recheck.
+func (w *joins) askAgain(q *joinQuestion) {
 	for q.conn.In(q.room) {
 		was := false
 		err := w.ask(w.life, q, false, func(answer error) (err error) {
@@ -269,7 +275,7 @@ func (w *joins) recheckMember(q *joinQuestion) {
 			}
 			return answer
 		})
-		if was {
+		if was && !q.conn.In(q.room) { // it may have joined again while the leave was written
 			w.n.tellMembershipEnded(q.conn.ID(), q.room)
 		}
 		if err != nil || !q.owed || !pause(w.life, failedFor) {

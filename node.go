@@ -78,6 +78,9 @@ type node struct {
 	contact contact
 	shifts  failovers
 	slow    atomic.Uint64 // subscriptions that ended because too much waited
+	made    time.Time
+	leased  atomic.Int64 // when the lease was last renewed, since made
+	unsure  atomic.Bool  // guards have been asked again because it may have run out since
 
 	starting   chan struct{}               // of capacity 1: whoever put something in is starting or stopping
 	begunParts bool                        // there is something to stop; guarded by starting
@@ -95,7 +98,7 @@ func newNode(opts Options) (*node, error) {
 	if err != nil {
 		return nil, err
 	}
-	n := &node{starting: make(chan struct{}, 1), stopped: make(chan struct{})}
+	n := &node{starting: make(chan struct{}, 1), stopped: make(chan struct{}), made: time.Now()}
 	opts.Logger = n.logs.Logger(opts.Logger)
 	n.opts, n.waiting = opts, limit.NewLog(opts.Logger)
 	n.keys = keyspace{prefix: opts.Prefix, db: databaseOf(opts.Redis), buckets: opts.buckets(), cluster: opts.clustered()}
@@ -166,6 +169,7 @@ func (n *node) now() int64 {
 
 // renewed is told of every heartbeat that Redis answered.
 func (n *node) renewed(r lease.Renewed) {
+	n.holdsLease()
 	n.owner.Heartbeat(r.Owned, n.trouble.Swap(false) || r.Recovered)
 }
 
@@ -183,9 +187,31 @@ func (n *node) away() {
 func (n *node) reborn(old, inc string, stalled bool) {
 	n.listener.Add(n.keys.Control(inc))
 	n.listener.Remove(n.keys.Control(old))
+	// Other servers took this one for dead, so their rechecks did not reach it. It
+	// asks before the repairs come.
+	n.askAllAgain()
+	n.holdsLease()
 	n.owner.Reborn(stalled)
 	n.hub.Resync()
-	// Other servers took this one for dead, so their rechecks did not reach it.
+}
+
+// holdsLease notes that the lease stands now.
+func (n *node) holdsLease() {
+	n.leased.Store(int64(time.Since(n.made)))
+	n.unsure.Store(false)
+}
+
+// beforeEvent is called before an event is delivered. If the lease may have run
+// out, other servers may have taken this one for dead, and their rechecks did not
+// reach it: all guards are asked again before the event is told. It does not block.
+func (n *node) beforeEvent() {
+	if time.Since(n.made)-time.Duration(n.leased.Load()) > n.opts.LeaseTTL && n.unsure.CompareAndSwap(false, true) {
+		n.askAllAgain()
+	}
+}
+
+// askAllAgain has the guards asked again about everything that connections see.
+func (n *node) askAllAgain() {
 	n.verdicts.invalidateAll()
 	n.watchers.recheckRooms(n.watchers.rooms())
 }

@@ -122,6 +122,8 @@ func (s *Server) TrackPresence(pattern Pattern, opts PresenceOptions) error {
 //   - Its members stay in, without a TTL, and without events.
 //   - Their states stay until they expire or the member leaves, and only the app can
 //     read them. No state can be published.
+//   - Any client may join it, gets its members in the answer, and may read the room's
+//     metadata. To close a room, give it a Guard and a JoinGuard that refuse.
 //
 // Safe for concurrent use. Rules hold on this server alone.
 func (s *Server) UntrackPresence(pattern Pattern) bool { return s.n.untrackPresence(pattern) }

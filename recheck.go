@@ -96,7 +96,7 @@ func (w *watchers) rest(s *subscription, r *recheck) {
 	w.mu.Lock()
 	wait := recheckPause - time.Since(s.rechecked)
 	w.mu.Unlock()
-	if wait > 0 && !w.n.verdicts.current(s.viewer, w.n.member(s.viewer), s.room) {
+	if wait > 0 && s.viewer != "" && !w.n.verdicts.current(s.viewer, w.n.member(s.viewer), s.room) {
 		pause(w.life, wait)
 	}
 	w.mu.Lock()

@@ -74,11 +74,19 @@ func (n *node) look(ctx context.Context, viewer, room string, none any, read fun
 }
 
 // revoke takes a connection out of a room and asks the guards again if it may
-// still see the room. Until they have answered, nothing is delivered to it.
+// still see the room. Until they have answered, nothing is delivered to it. They
+// are asked once more when it is out: a guard may have found it still in.
 func (n *node) revoke(ctx context.Context, c *owner.Conn, room string) (bool, error) {
-	n.verdicts.invalidateRoom(c.ID(), room)
-	n.watchers.recheckRoom(c.ID(), room)
-	return n.leave(ctx, c, room)
+	again := func() {
+		n.verdicts.invalidateRoom(c.ID(), room)
+		n.watchers.recheckRoom(c.ID(), room)
+	}
+	again()
+	was, err := n.leave(ctx, c, room)
+	if was {
+		again()
+	}
+	return was, err
 }
 
 // recheck asks the guards and join guards again about everything that a connection

@@ -27,7 +27,8 @@ type subscription struct {
 	room   string
 	viewer string // connection id; empty: the app itself, whom no guard is asked about
 	out    outlet
-	most   int // bytes that may be held back; negative: no bound
+	most   int    // bytes that may be held back; negative: no bound
+	before func() // is called before each event; nil: not yet added to watchers
 
 	mu      sync.Mutex // guards the fields below, and calls of out
 	holding bool
@@ -53,6 +54,9 @@ func (s *subscription) ready(v hub.View) { s.take(parcel{view: &v}, 0) }
 
 // Deliver implements hub.Sink.
 func (s *subscription) Deliver(u *wire.Update) {
+	if s.before != nil {
+		s.before()
+	}
 	s.take(parcel{update: u}, 128+len(u.Metadata)+len(u.State))
 }
 
@@ -217,6 +221,7 @@ func (w *watchers) add(s *subscription) error {
 		w.byViewer[s.viewer] = set
 	}
 	set[s] = nil
+	s.before = w.n.beforeEvent
 	w.enterRoom(s)
 	return nil
 }

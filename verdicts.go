@@ -81,6 +81,9 @@ type verdict struct {
 	stray bool   // they had not when the call settled or was called off
 	rule  string // that a stray is counted for
 	void  bool   // it answers no question any more
+	// owed is since when guards that were to follow it cannot be asked because too
+	// many hang.
+	owed time.Time
 }
 
 // verdictStats counts what callbackStats does not.
@@ -190,15 +193,17 @@ func (v *verdicts) of(conn string) *connVerdicts {
 	return v.conns[conn]
 }
 
-// current reports whether a verdict is kept that answers a question put now.
+// current reports whether a question put now can be answered without asking a
+// guard: there is none, or its verdict is kept.
 func (v *verdicts) current(conn string, member memberFunc, room string) bool {
+	q := question{room: room}
+	if !v.put(&q, member) || len(q.rule.guards) == 0 {
+		return true
+	}
 	c := v.of(conn)
 	if c == nil {
 		return false
 	}
-	var q question
-	q.room = room
-	v.put(&q, member)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	a := c.kept[room]
