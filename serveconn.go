@@ -90,7 +90,7 @@ func (s *Server) turnAway(ws *websocket.Conn, why error) (err error) {
 			s.n.calls.note("net.Conn", value)
 		}
 	}()
-	if errors.Is(why, ErrClosed) {
+	if _, ofApp := why.(*encodeError); !ofApp && errors.Is(why, ErrClosed) {
 		frame := websocket.FormatCloseMessage(websocket.CloseServiceRestart, restarting)
 		_ = ws.WriteControl(websocket.CloseMessage, frame, time.Now().Add(time.Second)) // it is closed in any case
 	}
