@@ -71,6 +71,9 @@ func TestPanicText(t *testing.T) {
 	for want, v := range map[string]any{"text": "text", "5": 5, "a value of type limit.value": value{}, "a value of type *limit.value": &value{}} {
 		assert.Equal(t, want, PanicText(v))
 	}
+	assert.Equal(t, "a value of type []limit.value", PanicText([]value{{}}))
+	assert.Equal(t, "a value of type map[string]interface {}", PanicText(map[string]any{"x": value{}}))
+	assert.Equal(t, "a value of type *[]limit.value", PanicText(&[]value{{}}))
 	defer func() { assert.Contains(t, PanicText(recover()), "index out of range") }()
 	var none []int
 	_ = none[len(t.Name())]
