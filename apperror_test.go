@@ -105,6 +105,25 @@ func TestAppsOwnEncodingError(t *testing.T) {
 	})
 }
 
+// encodes encodes to JSON by a method of its own.
+type encodes struct{}
+
+func (encodes) MarshalJSON() ([]byte, error) { return []byte("1"), nil }
+
+// TestSendAfterShutdown: whatever is sent, the error is the same.
+func TestSendAfterShutdown(t *testing.T) {
+	t.Parallel()
+	embedded(t, func(t *testing.T, w *world) {
+		s := w.tracked()
+		conn, ok := s.Connection(s.dial().id)
+		require.True(t, ok)
+		require.NoError(t, s.Shutdown(t.Context()))
+		for _, payload := range []any{1, encodes{}} {
+			require.ErrorIs(t, conn.Send("news", payload), ErrClosed, "%T", payload)
+		}
+	})
+}
+
 type zeroer struct{ N int }
 
 func (*zeroer) IsZero() bool { panic("IsZero was called") }

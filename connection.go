@@ -63,7 +63,8 @@ func (c *Connection) RemoteAddr() net.Addr { return c.ws.RemoteAddr() }
 // or the connection has ended ([ErrClosed]). A client that does not keep up is
 // closed with code 1013 (see QueueBytes of [Limits]).
 func (c *Connection) Send(command string, payload any) error {
-	rf, err := c.s.n.appFrame(c.s.n.life, command, payload)
+	// The end of the server ends the encoding as well, with ErrClosed.
+	rf, err := c.s.n.appFrame(context.WithoutCancel(c.s.n.life), command, payload)
 	if err != nil {
 		return err
 	}
