@@ -57,9 +57,9 @@ func TestShield(t *testing.T) {
 		}
 		assert.Equal(t, LogWait, time.Since(begun), "while it blocks nothing else waits")
 		assert.Equal(t, ShieldCounts{Panics: 4, Timeouts: 1, Dropped: 100}, s.Counts(), "what is not enabled is not handled")
-		do = func() {}
 		close(release)
 		synctest.Wait()
+		do = func() {}
 		log.Info("six")
 		assert.Equal(t, 3, strings.Count(out.String(), "\n"), "one, four, and six")
 		assert.False(t, s.Logger(nil).Enabled(t.Context(), slog.LevelError))
