@@ -126,11 +126,14 @@ func (s *Server) drained(ctx context.Context, wait time.Duration) bool {
 // awaits them. Call this one first, so that they are gone, then that of the
 // http.Server, then close the Redis client.
 //
-// It waits for callbacks whose context has ended for five seconds at most, also
-// without a deadline, and then returns an error that says they still run. It
-// may be called inside a callback, on its goroutine. Then that callback counts
-// as ended: nothing waits for it, its answer is not used, and of ctx only the
-// deadline counts, since a callback's own context ends while the server stops.
+// Clients have three seconds to answer the close frame, and what their
+// connections still run has three more to end; or a third each of the time that
+// is left, if ctx has a deadline and that is less. It waits for callbacks whose
+// context has ended for five seconds at most, also without a deadline, and then
+// returns an error that says they still run. It may be called inside a callback,
+// on its goroutine. Then that callback counts as ended: nothing waits for it, its
+// answer is not used, and of ctx only the deadline counts, since a callback's own
+// context ends while the server stops.
 func (s *Server) Shutdown(ctx context.Context) error {
 	if err := checkContext(ctx); err != nil {
 		return err
