@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -101,5 +102,26 @@ func TestCountsOfConnections(t *testing.T) {
 		w.sleep(30 * time.Second)
 		assert.Equal(t, [2]int{}, [2]int{s.open, s.taken})
 		assert.Zero(t, s.asking.Load())
+	})
+}
+
+// Hooks that end with their context do not make Shutdown fail, however long they
+// may take.
+func TestShutdownEndsHooks(t *testing.T) {
+	t.Parallel()
+	embedded(t, func(t *testing.T, w *world) {
+		s := w.tracked(func(o *Options) { o.HookTimeout = time.Minute })
+		var ended atomic.Int32
+		s.OnConnection(func(ctx context.Context, _ *Connection) {
+			<-ctx.Done()
+			ended.Add(1)
+		})
+		s.OnDisconnection(func(context.Context, *Connection, error) { ended.Add(1) })
+		s.dial()
+		s.dial()
+		begun := time.Now()
+		require.NoError(t, s.Shutdown(t.Context()))
+		assert.LessOrEqual(t, time.Since(begun), 7*time.Second)
+		assert.EqualValues(t, 4, ended.Load())
 	})
 }

@@ -147,11 +147,16 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	if !waitFor(ctx, s.gone, closingTime(ctx)) {
 		s.cut() // who does not answer the close frame
 	}
+	gone := waitFor(ctx, s.gone, closingTime(ctx))
+	if !gone {
+		s.n.calls.cancel() // hooks that wait for something
+		gone = s.abandon()
+	}
 	var late error
-	if !waitFor(ctx, s.gone, closingTime(ctx)) && !s.abandon() {
-		late = errors.New("mesh: handlers of connections are still running")
-	} else {
+	if gone {
 		s.sockets.Wait()
+	} else {
+		late = errors.New("mesh: handlers of connections are still running")
 	}
 	return errors.Join(late, s.n.stop(ctx))
 }
