@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gorilla/websocket"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 )
@@ -123,5 +125,42 @@ func TestShutdownEndsHooks(t *testing.T) {
 		require.NoError(t, s.Shutdown(t.Context()))
 		assert.LessOrEqual(t, time.Since(begun), 7*time.Second)
 		assert.EqualValues(t, 4, ended.Load())
+	})
+}
+
+// noWrites is a network connection that panics once it is broken.
+type noWrites struct {
+	net.Conn
+	broken, closed atomic.Bool
+}
+
+func (c *noWrites) Write(p []byte) (int, error) {
+	if c.broken.Load() {
+		panic("no writes")
+	}
+	return c.Conn.Write(p)
+}
+
+func (c *noWrites) Close() error {
+	c.closed.Store(true)
+	return c.Conn.Close()
+}
+
+// A WebSocket that is not served is closed, also if it cannot be told why.
+func TestTurnedAwayIsClosed(t *testing.T) {
+	t.Parallel()
+	embedded(t, func(t *testing.T, w *world) {
+		s := w.tracked()
+		here, there := net.Pipe()
+		defer there.Close()
+		go func() { _, _ = io.Copy(io.Discard, there) }()
+		conn := &noWrites{Conn: here}
+		rec := brokenResponse{httptest.NewRecorder(), func() (net.Conn, error) { return conn, nil }}
+		ws, err := new(websocket.Upgrader).Upgrade(rec, handshake(t), nil)
+		require.NoError(t, err)
+		conn.broken.Store(true)
+		require.NoError(t, s.Shutdown(t.Context()))
+		require.ErrorIs(t, s.ServeConn(t.Context(), ws, ConnOptions{}), ErrClosed)
+		assert.True(t, conn.closed.Load())
 	})
 }
