@@ -52,6 +52,10 @@ func frozen(err, cause error) error {
 	case *appError, *panicError, *timeoutError:
 		return err
 	}
+	if wrapsTooMany(err) { // errors.Is might not end
+		text := err.Error()
+		return &appError{text: text, public: text, known: []error{errPrivate}}
+	}
 	e := &appError{text: err.Error(), public: clientText(err)}
 	for _, s := range sentinels {
 		if errors.Is(err, s) {
@@ -59,13 +63,40 @@ func frozen(err, cause error) error {
 		}
 	}
 	if cause != nil && errors.Is(err, cause) {
-		e.known = append(e.known, cause)
+		e.known = append(e.known, errGaveUp)
 	}
 	if private(err) {
 		e.known = append(e.known, errPrivate)
 	}
 	e.known = append(e.known, typed(err)...)
 	return e
+}
+
+// mostWrapped is how many errors one may wrap. One that wraps itself, by mistake,
+// wraps any number.
+const mostWrapped = 1000
+
+// wrapsTooMany reports whether err wraps more than mostWrapped errors.
+func wrapsTooMany(err error) bool {
+	left := mostWrapped
+	var visit func(err error) bool
+	visit = func(err error) bool {
+		for err != nil {
+			if left--; left < 0 {
+				return true
+			}
+			switch w := err.(type) {
+			case interface{ Unwrap() error }:
+				err = w.Unwrap()
+			case interface{ Unwrap() []error }:
+				return slices.ContainsFunc(w.Unwrap(), visit)
+			default:
+				return false
+			}
+		}
+		return false
+	}
+	return visit(err)
 }
 
 // typed returns the errors that err wraps and that carry data, as copies.

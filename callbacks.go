@@ -144,7 +144,7 @@ func (c *callbacks) start(ctx context.Context, name string, timeout time.Duratio
 			w.late()
 		}
 	}
-	stopWaiting := context.AfterFunc(ctx, func() { k.giveUp(context.Cause(ctx)) })
+	stopWaiting := context.AfterFunc(ctx, func() { k.giveUp(errGaveUp) })
 	go func() { // enter counted it in, leave counts it out, wait waits for it
 		defer c.leave(k)
 		err := error(&panicError{name: name, value: errGoexit})
@@ -165,6 +165,11 @@ func (c *callbacks) start(ctx context.Context, name string, timeout time.Duratio
 	return k
 }
 
+// errGaveUp stands for the cause with which a callback's context ended. That
+// may be an error of the app's, whose methods must not be called where a panic
+// would end the process.
+var errGaveUp = errors.New("mesh: the context of a callback ended")
+
 // invoke calls fn. The errors that it returns have no methods of the app's.
 func invoke(ctx context.Context, name string, fn func(context.Context) error) (err error) {
 	defer func() {
@@ -173,18 +178,22 @@ func invoke(ctx context.Context, name string, fn func(context.Context) error) (e
 		}
 	}()
 	if err = frozen(fn(ctx), context.Cause(ctx)); err == nil {
-		err = context.Cause(ctx) // an answer that comes too late is none
+		if ctx.Err() != nil {
+			err = errGaveUp // an answer that comes too late is none
+		}
 	}
 	return err
 }
 
 // finish settles the call and accounts for its outcome, once. A callback that
 // gave up because its context ended is told as what ended the context, so that
-// both ways here agree. It reports whether this was what settled the call.
+// both ways here agree. It reports whether this was what settled the call. err
+// has no methods of the app's.
 func (c *callbacks) finish(ctx context.Context, k *call, err error) (first bool) {
 	abandoned := false
-	if cause := context.Cause(ctx); cause != nil && (errors.Is(err, ctx.Err()) || errors.Is(err, cause)) {
-		_, late := errors.AsType[*timeoutError](cause)
+	if cause := context.Cause(ctx); cause != nil &&
+		(errors.Is(err, errGaveUp) || errors.Is(err, ctx.Err()) || errors.Is(err, cause)) {
+		_, late := cause.(*timeoutError)
 		err, abandoned = cause, !late
 	}
 	first = k.settle(err)

@@ -63,7 +63,8 @@ func (c *Connection) RemoteAddr() net.Addr { return c.ws.RemoteAddr() }
 // or the connection has ended ([ErrClosed]). A client that does not keep up is
 // closed with code 1013 (see QueueBytes of [Limits]).
 func (c *Connection) Send(command string, payload any) error {
-	rf, err := c.s.n.appFrame(c.s.n.life, command, payload)
+	// The end of the server ends the encoding as well, with ErrClosed.
+	rf, err := c.s.n.appFrame(context.WithoutCancel(c.s.n.life), command, payload)
 	if err != nil {
 		return err
 	}
@@ -162,10 +163,15 @@ func (s *Server) accept(ctx context.Context, ws *websocket.Conn, metadata json.R
 	return c, nil
 }
 
+// errNetworkFailed is how a connection ended whose network connection's Read
+// panicked or ended its goroutine. It is made once: fmt.Errorf would double the
+// stack of the goroutine that waits for the connection.
+var errNetworkFailed = fmt.Errorf("%w: the network connection failed", ErrClosed)
+
 // run serves a connection until it ends, and says how that was.
 func (c *Connection) run(ctx context.Context) (reason error) {
 	go c.welcome() // ends with the functions, which are limited in time; end waits for it
-	reason = fmt.Errorf("%w: the network connection failed", ErrClosed)
+	reason = errNetworkFailed
 	defer func() { // also if the network connection's Read ends this goroutine
 		if value := recover(); value != nil {
 			c.s.n.calls.note("connection", value)

@@ -126,11 +126,14 @@ func (s *Server) drained(ctx context.Context, wait time.Duration) bool {
 // awaits them. Call this one first, so that they are gone, then that of the
 // http.Server, then close the Redis client.
 //
-// It waits for callbacks whose context has ended for five seconds at most, also
-// without a deadline, and then returns an error that says they still run. It
-// may be called inside a callback, on its goroutine. Then that callback counts
-// as ended: nothing waits for it, its answer is not used, and of ctx only the
-// deadline counts, since a callback's own context ends while the server stops.
+// Clients have three seconds to answer the close frame, and what their
+// connections still run has three more to end; or a third each of the time that
+// is left, if ctx has a deadline and that is less. It waits for callbacks whose
+// context has ended for five seconds at most, also without a deadline, and then
+// returns an error that says they still run. It may be called inside a callback,
+// on its goroutine. Then that callback counts as ended: nothing waits for it, its
+// answer is not used, and of ctx only the deadline counts, since a callback's own
+// context ends while the server stops.
 func (s *Server) Shutdown(ctx context.Context) error {
 	if err := checkContext(ctx); err != nil {
 		return err
@@ -144,11 +147,16 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	if !waitFor(ctx, s.gone, closingTime(ctx)) {
 		s.cut() // who does not answer the close frame
 	}
+	gone := waitFor(ctx, s.gone, closingTime(ctx))
+	if !gone {
+		s.n.calls.cancel() // hooks that wait for something
+		gone = s.abandon()
+	}
 	var late error
-	if !waitFor(ctx, s.gone, closingTime(ctx)) && !s.abandon() {
-		late = errors.New("mesh: handlers of connections are still running")
-	} else {
+	if gone {
 		s.sockets.Wait()
+	} else {
+		late = errors.New("mesh: handlers of connections are still running")
 	}
 	return errors.Join(late, s.n.stop(ctx))
 }

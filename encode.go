@@ -71,19 +71,24 @@ func encodeJSON(v any) (json.RawMessage, error) {
 // encodeFor encodes a value that the app gave to a method. If the encoding may
 // call methods of the app's (MarshalJSON and the like), it runs as a callback:
 // recovered, counted, and limited by ctx and Options.HookTimeout. A panic and
-// the end of that time are errors that wrap invalid, if that is not nil.
+// the end of that time are errors that wrap invalid, if that is not nil. An
+// error of the app's method is wrapped, as encoding/json does.
 func (n *node) encodeFor(ctx context.Context, v any, invalid error, encode func(any) (json.RawMessage, error)) (json.RawMessage, error) {
 	if isPlain(v) {
 		return encode(v)
 	}
-	encoded := make(chan json.RawMessage, 1) // it may be left behind
+	type result struct {
+		data json.RawMessage
+		err  error
+	}
+	encoded := make(chan result, 1) // it may be left behind
 	err := n.calls.run(ctx, callbackEncode, n.opts.HookTimeout, func(context.Context) error {
 		data, err := encode(v)
-		encoded <- data
+		encoded <- result{data, err}
 		return err
 	})
 	if err == nil {
-		return <-encoded, nil
+		return (<-encoded).data, nil
 	}
 	if ctx.Err() != nil {
 		return nil, contextError(ctx)
@@ -91,5 +96,22 @@ func (n *node) encodeFor(ctx context.Context, v any, invalid error, encode func(
 	if invalid != nil && (holds[*panicError](err) || holds[*timeoutError](err)) {
 		err = fmt.Errorf("%w: %w", invalid, err)
 	}
+	if known, ok := err.(*appError); ok { // so encode has returned
+		err = &encodeError{known, (<-encoded).err}
+	}
 	return nil, err
 }
+
+// encodeError is why a value that the app gave to a method does not encode. The
+// app may look for an error of its own in it, with errors.Is and errors.As. This
+// package must not: that calls methods of the app's.
+type encodeError struct {
+	known *appError
+	err   error
+}
+
+// Error returns the text that err had.
+func (e *encodeError) Error() string { return e.known.Error() }
+
+// Unwrap returns both errors.
+func (e *encodeError) Unwrap() []error { return []error{e.known, e.err} }

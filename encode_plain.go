@@ -90,6 +90,7 @@ func hasMethods(t reflect.Type) bool {
 
 // asksIsZero reports whether encoding/json calls the field's own IsZero.
 func asksIsZero(f reflect.StructField) bool {
-	_, has := reflect.PointerTo(f.Type).MethodByName("IsZero")
+	zeroer := reflect.TypeFor[interface{ IsZero() bool }]()
+	has := f.Type.Implements(zeroer) || reflect.PointerTo(f.Type).Implements(zeroer)
 	return has && !safeTypes[f.Type] && strings.Contains(f.Tag.Get("json"), ",omitzero")
 }

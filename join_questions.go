@@ -130,7 +130,7 @@ func (w *joins) awaitReturn(ctx context.Context, c *owner.Conn, room string) (*j
 	select {
 	case <-q.settled:
 	case <-ctx.Done():
-		return nil, context.Cause(ctx)
+		return nil, contextError(ctx)
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()

@@ -145,7 +145,7 @@ func (w *joins) ask(ctx context.Context, q *joinQuestion, known bool, act func(a
 			w.put(limited, q)
 		}
 		if ctx.Err() != nil {
-			return context.Cause(ctx)
+			return contextError(ctx)
 		}
 		_, meta := w.n.member(q.conn.ID())()
 		err := w.answer(q, meta)

@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"sync"
@@ -314,4 +315,51 @@ func TestARemovalBeatsAJoinThatWaitsForRedis(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestCancelledWhileGuardsAreAsked: the error of a call that the app cancels
+// while a guard is asked is the same as while Redis is.
+func TestCancelledWhileGuardsAreAsked(t *testing.T) {
+	t.Parallel()
+	embedded(t, func(t *testing.T, w *world) {
+		var hangs atomic.Bool
+		s := w.server()
+		ask := func(ctx context.Context, _ Member, _ string) (bool, error) {
+			if hangs.Load() {
+				<-ctx.Done()
+			}
+			return true, nil
+		}
+		require.NoError(t, s.TrackPresence(Exact("club"), PresenceOptions{TTL: time.Second, JoinGuard: ask}))
+		require.NoError(t, s.TrackPresence(Exact("bar"), PresenceOptions{JoinGuard: ask}))
+		require.NoError(t, s.TrackPresence(Exact("guarded"), PresenceOptions{Guard: ask}))
+		m := s.Presence()
+		require.NoError(t, m.Connect(t.Context(), "c", nil))
+		require.NoError(t, m.Join(t.Context(), "club", "c"))
+		w.sleep(4 * time.Second) // its entry ends
+		hangs.Store(true)
+		for _, tt := range []struct {
+			name string
+			call func(ctx context.Context) error
+		}{
+			{"Join", func(ctx context.Context) error { return m.Join(ctx, "bar", "c") }},
+			{"PublishState", func(ctx context.Context) error {
+				return m.PublishState(ctx, "club", "c", map[string]any{}, StateOptions{})
+			}},
+			{"Subscribe", func(ctx context.Context) (err error) {
+				for _, err = range m.Subscribe(ctx, "guarded", SubscribeOptions{Viewer: "c"}) {
+				}
+				return err
+			}},
+			{"ClearState", func(ctx context.Context) error { return m.ClearState(ctx, "club", "c") }},
+		} {
+			ctx, cancel := context.WithCancelCause(t.Context())
+			cause := errors.New("the user left")
+			time.AfterFunc(10*time.Millisecond, func() { cancel(cause) })
+			err := tt.call(ctx)
+			require.ErrorIs(t, err, context.Canceled, tt.name)
+			require.ErrorIs(t, err, cause, tt.name)
+		}
+		hangs.Store(false)
+	})
 }

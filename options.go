@@ -77,9 +77,10 @@ type Options struct {
 	// to decide about one connection; then it is refused. Defaults to 5 s.
 	GuardTimeout time.Duration
 	// HookTimeout limits each call of Authenticate, ClientMetadata, a rule's
-	// JoinGuard, and the functions given to OnConnection and OnDisconnection.
-	// Command handlers and ConnOptions.Foreign have no limit but the end of
-	// their connection. Defaults to 5 s.
+	// JoinGuard, and the functions given to OnConnection and OnDisconnection; and
+	// the encoding of a value that a method is given, if that has methods of the
+	// app's (MarshalJSON and the like). Command handlers and ConnOptions.Foreign
+	// have no limit but the end of their connection. Defaults to 5 s.
 	HookTimeout time.Duration
 	// HandlerConcurrency is how many of the app's own command handlers run at
 	// once for one connection. Defaults to 8.

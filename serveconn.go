@@ -90,9 +90,10 @@ func (s *Server) turnAway(ws *websocket.Conn, why error) (err error) {
 			s.n.calls.note("net.Conn", value)
 		}
 	}()
-	if errors.Is(why, ErrClosed) {
+	defer func() { err = errors.Join(why, ws.Close()) }() // also if writing panics
+	if _, ofApp := why.(*encodeError); !ofApp && errors.Is(why, ErrClosed) {
 		frame := websocket.FormatCloseMessage(websocket.CloseServiceRestart, restarting)
 		_ = ws.WriteControl(websocket.CloseMessage, frame, time.Now().Add(time.Second)) // it is closed in any case
 	}
-	return errors.Join(why, ws.Close())
+	return why
 }

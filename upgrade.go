@@ -227,6 +227,7 @@ func (s *Server) authenticate(r *http.Request) (json.RawMessage, error) {
 	}
 	if s.asking.Add(1) > authsAtOnce {
 		s.asking.Add(-1)
+		s.log.Warn("mesh: requests are refused: too many calls of Authenticate have not returned", "calls", authsAtOnce)
 		return nil, errAuthBusy
 	}
 	answer := make(chan json.RawMessage, 1) // the hook may outlive its time

@@ -57,9 +57,9 @@ func TestShield(t *testing.T) {
 		}
 		assert.Equal(t, LogWait, time.Since(begun), "while it blocks nothing else waits")
 		assert.Equal(t, ShieldCounts{Panics: 4, Timeouts: 1, Dropped: 100}, s.Counts(), "what is not enabled is not handled")
-		do = func() {}
 		close(release)
 		synctest.Wait()
+		do = func() {}
 		log.Info("six")
 		assert.Equal(t, 3, strings.Count(out.String(), "\n"), "one, four, and six")
 		assert.False(t, s.Logger(nil).Enabled(t.Context(), slog.LevelError))
@@ -71,6 +71,9 @@ func TestPanicText(t *testing.T) {
 	for want, v := range map[string]any{"text": "text", "5": 5, "a value of type limit.value": value{}, "a value of type *limit.value": &value{}} {
 		assert.Equal(t, want, PanicText(v))
 	}
+	assert.Equal(t, "a value of type []limit.value", PanicText([]value{{}}))
+	assert.Equal(t, "a value of type map[string]interface {}", PanicText(map[string]any{"x": value{}}))
+	assert.Equal(t, "a value of type *[]limit.value", PanicText(&[]value{{}}))
 	defer func() { assert.Contains(t, PanicText(recover()), "index out of range") }()
 	var none []int
 	_ = none[len(t.Name())]

@@ -129,8 +129,12 @@ func PanicText(value any) string {
 		t = t.Elem()
 	}
 	switch t.PkgPath() {
-	case "", "runtime", "fmt":
+	case "runtime", "fmt":
 		return Shorten(fmt.Sprint(value))
+	case "": // a list or the like may hold an app's values
+		if k := t.Kind(); k <= reflect.Complex128 || k == reflect.String {
+			return Shorten(fmt.Sprint(value))
+		}
 	}
 	return Shorten(fmt.Sprintf("a value of type %T", value))
 }

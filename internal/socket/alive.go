@@ -47,7 +47,7 @@ func (s *Socket) onPing() {
 		s.missed++
 	}
 	// A network connection of the app's may mind no deadline.
-	if limit := s.cfg.WriteTimeout; s.writing && limit > 0 && s.tickAt-s.writingAt > limit+grace {
+	if limit := s.cfg.WriteTimeout; s.writingAt > 0 && limit > 0 && s.tickAt-s.writingAt > limit+grace {
 		s.endLocked(&End{Cause: CauseStuck, Err: errStuck})
 		return
 	}

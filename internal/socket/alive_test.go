@@ -237,3 +237,22 @@ func TestAnswersComeBeforeTheWriterReturns(t *testing.T) {
 		})
 	})
 }
+
+// What waits to be written when pings are due does not pass for a write that does
+// not return, however long ago the last write was.
+func TestWritesThatHaveNotBegun(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		r := run(t, new(handler), func(c *Config) {
+			c.WriteTimeout, c.PingInterval, c.MaxMissedPongs = 5*time.Second, time.Minute, 1000
+		})
+		for range 100 {
+			time.Sleep(20 * time.Second)
+			r.PingNow() // nothing has begun to write it when onPing is called, as a rule
+			r.onPing()
+			if e := r.Socket.ended(); e != nil {
+				t.Fatal(e)
+			}
+		}
+	})
+}

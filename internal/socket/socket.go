@@ -180,7 +180,7 @@ type Socket struct {
 	abandoned bool // see Abandon
 	due       due  // what the writer is to send before the queue
 	writing   bool
-	writingAt time.Duration // when the last write was begun
+	writingAt time.Duration // when the write under way was begun; 0: none is
 	broken    bool          // no more can be written
 	closeSent bool
 	flushed   bool // something of the queue was written since ending is set, the close frame was not

@@ -190,7 +190,7 @@ func (s *Socket) doneWith(j *job) bool {
 	s.account(j)
 	clear(j.items)
 	*j = job{items: j.items[:0]}
-	s.writing = s.toWrite()
+	s.writing, s.writingAt = s.toWrite(), 0
 	return s.writing
 }
 
