@@ -196,7 +196,7 @@ const (
 	// that the answer still arrives.
 	clearFor    = 500 * time.Millisecond
 	clearWithin = 1300 * time.Millisecond
-	// clearTogether is how many connections leave at once: they share a batch or
+	// clearTogether is the number of connections that leave at once: they share a batch or
 	// two.
 	clearTogether = 256
 )

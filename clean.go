@@ -55,7 +55,7 @@ func (p *PresenceManager) CleanExpired(ctx context.Context, room string) (int, e
 	return ended + more, p.n.errorFor(ctx, err)
 }
 
-// reapTogether is how many entries are ended on one judgment, which holds for a
+// reapTogether is the number of entries ended on one judgment, which holds for a
 // short time only.
 const reapTogether = 4 * store.MaxOps
 

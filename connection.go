@@ -122,7 +122,7 @@ func (c *Connection) Close(code int, reason string) error {
 	return nil
 }
 
-// maxReason is how many bytes of a reason fit into a close frame.
+// maxReason is the number of bytes of a reason that fit into a close frame.
 const maxReason = 123
 
 func checkClose(code int, reason string) error {

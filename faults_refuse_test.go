@@ -216,7 +216,7 @@ func refuseShortly(c *mob, admin redis.UniversalClient, r refusal, lengths ...ti
 }
 
 // A node of a cluster takes no writes, for longer than a lease too, while the
-// leases are kept by another one and nobody's patience suffers.
+// leases are kept by another one, so that no server loses its patience.
 func TestClusterNodeRefusesWrites(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {

@@ -36,7 +36,7 @@ type hint struct {
 	conn string
 }
 
-// waitingHint is what is kept of a hint.
+// waitingHint is a hint that waits for its time.
 type waitingHint struct {
 	learned time.Time
 	lead    time.Duration // of this server's turn, in the hint's burst

@@ -60,12 +60,12 @@ func (s lostStory) String() string { return fmt.Sprintf("closes=%v joins=%v", s.
 
 var (
 	lostStories   = []lostStory{{}, {closes: true}, {joins: true}, {closes: true, joins: true}}
-	lostAudiences = []string{"nobody watches", "one server watches", "both watch"}
+	lostAudiences = []string{"none watches", "one server watches", "both watch"}
 )
 
 // TestKeysLost deletes each key of the layout, alone and together with each
-// other one: within two heartbeats everything is as it was, and nobody is told
-// anything that is not true.
+// other one: within two heartbeats everything is as it was, and no subscriber gets
+// an event that is not true.
 func TestKeysLost(t *testing.T) {
 	t.Parallel()
 	for i, a := range lostKeys {
@@ -103,8 +103,8 @@ func TestKeysLostOnRedis(t *testing.T) {
 	}
 }
 
-// TestEverybodyLeavesALostRoom: nobody is left to write anything again, and watchers
-// hear of each leave all the same.
+// TestEverybodyLeavesALostRoom: no member is left whose server could write the room
+// again, and watchers still get each leave.
 func TestEverybodyLeavesALostRoom(t *testing.T) {
 	t.Parallel()
 	for _, key := range lostKeys[:5] {

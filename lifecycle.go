@@ -254,7 +254,7 @@ func (n *node) outside(ctx context.Context) (context.Context, context.CancelFunc
 	return context.WithDeadline(ctx, deadline)
 }
 
-// stragglers is how long callbacks, and calls of Redis, may go on after their
+// stragglers is the time for which callbacks, and calls of Redis, may go on after their
 // contexts have ended before a shutdown without a deadline leaves them behind.
 const stragglers = 5 * time.Second
 

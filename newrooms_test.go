@@ -144,7 +144,7 @@ func TestMadeUpNamesLeaveNothing(t *testing.T) {
 				} {
 					p.call(command, map[string]any{"roomName": room, "state": map[string]any{"x": 1}, "expireAfter": 100_000})
 				}
-				p.call("mesh/get-connection-metadata", map[string]any{"connectionId": fmt.Sprint("nobody", i)})
+				p.call("mesh/get-connection-metadata", map[string]any{"connectionId": fmt.Sprint("unknown", i)})
 			}
 			p.call("mesh/set-my-connection-metadata", map[string]any{"metadata": i})
 			gone.join(fmt.Sprint("room-of-the-other", i))

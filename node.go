@@ -82,11 +82,11 @@ type node struct {
 	leased  atomic.Int64 // when the lease was last renewed, since made
 	unsure  atomic.Bool  // guards have been asked again because it may have run out since
 
-	starting   chan struct{}               // of capacity 1: whoever put something in is starting or stopping
+	starting   chan struct{}               // of capacity 1: holds a value during start and stop
 	begunParts bool                        // there is something to stop; guarded by starting
 	fit        func(context.Context) error // checks that sockets leave file descriptors for Redis; nil: there are none
-	waiting    *limit.Log                  // what start waits for
-	state      atomic.Int32                // a nodeState; written by who is starting, and by stop
+	waiting    *limit.Log                  // logs what start waits for
+	state      atomic.Int32                // a nodeState; written by start and stop
 	retired    atomic.Bool                 // it takes no more sockets, or has begun to stop
 	stopOnce   sync.Once
 	stopped    chan struct{} // closed when stop is through

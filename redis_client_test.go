@@ -117,7 +117,7 @@ func TestBlackHoleWithoutReadTimeout(t *testing.T) {
 				return nil, err // as a net.Dialer does
 			}
 			if hole.Load() {
-				here, there := net.Pipe() // nobody reads or writes at the other end
+				here, there := net.Pipe() // nothing is read or written at the other end
 				t.Cleanup(func() { _ = there.Close() })
 				return here, nil
 			}

@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	// firstPause is how long the third asking of the same question waits, after
+	// firstPause is the wait before the same question is asked for the third time, after
 	// two answers that were out of date when they came. Each later one waits twice
 	// as long, at most lastPause.
 	firstPause = 5 * time.Millisecond

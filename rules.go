@@ -9,7 +9,7 @@ import (
 )
 
 const (
-	// matchesKept is how many room names' match results are kept at least,
+	// matchesKept is the least number of room names whose match results are kept,
 	// once there are as many: regexps cost, names repeat.
 	matchesKept = 4096
 	// longName is how long a name is whose result is not kept: if

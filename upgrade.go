@@ -17,10 +17,10 @@ import (
 	"github.com/meshpresence/mesh/internal/socket"
 )
 
-// retryAfter is what a client that was turned away is told, in seconds.
+// retryAfter is the Retry-After header of refused requests, in seconds.
 const retryAfter = "2"
 
-// authsAtOnce is how many calls of Authenticate may be under way, those included
+// authsAtOnce limits the calls of Authenticate that are under way, those included
 // that go on after their time limit. Nothing else bounds what refused requests cost:
 // they do not count towards the limits of connections and upgrades.
 const authsAtOnce = 1024

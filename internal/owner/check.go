@@ -10,10 +10,10 @@ import (
 )
 
 const (
-	// checkAll is how many rooms and keys are all checked at each heartbeat. A
+	// checkAll is the number of rooms and keys up to which all are checked at each heartbeat. A
 	// server with more checks half of them at each.
 	checkAll = 32 << 10
-	// indexAll is how many rooms of a bucket are all looked for on the index of
+	// indexAll is the number of rooms of a bucket up to which all are looked for on the index of
 	// rooms at each heartbeat. Of more rooms a sample is, unless it shows a loss,
 	// and all of them every indexEvery heartbeats.
 	indexAll   = 1024
@@ -21,7 +21,7 @@ const (
 	// restoreRarely is the longest pause, in heartbeats, between two attempts to
 	// restore a room whose count Redis does not take.
 	restoreRarely = 32
-	// keyMargin is how long before it runs out a key is no longer looked for.
+	// keyMargin: a key is no longer looked for this long before it runs out.
 	keyMargin = 2 * time.Second
 )
 

@@ -47,7 +47,7 @@ func TestCheckRestores(t *testing.T) {
 				r.redis.do(func() { assert.True(r, lost.back(r.redis)) })
 				r.redis.do(func() { assert.Zero(r, r.redis.wrong, "counts are those of what is there") })
 				for _, line := range r.said() {
-					assert.Equal(r, "R", line[:1], "nobody is told of it: %s", line)
+					assert.Equal(r, "R", line[:1], "subscribers get no event of it: %s", line)
 				}
 				r.beat(3)
 				r.atRest()

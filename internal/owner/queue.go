@@ -47,7 +47,7 @@ func (q *queue) pop(all bool) item {
 	return it
 }
 
-// pick returns the line whose turn it is by the shares; urgencies: none.
+// pick returns the line whose turn it is by the shares, or urgencies if all are empty.
 func (q *queue) pick(all bool) urgency {
 	best, total := urgencies, 0
 	for u := range urgencies {

@@ -14,7 +14,7 @@ import (
 // layoutVersion is written to one key; servers of one Redis must agree on it.
 const (
 	layoutVersion = 1
-	// usualBuckets is how many buckets there are if that key tells no number.
+	// usualBuckets is the number of buckets if that key holds no number.
 	usualBuckets = 64
 )
 

@@ -14,7 +14,7 @@ const (
 	// hurried is how long a call must have been under way before running out of
 	// time says something about Redis. A caller may have had less patience.
 	hurried = 250 * time.Millisecond
-	// oneOutage is how soon after a recovery a failure belongs to the same outage.
+	// oneOutage: a failure this soon after a recovery belongs to the same outage.
 	oneOutage = 3 * time.Second
 )
 
