@@ -328,11 +328,25 @@ func (n *node) storeError(err error) error {
 	}
 	for inner, outer := range innerErrors {
 		if errors.Is(err, inner) {
-			return fmt.Errorf("%w: %w", outer, err)
+			return tidyError{fmt.Errorf("%w: %w", outer, err)}
 		}
 	}
 	return err
 }
+
+// tidyError is an error whose text leaves out the name of the package below, and
+// that Redis is unavailable, which that package says at each layer.
+type tidyError struct{ err error }
+
+func (e tidyError) Error() string { return tidyText.Replace(e.err.Error()) }
+
+func (e tidyError) Unwrap() error { return e.err }
+
+var tidyText = strings.NewReplacer(
+	": "+store.ErrUnavailable.Error(), "",
+	store.ErrUnavailable.Error()+": ", "",
+	"store: ", "",
+)
 
 var innerErrors = map[error]error{
 	store.ErrUnavailable: ErrUnavailable,

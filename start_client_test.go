@@ -41,6 +41,8 @@ func misled(t *testing.T, client redis.UniversalClient, remedy string) {
 	err := tryStart(t, client)
 	require.ErrorIs(t, err, ErrInvalidOptions, remedy)
 	require.ErrorContains(t, err, remedy)
+	require.NotContains(t, err.Error(), "store:", "it does not say which package found out")
+	require.NotContains(t, err.Error(), "unavailable", "it answers")
 }
 
 func TestStartWithTheWrongClient(t *testing.T) {
@@ -74,6 +76,7 @@ func TestStartWithTheWrongClient(t *testing.T) {
 	misled(t, redis.NewUniversalClient(&redis.UniversalOptions{Addrs: []string{alone.Addr(), alone.Addr()}}), "redis.NewClient")
 	misled(t, at(alone.Addr(), database(99)), "no database 99")
 	misled(t, at(fakeSentinel(t, alone.Addr())), "NewFailoverClient")
+	misled(t, redis.NewFailoverClient(&redis.FailoverOptions{MasterName: "m", SentinelAddrs: []string{alone.Addr()}}), "no Sentinel")
 	require.Empty(t, admin.Keys(t.Context(), "*").Val(), "nothing was written")
 
 	require.NoError(t, admin.ConfigSet(t.Context(), "replica-serve-stale-data", "no").Err())
