@@ -98,8 +98,8 @@ func (n *node) reapSome(ctx context.Context, bucket int, learned time.Time, item
 	}
 }
 
-// awaitTurn waits until the owners' turn is over in a bucket about what was
-// learned at the given time. It returns ErrUnavailable if Redis takes no writes
+// awaitTurn waits until owners in a bucket have had their turn to refresh keys that
+// were seen as expired at the given time. It returns ErrUnavailable if Redis takes no writes
 // for callLimit.
 func (n *node) awaitTurn(ctx context.Context, bucket int, learned time.Time) error {
 	began, tried := time.Now(), time.Time{}

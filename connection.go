@@ -199,7 +199,7 @@ func (c *Connection) forget() {
 	c.s.n.disconnect(c.own)
 }
 
-// end does what there is to do when the connection has ended, once.
+// end cleans up after the connection has ended, once.
 func (c *Connection) end(reason error) {
 	c.ended.Do(func() {
 		c.forget()
@@ -304,8 +304,8 @@ func (h *wireHandler) Concurrent(ctx context.Context, req wire.Request) {
 	}
 }
 
-// await lets the OnConnection functions finish first: what they set, commands
-// see. False: the connection ends.
+// await waits until the OnConnection functions have returned, so that commands see
+// what they set. It returns false if the connection ends.
 func (c *Connection) await(ctx context.Context) bool {
 	select {
 	case <-c.settled:

@@ -85,8 +85,8 @@ const (
 	callLate
 )
 
-// shield calls f and returns what it returned; false: it did not return in
-// time, or at all.
+// shield calls f and returns its result. Ok is false if f did not return in time,
+// or at all.
 func shield[T any](s *Shield, f func() T) (value T, ok bool) {
 	if s.late.Load() > 0 {
 		s.dropped.Add(1)

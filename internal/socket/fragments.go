@@ -7,7 +7,7 @@ import (
 )
 
 // fragmentsPerSecond limits the fragments of messages that a connection sends in the
-// long run. It is far above what a client needs that writes a message in small
+// long run. It is far above the needs of a client that writes a message in small
 // pieces: the largest that FrameBytes allows by default, in pieces of four bytes,
 // may come at once.
 const fragmentsPerSecond = 10_000

@@ -80,8 +80,8 @@ type Traits struct {
 	NoRunID, Anonymous bool
 }
 
-// Traits asks every master for its peculiarities. What cannot be learned is
-// left out.
+// Traits asks every master for its peculiarities. It leaves out those that it
+// cannot learn.
 func (s *Store) Traits(ctx context.Context) Traits {
 	var t Traits
 	_, err := s.process(ctx)

@@ -76,7 +76,7 @@ func isForbidden(text string) bool {
 
 func isMissing(text string) bool { return missingCommand.MatchString(text) }
 
-// explained adds to an error of Redis what it means, if that is known.
+// explained adds the meaning of an error of Redis, if it is known.
 func (s *Store) explained(err error) error {
 	text, ok := said(err)
 	if !ok {
