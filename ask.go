@@ -37,7 +37,7 @@ func (v *verdicts) decide(ctx context.Context, conn string, member memberFunc, q
 	defer asking.end()
 	for {
 		if !v.put(&q, member) {
-			return decision{}, ErrNotTracked
+			return decision{}, notTracked(q.room)
 		}
 		if len(q.rule.guards) == 0 {
 			return decision{ok: true}, nil

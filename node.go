@@ -18,6 +18,7 @@ import (
 	"github.com/meshpresence/mesh/internal/owner"
 	"github.com/meshpresence/mesh/internal/socket"
 	"github.com/meshpresence/mesh/internal/store"
+	"github.com/meshpresence/mesh/internal/wire"
 )
 
 // edge is where the parts reach the store. Tests put faults there that no
@@ -328,24 +329,33 @@ func (n *node) storeError(err error) error {
 	}
 	for inner, outer := range innerErrors {
 		if errors.Is(err, inner) {
+			if errors.Is(err, outer) {
+				return err // it has been through here
+			}
 			return tidyError{fmt.Errorf("%w: %w", outer, err)}
 		}
 	}
 	return err
 }
 
+// notTracked returns the error for a room without a rule.
+func notTracked(room string) error { return fmt.Errorf("%w: %s", ErrNotTracked, wire.Quote(room)) }
+
 // tidyError is an error whose text leaves out the name of the package below, and
 // that Redis is unavailable, which that package says at each layer.
 type tidyError struct{ err error }
 
-func (e tidyError) Error() string { return tidyText.Replace(e.err.Error()) }
+func (e tidyError) Error() string {
+	return strings.TrimPrefix(tidyText.Replace(e.err.Error()), "store: ")
+}
 
 func (e tidyError) Unwrap() error { return e.err }
 
 var tidyText = strings.NewReplacer(
 	": "+store.ErrUnavailable.Error(), "",
 	store.ErrUnavailable.Error()+": ", "",
-	"store: ", "",
+	": store: ", ": ",
+	": owner: ", ": ",
 )
 
 var innerErrors = map[error]error{

@@ -41,7 +41,7 @@ func fresh(room string) question { return question{room: room, since: time.Now()
 func (n *node) sees(ctx context.Context, viewer string, q question) (decision, error) {
 	if viewer == "" {
 		if !n.rules.match(q.room).tracked {
-			return decision{}, ErrNotTracked
+			return decision{}, notTracked(q.room)
 		}
 		return decision{ok: true}, nil
 	}
