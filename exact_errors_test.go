@@ -62,7 +62,7 @@ func methodsWithContext(s *Server, conn string) map[string]func(ctx context.Cont
 	}
 }
 
-// TestCancelledContexts: what the caller has cancelled is no failure of Redis.
+// TestCancelledContexts: a context that the caller has cancelled is no failure of Redis.
 func TestCancelledContexts(t *testing.T) {
 	t.Parallel()
 	embedded(t, func(t *testing.T, w *world) {

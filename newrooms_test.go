@@ -80,7 +80,7 @@ func TestRoomsInUseAreNotNew(t *testing.T) {
 		p.subscribe("in")
 		p.join("watched")
 		assert.Equal(t, "ELIMIT", p.room("mesh/join-room", "z").Code)
-		// What only reads keeps nothing, and what the app does is not the client's.
+		// Commands that only read do not count, nor do calls of the app.
 		for i := range 5 {
 			assert.Empty(t, code(t, p.call("mesh/get-presence-state", inRoomPayload(fmt.Sprint(i)))))
 			assert.Empty(t, code(t, p.call("mesh/get-room-metadata", inRoomPayload(fmt.Sprint(i)))))

@@ -135,7 +135,7 @@ func TestBlackHoleWithoutReadTimeout(t *testing.T) {
 		mem.CutOnce()
 		time.Sleep(30 * time.Second)
 		hole.Store(false)
-		time.Sleep(20 * time.Second) // LeaseTTL, and what a call may take
+		time.Sleep(20 * time.Second) // LeaseTTL, and the time of a call
 		require.NoError(t, m.Join(t.Context(), "room", "a"))
 		for event, err := range m.Subscribe(t.Context(), "room", SubscribeOptions{}) {
 			require.NoError(t, err)

@@ -325,7 +325,7 @@ func TestStartTellsPeculiaritiesOfRedis(t *testing.T) {
 	require.Empty(t, started(r, without("maxmemory_policy")), "what INFO does not tell is nothing to complain of")
 }
 
-// A Redis whose INFO has no run_id is told from the process that follows it.
+// A Redis without a run_id in INFO is told apart from the process that follows it.
 func TestRestartWithoutARunID(t *testing.T) {
 	t.Parallel()
 	r := redistest.Start(t)
@@ -347,7 +347,7 @@ func TestRestartWithoutARunID(t *testing.T) {
 	require.NoError(t, srv.Shutdown(t.Context()))
 }
 
-// What Redis answered is what callers are told, not that it did not answer.
+// Callers get the answer of Redis as the error, not that it did not answer.
 func TestRefusedWritesSayWhatRedisSaid(t *testing.T) {
 	t.Parallel()
 	embedded(t, func(t *testing.T, w *world) {

@@ -13,13 +13,13 @@ import (
 	"github.com/meshpresence/mesh/internal/store"
 )
 
-// crowd is how many connections make a backlog. At crowdCost an op, Redis needs
+// crowd is the number of connections that make a backlog. At crowdCost an op, Redis needs
 // 2.6 s for one change of each: longer than a key with a TTL of a second lasts.
 const (
 	crowd      = 10_000
 	crowdBatch = 16
 	crowdCost  = 200 * time.Microsecond
-	// extra is how much longer an operation may take beside a backlog.
+	// extra is the time that an operation may take in addition beside a backlog.
 	extra = 50 * time.Millisecond
 )
 

@@ -87,8 +87,8 @@ func TestLeaveOfALostRecordIsKnown(t *testing.T) {
 	})
 }
 
-// What changes all the time is not taken for lost, and what is lost is found
-// among it.
+// Rooms that change all the time are not taken for lost, and lost ones are found
+// among them.
 func TestTally(t *testing.T) {
 	t.Parallel()
 	found := func(n int) store.RoomCheck { return store.RoomCheck{Members: true, Listed: true, Entries: n} }

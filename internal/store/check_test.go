@@ -81,8 +81,8 @@ func TestLostRecordsBeginAnEpoch(t *testing.T) {
 	})
 }
 
-// The leave of an entry whose record is lost is told, and the last one leaves
-// nothing without a TTL.
+// The leave of an entry with a lost record is published, and the last one leaves no
+// key without a TTL behind.
 func TestLeaveWithoutRecord(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
