@@ -21,9 +21,9 @@ type localRoom struct {
 
 	entries map[*entry]struct{} // that are wanted
 	tally
-	recount bool // the count is to be written when nothing is open
+	recount bool // the count has to be written as soon as nothing is open
 	// restored is the heartbeat at which its entries were verified the last time, and
-	// pause is how many heartbeats later they are again at the earliest.
+	// pause the least number of heartbeats until they are verified again.
 	restored, pause uint64
 	suspected       bool // its lapsed entries were verified, and none has been gone since
 }

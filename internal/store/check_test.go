@@ -173,8 +173,7 @@ func TestRecount(t *testing.T) {
 	})
 }
 
-// If everything is lost that shows that entries were there, each of them is told to
-// have left all the same.
+// If every trace of entries is lost, their leaves are published all the same.
 func TestLeavesWithoutAnyTrace(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
@@ -193,7 +192,7 @@ func TestLeavesWithoutAnyTrace(t *testing.T) {
 	})
 }
 
-// What a dead server had in a room whose records are lost is told to have left.
+// The leaves of a dead server's entries are published although their records are lost.
 func TestReapWithoutRecord(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
