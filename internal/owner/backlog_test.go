@@ -178,7 +178,7 @@ func TestNoBacklogDelaysOthers(t *testing.T) {
 
 // After a rebirth other servers soon end what the old incarnation has. While the
 // states of others are more than Redis can take, entries still get their share, and
-// registrations, which nobody sees end, do not take it from them.
+// registrations, whose end is not visible, do not take it from them.
 func TestRebirthUnderLoad(t *testing.T) {
 	virtual(t, func(r *rig) {
 		w := newCrowded(r)

@@ -141,7 +141,7 @@ func TestCheckGivesUpSlowly(t *testing.T) {
 }
 
 // Entries that have lapsed are cleaned up by other servers. They are looked for
-// first, and nobody else's entry is written again unless that explains nothing.
+// first, and no other entry is written again unless that explains nothing.
 func TestCheckLooksForLapsedEntriesFirst(t *testing.T) {
 	virtual(t, func(r *rig) {
 		r.rule("x", time.Minute)
