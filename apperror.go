@@ -20,7 +20,7 @@ import (
 // the app's code runs recovered and limited in time, and never again.
 type appError struct {
 	text   string
-	public string  // what a client may read of it
+	public string  // the part that a client may read
 	known  []error // errors of this package, of contexts and of encoding/json that it wraps
 }
 
@@ -41,8 +41,8 @@ var sentinels = []error{
 // plainError is the type of errors.New.
 var plainError = reflect.TypeOf(errPrivate)
 
-// frozen returns what is known of an error that the app's code returned. cause
-// is why its context ended; nil: it has not.
+// frozen returns a copy of an error that the app's code returned, made without
+// calling its methods. cause is the reason why its context ended, nil if it has not.
 func frozen(err, cause error) error {
 	// By identity and by type: no method is called.
 	if err == nil || slices.Contains(sentinels, err) || reflect.TypeOf(err) == plainError {

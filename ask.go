@@ -37,7 +37,7 @@ func (v *verdicts) decide(ctx context.Context, conn string, member memberFunc, q
 	defer asking.end()
 	for {
 		if !v.put(&q, member) {
-			return decision{}, ErrNotTracked
+			return decision{}, notTracked(q.room)
 		}
 		if len(q.rule.guards) == 0 {
 			return decision{ok: true}, nil
@@ -71,8 +71,8 @@ func (v *verdicts) decide(ctx context.Context, conn string, member memberFunc, q
 	}
 }
 
-// question is what ask needs to know: room and, if the caller wishes, since and
-// last. decide sets the others.
+// question is the input of ask. Callers set room and, if they wish, since and last.
+// decide sets the others.
 type question struct {
 	room   string
 	since  time.Time // a verdict that began earlier is too old; zero: none is
@@ -215,8 +215,8 @@ func refusedBecause(err error) error {
 	return fmt.Errorf("%w: guard failed: %v", ErrRefused, err)
 }
 
-// run is what a verdict asks: guards about a member and a room, under the name
-// of a callback and within a time limit.
+// run holds the guards that a verdict asks about a member and a room, with the
+// name of the callback and the time limit.
 type run struct {
 	name   string
 	limit  time.Duration

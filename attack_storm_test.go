@@ -157,7 +157,7 @@ func mirrorChurn(t *testing.T, f *fort) {
 	require.NoError(t, wantCode(r, websocket.CloseNormalClosure))
 }
 
-// mostNew is how many new rooms a connection may have begun to use.
+// mostNew is the number of new rooms that a connection may have begun to use.
 func mostNew(since time.Time) int { return 300 * (1 + int(time.Since(since)/time.Minute)) }
 
 // passingVisits: each room is joined and left. Redis remembers no more of them

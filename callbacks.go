@@ -52,7 +52,7 @@ type callbacks struct {
 	closed  bool
 	running int              // those apart are not counted
 	inside  map[uint64]*call // by goroutine
-	idle    chan struct{}    // closed when running falls to 0; nil while nobody waits
+	idle    chan struct{}    // closed when running falls to 0; nil if nothing waits
 	counts  map[string]*callbackStats
 }
 

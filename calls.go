@@ -65,7 +65,7 @@ type outcome struct {
 	Rooms []string `json:"rooms,omitempty"` // of opRooms
 	Gone  []string `json:"gone,omitempty"`  // of opGone
 	Count int      `json:"count,omitempty"` // of opClear: connections that left
-	After string   `json:"after,omitempty"` // of opClear: where it goes on; "": that was all
+	After string   `json:"after,omitempty"` // of opClear: where it goes on; "": it is done
 }
 
 // remoteErrors are the errors that a call can bring back.
@@ -191,12 +191,12 @@ func (c *control) carryOut(ctx context.Context, call remoteCall) (outcome, error
 }
 
 const (
-	// clearFor is after how long an opClear that may do a part begins nothing
-	// more, clearWithin when it gives up what it has begun: below callLimit, so
-	// that the answer still arrives.
+	// An opClear that may do a part begins nothing more after clearFor, and gives
+	// up the rest after clearWithin. That is below callLimit, so that the answer
+	// still arrives.
 	clearFor    = 500 * time.Millisecond
 	clearWithin = 1300 * time.Millisecond
-	// clearTogether is how many connections leave at once: they share a batch or
+	// clearTogether is the number of connections that leave at once: they share a batch or
 	// two.
 	clearTogether = 256
 )

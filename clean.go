@@ -55,7 +55,7 @@ func (p *PresenceManager) CleanExpired(ctx context.Context, room string) (int, e
 	return ended + more, p.n.errorFor(ctx, err)
 }
 
-// reapTogether is how many entries are ended on one judgment, which holds for a
+// reapTogether is the number of entries ended on one judgment, which holds for a
 // short time only.
 const reapTogether = 4 * store.MaxOps
 
@@ -98,8 +98,8 @@ func (n *node) reapSome(ctx context.Context, bucket int, learned time.Time, item
 	}
 }
 
-// awaitTurn waits until the owners' turn is over in a bucket about what was
-// learned at the given time. It returns ErrUnavailable if Redis takes no writes
+// awaitTurn waits until owners in a bucket have had their turn to refresh keys that
+// were seen as expired at the given time. It returns ErrUnavailable if Redis takes no writes
 // for callLimit.
 func (n *node) awaitTurn(ctx context.Context, bucket int, learned time.Time) error {
 	began, tried := time.Now(), time.Time{}

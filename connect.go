@@ -46,8 +46,8 @@ func (n *node) disconnect(c *owner.Conn) {
 	if !c.Claim() {
 		return // another caller does, or has done
 	}
-	// The id is free for another one as soon as it is closed: what is kept
-	// under it goes first.
+	// The id is free for another connection as soon as this one is closed, so
+	// everything kept under it is removed first.
 	n.joins.takeOutAll(c)
 	n.watchers.forget(c.ID())
 	n.verdicts.forget(c.ID())

@@ -123,7 +123,7 @@ func (c *Connection) Close(code int, reason string) error {
 	return nil
 }
 
-// maxReason is how many bytes of a reason fit into a close frame.
+// maxReason is the number of bytes of a reason that fit into a close frame.
 const maxReason = 123
 
 func checkClose(code int, reason string) error {
@@ -205,7 +205,7 @@ func (c *Connection) forget() {
 	c.s.n.disconnect(c.own)
 }
 
-// end does what there is to do when the connection has ended, once.
+// end cleans up after the connection has ended, once.
 func (c *Connection) end(reason error) {
 	c.ended.Do(func() {
 		c.forget()
@@ -310,8 +310,8 @@ func (h *wireHandler) Concurrent(ctx context.Context, req wire.Request) {
 	}
 }
 
-// await lets the OnConnection functions finish first: what they set, commands
-// see. False: the connection ends.
+// await waits until the OnConnection functions have returned, so that commands see
+// what they set. It returns false if the connection ends.
 func (c *Connection) await(ctx context.Context) bool {
 	select {
 	case <-c.settled:

@@ -24,7 +24,7 @@ func contextError(ctx context.Context) error {
 }
 
 // errorFor is storeError for a caller that waited with ctx. If the caller has
-// cancelled it, that is what the error says: Redis has not failed.
+// cancelled ctx, the error says so, because Redis has not failed.
 func (n *node) errorFor(ctx context.Context, err error) error {
 	out := n.storeError(err)
 	if errors.Is(ctx.Err(), context.Canceled) && (errors.Is(err, context.Canceled) || errors.Is(out, ErrUnavailable)) {

@@ -8,7 +8,8 @@ import (
 
 // readMessage reads the JSON object of a message between servers: the value of
 // each name into the pointer at the same place. Names count exactly as written,
-// of equal names the last one counts, and what is missing stays as it is. It
+// of equal names the last one counts, and values without a name in the message are
+// not changed. It
 // reports whether the message could be read.
 func readMessage(text string, names []string, into ...any) bool {
 	raw := []byte(text)

@@ -11,7 +11,7 @@ import (
 
 const (
 	defaultConnections = 100_000
-	// fewConnections is how many connections a server should be able to hold at
+	// fewConnections is the number of connections that a server should be able to hold at
 	// least: if file descriptors allow fewer, that is logged as a warning.
 	fewConnections = 10_000
 

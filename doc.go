@@ -33,7 +33,8 @@
 //     subscribers with exactly the difference.
 //  4. Self-healing. When Redis loses data, the servers rebuild it within one
 //     heartbeat (LeaseTTL/3), and no connection that stayed is told to have left.
-//     A single key that is lost is found at the next heartbeat and restored.
+//     A single key that is lost is found at the next heartbeat and restored; a
+//     server with very many rooms and connections may take one heartbeat longer.
 //  5. No resurrection. Nothing late (a refresh, a join that sat in a proxy, a
 //     state, a server that woke up) brings back what ended.
 //  6. Guards hold on every path. A connection that a guard refuses learns nothing
@@ -44,10 +45,10 @@
 //     only the connection that it belongs to. Queues are bounded; what happens
 //     at the bound is documented, counted and logged.
 //
-// They hold on a Redis that evicts nothing (maxmemory-policy noeviction). If it
-// evicts, keys of members come back within two heartbeats, and no connection that
-// stayed is told to have left; until then those members are missing from what is
-// read. Metadata of rooms, which no server holds, is lost. Start logs a warning.
+// The promises hold on a Redis that evicts nothing (maxmemory-policy noeviction).
+// If it evicts, keys of members come back within two heartbeats, without leaves of
+// connections that stayed. Until then reads lack those members. Metadata of rooms,
+// which no server holds, is lost. Start logs a warning.
 //
 // Redis processes are told apart by their run_id. A server that has none in its
 // INFO (Dragonfly, Kvrocks) is told apart by its process id, port, replication id

@@ -278,7 +278,7 @@ func (s *Server) tellNext() *Connection {
 	}
 }
 
-// cut closes what is left without a close frame. It does not wait: closing a
+// cut closes the remaining sockets without a close frame. It does not wait: closing a
 // network connection of the app's may block.
 func (s *Server) cut() {
 	for _, c := range s.left() {

@@ -13,7 +13,7 @@ import (
 // methods. It may say no for values that do.
 func isPlain(v any) bool { return plainValue(v, 0) }
 
-// plainDepth is how deep in nested maps and lists of any plainValue looks.
+// plainDepth limits how deep plainValue looks into nested maps and lists of any.
 const plainDepth = 16
 
 func plainValue(v any, depth int) bool {

@@ -12,7 +12,9 @@ import (
 // [errors.Is]. If the caller cancels the context of a method that waits, the
 // error wraps context.Canceled and the context's cause, and not [ErrUnavailable];
 // if its deadline passes while Redis does not answer, it wraps both
-// [ErrUnavailable] and context.DeadlineExceeded. A method that takes a room or a
+// [ErrUnavailable] and context.DeadlineExceeded. An [ErrUnavailable] may also wrap
+// context.DeadlineExceeded if only a time limit of this package has passed: ask
+// ctx.Err(). A method that takes a room or a
 // connection id returns [ErrInvalidRoom] or [ErrInvalidConnectionID] for a bad
 // one. A method that needs Redis returns [ErrNotStarted] before Start and
 // [ErrClosed] after Shutdown.

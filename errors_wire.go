@@ -13,10 +13,10 @@ import (
 	"github.com/meshpresence/mesh/internal/store"
 )
 
-// wireErrors says what a client is told about an error. The first match wins,
-// so that an error which also wraps Redis's is told as unavailable. An empty
-// text means that the error's own is sent: it speaks about what the client
-// itself sent.
+// wireErrors lists the code and text that a client gets for an error. The first
+// match wins, so that an error which also wraps one of Redis is reported as
+// unavailable. If the text is empty the error's own text is sent: it is about the
+// client's own request.
 var wireErrors = []struct {
 	is   error
 	code string
@@ -47,8 +47,8 @@ var wireErrors = []struct {
 	{ErrInvalidMetadata, codeInvalid, ""},
 }
 
-// wireError says what a client is told about err: the fields error, code and
-// name of the wire protocol's error answer. Text of Redis, of the network, of a
+// wireError returns the fields error, code and name of the error answer that a
+// client gets for err. Text of Redis, of the network, of a
 // panic and of Go's type system never gets there; the text of an app's own
 // plain error does.
 func wireError(err error) (message, code, name string) {
@@ -107,7 +107,7 @@ func clientText(err error) string {
 	return text
 }
 
-// wrongType says in the words of JSON what a value should have been.
+// wrongType describes, in the words of JSON, the type that a value should have.
 func wrongType(e *json.UnmarshalTypeError) string {
 	field := e.Field
 	if field == "" {

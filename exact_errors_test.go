@@ -62,7 +62,7 @@ func methodsWithContext(s *Server, conn string) map[string]func(ctx context.Cont
 	}
 }
 
-// TestCancelledContexts: what the caller has cancelled is no failure of Redis.
+// TestCancelledContexts: a context that the caller has cancelled is no failure of Redis.
 func TestCancelledContexts(t *testing.T) {
 	t.Parallel()
 	embedded(t, func(t *testing.T, w *world) {
@@ -377,4 +377,26 @@ func TestServersReadEveryField(t *testing.T) {
 	gotFrame, ok := readFrame(text(frame))
 	assert.True(t, ok)
 	assert.Equal(t, frame, gotFrame)
+}
+
+// Errors name Redis once, and the room or connection that they are about.
+func TestErrorsSayWhatTheyAreAbout(t *testing.T) {
+	t.Parallel()
+	embedded(t, func(t *testing.T, w *world) {
+		s := w.server()
+		conn := connected(t, s)
+		assert.ErrorContains(t, s.Presence().PublishState(t.Context(), "lobby", conn, map[string]any{}, StateOptions{}), `not tracked: "lobby"`)
+		s.track(".*", PresenceOptions{})
+		err := s.Connections().SetMetadata(t.Context(), "stranger", 1, MetadataOptions{})
+		require.ErrorIs(t, err, ErrUnknownConnection)
+		assert.ErrorContains(t, err, "stranger")
+		w.away()
+		for name, f := range methodsWithContext(s.Server, conn) {
+			if err := f(t.Context()); errors.Is(err, ErrUnavailable) {
+				assert.NotContains(t, err.Error(), "store:", name)
+				assert.NotContains(t, err.Error(), "owner:", name)
+			}
+		}
+		w.back()
+	})
 }

@@ -190,9 +190,9 @@ func loading(t *testing.T) {
 	d.over()
 }
 
-// shortRefusal: Redis takes no writes for several times, each too short for
-// anybody's patience and most of them longer than a key lives. Nobody is told
-// to have left who shows life, and afterwards the bounds hold.
+// shortRefusal: Redis takes no writes several times, each too short for any server
+// to lose its patience, and most of them longer than a key lives. No connection that
+// shows life is reported as left, and afterwards the bounds hold.
 func shortRefusal(r refusal, lengths ...time.Duration) func(t *testing.T) {
 	return func(t *testing.T) {
 		w := realWorld(t)
@@ -216,7 +216,7 @@ func refuseShortly(c *mob, admin redis.UniversalClient, r refusal, lengths ...ti
 }
 
 // A node of a cluster takes no writes, for longer than a lease too, while the
-// leases are kept by another one and nobody's patience suffers.
+// leases are kept by another one, so that no server loses its patience.
 func TestClusterNodeRefusesWrites(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {

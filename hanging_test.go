@@ -38,7 +38,7 @@ func TestOneRuleHangs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		j := newJudge(t)
 		release := make(chan struct{})
-		var how atomic.Value // what the guard does about connection c
+		var how atomic.Value // the guard's behaviour for connection c
 		how.Store("yes")
 		j.guard("hung", func(_ context.Context, m Member, _ string) (bool, error) {
 			if m.ID != "c" && m.ID != "d" {

@@ -16,8 +16,8 @@ const (
 	// first server to act ends the entry and tells the others, which then need
 	// not look. If an entry is at stake, ownersTurn comes before that.
 	hintDelay = 300 * time.Millisecond
-	// tellWithin is how long after its look a server tells the others what has
-	// ended. A connection that joins again after that look keeps its key for
+	// tellWithin limits the time after its look in which a server tells the others
+	// which entries have ended. A connection that joins again after that look keeps its key for
 	// longer, so that a hint about it is never taken for one about what ended.
 	tellWithin = 500 * time.Millisecond
 	// hintStep is how often waiting hints are looked through, and blockedStep is
@@ -36,7 +36,7 @@ type hint struct {
 	conn string
 }
 
-// waitingHint is what is kept of a hint.
+// waitingHint is a hint that waits for its time.
 type waitingHint struct {
 	learned time.Time
 	lead    time.Duration // of this server's turn, in the hint's burst
@@ -162,8 +162,8 @@ func (h *hints) run(ctx context.Context) {
 	}
 }
 
-// due takes the hints whose time has come, and says when to look again. It has
-// writes tried in the buckets of the others.
+// due removes and returns the hints whose time has come, and the time until the
+// next look. In the buckets of the other hints it starts trial writes.
 func (h *hints) due(ctx context.Context, now time.Time) ([]dueHint, time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -10,8 +10,8 @@ import (
 	"github.com/meshpresence/mesh/internal/store"
 )
 
-// act looks at what Redis holds of the hinted entries, on the node that takes
-// the write, and ends what has run out.
+// act reads the records of the hinted entries, on the node that takes the write,
+// and ends those that have run out.
 //
 // On a cluster the nodes fail each by itself. While one was away its keys could
 // not be refreshed, and what ran out on the replica that took its place says
@@ -110,8 +110,8 @@ func (h *hints) items(due []dueHint, records []store.Record, list []int) (items 
 	return items, of
 }
 
-// failed has hints wait again whose bucket has failed since the given time: a
-// short outage must not lose them. Others are dropped.
+// failed puts hints back whose bucket has failed since the given time, so that a
+// short outage does not lose them. It drops the others.
 func (h *hints) failed(due []dueHint, since time.Time) {
 	for _, k := range due {
 		if h.n.store.Writes(k.bucket).Failed.Before(since) {
@@ -122,10 +122,10 @@ func (h *hints) failed(due []dueHint, since time.Time) {
 	}
 }
 
-// tell has the other servers forget hints about what this one has ended. If
-// each of them looked by itself, what runs out would cost Redis more with every
-// server. A server that misses it looks, and finds nothing. So it is not told
-// if it would come too late.
+// tell makes the other servers forget hints about entries that this one has ended.
+// If each server looked by itself, an expired entry would cost Redis more with every
+// server. A server that misses the message looks, and finds nothing. So the message
+// is not sent if it would come too late.
 func (h *hints) tell(ctx context.Context, ended []hint, since time.Time) {
 	ctx, cancel := context.WithDeadline(ctx, since.Add(tellWithin))
 	defer cancel()

@@ -32,7 +32,7 @@ import (
 //     key was gone before that, for the owner's whole turn, in which writes
 //     succeeded: that is no outage's doing.
 const (
-	// ownersTurn is how long an owner has to refresh its keys before other
+	// ownersTurn is the time that an owner has to refresh its keys before other
 	// servers act. Owners retry a refused batch every 200 ms.
 	ownersTurn = 500 * time.Millisecond
 	// reconnectTurn is ownersTurn after calls got no answer: see store.Writes.
@@ -41,7 +41,7 @@ const (
 	// wait and nothing else is written, and tryRarely is that in a long outage.
 	tryEvery  = 200 * time.Millisecond
 	tryRarely = time.Second
-	// tryWithin is how long one such attempt may take.
+	// tryWithin limits one such attempt.
 	tryWithin = 600 * time.Millisecond
 	// confirmed is how old the newest success may be when a server acts.
 	confirmed = 300 * time.Millisecond
@@ -82,7 +82,7 @@ type trials struct {
 	work sync.WaitGroup
 }
 
-// trial is what is known of one bucket's.
+// trial holds the attempts to write in one bucket.
 type trial struct {
 	flying bool
 	next   time.Time

@@ -40,7 +40,7 @@ const (
 	askedRecheck                 // it is a member
 )
 
-// fate is what has been decided about a question without its guards.
+// fate is a decision about a question without its guards.
 type fate byte
 
 const (

@@ -207,7 +207,7 @@ func TestAJoinGuardThatChangesWhatItReads(t *testing.T) {
 	})
 }
 
-// A rule about other rooms does not make anybody wait.
+// A rule about other rooms delays no join.
 func TestRulesAboutOtherRoomsDoNotHoldUpAJoin(t *testing.T) {
 	t.Parallel()
 	embedded(t, func(t *testing.T, w *world) {

@@ -60,12 +60,12 @@ func (s lostStory) String() string { return fmt.Sprintf("closes=%v joins=%v", s.
 
 var (
 	lostStories   = []lostStory{{}, {closes: true}, {joins: true}, {closes: true, joins: true}}
-	lostAudiences = []string{"nobody watches", "one server watches", "both watch"}
+	lostAudiences = []string{"none watches", "one server watches", "both watch"}
 )
 
 // TestKeysLost deletes each key of the layout, alone and together with each
-// other one: within two heartbeats everything is as it was, and nobody is told
-// anything that is not true.
+// other one: within two heartbeats everything is as it was, and no subscriber gets
+// an event that is not true.
 func TestKeysLost(t *testing.T) {
 	t.Parallel()
 	for i, a := range lostKeys {
@@ -103,8 +103,8 @@ func TestKeysLostOnRedis(t *testing.T) {
 	}
 }
 
-// TestEverybodyLeavesALostRoom: nobody is left to write anything again, and watchers
-// hear of each leave all the same.
+// TestEverybodyLeavesALostRoom: no member is left whose server could write the room
+// again, and watchers still get each leave.
 func TestEverybodyLeavesALostRoom(t *testing.T) {
 	t.Parallel()
 	for _, key := range lostKeys[:5] {
@@ -207,7 +207,7 @@ func (l *loss) run(story lostStory, keys ...lostKey) {
 	}
 	l.eventually(2*lostBeat+l.unhurried(300*time.Millisecond), func() bool { return l.wrong() == "" }, "%s", stringer(l.wrong))
 	l.t.Logf("restored after %v", time.Since(lost))
-	l.sleep(6 * lostBeat) // whatever is told too late or too much
+	l.sleep(6 * lostBeat) // time for late or superfluous events
 	require.Empty(l.t, l.wrong())
 	l.heard(story)
 	l.sends()
@@ -219,7 +219,7 @@ type stringer func() string
 
 func (s stringer) String() string { return s() }
 
-// wrong says what is not restored yet.
+// wrong returns the part that is not restored yet.
 func (l *loss) wrong() string {
 	ctx := l.t.Context()
 	for _, k := range lostKeys {
@@ -292,8 +292,8 @@ func (l *loss) wrongRoom(ctx context.Context, room string, ids []string) string 
 	return ""
 }
 
-// heard checks what watchers were told since the loss: who closed left once,
-// who came joined once, and nothing else but what repeats what they knew.
+// heard checks the watchers' events since the loss: one leave of the connection that
+// closed, one join of the one that came, and otherwise only repetitions.
 func (l *loss) heard(story lostStory) {
 	for i, p := range l.watchers {
 		for _, room := range []string{lostPlain, lostTimed} {
@@ -316,7 +316,7 @@ func (l *loss) heard(story lostStory) {
 	}
 }
 
-// sends checks that a frame for a room reaches everybody.
+// sends checks that a frame for a room reaches all members.
 func (l *loss) sends() {
 	for _, room := range []string{lostPlain, lostTimed} {
 		require.NoError(l.t, l.servers[0].Rooms().Send(l.t.Context(), room, "note-"+room, json.RawMessage(`1`)))

@@ -116,8 +116,8 @@ func (n *node) awaitRedis(ctx context.Context) error {
 		switch {
 		case ctx.Err() == nil:
 			why = err
-			n.waiting.Warn("mesh: start waits for redis", "error", err) // Start may wait for ever
-		case why != nil:
+			n.waiting.Warn("mesh: start waits for redis", "error", tidyError{err}) // Start may wait for ever
+		case why != nil && why.Error() != err.Error():
 			return n.storeError(fmt.Errorf("%w; before that: %w", err, why))
 		}
 		t := time.NewTimer(backoff)
@@ -138,13 +138,13 @@ func hopeless(err error) error {
 	case errors.Is(err, ErrInvalidOptions):
 		return err
 	case errors.Is(err, store.ErrForeign):
-		return fmt.Errorf("%w: %w; or use another Options.Prefix or another database, or remove those keys", ErrIncompatible, err)
+		return tidyError{fmt.Errorf("%w: %w; or use another Options.Prefix or another database, or remove those keys", ErrIncompatible, err)}
 	case errors.Is(err, store.ErrMisfit):
-		return fmt.Errorf("%w: Redis: %w", ErrInvalidOptions, err)
+		return tidyError{fmt.Errorf("%w: Redis: %w", ErrInvalidOptions, err)}
 	case errors.Is(err, store.ErrMissing):
-		return fmt.Errorf("%w: %w; every command of the ACL in the README is needed, under its own name", ErrUnavailable, err)
+		return tidyError{fmt.Errorf("%w: %w; every command of the ACL in the README is needed, under its own name", ErrUnavailable, err)}
 	case errors.Is(err, store.ErrForbidden):
-		return fmt.Errorf("%w: %w; check the user and password of Options.Redis, and the ACL's commands, keys and channels", ErrUnavailable, err)
+		return tidyError{fmt.Errorf("%w: %w; check the user and password of Options.Redis, and the ACL's commands, keys and channels", ErrUnavailable, err)}
 	}
 	return nil
 }
@@ -254,7 +254,7 @@ func (n *node) outside(ctx context.Context) (context.Context, context.CancelFunc
 	return context.WithDeadline(ctx, deadline)
 }
 
-// stragglers is how long callbacks, and calls of Redis, may go on after their
+// stragglers is the time for which callbacks, and calls of Redis, may go on after their
 // contexts have ended before a shutdown without a deadline leaves them behind.
 const stragglers = 5 * time.Second
 

@@ -95,7 +95,7 @@ func TestClearOfManyMembers(t *testing.T) {
 		require.NoError(t, there.Rooms().Delete(t.Context(), "room"))
 		require.Greater(t, time.Since(began), callLimit)
 		require.Zero(t, count(), "of %d", members)
-		require.NoError(t, here.Rooms().Clear(t.Context(), "room"), "of nobody")
+		require.NoError(t, here.Rooms().Clear(t.Context(), "room"), "without members")
 
 		slow.by.Store(0)
 		require.NoError(t, here.Join(t.Context(), "room", "a0"))
@@ -172,8 +172,8 @@ func TestCleanExpiredOfManyMembers(t *testing.T) {
 	})
 }
 
-// TestJoinOfAnIDThatAnotherServerHas: whoever joins last has the id, and the
-// other server is told at its next change.
+// TestJoinOfAnIDThatAnotherServerHas: the last one that joins has the id, and the
+// other server learns of it at its next change.
 func TestJoinOfAnIDThatAnotherServerHas(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(t *testing.T, w *world) {

@@ -97,7 +97,7 @@ func (n *node) setMetadata(ctx context.Context, at metaPlace, change json.RawMes
 	return now, ErrConflict
 }
 
-// same reports whether data is what the place holds. A value from memory may be
+// same reports whether the place already holds data. A value from memory may be
 // older than that of Redis.
 func (at *metaPlace) same(ctx context.Context, now store.MetaValue, data []byte) (bool, error) {
 	if !bytes.Equal(now.Data, data) || (now.Data == nil) != (data == nil) {
@@ -165,7 +165,8 @@ func (n *node) roomPlace(room string) metaPlace {
 
 // setConnMetadata sets a connection's metadata. For one of this server it returns
 // when its entries in rooms have been rewritten, too, unless they were rewritten
-// just before (see owner.Conn.Flush). Another server is told and rewrites them.
+// just before (see owner.Conn.Flush). If the connection is on another server, that
+// server gets a message and rewrites them.
 func (n *node) setConnMetadata(ctx context.Context, conn string, change json.RawMessage, strategy Strategy,
 	approve func(current, proposed json.RawMessage) (json.RawMessage, error),
 ) error {
@@ -176,6 +177,9 @@ func (n *node) setConnMetadata(ctx context.Context, conn string, change json.Raw
 		}
 	}
 	now, err := n.setMetadata(ctx, n.connPlace(conn), change, strategy, approve)
+	if err == ErrUnknownConnection {
+		return fmt.Errorf("%w: %s", err, conn)
+	}
 	if err != nil || !mine {
 		return err
 	}

@@ -225,7 +225,7 @@ func (m *rude) use() {
 		if err != nil {
 			continue
 		}
-		go func() { // reads what comes
+		go func() { // reads all frames
 			for {
 				if _, _, err := ws.ReadMessage(); err != nil {
 					return
@@ -300,7 +300,7 @@ var rudePlaces = func() []string {
 	return places
 }()
 
-// rudeValue is what is panicked with: printing it panics, too.
+// rudeValue is a value to panic with: printing it panics, too.
 type rudeValue struct{}
 
 func (rudeValue) Error() string { panic("again") }

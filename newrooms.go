@@ -11,7 +11,7 @@ import (
 const (
 	// newRoomsEvery is the time that Limits.NewRoomsPerMinute is about.
 	newRoomsEvery = time.Minute
-	// roomsRemembered is how many names of rooms that were new in a minute a
+	// roomsRemembered is the number of names of rooms, new in a minute, that a
 	// connection remembers, and how many of those that it used again. A name that
 	// does not fit is new the next time.
 	roomsRemembered = 512

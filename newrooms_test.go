@@ -80,7 +80,7 @@ func TestRoomsInUseAreNotNew(t *testing.T) {
 		p.subscribe("in")
 		p.join("watched")
 		assert.Equal(t, "ELIMIT", p.room("mesh/join-room", "z").Code)
-		// What only reads keeps nothing, and what the app does is not the client's.
+		// Commands that only read do not count, nor do calls of the app.
 		for i := range 5 {
 			assert.Empty(t, code(t, p.call("mesh/get-presence-state", inRoomPayload(fmt.Sprint(i)))))
 			assert.Empty(t, code(t, p.call("mesh/get-room-metadata", inRoomPayload(fmt.Sprint(i)))))
@@ -144,7 +144,7 @@ func TestMadeUpNamesLeaveNothing(t *testing.T) {
 				} {
 					p.call(command, map[string]any{"roomName": room, "state": map[string]any{"x": 1}, "expireAfter": 100_000})
 				}
-				p.call("mesh/get-connection-metadata", map[string]any{"connectionId": fmt.Sprint("nobody", i)})
+				p.call("mesh/get-connection-metadata", map[string]any{"connectionId": fmt.Sprint("unknown", i)})
 			}
 			p.call("mesh/set-my-connection-metadata", map[string]any{"metadata": i})
 			gone.join(fmt.Sprint("room-of-the-other", i))

@@ -18,6 +18,7 @@ import (
 	"github.com/meshpresence/mesh/internal/owner"
 	"github.com/meshpresence/mesh/internal/socket"
 	"github.com/meshpresence/mesh/internal/store"
+	"github.com/meshpresence/mesh/internal/wire"
 )
 
 // edge is where the parts reach the store. Tests put faults there that no
@@ -82,11 +83,11 @@ type node struct {
 	leased  atomic.Int64 // when the lease was last renewed, since made
 	unsure  atomic.Bool  // guards have been asked again because it may have run out since
 
-	starting   chan struct{}               // of capacity 1: whoever put something in is starting or stopping
+	starting   chan struct{}               // of capacity 1: holds a value during start and stop
 	begunParts bool                        // there is something to stop; guarded by starting
 	fit        func(context.Context) error // checks that sockets leave file descriptors for Redis; nil: there are none
-	waiting    *limit.Log                  // what start waits for
-	state      atomic.Int32                // a nodeState; written by who is starting, and by stop
+	waiting    *limit.Log                  // logs what start waits for
+	state      atomic.Int32                // a nodeState; written by start and stop
 	retired    atomic.Bool                 // it takes no more sockets, or has begun to stop
 	stopOnce   sync.Once
 	stopped    chan struct{} // closed when stop is through
@@ -328,11 +329,34 @@ func (n *node) storeError(err error) error {
 	}
 	for inner, outer := range innerErrors {
 		if errors.Is(err, inner) {
-			return fmt.Errorf("%w: %w", outer, err)
+			if errors.Is(err, outer) {
+				return err // it has been through here
+			}
+			return tidyError{fmt.Errorf("%w: %w", outer, err)}
 		}
 	}
 	return err
 }
+
+// notTracked returns the error for a room without a rule.
+func notTracked(room string) error { return fmt.Errorf("%w: %s", ErrNotTracked, wire.Quote(room)) }
+
+// tidyError is an error whose text leaves out the name of the package below, and
+// that Redis is unavailable, which that package says at each layer.
+type tidyError struct{ err error }
+
+func (e tidyError) Error() string {
+	return strings.TrimPrefix(tidyText.Replace(e.err.Error()), "store: ")
+}
+
+func (e tidyError) Unwrap() error { return e.err }
+
+var tidyText = strings.NewReplacer(
+	": "+store.ErrUnavailable.Error(), "",
+	store.ErrUnavailable.Error()+": ", "",
+	": store: ", ": ",
+	": owner: ", ": ",
+)
 
 var innerErrors = map[error]error{
 	store.ErrUnavailable: ErrUnavailable,

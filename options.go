@@ -27,14 +27,14 @@ type Options struct {
 	// Redis is the client to use: a *redis.Client (also one of a Sentinel), or
 	// a *redis.ClusterClient that reads from masters only, which means without
 	// ReadOnly, RouteByLatency and RouteRandomly. A *redis.Ring is refused, and
-	// so is a client-side cache, which may be out of date. It stays the app's:
-	// it is never closed or reconfigured. Required.
+	// so is a client-side cache, which may be out of date. The client stays the
+	// app's: it is never closed or reconfigured. Required.
 	//
-	// A connection to Redis that has gone silent must be given up soon.
-	// DialTimeout and DialerRetryTimeout may be LeaseTTL/3 or 5 s, whichever is
-	// longer. So may ReadTimeout and WriteTimeout, or any length with
-	// ContextTimeoutEnabled. None may be negative. The defaults of go-redis will
-	// do.
+	// The client must give up a silent connection soon. DialTimeout,
+	// DialerRetryTimeout, ReadTimeout and WriteTimeout must be positive and at
+	// most LeaseTTL/3 or 5 s, whichever is longer. With ContextTimeoutEnabled
+	// ReadTimeout and WriteTimeout may have any length. The defaults of go-redis
+	// fit.
 	Redis redis.UniversalClient
 	// Prefix begins every key and channel. All servers that share rooms use
 	// the same; others sharing the Redis use another, or another database: one
@@ -95,8 +95,8 @@ type Options struct {
 	// JSON; nil: none). With an error the upgrade is refused: with the status
 	// and text of a *Refusal (see Refuse), else with a bare 401. Defaults to
 	// nil: everyone, without metadata. It must be safe for concurrent use. Up to
-	// 1,024 calls may be under way, those included that go on after HookTimeout;
-	// further requests are answered with 503 and Retry-After.
+	// 1,024 calls run at once, including those that go on after HookTimeout.
+	// Further requests are answered with 503 and Retry-After.
 	Authenticate func(ctx context.Context, r *http.Request) (metadata any, err error)
 	// ClientMetadata decides about metadata that a client wants to set for
 	// itself: it returns what to store (any value that encodes to JSON,
@@ -121,8 +121,8 @@ type Options struct {
 	Limits Limits
 	// Logger receives log output. Payloads and credentials are never logged. Its
 	// handler may be called on several goroutines at once. If a call panics the
-	// line is lost. A call that takes longer than 250 ms is left behind, and lines
-	// are dropped until it returns. Defaults to nil: nothing is logged.
+	// line is lost. If a call takes longer than 250 ms, the server goes on without it,
+	// and drops lines until it returns. Defaults to nil: nothing is logged.
 	Logger *slog.Logger
 
 	// For tests of this package.
@@ -155,18 +155,19 @@ type Limits struct {
 	// minute, by joining or subscribing. A room is new if the connection is neither
 	// in it nor subscribed to it, and has not joined it or subscribed to it in this
 	// minute or the one before. (Of more than 512 such rooms in a minute some may be
-	// forgotten, and are new again.) The minute begins with the first new room after the last
-	// minute ended. A connection that is to be in more rooms at once needs a higher
-	// limit, or time. Defaults to 300.
+	// forgotten, and are new again.) The minute begins with the first new room after
+	// the last minute ended. Clients that join more rooms than that right after they
+	// have connected need a higher limit. Joins by the app do not count. Defaults to
+	// 300.
 	NewRoomsPerMinute int
 	// CommandsPerSecond is how many commands a connection may send in the long
 	// run; twice as many at once. Pongs do not count. A connection that keeps
-	// sending ten times as many frames of any kind is closed with 1008: messages,
-	// pings, pongs, fragments without content. Other fragments of messages may be
-	// 10,000 per second, and 20,000 at once. Defaults to 100; negative: no limit of
-	// any of these. A message with more than 2,000 fragments without content closes
-	// the connection in any case. (Fragments can be counted only if ServeHTTP has
-	// upgraded the connection.)
+	// sending ten times as many frames of any kind (messages, pings, pongs,
+	// fragments without content) is closed with 1008. So is one that sends more than
+	// 10,000 other fragments of messages per second, or 20,000 at once. Defaults to
+	// 100; negative: none of these limits. A message with more than 2,000 fragments
+	// without content closes the connection in any case. (Fragments are counted only
+	// if ServeHTTP has upgraded the connection.)
 	CommandsPerSecond int
 	// QueueBytes is how much may wait to be written to a socket. Past it,
 	// states of one member are merged; if that does not help, the connection
@@ -174,10 +175,10 @@ type Limits struct {
 	// at most, each with its whole frame. Defaults to 1 MiB.
 	QueueBytes int
 	// Connections is how many connections a server holds; more are answered
-	// with 503. File descriptors (ulimit -n) are a limit, too, less those that
-	// Redis and the app need: Start fails if a number that was set here is
-	// higher. Defaults to 100,000, or what file descriptors allow if that is
-	// less, which Start logs. So does a negative value, without the 100,000.
+	// with 503. File descriptors (ulimit -n), less those that Redis and the app
+	// need, are a limit, too: Start fails if the number given here is higher.
+	// Defaults to 100,000, or to what file descriptors allow if that is less,
+	// which Start logs. Negative: only file descriptors limit it.
 	Connections int
 	// UpgradesPerSecond is how many new connections a server accepts in the
 	// long run; more are answered with 503 and Retry-After. Requests that are

@@ -119,7 +119,9 @@ func (s *Server) TrackPresence(pattern Pattern, opts PresenceOptions) error {
 //
 //   - Its subscriptions end, those of clients with the push mesh/presence-ended,
 //     those of the app with [ErrNotTracked].
-//   - Its members stay in, without a TTL, and without events.
+//   - Its members stay in, without a TTL, and without events. A join that waits for
+//     the rule's JoinGuard takes place once that has answered, whatever the answer,
+//     or after Options.HookTimeout.
 //   - Their states stay until they expire or the member leaves, and only the app can
 //     read them. No state can be published.
 //   - Any client may join it, gets its members in the answer, and may read the room's

@@ -117,7 +117,7 @@ func TestBlackHoleWithoutReadTimeout(t *testing.T) {
 				return nil, err // as a net.Dialer does
 			}
 			if hole.Load() {
-				here, there := net.Pipe() // nobody reads or writes at the other end
+				here, there := net.Pipe() // nothing is read or written at the other end
 				t.Cleanup(func() { _ = there.Close() })
 				return here, nil
 			}
@@ -135,7 +135,7 @@ func TestBlackHoleWithoutReadTimeout(t *testing.T) {
 		mem.CutOnce()
 		time.Sleep(30 * time.Second)
 		hole.Store(false)
-		time.Sleep(20 * time.Second) // LeaseTTL, and what a call may take
+		time.Sleep(20 * time.Second) // LeaseTTL, and the time of a call
 		require.NoError(t, m.Join(t.Context(), "room", "a"))
 		for event, err := range m.Subscribe(t.Context(), "room", SubscribeOptions{}) {
 			require.NoError(t, err)

@@ -27,7 +27,7 @@ type mob struct {
 	silent map[string]bool
 }
 
-// newMob starts servers, the first of which can be cut off, and has everybody
+// newMob starts servers, the first of which can be cut off, and makes all connections
 // join. It returns when all servers may judge.
 func newMob(w *world, room string, servers, each int, lease time.Duration, setup ...func(*Options)) *mob {
 	w.t.Helper()
@@ -138,7 +138,7 @@ func (c *mob) bounds(lease time.Duration) {
 	c.settle()
 }
 
-// settle lets the client library give up what it began while a line was cut.
+// settle waits until the client library has given up dials begun while a line was cut.
 func (c *mob) settle() {
 	if c.w.virtual {
 		c.w.sleep(time.Minute)
@@ -234,8 +234,8 @@ func TestRefusalsInARowEndNobody(t *testing.T) {
 	})
 }
 
-// Clean-up by hand, in an outage and right after it, ends only what its owner
-// does not refresh once it can.
+// Clean-up by hand, in an outage and right after it, ends only entries that their
+// owner does not refresh once it can.
 func TestCleanExpiredAfterAShortOutage(t *testing.T) {
 	t.Parallel()
 	const lease = 10 * time.Second

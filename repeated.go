@@ -10,17 +10,16 @@ import (
 )
 
 const (
-	// firstPause is how long the third asking of the same question waits, after
+	// firstPause is the wait before the same question is asked for the third time, after
 	// two answers that were out of date when they came. Each later one waits twice
 	// as long, at most lastPause.
 	firstPause = 5 * time.Millisecond
 	lastPause  = 320 * time.Millisecond
 )
 
-// repeated bounds the asking of guards whose answer is out of date when it comes,
-// because metadata or rules have changed: in time, and in how often they are
-// asked. A guard that changes the metadata that it reads would be asked for ever
-// otherwise. It is for one caller.
+// repeated limits how long and how often guards are asked again because metadata or
+// rules have changed before their answer came. Otherwise a guard that changes the
+// metadata that it reads would be asked for ever. It is for one caller.
 type repeated struct {
 	name  string // of the callback
 	limit time.Duration

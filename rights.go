@@ -11,13 +11,13 @@ import (
 // maySee is for a client's request. It returns nil if the room is tracked and its
 // guards let the connection see it (the empty one is the app itself), and
 // ErrNotTracked or ErrRefused otherwise. A verdict older than freshFor does not
-// count. See refusedTo for what a no does beside it.
+// count. See refusedTo for the other effects of a no.
 func (n *node) maySee(ctx context.Context, viewer, room string) error {
 	_, err := n.request(ctx, viewer, room)
 	return err
 }
 
-// request is maySee that also returns what the verdict is.
+// request is maySee that also returns the verdict.
 func (n *node) request(ctx context.Context, viewer, room string) (decision, error) {
 	d, err := n.sees(ctx, viewer, fresh(room))
 	n.refusedTo(viewer, room, err)
@@ -41,7 +41,7 @@ func fresh(room string) question { return question{room: room, since: time.Now()
 func (n *node) sees(ctx context.Context, viewer string, q question) (decision, error) {
 	if viewer == "" {
 		if !n.rules.match(q.room).tracked {
-			return decision{}, ErrNotTracked
+			return decision{}, notTracked(q.room)
 		}
 		return decision{ok: true}, nil
 	}

@@ -1,6 +1,6 @@
 package mesh
 
-// trackPresence puts a rule in force, here and for what is under way.
+// trackPresence puts a rule in force, also for entries, subscriptions and joins under way.
 func (n *node) trackPresence(pattern Pattern, opts PresenceOptions) error {
 	if err := n.rules.add(pattern, opts); err != nil {
 		return err
@@ -9,7 +9,8 @@ func (n *node) trackPresence(pattern Pattern, opts PresenceOptions) error {
 	return nil
 }
 
-// untrackPresence takes a rule out of force, here and for what is under way.
+// untrackPresence takes a rule out of force, also for entries, subscriptions and joins
+// under way.
 func (n *node) untrackPresence(pattern Pattern) bool {
 	if !n.rules.remove(pattern) {
 		return false

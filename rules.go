@@ -9,18 +9,18 @@ import (
 )
 
 const (
-	// matchesKept is how many room names' match results are kept at least,
+	// matchesKept is the least number of room names whose match results are kept,
 	// once there are as many: regexps cost, names repeat.
 	matchesKept = 4096
-	// longName is how long a name is whose result is not kept: if
-	// Limits.RoomNameBytes is off, what is kept must not be large.
+	// Results of names longer than longName are not kept: if Limits.RoomNameBytes is
+	// off, the cache must not be large.
 	longName = 1 << 10
 	// namesRemoved and patternsRemoved are how many removed rules are remembered.
 	// Patterns cost more: each is tried on every name whose result is not kept.
 	namesRemoved, patternsRemoved = 4096, 16
 )
 
-// rule is what all rules together say about one room. It must not be changed.
+// rule is the sum of all rules about one room. It must not be changed.
 type rule struct {
 	tracked    bool
 	ttl        time.Duration
@@ -164,7 +164,7 @@ func (s *ruleSet) forgetRemoved() {
 	s.cache.clear()
 }
 
-// match returns what the rules say about a room: nothing (not tracked), or the
+// match returns the rule of a room: the zero rule (not tracked), or the
 // guards of every rule that matches it, and the TTL and StateInterval of the exact
 // one if there is one (even if they are 0), else of the pattern that was given
 // first.
@@ -225,9 +225,8 @@ func (r *rule) include(p Pattern, a addedRule) {
 }
 
 // matchCache keeps match results in two generations: when the young one is
-// full it becomes the old one, and what is asked for again moves back. So what
-// is in use stays, what is not goes, and made-up room names cannot fill the
-// memory.
+// full it becomes the old one, and results that are asked for again move back. So
+// results in use stay, others go, and made-up room names cannot fill the memory.
 type matchCache struct{ young, old map[string]rule }
 
 // get returns what is kept of a room; young: it need not be put again.

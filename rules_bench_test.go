@@ -12,7 +12,7 @@ import (
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-// silentOutlet takes what a subscription tells, and tells no one.
+// silentOutlet discards a subscription's events.
 type silentOutlet struct{}
 
 func (silentOutlet) snapshot(hub.View)   {}

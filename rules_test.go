@@ -249,7 +249,7 @@ func TestAddingANameCopiesNothing(t *testing.T) {
 	assert.Less(t, allocs, 10.0)
 }
 
-// Whatever is added and removed, a room is what its rules say, and its version
+// For any rules added and removed, a room has the sum of its rules, and its version
 // changes if and only if one of them does.
 func TestRulesAgainstAModel(t *testing.T) {
 	t.Parallel()

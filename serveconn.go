@@ -41,9 +41,9 @@ type ConnOptions struct {
 //
 // While a handler of net/http waits for ServeConn, its stack, the request and
 // its buffers stay in memory: 28 KiB for each idle connection, where ServeHTTP
-// takes 10. What can be done about it is to return from the handler, with an
-// upgrader whose ReadBufferSize is 512 and that has a WriteBufferPool; Shutdown
-// waits for the connection all the same:
+// takes 10. To avoid it, return from the handler, and use an upgrader with a
+// ReadBufferSize of 512 and a WriteBufferPool. Shutdown waits for the connection
+// all the same:
 //
 //	ctx := context.WithoutCancel(r.Context())
 //	go func() { _ = srv.ServeConn(ctx, ws, opts) }()

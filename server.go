@@ -107,9 +107,9 @@ func (s *Server) socketConfig() socket.Config {
 //     key or channel that its ACL lacks), or lacks a command.
 //   - [ErrInvalidOptions] if Options.Redis is of the wrong kind for what it leads
 //     to: a *redis.Client to a Cluster or a replica, a *redis.ClusterClient to a
-//     Redis that is none; or if Limits.Connections is more than this process has
-//     file descriptors for. (Behind Sentinel a replica is waited for: it is about
-//     to become the master.)
+//     Redis that is none, a client for Sentinels to a Redis that is none; or if
+//     Limits.Connections is more than this process has file descriptors for.
+//     (Behind Sentinel Start waits while the master is still a replica.)
 //   - [ErrIncompatible] if the keys under Options.Prefix are of another format,
 //     of another kind of client, or of another number of Options.Buckets.
 func (s *Server) Start(ctx context.Context) error { return s.n.start(ctx) }
@@ -214,7 +214,7 @@ func (s *Server) survive(w http.ResponseWriter) {
 		panic(value) // means something to net/http
 	}
 	s.n.calls.note("ResponseWriter", value)
-	defer func() { _ = recover() }() // what has panicked may do so again
+	defer func() { _ = recover() }() // w may panic again
 	http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
 }
 

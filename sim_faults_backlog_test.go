@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-// simBatch is how many ops the servers of the simulation put into one call: a
+// simBatch is the number of ops that servers of the simulation put into one call: a
 // backlog of a few hundred items then takes as many calls as one of many
 // thousands does.
 const simBatch = 8

@@ -7,8 +7,8 @@ import (
 )
 
 // deleteKeys is an operator who deletes one or two keys. Everything is as it was
-// within two heartbeats, and nobody is told anything. What only Redis knew is lost
-// with its key: metadata that another server has just set, and that an entry or a
+// within two heartbeats, and subscribers get no event. Facts that only Redis knew
+// are lost with their key: metadata that another server has just set, and that an entry or a
 // state is still alive, to a server that has heard it has run out.
 func (s *sim) deleteKeys() bool {
 	keys := s.admin.Keys(s.ctx, "mesh:*").Val()

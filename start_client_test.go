@@ -41,6 +41,8 @@ func misled(t *testing.T, client redis.UniversalClient, remedy string) {
 	err := tryStart(t, client)
 	require.ErrorIs(t, err, ErrInvalidOptions, remedy)
 	require.ErrorContains(t, err, remedy)
+	require.NotContains(t, err.Error(), "store:", "it does not say which package found out")
+	require.NotContains(t, err.Error(), "unavailable", "it answers")
 }
 
 func TestStartWithTheWrongClient(t *testing.T) {
@@ -74,6 +76,7 @@ func TestStartWithTheWrongClient(t *testing.T) {
 	misled(t, redis.NewUniversalClient(&redis.UniversalOptions{Addrs: []string{alone.Addr(), alone.Addr()}}), "redis.NewClient")
 	misled(t, at(alone.Addr(), database(99)), "no database 99")
 	misled(t, at(fakeSentinel(t, alone.Addr())), "NewFailoverClient")
+	misled(t, redis.NewFailoverClient(&redis.FailoverOptions{MasterName: "m", SentinelAddrs: []string{alone.Addr()}}), "no Sentinel")
 	require.Empty(t, admin.Keys(t.Context(), "*").Val(), "nothing was written")
 
 	require.NoError(t, admin.ConfigSet(t.Context(), "replica-serve-stale-data", "no").Err())
@@ -322,7 +325,7 @@ func TestStartTellsPeculiaritiesOfRedis(t *testing.T) {
 	require.Empty(t, started(r, without("maxmemory_policy")), "what INFO does not tell is nothing to complain of")
 }
 
-// A Redis whose INFO has no run_id is told from the process that follows it.
+// A Redis without a run_id in INFO is told apart from the process that follows it.
 func TestRestartWithoutARunID(t *testing.T) {
 	t.Parallel()
 	r := redistest.Start(t)
@@ -344,7 +347,7 @@ func TestRestartWithoutARunID(t *testing.T) {
 	require.NoError(t, srv.Shutdown(t.Context()))
 }
 
-// What Redis answered is what callers are told, not that it did not answer.
+// Callers get the answer of Redis as the error, not that it did not answer.
 func TestRefusedWritesSayWhatRedisSaid(t *testing.T) {
 	t.Parallel()
 	embedded(t, func(t *testing.T, w *world) {

@@ -82,8 +82,8 @@ func TestStartWithAClientThatDialsByAHook(t *testing.T) {
 	require.NoError(t, srv.Shutdown(ctx))
 }
 
-// A Redis that answers and takes no writes is waited for: what is tried at a
-// start must not take its refusal for one of the user. (A replica is another
+// Start waits for a Redis that answers and takes no writes: the checks of a start must
+// not take its refusal for one of the user. (A replica is another
 // matter: see TestStartWithTheWrongClient.)
 func TestStartWaitsForARedisThatTakesNoWrites(t *testing.T) {
 	t.Parallel()

@@ -62,7 +62,7 @@ func (p *PresenceManager) ClearState(ctx context.Context, room, connID string) e
 		return err
 	}
 	if !p.n.rules.match(room).tracked {
-		return ErrNotTracked
+		return notTracked(room)
 	}
 	return p.n.errorFor(ctx, c.ClearState(ctx, room))
 }
@@ -70,7 +70,7 @@ func (p *PresenceManager) ClearState(ctx context.Context, room, connID string) e
 // setState sets a state; what it returns waits until Redis has it.
 func (n *node) setState(c *owner.Conn, room string, data json.RawMessage, opts StateOptions) (owner.Write, error) {
 	if !n.rules.match(room).tracked {
-		return owner.Write{}, ErrNotTracked
+		return owner.Write{}, notTracked(room)
 	}
 	after := opts.ExpireAfter
 	if after > 0 {

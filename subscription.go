@@ -22,10 +22,10 @@ type outlet interface {
 }
 
 // subscription is one connection's (or the app's own) watching of one room. It
-// is a hub.Sink that holds back what comes while its guards are asked again.
+// is a hub.Sink that holds events back while its guards are asked again.
 type subscription struct {
 	room   string
-	viewer string // connection id; empty: the app itself, whom no guard is asked about
+	viewer string // connection id; empty: the app itself, about which no guard is asked
 	out    outlet
 	most   int    // bytes that may be held back; negative: no bound
 	before func() // is called before each event; nil: not yet added to watchers

@@ -17,10 +17,10 @@ import (
 	"github.com/meshpresence/mesh/internal/socket"
 )
 
-// retryAfter is what a client that was turned away is told, in seconds.
+// retryAfter is the Retry-After header of refused requests, in seconds.
 const retryAfter = "2"
 
-// authsAtOnce is how many calls of Authenticate may be under way, those included
+// authsAtOnce limits the calls of Authenticate that are under way, those included
 // that go on after their time limit. Nothing else bounds what refused requests cost:
 // they do not count towards the limits of connections and upgrades.
 const authsAtOnce = 1024
@@ -71,8 +71,8 @@ func (s *Server) reserve() error {
 	return nil
 }
 
-// take makes what was reserved a connection, if one more may be; limited: and if
-// one more may be accepted in this second.
+// take makes a reserved request a connection, or returns an error if there are too
+// many. With limited it also counts towards the upgrades of this second.
 func (s *Server) take(limited bool) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -132,9 +132,9 @@ func (s *Server) release(taken bool) {
 	}
 }
 
-// upgrade answers a request that has been reserved: with an upgrade, which is
-// taken then, or (nil) with a refusal. What costs nothing is checked first, and
-// only an upgrade counts towards the limits. Otherwise anyone who sends requests
+// upgrade answers a reserved request: with an upgrade, which is taken then, or (nil)
+// with a refusal. Cheap checks come first, and only an upgrade counts towards the
+// limits. Otherwise anyone who sends requests
 // that are refused could keep honest clients out.
 func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) (*websocket.Conn, []byte) {
 	if status, message := checkHandshake(r); status != 0 {
@@ -210,8 +210,8 @@ func hasToken(values []string, token string) bool {
 	return false
 }
 
-// refuseUpgrade closes the connection with its answer: a client that is told to
-// come back later must not keep a file descriptor until then.
+// refuseUpgrade closes the connection with its answer: a client that has to come
+// back later must not keep a file descriptor until then.
 func refuseUpgrade(w http.ResponseWriter, status int) {
 	w.Header().Set("Retry-After", retryAfter)
 	w.Header().Set("Connection", "close")

@@ -13,7 +13,7 @@ const (
 	// failedFor is how long a guard that failed counts as refusing before it
 	// is asked again.
 	failedFor = time.Second
-	// freshFor is how old a verdict may be that answers a request of a client.
+	// freshFor limits the age of a verdict that answers a request of a client.
 	freshFor = 5 * time.Second
 	// straysPerConn and straysAll bound the calls of one rule's guards that go on
 	// after their verdict was given or called off: those about one connection, and
@@ -23,7 +23,7 @@ const (
 	straysPerConn = 16
 	straysAll     = 1024
 	straysTotal   = 32 * straysAll
-	// verdictsKept is how many verdicts a connection keeps if its subscriptions
+	// verdictsKept is the number of verdicts that a connection keeps if its subscriptions
 	// or rooms are not limited.
 	verdictsKept = 4096
 
@@ -186,7 +186,7 @@ func (v *verdicts) drop(c *connVerdicts, room string) {
 	}
 }
 
-// of returns what is kept for a connection, nil if it is not known.
+// of returns the verdicts of a connection, nil if it is not known.
 func (v *verdicts) of(conn string) *connVerdicts {
 	v.mu.RLock()
 	defer v.mu.RUnlock()

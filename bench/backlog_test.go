@@ -46,7 +46,7 @@ var backlogs = []struct {
 // profile is 0.9 KB of metadata.
 var profile = strings.Repeat("profile ", 112)
 
-// BenchmarkBacklog is how long joins and leaves of an unrelated connection take,
+// BenchmarkBacklog measures how long joins and leaves of an unrelated connection take,
 // alone and beside each backlog, with a millisecond to Redis, and how many
 // living members of rooms with a short TTL are reported as left. The limit is
 // 50 ms more than alone, and none.

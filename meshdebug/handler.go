@@ -105,7 +105,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	made.write(w)
 }
 
-// makeLimit is how long a page may take. A mesh.Server answers within
+// makeLimit limits the time that a page takes. A mesh.Server answers within
 // gatherLimit; a Source of the app's may ignore its context.
 const makeLimit = gatherLimit + time.Second
 

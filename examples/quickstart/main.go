@@ -16,7 +16,7 @@ import (
 func main() {
 	srv, err := mesh.NewServer(mesh.Options{
 		Redis: redis.NewClient(&redis.Options{Addr: "localhost:6379"}), Logger: slog.Default(),
-		Authenticate: func(_ context.Context, r *http.Request) (any, error) { // look at r; an error refuses the client
+		Authenticate: func(_ context.Context, r *http.Request) (any, error) { // check r here; an error refuses the client
 			return map[string]string{"userId": "user123", "username": "Alice"}, nil
 		}})
 	if err != nil {

@@ -128,7 +128,7 @@ func (lp *loop) wantsDead(now time.Time) bool {
 	return !lp.deadAt.IsZero() && !now.Before(lp.deadAt)
 }
 
-// deadListed is how many of the dead a renewal tells at most.
+// deadListed limits how many dead servers a renewal returns.
 const deadListed = 64
 
 // lost notes that the current incarnation has ended.

@@ -22,14 +22,14 @@ type Shield struct {
 	dropped  atomic.Uint64
 }
 
-// ShieldCounts is what has become of calls of the handler.
+// ShieldCounts counts the handler's calls by their outcome.
 type ShieldCounts struct {
 	Panics   uint64 // runtime.Goexit included
 	Timeouts uint64
 	Dropped  uint64 // not made, because another one was late
 }
 
-// Counts returns what has been counted.
+// Counts returns the counts so far.
 func (s *Shield) Counts() ShieldCounts {
 	return ShieldCounts{Panics: s.panics.Load(), Timeouts: s.timeouts.Load(), Dropped: s.dropped.Load()}
 }
@@ -85,8 +85,8 @@ const (
 	callLate
 )
 
-// shield calls f and returns what it returned; false: it did not return in
-// time, or at all.
+// shield calls f and returns its result. Ok is false if f did not return in time,
+// or at all.
 func shield[T any](s *Shield, f func() T) (value T, ok bool) {
 	if s.late.Load() > 0 {
 		s.dropped.Add(1)

@@ -115,8 +115,8 @@ func (o *Owner) eachLane(do func(l *lane)) {
 	wg.Wait()
 }
 
-// compareLane compares the size of a lane's index (-1: not known) with what it
-// should hold.
+// compareLane compares the size of a lane's index (-1: not known) with the size that
+// it should have.
 func (o *Owner) compareLane(l *lane, inc string, size int64) {
 	held, quiet := l.standing(inc)
 	if held == 0 && o.cfg.Buckets > 1 {

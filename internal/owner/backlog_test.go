@@ -13,13 +13,13 @@ import (
 	"github.com/meshpresence/mesh/internal/store"
 )
 
-// crowd is how many connections make a backlog. At crowdCost an op, Redis needs
+// crowd is the number of connections that make a backlog. At crowdCost an op, Redis needs
 // 2.6 s for one change of each: longer than a key with a TTL of a second lasts.
 const (
 	crowd      = 10_000
 	crowdBatch = 16
 	crowdCost  = 200 * time.Microsecond
-	// extra is how much longer an operation may take beside a backlog.
+	// extra is the time that an operation may take in addition beside a backlog.
 	extra = 50 * time.Millisecond
 )
 
@@ -178,7 +178,7 @@ func TestNoBacklogDelaysOthers(t *testing.T) {
 
 // After a rebirth other servers soon end what the old incarnation has. While the
 // states of others are more than Redis can take, entries still get their share, and
-// registrations, which nobody sees end, do not take it from them.
+// registrations, whose end is not visible, do not take it from them.
 func TestRebirthUnderLoad(t *testing.T) {
 	virtual(t, func(r *rig) {
 		w := newCrowded(r)

@@ -10,10 +10,10 @@ import (
 )
 
 const (
-	// checkAll is how many rooms and keys are all checked at each heartbeat. A
+	// checkAll is the number of rooms and keys up to which all are checked at each heartbeat. A
 	// server with more checks half of them at each.
 	checkAll = 32 << 10
-	// indexAll is how many rooms of a bucket are all looked for on the index of
+	// indexAll is the number of rooms of a bucket up to which all are looked for on the index of
 	// rooms at each heartbeat. Of more rooms a sample is, unless it shows a loss,
 	// and all of them every indexEvery heartbeats.
 	indexAll   = 1024
@@ -21,18 +21,18 @@ const (
 	// restoreRarely is the longest pause, in heartbeats, between two attempts to
 	// restore a room whose count Redis does not take.
 	restoreRarely = 32
-	// keyMargin is how long before it runs out a key is no longer looked for.
+	// keyMargin: a key is no longer looked for this long before it runs out.
 	keyMargin = 2 * time.Second
 )
 
-// ownKey is a key that must be there, and what it belongs to.
+// ownKey is a key that must exist, with the entry or connection that it belongs to.
 type ownKey struct {
 	ref   store.KeyRef
 	entry *entry // nil: the connection's registration
 	conn  *Conn
 }
 
-// checklist is what one lane expects Redis to hold.
+// checklist lists the rooms and keys that one lane expects in Redis.
 type checklist struct {
 	rooms []*localRoom
 	keys  []ownKey
@@ -105,9 +105,9 @@ func (e *entry) needs(kind store.KeyKind) bool {
 	return e.ttl > 0 && (e.ttl+time.Second)/3 > 2*e.c.o.cfg.Heartbeat && e.ttl-e.idle() > keyMargin
 }
 
-// checkLane compares what a lane expects with what is there, some hundred rooms
-// and keys per call. Whatever is missing is written again, as background work. It
-// returns the size of the lane's index as Redis has it; -1: it is not known.
+// checkLane compares the rooms and keys that a lane expects with those in Redis, some
+// hundred per call. It writes missing ones again, as background work. It returns the
+// size of the lane's index in Redis, -1 if that is not known.
 func (o *Owner) checkLane(l *lane, inc string, list checklist) (owned int64) {
 	all, owned := list.total <= indexAll || o.beats%indexEvery == 0, int64(-1)
 	for first := true; len(list.rooms)+len(list.keys) > 0; first = false {
@@ -180,8 +180,8 @@ func (o *Owner) checkSome(l *lane, inc string, rooms []*localRoom, keys []ownKey
 // it was asked, given the tally after.
 func (t tally) slack(after tally) int { return t.open + int(after.changes-t.changes) }
 
-// contradicts reports whether what was found of a room cannot be true unless
-// Redis has lost something.
+// contradicts reports whether the numbers found for a room prove that Redis has lost
+// something.
 func (t tally) contradicts(after tally, found store.RoomCheck) bool {
 	slack := t.slack(after)
 	if found.Entries < 0 { // another program's
@@ -242,7 +242,7 @@ func (o *Owner) recount(r *localRoom) {
 	}
 }
 
-// restore writes what a missing key belongs to once more.
+// restore writes the owner of a missing key (an entry or a registration) again.
 func (k *ownKey) restore(inc string) {
 	k.conn.mu.Lock()
 	defer k.conn.mu.Unlock()
@@ -258,8 +258,8 @@ func (k *ownKey) restore(inc string) {
 	}
 }
 
-// verify has an entry written once more, where it is there: what is as new as
-// what Redis holds stays. Conn.mu is held.
+// verify has an entry written again. If Redis holds a record that is as new, the
+// write changes nothing. Conn.mu is held.
 func (e *entry) verify() {
 	if !e.want || !e.written {
 		return

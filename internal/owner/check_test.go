@@ -47,7 +47,7 @@ func TestCheckRestores(t *testing.T) {
 				r.redis.do(func() { assert.True(r, lost.back(r.redis)) })
 				r.redis.do(func() { assert.Zero(r, r.redis.wrong, "counts are those of what is there") })
 				for _, line := range r.said() {
-					assert.Equal(r, "R", line[:1], "nobody is told of it: %s", line)
+					assert.Equal(r, "R", line[:1], "subscribers get no event of it: %s", line)
 				}
 				r.beat(3)
 				r.atRest()
@@ -87,8 +87,8 @@ func TestLeaveOfALostRecordIsKnown(t *testing.T) {
 	})
 }
 
-// What changes all the time is not taken for lost, and what is lost is found
-// among it.
+// Rooms that change all the time are not taken for lost, and lost ones are found
+// among them.
 func TestTally(t *testing.T) {
 	t.Parallel()
 	found := func(n int) store.RoomCheck { return store.RoomCheck{Members: true, Listed: true, Entries: n} }
@@ -141,7 +141,7 @@ func TestCheckGivesUpSlowly(t *testing.T) {
 }
 
 // Entries that have lapsed are cleaned up by other servers. They are looked for
-// first, and nobody else's entry is written again unless that explains nothing.
+// first, and no other entry is written again unless that explains nothing.
 func TestCheckLooksForLapsedEntriesFirst(t *testing.T) {
 	virtual(t, func(r *rig) {
 		r.rule("x", time.Minute)

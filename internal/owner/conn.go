@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	// retryAfter is how long an op waits that Redis refused alone.
+	// retryAfter is the wait before an op that Redis refused alone is tried again.
 	retryAfter = time.Second
 	// refreshRetry is retryAfter for an entry whose key may run out: well below
 	// the half second after which other servers act on that. It is retryAfter if

@@ -23,7 +23,7 @@ type entry struct {
 	id     string // minted anew for every join, before the first attempt to write it
 	ttl    time.Duration
 	asleep bool // ended by silence, or waiting for a sign of life: the next frame joins again
-	lapsed bool // silent past its TTL while nobody ends it: the next frame refreshes at once
+	lapsed bool // silent past its TTL, and not ended: the next frame refreshes at once
 	// overdue says that the connection was silent past its TTL since Redis last
 	// confirmed the entry, so that any server may have ended it.
 	overdue bool

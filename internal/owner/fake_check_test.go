@@ -7,7 +7,7 @@ import (
 	"github.com/meshpresence/mesh/internal/store"
 )
 
-// Check implements Store. Counts in positions are what the rooms hold, unless a
+// Check implements Store. Counts in positions are those of the rooms, unless a
 // test has put another number into miscounted.
 func (f *fakeStore) Check(ctx context.Context, bucket int, inc string, list store.CheckList) (store.Checked, error) {
 	f.mu.Lock()
@@ -58,7 +58,7 @@ func (f *fakeStore) hasKey(k store.KeyRef) bool {
 	return ok
 }
 
-// recount does what the op of that name does.
+// recount does the same as the op of that name.
 func (f *fakeStore) recount(w where, op store.Op) store.OpResult {
 	delete(f.unlisted, op.Room)
 	delete(f.miscounted, op.Room)

@@ -79,7 +79,7 @@ type fakeStore struct {
 
 	plan    func(call int, ops []store.Op) fault // nil: none
 	refuse  func(op store.Op) bool               // of one op
-	refusal error                                // what refuse is told as; nil: errRefused
+	refusal error                                // the error with which refuse refuses; nil: errRefused
 	mute    func(bucket int) bool                // reads nothing from there; nil: all is read
 	bucket  func(conn string) int                // of a connection; nil: 0
 	work    sync.WaitGroup

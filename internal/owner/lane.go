@@ -157,8 +157,8 @@ func (l *lane) unavailable() error {
 	return ErrUnavailable
 }
 
-// failed notes why a batch failed. That nobody answered in time is no reason
-// to report, and callers must not take it for the end of their own context.
+// failed notes why a batch failed. A missing answer is not reported as a reason:
+// callers must not take it for the end of their own context.
 func (l *lane) failed(err error) {
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) || !errors.Is(err, store.ErrUnavailable) {
 		err = nil
@@ -236,7 +236,7 @@ func (l *lane) back(b *batch) {
 	l.queue.back(back)
 }
 
-// sweepEvery is how often items that are over are looked for while Redis is away.
+// sweepEvery is the interval at which items that are over are removed while Redis is away.
 const sweepEvery = time.Second
 
 // sweep lets go of queued items that are over: while Redis is away, clients

@@ -187,12 +187,12 @@ func (e *entry) later(why error) {
 	e.c.o.cfg.Wheel.Schedule(e.retry, after, func() { e.lane.offerAgain(e) })
 }
 
-// lapsedTogether is how many entries EndLapsed ends before it waits for them. A
+// lapsedTogether is the number of entries that EndLapsed ends before it waits for them. A
 // write is waited for only so long from when it was asked for.
 const lapsedTogether = 256
 
 // EndLapsed ends the entries of this server in a room whose connections have
-// been silent for their TTL, where nobody else does. It returns how many, also
+// been silent for their TTL, if nothing else ends them. It returns how many, also
 // if ctx ends or Redis goes away before all of them have ended.
 func (o *Owner) EndLapsed(ctx context.Context, room string) (int, error) {
 	n := 0

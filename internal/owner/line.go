@@ -18,7 +18,7 @@ import "slices"
 //
 // The zero line is empty.
 type line struct {
-	first  []slot  // what was put back; it goes before all turns
+	first  []slot  // items that were put back; they go before all turns
 	fresh  []*turn // those that have not been served since they came; the oldest first
 	turns  []*turn // the others; the first is next
 	of     map[place]*turn
@@ -27,14 +27,14 @@ type line struct {
 	n      int
 }
 
-// place is what shares a turn: the items of a room, or what a connection has to
-// write about itself.
+// place identifies the items that share a turn: those of a room, or those that a
+// connection writes about itself.
 type place struct {
 	room string
 	conn *Conn
 }
 
-// turn is what waits for one place.
+// turn holds the items that wait in one place.
 type turn struct {
 	place place
 	items []slot

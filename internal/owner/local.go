@@ -21,9 +21,9 @@ type localRoom struct {
 
 	entries map[*entry]struct{} // that are wanted
 	tally
-	recount bool // the count is to be written when nothing is open
+	recount bool // the count has to be written as soon as nothing is open
 	// restored is the heartbeat at which its entries were verified the last time, and
-	// pause is how many heartbeats later they are again at the earliest.
+	// pause the least number of heartbeats until they are verified again.
 	restored, pause uint64
 	suspected       bool // its lapsed entries were verified, and none has been gone since
 }
@@ -78,7 +78,7 @@ func (o *Owner) uncount(r *localRoom) {
 	o.inUse -= one(len(r.entries) > 0)
 }
 
-// standing is what a room's tally says of one entry.
+// standing is one entry's part in the tally of its room.
 type standing struct{ written, open bool }
 
 // note keeps the room's tally true. Everything that changes what Redis is known
@@ -98,7 +98,7 @@ func (e *entry) note() {
 	}
 }
 
-// retally returns the entry's room if its count is to be written now, nil
+// retally returns the entry's room if its count has to be written now, nil
 // otherwise.
 func (o *Owner) retally(e *entry, was, is standing) *localRoom {
 	o.roomsMu.Lock()

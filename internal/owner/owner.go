@@ -95,7 +95,7 @@ type Owner struct {
 	born  time.Time // base of the monotonic readings in Conn.seen
 	lanes []*lane
 	most  int // ops of a batch
-	// portion is how many of them may be routine or background.
+	// portion limits how many of them are routine or background.
 	portion int
 
 	stop    context.Context // ends when lanes must give up

@@ -33,8 +33,8 @@ func (q *queue) back(items []item) {
 	q.n += len(items)
 }
 
-// pop takes the next item; all: also one that is not pressing. nil: there is
-// none.
+// pop removes and returns the next item, nil if there is none. With all it may be
+// one that is not pressing.
 func (q *queue) pop(all bool) item {
 	u := q.pick(all)
 	if u == urgencies {
@@ -47,7 +47,7 @@ func (q *queue) pop(all bool) item {
 	return it
 }
 
-// pick returns the line whose turn it is by the shares; urgencies: none.
+// pick returns the line whose turn it is by the shares, or urgencies if all are empty.
 func (q *queue) pick(all bool) urgency {
 	best, total := urgencies, 0
 	for u := range urgencies {

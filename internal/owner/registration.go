@@ -100,8 +100,8 @@ func (r *registration) done(op store.Op, res store.OpResult) {
 	}
 }
 
-// differs reports whether Redis is not known to hold what it should. Conn.mu is
-// held.
+// differs reports whether Redis may lack this registration or hold an older one.
+// Conn.mu is held.
 func (r *registration) differs() bool {
 	if r.c.closed {
 		return len(r.c.entries) == 0

@@ -116,8 +116,8 @@ func TestASlowRedisIsGivenLonger(t *testing.T) {
 	}
 }
 
-// An op that Redis refuses for what it holds, or for want of memory, is not
-// tried several times a second.
+// An op that Redis refuses because of its data, or for lack of memory, is not tried
+// several times a second.
 func TestARefusalForGoodIsNotRetriedOften(t *testing.T) {
 	for _, why := range []error{store.ErrData, store.ErrFull} {
 		t.Run(why.Error(), func(t *testing.T) {

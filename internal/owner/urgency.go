@@ -14,17 +14,17 @@ const (
 	// arriving: a connection is new. Its registration has a share of its own,
 	// because a crowd that connects is no crowd in one room.
 	arriving
-	// routine: nobody waits and nothing expires soon. Leaves of closed
+	// routine: no caller waits and nothing expires soon. Leaves of closed
 	// connections, refreshes of keys with much time left, and entries that are
-	// written anew after a rebirth.
+	// written again after a rebirth.
 	routine
 	// background: comparison with Redis, rewriting after lost data, and
-	// registrations that are written anew after a rebirth.
+	// registrations that are written again after a rebirth.
 	background
 	urgencies
 )
 
-// shares is how many items of each urgency are taken in turn while all of them
+// shares is the number of items of each urgency that are taken in turn while all of them
 // wait. An urgency with nothing waiting leaves its share to the others.
 var shares = [urgencies]int{timed: 8, asked: 4, arriving: 2, routine: 2, background: 1}
 

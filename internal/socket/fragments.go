@@ -6,13 +6,13 @@ import (
 	"time"
 )
 
-// fragmentsPerSecond is how many fragments of messages a connection may send in the
-// long run. It is far above what a client needs that writes a message in small
+// fragmentsPerSecond limits the fragments of messages that a connection sends in the
+// long run. It is far above the needs of a client that writes a message in small
 // pieces: the largest that FrameBytes allows by default, in pieces of four bytes,
 // may come at once.
 const fragmentsPerSecond = 10_000
 
-// emptyPerMessage is how many fragments without content a message may have,
+// emptyPerMessage limits the fragments without content of one message,
 // whatever the limits are. Otherwise a message could go on for ever without getting
 // longer.
 const emptyPerMessage = 2_000

@@ -19,7 +19,7 @@ import (
 type gate struct {
 	net.Conn
 	raw  syscall.RawConn // to try without waiting; nil: cannot be tried
-	sock *Socket         // that runs; what the websocket package writes then goes nowhere
+	sock *Socket         // set while the socket runs; writes of the websocket package are discarded then
 	br   *bufio.Reader   // of the websocket package
 	in   *chunk          // read and not yet asked for; nil: nothing
 }

@@ -218,7 +218,7 @@ func BenchmarkReap(b *testing.B) {
 	b.ReportMetric(used*1e6/float64(ended), "redis-µs/entry")
 }
 
-// BenchmarkCheck is what a server asks about its 100,000 rooms, and about as many
+// BenchmarkCheck measures the checks of a server's 100,000 rooms, and about as many
 // keys of entries or connections. At each heartbeat it asks about half of them: the
 // metric redis-%/beat is the share of that of the 3.3 seconds between two.
 //

@@ -13,7 +13,7 @@ import (
 // takes Redis less than a millisecond.
 const CheckSize = 512
 
-// KeyKind says what a key holds that exists once per entry or connection.
+// KeyKind is the kind of a key that exists once per entry or connection.
 type KeyKind byte
 
 // The kinds of keys that Check looks for.
@@ -30,7 +30,7 @@ type KeyRef struct {
 	Conn string
 }
 
-// CheckList is what an incarnation relies on in one bucket.
+// CheckList lists the rooms and keys that an incarnation relies on in one bucket.
 type CheckList struct {
 	Own   bool     // whether to look at the incarnation's index and fence
 	Rooms []string // in which it has entries

@@ -81,8 +81,8 @@ func TestLostRecordsBeginAnEpoch(t *testing.T) {
 	})
 }
 
-// The leave of an entry whose record is lost is told, and the last one leaves
-// nothing without a TTL.
+// The leave of an entry with a lost record is published, and the last one leaves no
+// key without a TTL behind.
 func TestLeaveWithoutRecord(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
@@ -173,8 +173,7 @@ func TestRecount(t *testing.T) {
 	})
 }
 
-// If everything is lost that shows that entries were there, each of them is told to
-// have left all the same.
+// If every trace of entries is lost, their leaves are published all the same.
 func TestLeavesWithoutAnyTrace(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
@@ -193,7 +192,7 @@ func TestLeavesWithoutAnyTrace(t *testing.T) {
 	})
 }
 
-// What a dead server had in a room whose records are lost is told to have left.
+// The leaves of a dead server's entries are published although their records are lost.
 func TestReapWithoutRecord(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {

@@ -13,8 +13,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// uptimeSlack is how much less a process may say that it has been up than it
-// should, to be taken for the same: INFO tells whole seconds, and clocks differ.
+// uptimeSlack is the time by which the uptime of a process may fall short of the
+// expected one: INFO tells whole seconds, and clocks differ.
 const uptimeSlack = 2 * time.Second
 
 // errAnonymous says that INFO tells nothing by which processes can be told apart.

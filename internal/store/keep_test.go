@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// visited is how long the position of an empty room is kept that was only
+// visited is the time for which the position of an empty room is kept that was only
 // visited, or that is not tracked.
 const visited = 15 * time.Second
 

@@ -14,7 +14,7 @@ import (
 // layoutVersion is written to one key; servers of one Redis must agree on it.
 const (
 	layoutVersion = 1
-	// usualBuckets is how many buckets there are if that key tells no number.
+	// usualBuckets is the number of buckets if that key holds no number.
 	usualBuckets = 64
 )
 
@@ -80,8 +80,8 @@ type Traits struct {
 	NoRunID, Anonymous bool
 }
 
-// Traits asks every master for its peculiarities. What cannot be learned is
-// left out.
+// Traits asks every master for its peculiarities. It leaves out those that it
+// cannot learn.
 func (s *Store) Traits(ctx context.Context) Traits {
 	var t Traits
 	_, err := s.process(ctx)

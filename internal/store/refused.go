@@ -76,7 +76,7 @@ func isForbidden(text string) bool {
 
 func isMissing(text string) bool { return missingCommand.MatchString(text) }
 
-// explained adds to an error of Redis what it means, if that is known.
+// explained adds the meaning of an error of Redis, if it is known.
 func (s *Store) explained(err error) error {
 	text, ok := said(err)
 	if !ok {
@@ -91,6 +91,9 @@ func (s *Store) explained(err error) error {
 		// Without Redis's text: it repeats the arguments, and those of AUTH are
 		// credentials.
 		if m := commandName.FindStringSubmatch(text); m != nil {
+			if strings.EqualFold(m[1], "sentinel") {
+				return fmt.Errorf("%w: %s", ErrMisfit, useClient)
+			}
 			return fmt.Errorf("%w: %s", ErrMissing, strings.ToLower(m[1]))
 		}
 		return fmt.Errorf("%w that a script calls", ErrMissing)
@@ -103,6 +106,7 @@ func (s *Store) explained(err error) error {
 
 const (
 	useCluster = "this is a Redis Cluster, so use redis.NewClusterClient"
+	useClient  = "FailoverOptions.SentinelAddrs lead to a Redis that is no Sentinel, so use redis.NewClient, or the addresses of Sentinels"
 	useMaster  = "this is a replica, which takes no writes, so use the address of the master, or redis.NewFailoverClient behind Sentinel"
 )
 

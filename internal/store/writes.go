@@ -11,10 +11,10 @@ import (
 )
 
 const (
-	// hurried is how long a call must have been under way before running out of
-	// time says something about Redis. A caller may have had less patience.
+	// hurried is the least duration of a call whose timeout says something about
+	// Redis. A caller may give up sooner.
 	hurried = 250 * time.Millisecond
-	// oneOutage is how soon after a recovery a failure belongs to the same outage.
+	// oneOutage: a failure this soon after a recovery belongs to the same outage.
 	oneOutage = 3 * time.Second
 )
 
@@ -78,7 +78,7 @@ func (w *writes) answer() {
 	w.answered = time.Now()
 }
 
-// Writes reports what is known of writes in a bucket.
+// Writes returns the recent successes and failures of writes in a bucket.
 func (s *Store) Writes(bucket int) Writes {
 	w := &s.places[bucket].health
 	w.mu.Lock()

@@ -141,7 +141,7 @@ func appendPayload(dst []byte, payload any) ([]byte, error) {
 	return bytes.TrimSuffix(buf.Bytes(), []byte{'\n'}), nil
 }
 
-// mostQuoted is how many bytes Quote shows.
+// mostQuoted limits the bytes that Quote shows.
 const mostQuoted = 32
 
 // Quote returns the beginning of what a client sent, as a JSON string: for

@@ -8,7 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestFieldsCountAsWritten: names are told apart by case, and the last of equal
+// TestFieldsCountAsWritten: names differ by case, and the last of equal
 // names counts, whatever the earlier ones held.
 func TestFieldsCountAsWritten(t *testing.T) {
 	t.Parallel()

@@ -21,7 +21,7 @@ const (
 const MaxMergeDepth = 64
 
 // ErrStrategy says that a strategy is none of the three.
-var ErrStrategy = errors.New("mesh: unknown metadata strategy")
+var ErrStrategy = errors.New("unknown metadata strategy")
 
 // MergeMetadata returns what becomes of the metadata current, nil if there is
 // none, when change is set under strategy. Both merges fall back to replacing

@@ -31,7 +31,7 @@ type Request struct {
 	// HasID tells whether there is an id. Requests without one, or with one
 	// that is not a number, are carried out but not answered.
 	HasID bool
-	// Command may be empty: that is a command that nobody handles.
+	// Command may be empty: then no handler has it.
 	Command string
 	// Payload is nil if the frame has none. It shares memory with the frame.
 	Payload json.RawMessage
