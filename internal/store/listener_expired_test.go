@@ -313,7 +313,7 @@ func (c oddCluster) ForEachSlave(context.Context, func(context.Context, *redis.C
 }
 
 // A hook that panics, or never returns, when the nodes of a cluster are listed
-// brings down nothing and holds up nobody.
+// brings down nothing and delays nothing else.
 func TestOddHooksWhileNodesAreListed(t *testing.T) {
 	t.Parallel()
 	never := make(chan struct{})
