@@ -68,6 +68,11 @@ func (s *sim) deleteKey(key string) {
 		} else {
 			e.unsure = true
 		}
+	case "seq", "members":
+		// Members that mirrors are in doubt about are in doubt for once more as long.
+		if now.After(s.ghosts) {
+			s.ghosts = now
+		}
 	case "connection-meta":
 		if c := s.clients[key[strings.LastIndexByte(key, ':')+1:]]; c != nil {
 			c.metaBad = true
