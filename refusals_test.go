@@ -25,6 +25,18 @@ type mob struct {
 	mu     sync.Mutex // guards the fields below
 	ids    map[*testServer][]string
 	silent map[string]bool
+	gap    time.Duration // the longest between two signs of life since it was last asked for
+}
+
+// starved reports whether the machine kept all connections from showing life for
+// so long, since it was last asked, that they may have passed for silent. In
+// virtual time that does not happen.
+func (c *mob) starved() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	gap := c.gap
+	c.gap = 0
+	return !c.w.virtual && gap > 350*time.Millisecond
 }
 
 // newMob starts servers, the first of which can be cut off, and makes all connections
@@ -63,13 +75,15 @@ func newMob(w *world, room string, servers, each int, lease time.Duration, setup
 func (c *mob) live(ctx context.Context) {
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
-	for {
+	for last := time.Now(); ; {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
 		c.mu.Lock()
+		c.gap = max(c.gap, time.Since(last))
+		last = time.Now()
 		for s, ids := range c.ids {
 			for _, id := range ids {
 				if !c.silent[id] {
