@@ -139,11 +139,13 @@ func (s *sim) compare() {
 }
 
 // unlocked does something that takes time. A subscriber that has an event waits
-// for s.mu, and time does not pass while it does. s.mu is held before and after.
+// for s.mu, and time does not pass while it does. Clients go on to show life. s.mu
+// is held before and after.
 func (s *sim) unlocked(do func()) {
 	s.mu.Unlock()
-	defer s.mu.Lock()
 	do()
+	s.mu.Lock()
+	s.showLife(time.Now())
 }
 
 func (s *sim) compareMembers(where, room string, members []Member, now time.Time) {

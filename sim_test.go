@@ -269,19 +269,24 @@ func (s *sim) step(d time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	now := time.Now()
+	s.showLife(now)
+	s.watchHealth(now)
+	s.checkDue(now)
+	for _, l := range slices.Clone(s.later) {
+		if !now.Before(l.at) {
+			s.undo(l)
+		}
+	}
+}
+
+// showLife has the clients give a sign of life for which it is time. s.mu is held.
+func (s *sim) showLife(now time.Time) {
 	for _, c := range s.list() {
 		if !c.silent && !c.node.still() && now.Sub(c.seen) >= s.touch {
 			c.seen = now
 			if err := c.node.p.Touch(c.id); err != nil && !c.node.dead {
 				s.fail("touch %s: %v", c.id, err)
 			}
-		}
-	}
-	s.watchHealth(now)
-	s.checkDue(now)
-	for _, l := range slices.Clone(s.later) {
-		if !now.Before(l.at) {
-			s.undo(l)
 		}
 	}
 }
