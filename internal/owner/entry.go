@@ -206,6 +206,7 @@ func (e *entry) next(inc string, after *store.Op) (store.Op, bool) {
 		op.Kind = store.OpJoin
 		op.MetaVersion, op.Meta = e.c.metaVersion, e.c.meta
 		e.putState(&op, &e.state) // who comes has no older ones
+		op.Stated = e.before != "" && e.beforeKnown
 		if e.ttl > 0 {
 			op.Left = max(left, time.Millisecond)
 		}

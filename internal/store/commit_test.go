@@ -707,3 +707,19 @@ func TestCommitEndsWithItsContext(t *testing.T) {
 		require.ErrorIs(w, err, context.Canceled)
 	})
 }
+
+// A join of an entry whose record was lost takes the copy of its state away.
+func TestAJoinDeletesTheStateOfALostRecord(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(w *world) {
+		for _, ttl := range []time.Duration{0, time.Minute} {
+			first := Op{Kind: OpJoin, Room: "r", Conn: "a", Entry: "a1", TTL: ttl, Left: ttl, StateVersion: 1, State: []byte("s")}
+			w.ok("I", first)
+			require.NoError(w, w.rdb.Del(w.Context(), w.keys.Members("r")).Err())
+			again := Op{Kind: OpJoin, Room: "r", Conn: "a", Entry: "a2", TTL: ttl, Left: ttl, StateVersion: 2, Stated: true}
+			w.ok("I", again)
+			require.Zero(w, w.rdb.Exists(w.Context(), w.keys.State("r", "a")).Val())
+			w.ok("I", Op{Kind: OpLeave, Room: "r", Conn: "a", Entry: "a2", Cause: CauseLeft})
+		}
+	})
+}

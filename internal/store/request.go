@@ -89,7 +89,7 @@ func (r *request) add(o *Op) {
 func (r *request) join(o *Op) {
 	r.enter(o.Room)
 	attributes := millis(o.TTL) + " " + stateAttributes(o) + metaAttributes(o)
-	if !r.own && o.TTL == 0 && len(o.State) == 0 {
+	if !r.own && o.TTL == 0 && len(o.State) == 0 && !o.Stated {
 		r.args = append(r.args, r.name('J', ""), o.Conn, o.Entry, attributes, o.Meta)
 		return
 	}
@@ -97,7 +97,11 @@ func (r *request) join(o *Op) {
 	if o.TTL > 0 {
 		left = millis(max(o.Left, time.Millisecond))
 	}
-	r.args = append(r.args, r.name('j', ""), o.Conn, o.Entry, attributes, o.Meta, left, o.State, millis(o.StateLeft))
+	stateLeft := millis(o.StateLeft)
+	if o.Stated && len(o.State) == 0 {
+		stateLeft = ""
+	}
+	r.args = append(r.args, r.name('j', ""), o.Conn, o.Entry, attributes, o.Meta, left, o.State, stateLeft)
 	r.entry(o)
 }
 

@@ -180,8 +180,9 @@ type Op struct {
 	StateLeft    time.Duration // life of the state from now; 0: no expiry
 
 	Cause Cause // OpLeave
-	// Stated says that the entry of an OpLeave may have a state. Where it has
-	// one and this was not said, the leave takes a second call.
+	// Stated says that the entry of an OpLeave may have a state. If it has one and
+	// this was not said, the leave takes a second call. Of an OpJoin it says that a
+	// copy of an earlier entry's state may be there, which is deleted.
 	Stated bool
 	// Known says that Redis has acknowledged the entry of an OpLeave. If its
 	// record is lost, the leave is published all the same.

@@ -12,7 +12,7 @@
 -- write. What follows, and its KEYS:
 --   R  room tracked ('1': the caller has a rule for it)         members: the room of the J, j, S, M, U, L, l, C that follow, once in a call
 --   J  conn entry attributes meta                               joins: no TTL, no state
---   j  conn entry attributes meta left state stateLeft          conn, state
+--   j  conn entry attributes meta left state stateLeft          conn, state; stateLeft '': an earlier copy may be there
 --   S  conn entry ttl left stateVersion stateAttributes stateLeft state    conn, state: a newer state
 --   M  conn entry ttl left metaVersion metaAttributes meta      conn, state: newer metadata
 --   U  conn entry ttl left, those of S, those of M              conn, state: both
@@ -100,7 +100,7 @@ end
 
 -- deadline is when a state ends that lives that long from now; '0': it does not.
 local function deadline(left)
-  return left == '0' and '0' or string.format('%.0f', now + tonumber(left))
+  return (left == '0' or left == '') and '0' or string.format('%.0f', now + tonumber(left))
 end
 
 -- setState writes the copy of a state for whoever looks, or takes it away.
@@ -307,6 +307,8 @@ local function join(mark, conn, entry, attrs, meta, left, state, stateLeft, conn
     end
     if state ~= '' then
       setState(stateKey, state, stateLeft)
+    elseif stateLeft == '' then
+      call('DEL', stateKey) -- of an entry whose record is lost
     end
   end
   publish('J', '.', conn, record)
