@@ -30,7 +30,7 @@ func (s *Store) Generation(ctx context.Context) (string, bool) {
 
 // process is Generation, and why it is unknown.
 func (s *Store) process(ctx context.Context) (string, error) {
-	return within(ctx, s, place{s.leases, nowhere, false}, func(ctx context.Context) (string, error) {
+	return within(ctx, s, s.unqueued(), func(ctx context.Context) (string, error) {
 		var (
 			mu  sync.Mutex // guards ids: the cluster client calls from many goroutines
 			ids []string

@@ -15,6 +15,10 @@ const fenceLife = 24 * time.Hour
 // bucket 0.
 func (s *Store) leasing() place { return place{s.leases, 0, true} }
 
+// unqueued is where calls of no one bucket run that do not wait for what clients
+// ask.
+func (s *Store) unqueued() place { return place{s.leases, nowhere, false} }
+
 // Register puts an incarnation on the list of the living for ttl and returns
 // Redis's time (unix ms).
 func (s *Store) Register(ctx context.Context, inc string, ttl time.Duration) (int64, error) {
@@ -89,7 +93,7 @@ func (s *Store) DeclareDead(ctx context.Context, inc string) error {
 
 // Cleaned takes an incarnation off the list of the dead, when nothing of it is left.
 func (s *Store) Cleaned(ctx context.Context, inc string) error {
-	_, err := within(ctx, s, place{s.leases, nowhere, false}, func(ctx context.Context) (int64, error) {
+	_, err := within(ctx, s, s.unqueued(), func(ctx context.Context) (int64, error) {
 		return s.client.ZRem(ctx, s.keys.Dead(), inc).Result()
 	})
 	return err

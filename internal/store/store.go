@@ -164,7 +164,7 @@ func (s *Store) Wait(ctx context.Context) error {
 
 // Ping asks Redis whether it is there.
 func (s *Store) Ping(ctx context.Context) error {
-	_, err := within(ctx, s, place{s.leases, nowhere, false}, func(ctx context.Context) (string, error) { return s.client.Ping(ctx).Result() })
+	_, err := within(ctx, s, s.unqueued(), func(ctx context.Context) (string, error) { return s.client.Ping(ctx).Result() })
 	return err
 }
 
