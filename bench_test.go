@@ -1,4 +1,4 @@
-package mesh
+package mesh_test
 
 import (
 	"bytes"
@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -17,6 +18,8 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/meshpresence/mesh"
+	"github.com/meshpresence/mesh/internal/e2e/harness"
 	"github.com/meshpresence/mesh/internal/redistest"
 	"github.com/meshpresence/mesh/meshtest"
 )
@@ -37,13 +40,13 @@ func benchRedis(b *testing.B) *redis.Client {
 }
 
 // benchServer starts a server on TCP and returns it with its address.
-func benchServer(b *testing.B) (*Server, string) {
+func benchServer(b *testing.B) (*mesh.Server, string) {
 	b.Helper()
-	srv, err := NewServer(Options{
-		Redis: benchRedis(b), PingInterval: time.Hour, LatencyInterval: -1, Limits: Limits{CommandsPerSecond: -1},
+	srv, err := mesh.NewServer(mesh.Options{
+		Redis: benchRedis(b), PingInterval: time.Hour, LatencyInterval: -1, Limits: mesh.Limits{CommandsPerSecond: -1},
 	})
 	require.NoError(b, err)
-	require.NoError(b, srv.TrackPresence(Regexp(mustCompile(".*")), PresenceOptions{}))
+	require.NoError(b, srv.TrackPresence(mesh.Regexp(regexp.MustCompile(".*")), mesh.PresenceOptions{}))
 	require.NoError(b, srv.Start(b.Context()))
 	web := httptest.NewServer(srv)
 	b.Cleanup(func() {
@@ -66,9 +69,9 @@ const (
 func BenchmarkJoinLeave(b *testing.B) {
 	b.Run("mesh", func(b *testing.B) {
 		off := false
-		p, err := NewPresenceManager(Options{Redis: benchRedis(b), EnablePresenceExpirationEvents: &off})
+		p, err := mesh.NewPresenceManager(mesh.Options{Redis: benchRedis(b), EnablePresenceExpirationEvents: &off})
 		require.NoError(b, err)
-		require.NoError(b, p.TrackPresence(Regexp(mustCompile(".*")), PresenceOptions{}))
+		require.NoError(b, p.TrackPresence(mesh.Regexp(regexp.MustCompile(".*")), mesh.PresenceOptions{}))
 		require.NoError(b, p.Start(b.Context()))
 		b.Cleanup(func() { require.NoError(b, p.Shutdown(context.Background())) })
 		rooms := make(chan string)
@@ -167,7 +170,7 @@ func BenchmarkFanout(b *testing.B) {
 				"id": 1, "command": "mesh/subscribe-presence", "payload": map[string]any{"roomName": "lobby"},
 			}))
 			for { // until it is answered
-				var f frame
+				var f harness.Frame
 				require.NoError(b, ws.ReadJSON(&f))
 				if f.ID != nil {
 					return
@@ -181,7 +184,7 @@ func BenchmarkFanout(b *testing.B) {
 		n := 0
 		for b.Loop() {
 			state := json.RawMessage(fmt.Sprintf(`{"n":%d}`, n))
-			require.NoError(b, p.PublishState(b.Context(), "lobby", "speaker", state, StateOptions{}))
+			require.NoError(b, p.PublishState(b.Context(), "lobby", "speaker", state, mesh.StateOptions{}))
 			<-a.all
 			n++
 		}

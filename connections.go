@@ -3,39 +3,37 @@ package mesh
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"slices"
 
+	"github.com/meshpresence/mesh/internal/keys"
+	"github.com/meshpresence/mesh/internal/peers"
 	"github.com/meshpresence/mesh/internal/store"
 )
 
-// ConnectionManager reads and writes what is known about connections, on
-// whichever server they are. All methods are safe for concurrent use and wait
-// for Redis, and for the connection's server, for at most about two seconds
-// each ([ErrUnavailable]). No guard is asked: the app itself is acting.
+// ConnectionManager reads and changes connections on any server of the group. All
+// methods are safe for concurrent use, and wait for at most about two seconds for Redis
+// and for the connection's server ([ErrUnavailable]). No guard is asked, because the
+// app itself is acting.
 //
 // The TypeScript server's connectionManager.
 type ConnectionManager struct {
-	n *node
+	n *core
 }
 
-// MetadataOptions say how metadata is set.
-type MetadataOptions struct {
-	// Strategy defaults to Replace.
-	Strategy Strategy
-}
-
-// SetMetadata stores metadata for a connection: any value that encodes to
-// JSON, a json.RawMessage as it is; nil removes it. Guards are asked again
-// with the new metadata, on the connection's own server, and members lists
-// show it. Two merges at once lose nothing. Equal bytes are no change.
+// SetMetadata stores metadata for a connection: any value that encodes to JSON (a
+// json.RawMessage is stored as it is), or nil to remove it. Guards are asked again with
+// the new metadata on the connection's own server, and lists of members show it.
+// Concurrent merges lose nothing. If the bytes are equal, nothing changes.
 //
-// Changes of one connection that come within 100 ms are handled together: until
-// then nothing is delivered to it by subscriptions with guards, and if it is in more
-// than four rooms, members lists show the last change up to 100 ms later.
+// Changes of one connection within 100 ms are handled together. Until then its
+// subscriptions with guards deliver nothing, and if it is in more than four rooms,
+// lists of members show the last change up to 100 ms later.
 //
-// [ErrUnknownConnection] where no server has that connection,
-// [ErrInvalidMetadata] where the value does not encode or the strategy is
-// unknown, [ErrTooLarge] past Limits.MetadataBytes.
+// It returns [ErrUnknownConnection] if no server has the connection,
+// [ErrInvalidMetadata] if the value does not encode or the strategy is unknown, and
+// [ErrTooLarge] beyond Limits.MetadataBytes.
 //
 // The TypeScript server's connectionManager.setMetadata.
 func (m *ConnectionManager) SetMetadata(ctx context.Context, connID string, metadata any, opts MetadataOptions) error {
@@ -49,22 +47,22 @@ func (m *ConnectionManager) SetMetadata(ctx context.Context, connID string, meta
 	return m.n.setConnMetadata(ctx, connID, data, opts.Strategy, nil)
 }
 
-// Metadata returns a connection's metadata, nil where it has none. For a
-// connection of this server it comes from memory. [ErrUnknownConnection] where
-// no server has that connection.
+// Metadata returns a connection's metadata, or nil if it has none. For a connection of
+// this server it comes from memory. It returns [ErrUnknownConnection] if no server has
+// the connection.
 //
 // The TypeScript server's connectionManager.getMetadata.
 func (m *ConnectionManager) Metadata(ctx context.Context, connID string) (json.RawMessage, error) {
 	if err := m.check(ctx, connID); err != nil {
 		return nil, err
 	}
-	if c, ok := m.n.owner.Conn(connID); ok {
+	if c, ok := m.n.local.Conn(connID); ok {
 		data, _ := c.Metadata()
 		return data, nil
 	}
 	value, err := m.n.store.ConnMeta(ctx, connID)
 	if err != nil {
-		return nil, m.n.errorFor(ctx, err)
+		return nil, errorFor(ctx, err)
 	}
 	if value.Owner == "" {
 		return nil, fmt.Errorf("%w: %s", ErrUnknownConnection, connID)
@@ -72,17 +70,17 @@ func (m *ConnectionManager) Metadata(ctx context.Context, connID string) (json.R
 	return value.Data, nil
 }
 
-// RoomMetadata returns the metadata of every connection in a room, tracked or
-// not, by connection id; nil for those that have none. However many they are,
-// it reads them all. (What is stored for the room itself:
-// [RoomManager.Metadata].)
+// RoomMetadata returns the metadata of every connection in a room, tracked or not, by
+// connection id. The value is nil for a connection without metadata. The number of
+// connections is not limited. [RoomManager.Metadata] returns the metadata of the room
+// itself.
 func (m *ConnectionManager) RoomMetadata(ctx context.Context, room string) (map[string]json.RawMessage, error) {
-	if err := m.n.use(ctx, room); err != nil {
+	if err := m.n.checkUsable(ctx, room); err != nil {
 		return nil, err
 	}
 	records, _, err := m.n.store.Some(ctx, room, -1)
 	if err != nil {
-		return nil, m.n.errorFor(ctx, err)
+		return nil, errorFor(ctx, err)
 	}
 	out := make(map[string]json.RawMessage, len(records))
 	for _, r := range records {
@@ -91,31 +89,31 @@ func (m *ConnectionManager) RoomMetadata(ctx context.Context, room string) (map[
 	return out, nil
 }
 
-// Recheck asks the guards and join guards again about everything that a connection
-// sees and every room that it is in, on whichever server it is. Call it after what
-// the guards read has changed. (Changes of metadata and rules are noticed by
-// themselves.) It does not wait for the verdicts. What they do is described at
-// [RoomManager.Recheck]. [ErrUnknownConnection] if no server has it.
+// Recheck asks the guards and join guards again about every room that a connection of
+// any server sees or is in. Call it after data that the guards read has changed.
+// (Changes of metadata and rules are detected automatically.) It does not wait for the
+// answers. [RoomManager.Recheck] describes their effect. It returns
+// [ErrUnknownConnection] if no server has the connection.
 func (m *ConnectionManager) Recheck(ctx context.Context, connID string) error {
-	_, err := m.n.callOwner(ctx, remoteCall{Op: opRecheck, Conn: connID})
+	_, err := m.n.callOwner(ctx, peers.Call{Op: peers.OpRecheck, Conn: connID})
 	return err
 }
 
-// Close ends a connection, on whichever server it is, as
-// [PresenceManager.Disconnect] does: it leaves its rooms, and a socket is closed
-// with code 1000. Close does not wait until Redis has the leaves.
-// [ErrUnknownConnection] if no server has it.
+// Close ends a connection on any server, as [PresenceManager.Disconnect] does: it
+// leaves its rooms, and a socket is closed with code 1000. Close does not wait until
+// Redis has the leaves. It returns [ErrUnknownConnection] if no server has the
+// connection.
 func (m *ConnectionManager) Close(ctx context.Context, connID string) error {
-	_, err := m.n.callOwner(ctx, remoteCall{Op: opClose, Conn: connID})
+	_, err := m.n.callOwner(ctx, peers.Call{Op: peers.OpClose, Conn: connID})
 	return err
 }
 
-// Send pushes a frame {command, payload} to one connection's socket, on
-// whichever server it is. It returns when the frame is queued there or, for
-// another server, on its way: it arrives at most once, and nothing tells
-// whether it did. [ErrUnknownConnection] where no server has the connection;
-// [ErrInvalidCommand] where the command is the protocol's own, as all are that
-// begin with "mesh/". For a connection without a socket it does nothing.
+// Send pushes a frame {command, payload} to the socket of one connection on any server.
+// It returns when the frame is queued there or, for another server, on its way. The
+// frame arrives at most once, without a confirmation. It returns [ErrUnknownConnection]
+// if no server has the connection, and [ErrInvalidCommand] if the command is one of the
+// protocol's own (all that begin with "mesh/"). It does nothing for a connection
+// without a socket.
 func (m *ConnectionManager) Send(ctx context.Context, connID, command string, payload any) error {
 	if err := checkContext(ctx); err != nil {
 		return err
@@ -129,90 +127,97 @@ func (m *ConnectionManager) Send(ctx context.Context, connID, command string, pa
 		return err
 	}
 	f.Conn = connID
-	return m.n.control.send(ctx, inc, f)
+	return m.n.peers.Send(ctx, inc, f)
 }
 
 func (m *ConnectionManager) check(ctx context.Context, connID string) error {
-	if err := m.n.usableFor(ctx); err != nil {
+	if err := m.n.checkRunningCtx(ctx); err != nil {
 		return err
 	}
-	return validateConnectionID(connID)
+	return keys.ValidateConnectionID(connID)
 }
 
-// locate returns the incarnation that has a connection.
-func (n *node) locate(ctx context.Context, connID string) (string, error) {
-	if err := n.usableFor(ctx); err != nil {
-		return "", err
+// ConnectionInfo describes one connection, for operators: its server and its rooms.
+type ConnectionInfo struct {
+	ID string
+	// Server is the Incarnation of the server that owns the connection.
+	// [Server.Servers] lists the name of that server.
+	Server string
+	// Self reports whether it is the server that was asked.
+	Self     bool
+	Metadata json.RawMessage // nil if there is none
+	Rooms    []RoomEntry     // sorted by name
+}
+
+// RoomEntry is a room of a connection.
+type RoomEntry struct {
+	Room string
+	// Entry is the entry in Redis. Its ID is empty if Redis has none: the join is not
+	// written yet, or Redis has lost it.
+	Entry Entry
+}
+
+// Find returns information about a connection on any server. The server and the entries
+// come from Redis, and the list of rooms from the server that owns the connection. No
+// guard is asked, because the app itself is asking. It reads from masters, writes
+// nothing, and takes at most two seconds.
+//
+// It returns [ErrUnknownConnection] if no server has the connection, and
+// [ErrInvalidConnectionID] if no connection can have that id. With [ErrUnavailable] the
+// info is partial. For a connection of this server, the entries are missing if Redis
+// does not answer. For a connection of another server, only the server and the metadata
+// are set if that server does not answer. The ID is empty if nothing is known.
+func (m *ConnectionManager) Find(ctx context.Context, connID string) (ConnectionInfo, error) {
+	if err := m.check(ctx, connID); err != nil {
+		return ConnectionInfo{}, err
 	}
-	if err := validateConnectionID(connID); err != nil {
-		return "", err
+	ctx, cancel := context.WithTimeout(ctx, lookLimit)
+	defer cancel()
+	info, rooms, err := m.n.find(ctx, connID)
+	if err != nil {
+		return info, err
 	}
-	if _, ok := n.owner.Conn(connID); ok {
-		return n.lease.Incarnation(), nil
+	slices.Sort(rooms)
+	info.Rooms = make([]RoomEntry, len(rooms))
+	refs := make([]store.EntryRef, len(rooms))
+	for i, room := range rooms {
+		info.Rooms[i].Room = room
+		refs[i] = store.EntryRef{Room: room, Conn: connID}
+	}
+	for at := 0; at < len(refs); at += maxFound {
+		records, err := m.n.store.Records(ctx, refs[at:min(at+maxFound, len(refs))])
+		if err != nil {
+			return info, errorFor(ctx, err)
+		}
+		for i := range records {
+			if records[i].Entry != "" {
+				info.Rooms[at+i].Entry = entryOf(&records[i])
+			}
+		}
+	}
+	return info, nil
+}
+
+// maxFound limits the entries that one round trip of Find reads.
+const maxFound = 256
+
+// find returns the server of a connection, its metadata and its rooms.
+func (n *core) find(ctx context.Context, connID string) (ConnectionInfo, []string, error) {
+	if c, ok := n.local.Conn(connID); ok {
+		data, _ := c.Metadata()
+		return ConnectionInfo{ID: connID, Server: n.lease.Incarnation(), Self: true, Metadata: data}, c.Rooms(), nil
 	}
 	value, err := n.store.ConnMeta(ctx, connID)
 	if err != nil {
-		return "", n.errorFor(ctx, err)
+		return ConnectionInfo{}, nil, errorFor(ctx, err)
 	}
 	if value.Owner == "" || value.Owner == n.lease.Incarnation() {
-		return "", fmt.Errorf("%w: %s", ErrUnknownConnection, connID)
+		return ConnectionInfo{}, nil, fmt.Errorf("%w: %s", ErrUnknownConnection, connID)
 	}
-	return value.Owner, nil
-}
-
-// callOwner has the server of call.Conn carry out a call.
-func (n *node) callOwner(ctx context.Context, call remoteCall) (outcome, error) {
-	return n.control.call(ctx, func(ctx context.Context) (string, error) { return n.locate(ctx, call.Conn) }, call)
-}
-
-// metadataFor returns the metadata of another connection if the viewer may have it:
-// the two have a room in common that the viewer has joined or watches, and that
-// its guards, if the room is tracked, let the viewer see.
-func (n *node) metadataFor(ctx context.Context, viewer, connID string, rooms []string) (json.RawMessage, error) {
-	records, err := n.presentIn(ctx, connID, rooms)
-	if err != nil {
-		return nil, err
+	info := ConnectionInfo{ID: connID, Server: value.Owner, Metadata: value.Data}
+	done, err := n.peers.Call(ctx, peers.At(value.Owner), peers.Call{Op: peers.OpRooms, Conn: connID})
+	if errors.Is(err, ErrUnknownConnection) { // the connection has just ended
+		return ConnectionInfo{}, nil, err
 	}
-	for i, r := range records {
-		if r.Entry == "" {
-			continue
-		}
-		if n.shares(ctx, viewer, rooms[i]) {
-			return r.Meta, nil
-		}
-	}
-	return nil, nil
-}
-
-// shares reports whether a viewer may see the members of a room that it has joined or
-// watches. No guard is asked about a room that is not tracked, so the viewer has to
-// be in it still.
-func (n *node) shares(ctx context.Context, viewer, room string) bool {
-	if n.rules.match(room).tracked {
-		return n.maySee(ctx, viewer, room) == nil
-	}
-	c, ok := n.owner.Conn(viewer)
-	return ok && c.In(room)
-}
-
-// presentIn returns the records of a connection in rooms, in their order; an empty
-// one if it is not in.
-func (n *node) presentIn(ctx context.Context, connID string, rooms []string) ([]store.Record, error) {
-	c, ok := n.owner.Conn(connID)
-	if !ok && len(rooms) > 0 {
-		refs := make([]store.OwnedRef, len(rooms))
-		for i, room := range rooms {
-			refs[i] = store.OwnedRef{Room: room, Conn: connID}
-		}
-		records, err := n.store.Records(ctx, refs)
-		return records, n.errorFor(ctx, err)
-	}
-	records := make([]store.Record, len(rooms))
-	for i, room := range rooms {
-		if c.In(room) {
-			data, _ := c.Metadata()
-			records[i] = store.Record{Entry: connID, Meta: data}
-		}
-	}
-	return records, nil
+	return info, done.Rooms, err
 }

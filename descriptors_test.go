@@ -1,4 +1,4 @@
-package mesh
+package mesh_test
 
 import (
 	"bufio"
@@ -14,63 +14,66 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/meshpresence/mesh"
+	"github.com/meshpresence/mesh/internal/e2e/harness"
+	"github.com/meshpresence/mesh/internal/e2e/testlog"
 	"github.com/meshpresence/mesh/internal/limit"
 	"github.com/meshpresence/mesh/internal/store"
+	"github.com/meshpresence/mesh/internal/testhook"
 )
 
 func TestConnectionsFitFileDescriptors(t *testing.T) {
 	t.Parallel()
-	const perNode = 20 + 5 + subscriptionConns
-	reserved := func(files int) int { return spareFiles + files/spareShare + perNode }
+	const perNode = 20 + 5 + 2 // the pool, the pipelines, and the subscriptions
+	reserved := func(files int) int { return 64 + files/16 + perNode }
 	for name, c := range map[string]struct {
 		files, limit int // of the process and of the app
 		most         int // connections; 0: Start fails
 		warns        bool
 	}{
-		"the default fits":              {1 << 20, 0, defaultConnections, false},
+		"the default fits":              {1 << 20, 0, mesh.DefaultConnections, false},
 		"the default does not fit":      {50_000, 0, 50_000 - reserved(50_000), false},
 		"few files":                     {1024, 0, 1024 - reserved(1024), true},
 		"a limit that fits":             {1024, 500, 500, false},
 		"a limit that just fits":        {1024, 1024 - reserved(1024), 1024 - reserved(1024), false},
 		"a limit that does not fit":     {1024, 1025 - reserved(1024), 0, false},
-		"the default, set, in few":      {1024, defaultConnections, 0, false},
+		"the default, set, in few":      {1024, mesh.DefaultConnections, 0, false},
 		"no limit":                      {1 << 20, -1, 1<<20 - reserved(1<<20), false},
 		"no limit, few files":           {1024, -1, 1024 - reserved(1024), true},
 		"hardly any":                    {64, 0, 0, false},
-		"unknown":                       {-1, 0, defaultConnections, false},
+		"unknown":                       {-1, 0, mesh.DefaultConnections, false},
 		"unknown, and the app says two": {-1, 2, 2, false},
 	} {
-		embedded(t, func(t *testing.T, w *world) {
-			redisOptions := w.mem.Options()
+		harness.Embedded(t, func(t *testing.T, w *harness.World) {
+			redisOptions := w.Mem.Options()
 			redisOptions.PoolSize, redisOptions.PipelinePoolSize = 20, 5
 			client := redis.NewClient(redisOptions)
 			defer func() { _ = client.Close() }()
-			var log warnings
-			srv, err := NewServer(Options{
-				Redis: client, Logger: slog.New(&log), Limits: Limits{Connections: c.limit},
-				files: func() (int, bool) { return c.files, c.files >= 0 },
-			})
+			var log testlog.Warnings
+			opts := mesh.Options{Redis: client, Logger: slog.New(&log), Limits: mesh.Limits{Connections: c.limit}}
+			testhook.SetFiles(&opts, func() (int, bool) { return c.files, c.files >= 0 })
+			srv, err := mesh.NewServer(opts)
 			require.NoError(t, err)
 			began := time.Now()
 			err = srv.Start(t.Context())
 			require.Less(t, time.Since(began), time.Second, name)
 			defer func() { require.NoError(t, srv.Shutdown(t.Context())) }()
 			if c.most == 0 {
-				require.ErrorIs(t, err, ErrInvalidOptions, name)
+				require.ErrorIs(t, err, mesh.ErrInvalidOptions, name)
 				require.ErrorContains(t, err, "ulimit -n", name)
 				require.ErrorContains(t, err, fmt.Sprint(c.files), name)
 				return
 			}
 			require.NoError(t, err, name)
-			require.Equal(t, c.most, srv.most, name)
-			require.Equal(t, c.warns, len(log.texts()) == 1, "%s: %v", name, log.texts())
+			require.Equal(t, c.most, srv.MostConnections(), name)
+			require.Equal(t, c.warns, len(log.Texts()) == 1, "%s: %v", name, log.Texts())
 			for range c.most {
-				require.NoError(t, srv.reserve())
-				require.NoError(t, srv.take(false))
+				require.NoError(t, srv.Enter())
+				require.NoError(t, srv.Take())
 			}
-			require.ErrorIs(t, srv.take(false), ErrLimit, name)
+			require.ErrorIs(t, srv.Take(), mesh.ErrLimit, name)
 			for range c.most {
-				srv.release(true)
+				srv.Leave()
 			}
 		})
 	}
@@ -86,19 +89,19 @@ func TestConnectionsFitFileDescriptors(t *testing.T) {
 func TestALargePoolLeavesFileDescriptors(t *testing.T) {
 	t.Parallel()
 	for _, limit := range []int{0, 300} {
-		embedded(t, func(t *testing.T, w *world) {
-			redisOptions := w.mem.Options()
+		harness.Embedded(t, func(t *testing.T, w *harness.World) {
+			redisOptions := w.Mem.Options()
 			redisOptions.PoolSize = 10_000
 			client := redis.NewClient(redisOptions)
 			defer func() { _ = client.Close() }()
-			srv, err := NewServer(Options{
-				Redis: client, Limits: Limits{Connections: limit}, files: func() (int, bool) { return 1024, true },
-			})
+			opts := mesh.Options{Redis: client, Limits: mesh.Limits{Connections: limit}}
+			testhook.SetFiles(&opts, func() (int, bool) { return 1024, true })
+			srv, err := mesh.NewServer(opts)
 			require.NoError(t, err)
 			require.NoError(t, srv.Start(t.Context()))
 			require.NoError(t, srv.Shutdown(t.Context()))
 			if limit == 0 {
-				require.Equal(t, 1024-spareFiles-1024/spareShare-1024/redisShare, srv.most)
+				require.Equal(t, 1024-64-1024/16-1024/2, srv.MostConnections())
 			}
 		})
 	}
@@ -107,28 +110,28 @@ func TestALargePoolLeavesFileDescriptors(t *testing.T) {
 // A start that is tried again and again tells of the limit once.
 func TestFewFileDescriptorsAreToldOnce(t *testing.T) {
 	t.Parallel()
-	embedded(t, func(t *testing.T, w *world) {
-		opts := w.options()
-		var log warnings
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		opts := w.Options()
+		var log testlog.Warnings
 		opts.Logger = slog.New(&log)
-		opts.files = func() (int, bool) { return 1024, true }
-		deaf := new(deafToLeases)
-		deaf.left.Store(5)
-		opts.edge = func(s *store.Store) edge {
+		testhook.SetFiles(&opts, func() (int, bool) { return 1024, true })
+		deaf := new(harness.DeafToLeases)
+		deaf.Left.Store(5)
+		testhook.SetSeams(&opts, func(s *store.Store) testhook.Seams {
 			deaf.Store = s
-			return edge{owner: s, lease: deaf, hub: s}
-		}
-		srv, err := NewServer(opts)
+			return testhook.Seams{Local: s, Lease: deaf, Hub: s}
+		})
+		srv, err := mesh.NewServer(opts)
 		require.NoError(t, err)
 		require.NoError(t, srv.Start(t.Context()))
 		require.NoError(t, srv.Shutdown(t.Context()))
 		told := 0
-		for _, text := range log.texts() {
+		for _, text := range log.Texts() {
 			if strings.Contains(text, "limit of open files") {
 				told++
 			}
 		}
-		require.Equal(t, 1, told, "%v", log.texts())
+		require.Equal(t, 1, told, "%v", log.Texts())
 	})
 }
 
@@ -141,17 +144,17 @@ func TestRedisAtTheLimitOfFileDescriptors(t *testing.T) {
 		t.Skip("there is no such limit")
 	}
 	const clients = 250
-	w := realWorld(t)
-	c := w.child(childConfig{Lease: 2 * time.Second, Files: 192})
-	in := c.dial()
-	in.join("room")
+	w := harness.RealWorld(t)
+	c := w.Child(harness.ChildConfig{Lease: 2 * time.Second, Files: 192})
+	in := c.Dial()
+	in.Join("room")
 	answers := make(chan int, clients)
 	for range clients {
-		conn, err := net.Dial("tcp", c.addr)
+		conn, err := net.Dial("tcp", c.Addr)
 		require.NoError(t, err)
 		defer func() { _ = conn.Close() }()
 		_, err = fmt.Fprintf(conn, "GET /ws HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
-			"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", c.addr)
+			"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", c.Addr)
 		require.NoError(t, err)
 		go func() { // ends with the connection
 			if resp, err := http.ReadResponse(bufio.NewReader(conn), nil); err == nil {
@@ -168,13 +171,13 @@ func TestRedisAtTheLimitOfFileDescriptors(t *testing.T) {
 			return got[http.StatusSwitchingProtocols]+got[http.StatusServiceUnavailable] >= n
 		}
 	}
-	w.eventually(20*time.Second, answered(20), "clients are answered: %v", got)
-	w.real.Restart(true)
-	w.eventually(20*time.Second, func() bool {
-		n, err := w.client().HLen(t.Context(), w.keys().Members("room")).Result()
+	w.Eventually(20*time.Second, answered(20), "clients are answered: %v", got)
+	w.Real.Restart(true)
+	w.Eventually(20*time.Second, func() bool {
+		n, err := w.Client().HLen(t.Context(), w.Keys().Members("room")).Result()
 		return err == nil && n == 1
 	}, "the member is back")
-	in.join("other")
-	w.eventually(20*time.Second, answered(clients), "clients are answered: %v", got)
+	in.Join("other")
+	w.Eventually(20*time.Second, answered(clients), "clients are answered: %v", got)
 	require.Len(t, got, 2, "%v", got)
 }

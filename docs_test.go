@@ -6,9 +6,12 @@ import (
 	"go/doc/comment"
 	"go/parser"
 	"go/token"
+	"io/fs"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 
@@ -108,7 +111,8 @@ func TestEveryVerbHasAnExample(t *testing.T) {
 func TestExamplesAreChecked(t *testing.T) {
 	t.Parallel()
 	p := rootDocumentation(t)
-	require.Len(t, p.Examples, 1, "of the package")
+	require.NotEmpty(t, p.Examples, "of the package")
+	assert.Empty(t, p.Examples[0].Suffix, "the first one is not a recipe")
 	assert.NotNil(t, p.Examples[0].Play, "the package's example is to be a whole program")
 	check := func(name string, examples []*doc.Example) {
 		for _, e := range examples {
@@ -197,4 +201,119 @@ func unresolved(d *comment.Doc) []string {
 	}
 	blocks(d.Content)
 	return out
+}
+
+var goBlock = regexp.MustCompile("(?s)```go\n(.*?)\n```")
+
+// TestDocsQuoteTheRecipes checks that docs/recipes.md has the functions of
+// example_recipes_test.go, which run as tests, and no other Go code.
+func TestDocsQuoteTheRecipes(t *testing.T) {
+	t.Parallel()
+	const file = "example_recipes_test.go"
+	source, err := os.ReadFile(file)
+	require.NoError(t, err)
+	fset := token.NewFileSet()
+	f, err := parser.ParseFile(fset, file, source, parser.SkipObjectResolution)
+	require.NoError(t, err)
+	var recipes []string
+	for _, decl := range f.Decls {
+		if fn, ok := decl.(*ast.FuncDecl); ok {
+			require.Contains(t, fn.Name.Name, "Example_", "only recipes are in the file")
+			recipes = append(recipes, string(source[fset.Position(fn.Pos()).Offset:fset.Position(fn.End()).Offset]))
+		}
+	}
+	require.NotEmpty(t, recipes)
+
+	page, err := os.ReadFile("docs/recipes.md")
+	require.NoError(t, err)
+	var quoted []string
+	for _, block := range goBlock.FindAllStringSubmatch(string(page), -1) {
+		quoted = append(quoted, block[1])
+	}
+	require.Equal(t, recipes, quoted, "docs/recipes.md quotes the recipes, in their order")
+}
+
+var (
+	markdownLink = regexp.MustCompile(`\]\(([^)\s]+)\)`)
+	codeBlock    = regexp.MustCompile("(?s)```.*?```")
+	notInAnchor  = regexp.MustCompile(`[^\p{L}\p{N} _-]`)
+)
+
+// TestDocsLinksLeadSomewhere checks the links of the documents to files and sections
+// of this repository.
+func TestDocsLinksLeadSomewhere(t *testing.T) {
+	t.Parallel()
+	pages, err := filepath.Glob("docs/*.md")
+	require.NoError(t, err)
+	pages = append(pages, "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "bench/README.md", "meshprom/README.md")
+	links := 0
+	for _, page := range pages {
+		text, err := os.ReadFile(page)
+		require.NoError(t, err)
+		for _, link := range markdownLink.FindAllStringSubmatch(codeBlock.ReplaceAllString(string(text), ""), -1) {
+			target, section, _ := strings.Cut(link[1], "#")
+			if strings.Contains(target, "://") {
+				continue
+			}
+			links++
+			file := page
+			if target != "" {
+				file = filepath.Join(filepath.Dir(page), target)
+			}
+			info, err := os.Stat(file)
+			if !assert.NoErrorf(t, err, "%s: %s leads nowhere", page, link[1]) || section == "" || info.IsDir() {
+				continue
+			}
+			assert.Containsf(t, anchors(t, file), section, "%s: %s names no section", page, link[1])
+		}
+	}
+	assert.NotZero(t, links)
+}
+
+// anchors returns the names of a document's sections in links, as GitHub makes them.
+func anchors(t *testing.T, file string) []string {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	require.NoError(t, err)
+	var names []string
+	for line := range strings.Lines(codeBlock.ReplaceAllString(string(text), "")) {
+		if title, ok := strings.CutPrefix(strings.TrimLeft(line, "#"), " "); ok && strings.HasPrefix(line, "#") {
+			name := notInAnchor.ReplaceAllString(strings.ToLower(strings.TrimSpace(title)), "")
+			names = append(names, strings.ReplaceAll(name, " ", "-"))
+		}
+	}
+	return names
+}
+
+// sourceFile finds the names of source files in a document, with or without a path.
+var sourceFile = regexp.MustCompile(`[\w./-]*\w\.(?:go|lua)\b`)
+
+// TestDocsNameFilesThatExist finds names of files that have been moved or renamed.
+func TestDocsNameFilesThatExist(t *testing.T) {
+	t.Parallel()
+	paths := make(map[string]bool)
+	require.NoError(t, filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+		if err == nil && !d.IsDir() {
+			// Each end of the path names the file: hub/joined.go, joined.go.
+			for rest, more := filepath.ToSlash(path), true; more; _, rest, more = strings.Cut(rest, "/") {
+				paths[rest] = true
+			}
+		}
+		return err
+	}))
+	pages, err := filepath.Glob("docs/*.md")
+	require.NoError(t, err)
+	named := 0
+	for _, page := range append(pages, "CONTRIBUTING.md", "bench/README.md", "meshprom/README.md") {
+		text, err := os.ReadFile(page)
+		require.NoError(t, err)
+		for _, file := range sourceFile.FindAllString(string(text), -1) {
+			if strings.HasPrefix(file, "//") { // of an address in the web
+				continue
+			}
+			named++
+			assert.Truef(t, paths[strings.TrimLeft(file, "./")], "%s names %s", page, file)
+		}
+	}
+	require.NotZero(t, named)
 }

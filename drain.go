@@ -12,49 +12,44 @@ import (
 	"github.com/gorilla/websocket"
 )
 
-// restarting is the reason that clients are given with code 1012.
-const restarting = "server is restarting"
-
-// drainStep is how often a drain looks for sockets that are due, at most. Of
-// many sockets several are due then, and their leaves go to Redis together.
+// drainStep is the minimum interval at which a drain closes sockets. With many sockets
+// several are due at once, and their leaves go to Redis together.
 const drainStep = 50 * time.Millisecond
 
-// drainLate is how late a turn may be. What is later, because the process stood
-// still, is not made up for at once but spread over the time that remains.
+// drainLate is the maximum delay of a turn. A longer delay, because the process
+// stalled, is not made up for at once but spread over the remaining time.
 const drainLate = time.Second
 
-// Drain takes the server out of service without haste, as for a rolling
-// deploy: from the call on Ready fails and new connections are refused (503
-// with Retry-After, [ErrClosed] from ServeConn), and the sockets that there are
-// close with code 1012 one after the other, evenly over spread, so that the
-// other servers do not get all of them at once (the stock client comes back by
-// itself). With spread 0 all close at once. The order is random: what any
-// second closes is a sample of all rooms, and no room empties before another.
+// Drain takes the server out of service gradually, as for a rolling deploy. From the
+// call on Ready fails and new connections are refused (503 with Retry-After,
+// [ErrClosed] from ServeConn). The open sockets are closed with code 1012 one after the
+// other, evenly over spread, so that the other servers do not get all clients at once.
+// The stock client reconnects by itself. With spread 0 all sockets are closed at once.
+// The order is random, so that no room empties before another.
 //
-// It returns nil when the last socket is gone, its OnDisconnection hooks are
-// through and its ServeConn has returned. All sockets have been told to close
-// within spread; who does not answer the close frame is cut off two seconds
-// later. When some end by themselves meanwhile, those that remain are closed
-// more slowly, evenly over the same time. When ctx ends first it returns an
-// error that wraps ctx's. The sockets that have not been told yet stay open and
-// served, still no new ones are accepted, and Drain may be called again;
-// Shutdown ends them.
+// Drain returns nil when the last socket has ended, its OnDisconnection hooks have
+// returned and its ServeConn has returned. All sockets are told to close within spread.
+// Connections that do not answer the close frame are cut off two seconds later. If some
+// sockets end by themselves during the drain, the rest are closed more slowly, evenly
+// over the same time. If ctx ends first, Drain returns an error that wraps the error of
+// ctx. The sockets that have not been told to close stay open and served. No new ones
+// are accepted, and Drain may be called again. Shutdown ends them.
 //
-// Until then the server is one like the others: the sockets that remain are
-// served, the lease is renewed, subscriptions go on. Connections of the app's
-// own transport are not touched: they are no sockets, and Connect takes more.
-// Call Shutdown afterwards, which sees to the last leaves.
+// During a drain the server works as before: open sockets are served, the lease is
+// renewed, subscriptions continue. Connections of the app's own transport are not
+// affected, and Connect accepts more. Call Shutdown afterwards to end them and to write
+// the last leaves.
 //
-// Several calls at once all wait for the last socket; whoever is to be through
-// first sets the pace. So a call with spread 0 hurries one that is under way.
-// There is no way back to service.
+// Several concurrent calls all wait for the last socket, and the call with the earliest
+// end sets the pace. So a call with spread 0 ends a running drain quickly. A server
+// cannot return to service.
 //
-// [ErrInvalidOptions] for a negative spread and [ErrNotStarted] before Start:
-// nothing has changed then. [ErrClosed] where Shutdown was called, before or
-// meanwhile.
+// It returns [ErrInvalidOptions] for a negative spread and [ErrNotStarted] before
+// Start. Nothing has changed then. It returns [ErrClosed] if Shutdown was called before
+// or during the drain.
 //
-// Inside a callback (a guard, hook, command handler, …) it does not wait for
-// that callback, which counts as ended: see [Server.Shutdown].
+// If it is called inside a callback (a guard, hook, command handler, …), it does not
+// wait for that callback, which counts as ended. See [Server.Shutdown].
 func (s *Server) Drain(ctx context.Context, spread time.Duration) error {
 	if err := checkContext(ctx); err != nil {
 		return err
@@ -67,10 +62,10 @@ func (s *Server) Drain(ctx context.Context, spread time.Duration) error {
 		return ErrClosed
 	default:
 	}
-	if err := s.n.usable(); err != nil {
+	if err := s.n.checkRunning(); err != nil {
 		return err
 	}
-	ctx, cancel := s.n.outside(ctx)
+	ctx, cancel := s.n.detachFromCallback(ctx)
 	defer cancel()
 	begun := time.Now()
 	open := s.refuseMore()
@@ -89,9 +84,9 @@ func (s *Server) Drain(ctx context.Context, spread time.Duration) error {
 	return fmt.Errorf("mesh: %d connections are still open: %w", s.stillOpen(), ctx.Err())
 }
 
-// drained waits for the last socket, at most wait (negative: as long as it
-// takes), the end of ctx or the beginning of Shutdown, and reports whether all
-// are gone.
+// drained waits until all sockets have ended, at most for wait (negative means no
+// limit), until the end of ctx, or until Shutdown begins. It reports whether all have
+// ended.
 func (s *Server) drained(ctx context.Context, wait time.Duration) bool {
 	var due <-chan time.Time
 	if wait >= 0 {
@@ -100,56 +95,56 @@ func (s *Server) drained(ctx context.Context, wait time.Duration) bool {
 		due = t.C
 	}
 	select {
-	case <-s.gone:
+	case <-s.gate.Empty():
 	case <-due:
 	case <-ctx.Done():
 	case <-s.quit:
 	}
 	select {
-	case <-s.gone:
+	case <-s.gate.Empty():
 		return true
 	default:
 		return false
 	}
 }
 
-// Shutdown closes every connection with code 1012 (the stock client comes
-// back by itself), lets their entries leave in batches, and stops everything
-// that Start started. It is idempotent, and bounded by ctx: what Redis does
-// not take until then, the other servers end when the lease runs out. Give it
-// a deadline: without one it waits for a Redis that is away.
+// Shutdown closes every connection with code 1012, ends all their entries in batches,
+// and stops everything that Start started. The stock client reconnects by itself.
+// Shutdown is idempotent and bounded by ctx. If Redis does not take all leaves by then,
+// the other servers end the remaining entries when the lease runs out. Use a context
+// with a deadline: without one Shutdown waits while Redis is unavailable.
 //
-// Call Drain before, where clients are many: Shutdown sends all of them to the
-// other servers at once.
+// With many clients, call Drain first. Shutdown sends all of them to the other servers
+// at once.
 //
-// [http.Server.Shutdown] knows nothing of WebSockets: it neither closes nor
-// awaits them. Call this one first, so that they are gone, then that of the
-// http.Server, then close the Redis client.
+// [http.Server.Shutdown] neither closes nor awaits WebSockets. Call this method first,
+// then Shutdown of the http.Server, then close the Redis client.
 //
-// Clients have three seconds to answer the close frame, and what their
-// connections still run has three more to end; or a third each of the time that
-// is left, if ctx has a deadline and that is less. It waits for callbacks whose
-// context has ended for five seconds at most, also without a deadline, and then
-// returns an error that says they still run. It may be called inside a callback,
-// on its goroutine. Then that callback counts as ended: nothing waits for it, its
-// answer is not used, and of ctx only the deadline counts, since a callback's own
-// context ends while the server stops.
+// Clients have three seconds to answer the close frame, and the running callbacks of
+// their connections have three more seconds to end. If ctx has a deadline that leaves
+// less time, each gets a third of it. Shutdown waits for callbacks whose context has
+// ended for at most five seconds, also without a deadline, and then returns an error
+// that says that they still run.
+//
+// Shutdown may be called inside a callback, on its goroutine. That callback then counts
+// as ended: nothing waits for it, and its answer is not used. Only the deadline of ctx
+// counts then, because the context of a callback ends while the server stops.
 func (s *Server) Shutdown(ctx context.Context) error {
 	if err := checkContext(ctx); err != nil {
 		return err
 	}
-	ctx, cancel := s.n.outside(ctx)
+	ctx, cancel := s.n.detachFromCallback(ctx)
 	defer cancel()
 	s.refuseMore()
 	s.quitOnce.Do(func() { close(s.quit) })
 	now := time.Now()
 	s.closeDue(now, now)
-	if !waitFor(ctx, s.gone, closingTime(ctx)) {
-		s.cut() // who does not answer the close frame
+	if !waitFor(ctx, s.gate.Empty(), closingTime(ctx)) {
+		s.cutAll() // connections that did not answer the close frame
 	}
-	gone := waitFor(ctx, s.gone, closingTime(ctx))
+	gone := waitFor(ctx, s.gate.Empty(), closingTime(ctx))
 	if !gone {
-		s.n.calls.cancel() // hooks that wait for something
+		s.n.calls.Cancel() // hooks that still wait
 		gone = s.abandon()
 	}
 	var late error
@@ -161,8 +156,8 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return errors.Join(late, s.n.stop(ctx))
 }
 
-// closingTime is how long clients are waited for when the server shuts down:
-// less than ctx leaves, so that their leaves still get to Redis.
+// closingTime is the time for which a shutdown waits for clients. It is less than ctx
+// leaves, so that the leaves still get to Redis.
 func closingTime(ctx context.Context) time.Duration {
 	const most = 3 * time.Second
 	if deadline, ok := ctx.Deadline(); ok {
@@ -189,24 +184,26 @@ func waitFor(ctx context.Context, done <-chan struct{}, d time.Duration) bool {
 	}
 }
 
-// leaving is what a server that takes no more sockets knows of those it has.
-type leaving struct {
-	begun bool      // no more are taken
-	order []string  // ids of those to close, last first; some may have ended by themselves
-	told  int       // of conns, how many have been told to close
-	last  time.Time // whose turn it was last, when that was
+// drainState is the state of a drain.
+type drainState struct {
+	begun   bool      // no more connections are accepted
+	order   []string  // ids of the sockets to close, last first; some may have ended
+	closing int       // number of conns that have been told to close
+	last    time.Time // time of the last turn
 }
 
-// refuseMore has the server take no more sockets, and returns how many it has.
+// refuseMore makes the server accept no more sockets, and returns the number of open
+// ones.
 func (s *Server) refuseMore() int {
-	s.n.retire()
+	s.n.stopAccepting()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.leaving.begun {
 		return len(s.conns)
 	}
 	s.leaving.begun = true
-	// Ids and not connections: what ends by itself is not kept in memory.
+	s.gate.Close()
+	// Ids and not connections, so that ended connections do not stay in memory.
 	s.leaving.order = make([]string, 0, len(s.conns))
 	for id := range s.conns {
 		s.leaving.order = append(s.leaving.order, id)
@@ -215,23 +212,19 @@ func (s *Server) refuseMore() int {
 		o := s.leaving.order
 		o[i], o[j] = o[j], o[i]
 	})
-	if s.open == 0 {
-		close(s.gone)
-	}
 	return len(s.conns)
 }
 
-// closeDue closes those sockets whose turn it is, for a drain that began and is
-// to have closed all by the times given, and returns how long it is until the
-// next one's turn; negative: none is left to close.
+// closeDue closes the sockets that are due in a drain from begun to until. It returns
+// the time until the next turn, or a negative value if no socket is left to close.
 //
-// The next is due when the time from the last one's turn to the end, divided
-// among all that are left, is over. So the rate stays even when some end by
-// themselves; and of several drains the one that ends first is always first,
-// and moves the others' turns too.
+// The next socket is due when the time from the last turn to the end, divided by the
+// number of sockets that are left, has passed. So the rate stays even if some sockets
+// end by themselves. With several drains, the one that ends first is always ahead, and
+// moves the turns of the others.
 func (s *Server) closeDue(begun, until time.Time) time.Duration {
 	due, wait := s.takeDue(time.Now(), begun, until)
-	for _, c := range due { // not while mu is held: there may be many
+	for _, c := range due { // without mu, because there may be many
 		c.sock.Close(websocket.CloseServiceRestart, restarting)
 	}
 	return wait
@@ -242,7 +235,7 @@ func (s *Server) takeDue(now, begun, until time.Time) (due []*Connection, wait t
 	defer s.mu.Unlock()
 	l := &s.leaving
 	for {
-		left := len(s.conns) - l.told
+		left := len(s.conns) - l.closing
 		if left == 0 {
 			return due, -1
 		}
@@ -255,32 +248,32 @@ func (s *Server) takeDue(now, begun, until time.Time) (due []*Connection, wait t
 			return due, max(turn.Sub(now), min(drainStep, until.Sub(now)))
 		}
 		if now.Sub(turn) > drainLate && now.Before(until) {
-			l.last = now // the process stood still
+			l.last = now // the process stalled
 			continue
 		}
-		due = append(due, s.tellNext())
+		due = append(due, s.closeNext())
 		l.last = turn
 	}
 }
 
-// tellNext takes the next socket that is to be told to close. The caller holds
-// mu, and knows that there is one.
-func (s *Server) tellNext() *Connection {
+// closeNext takes the next socket to close. The caller holds mu and has checked that
+// there is one.
+func (s *Server) closeNext() *Connection {
 	l := &s.leaving
 	for {
 		id := l.order[len(l.order)-1]
 		l.order = l.order[:len(l.order)-1]
 		if c := s.conns[id]; c != nil {
-			c.told = true
-			l.told++
+			c.closing = true
+			l.closing++
 			return c
 		}
 	}
 }
 
-// cut closes the remaining sockets without a close frame. It does not wait: closing a
-// network connection of the app's may block.
-func (s *Server) cut() {
+// cutAll closes the remaining sockets without a close frame. It does not wait, because
+// closing a network connection of the app may block.
+func (s *Server) cutAll() {
 	for _, c := range s.left() {
 		c.sock.Cut()
 	}
@@ -293,17 +286,17 @@ func (s *Server) left() []*Connection {
 	return slices.Collect(maps.Values(s.conns))
 }
 
-// abandon leaves connections behind that hang in a network connection of the
-// app's, and reports whether none is left then.
+// abandon leaves behind connections that hang in a network connection of the app, and
+// reports whether none is left.
 func (s *Server) abandon() bool {
 	for _, c := range s.left() {
 		c.sock.Abandon()
 	}
-	return waitFor(context.Background(), s.gone, stopGrace) // ctx may have ended
+	return waitFor(context.Background(), s.gate.Empty(), stopGrace) // ctx may have ended
 }
 
+// stillOpen returns the number of connections and requests that have not ended.
 func (s *Server) stillOpen() int {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	return s.open
+	open, _ := s.gate.Counts()
+	return open
 }

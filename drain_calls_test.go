@@ -1,10 +1,9 @@
-package mesh
+package mesh_test
 
 import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"net/http"
 	"sync"
 	"testing"
@@ -12,56 +11,59 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh"
+	"github.com/meshpresence/mesh/internal/e2e/harness"
 )
 
 func TestDrainRefusesWhatMakesNoSense(t *testing.T) {
 	t.Parallel()
-	embedded(t, func(t *testing.T, w *world) {
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		ctx := t.Context()
-		fresh, err := NewServer(Options{Redis: w.client()})
+		fresh, err := mesh.NewServer(mesh.Options{Redis: w.Client()})
 		require.NoError(t, err)
-		require.ErrorIs(t, fresh.Drain(ctx, 0), ErrNotStarted)
-		require.ErrorIs(t, fresh.Ready(ctx), ErrNotStarted)
+		require.ErrorIs(t, fresh.Drain(ctx, 0), mesh.ErrNotStarted)
+		require.ErrorIs(t, fresh.Ready(ctx), mesh.ErrNotStarted)
 		require.NoError(t, fresh.Start(ctx), "nothing has changed")
-		require.ErrorIs(t, fresh.Drain(ctx, -1), ErrInvalidOptions)
+		require.ErrorIs(t, fresh.Drain(ctx, -1), mesh.ErrInvalidOptions)
 		require.NoError(t, fresh.Ready(ctx), "nothing has changed")
 		require.NoError(t, fresh.Drain(ctx, time.Hour), "there is no socket to wait for")
 		require.NoError(t, fresh.Drain(ctx, time.Hour), "once more")
-		require.ErrorIs(t, fresh.Ready(ctx), ErrClosed)
+		require.ErrorIs(t, fresh.Ready(ctx), mesh.ErrClosed)
 		require.NoError(t, fresh.Shutdown(ctx))
-		require.ErrorIs(t, fresh.Drain(ctx, 0), ErrClosed)
+		require.ErrorIs(t, fresh.Drain(ctx, 0), mesh.ErrClosed)
 
-		unborn, err := NewServer(Options{Redis: w.client()})
+		unborn, err := mesh.NewServer(mesh.Options{Redis: w.Client()})
 		require.NoError(t, err)
 		require.NoError(t, unborn.Shutdown(ctx))
-		require.ErrorIs(t, unborn.Drain(ctx, 0), ErrClosed)
-		require.ErrorIs(t, unborn.Ready(ctx), ErrClosed)
+		require.ErrorIs(t, unborn.Drain(ctx, 0), mesh.ErrClosed)
+		require.ErrorIs(t, unborn.Ready(ctx), mesh.ErrClosed)
 	})
 }
 
 // When its context ends the rest stays open, until Drain is called again.
 func TestDrainGivesUp(t *testing.T) {
 	t.Parallel()
-	embedded(t, func(t *testing.T, w *world) {
-		s := w.tracked()
-		peers := s.dialAll(10)
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s := w.Tracked()
+		peers := s.DialAll(10)
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		err := s.Drain(ctx, 10*time.Second)
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		assert.ErrorContains(t, err, "5 connections")
-		w.sleep(time.Minute)
+		w.Sleep(time.Minute)
 		assert.Equal(t, 5, s.Stats().Connections)
 		require.ErrorIs(t, s.Drain(ctx, 0), context.DeadlineExceeded, "it has ended already")
 		for _, p := range peers {
 			select {
-			case <-p.ended:
+			case <-p.Ended:
 			default:
-				assert.Equal(t, "true", string(p.call("mesh/noop", nil)))
+				assert.Equal(t, "true", string(p.Call("mesh/noop", nil)))
 			}
 		}
 		assert.Equal(t, 5, s.Stats().Connections)
-		require.ErrorIs(t, s.Ready(t.Context()), ErrClosed, "no way back")
+		require.ErrorIs(t, s.Ready(t.Context()), mesh.ErrClosed, "no way back")
 		ends := peerEnds(peers)
 		begun := time.Now()
 		require.NoError(t, s.Drain(t.Context(), 10*time.Second))
@@ -72,21 +74,21 @@ func TestDrainGivesUp(t *testing.T) {
 
 func TestDrainSeveralTimes(t *testing.T) {
 	t.Parallel()
-	embedded(t, func(t *testing.T, w *world) {
-		s := w.tracked()
-		ends := peerEnds(s.dialAll(100))
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s := w.Tracked()
+		ends := peerEnds(s.DialAll(100))
 		begun := time.Now()
 		var all sync.WaitGroup
 		for i := range 5 { // the same pace
 			all.Go(func() {
-				w.sleep(time.Duration(i) * 13 * time.Millisecond)
+				w.Sleep(time.Duration(i) * 13 * time.Millisecond)
 				assert.NoError(t, s.Drain(t.Context(), 10*time.Second))
 			})
 		}
 		short, cancel := context.WithTimeout(t.Context(), 2*time.Second)
 		defer cancel()
 		all.Go(func() { assert.ErrorIs(t, s.Drain(short, 9*time.Second), context.DeadlineExceeded) })
-		w.sleep(5 * time.Second)
+		w.Sleep(5 * time.Second)
 		left := s.Stats().Connections
 		assert.InDelta(t, 49, left, 3)
 		require.NoError(t, s.Drain(t.Context(), time.Second), "it hurries")
@@ -101,40 +103,40 @@ func TestDrainSeveralTimes(t *testing.T) {
 
 func TestDrainThenShutdown(t *testing.T) {
 	t.Parallel()
-	everywhere(t, func(t *testing.T, w *world) {
-		s := w.tracked()
-		peers := s.dialAll(20, "lobby")
+	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
+		s := w.Tracked()
+		peers := s.DialAll(20, "lobby")
 		drained := make(chan error, 2)
 		for range 2 {
 			go func() { drained <- s.Drain(t.Context(), time.Hour) }()
 		}
-		w.eventually(time.Second, func() bool { return s.Ready(t.Context()) != nil }, "it drains")
+		w.Eventually(time.Second, func() bool { return s.Ready(t.Context()) != nil }, "it drains")
 		begun := time.Now()
-		s.shutdown()
+		s.End()
 		for range 2 {
-			require.ErrorIs(t, <-drained, ErrClosed)
+			require.ErrorIs(t, <-drained, mesh.ErrClosed)
 		}
 		for _, p := range peers {
-			p.told(t)
+			p.Told(t)
 		}
-		assert.Less(t, time.Since(begun), 10*time.Second, "it does not wait for the drain's hour")
+		assert.Less(t, time.Since(begun), w.Unhurried(10*time.Second), "it does not wait for the drain's hour")
 	})
 }
 
 // Drain does not wait for what Shutdown waits for.
 func TestShutdownEndsDrainPromptly(t *testing.T) {
 	t.Parallel()
-	embedded(t, func(t *testing.T, w *world) {
-		s := w.tracked()
-		s.raw() // does not answer the close frame
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s := w.Tracked()
+		s.Raw() // does not answer the close frame
 		drained := make(chan time.Time, 1)
 		go func() {
-			assert.ErrorIs(t, s.Drain(t.Context(), time.Hour), ErrClosed)
+			assert.ErrorIs(t, s.Drain(t.Context(), time.Hour), mesh.ErrClosed)
 			drained <- time.Now()
 		}()
-		w.sleep(5 * time.Second)
+		w.Sleep(5 * time.Second)
 		begun := time.Now()
-		s.shutdown()
+		s.End()
 		assert.Greater(t, time.Since(begun), 900*time.Millisecond)
 		assert.Zero(t, (<-drained).Sub(begun))
 	})
@@ -143,9 +145,9 @@ func TestShutdownEndsDrainPromptly(t *testing.T) {
 // A connection that is being upgraded when the drain begins is refused, too.
 func TestDrainWhileUpgrading(t *testing.T) {
 	t.Parallel()
-	embedded(t, func(t *testing.T, w *world) {
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		asked, answer := make(chan struct{}), make(chan struct{})
-		s := w.tracked(func(o *Options) {
+		s := w.Tracked(func(o *mesh.Options) {
 			o.Authenticate = func(context.Context, *http.Request) (any, error) {
 				close(asked)
 				<-answer
@@ -154,14 +156,14 @@ func TestDrainWhileUpgrading(t *testing.T) {
 		})
 		refused := make(chan *http.Response, 1)
 		go func() {
-			_, resp, err := s.tryDial()
+			_, resp, err := s.TryDial()
 			assert.Error(t, err)
 			refused <- resp
 		}()
 		<-asked
 		drained := make(chan error, 1)
 		go func() { drained <- s.Drain(t.Context(), 0) }()
-		w.sleep(time.Second)
+		w.Sleep(time.Second)
 		require.Empty(t, drained, "it may still become a socket")
 		close(answer)
 		assert.Equal(t, http.StatusServiceUnavailable, (<-refused).StatusCode)
@@ -172,23 +174,23 @@ func TestDrainWhileUpgrading(t *testing.T) {
 // As many go as before when some end by themselves, or fewer, and evenly.
 func TestDrainWhileSocketsEndByThemselves(t *testing.T) {
 	t.Parallel()
-	embedded(t, func(t *testing.T, w *world) {
-		s := w.tracked()
-		peers := s.dialAll(100)
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s := w.Tracked()
+		peers := s.DialAll(100)
 		drained := make(chan error, 1)
 		begun := time.Now()
 		go func() { drained <- s.Drain(t.Context(), 10*time.Second) }()
-		w.sleep(2 * time.Second)
-		var open []*peer
+		w.Sleep(2 * time.Second)
+		var open []*harness.Peer
 		for _, p := range peers {
 			select {
-			case <-p.ended:
+			case <-p.Ended:
 			default:
 				open = append(open, p)
 			}
 		}
 		for _, p := range open[:len(open)/2] {
-			p.close()
+			p.Close()
 		}
 		ends := peerEnds(open[len(open)/2:])
 		require.NoError(t, <-drained)
@@ -199,61 +201,15 @@ func TestDrainWhileSocketsEndByThemselves(t *testing.T) {
 	})
 }
 
-// takeDue with a clock that jumps: what a process that stood still owes is not
-// paid all at once, and yet in time.
-func TestDrainAfterAStandstill(t *testing.T) {
-	t.Parallel()
-	for _, sockets := range []int{1, 2, 7, 1000, 20_000} {
-		for _, still := range []time.Duration{0, 3 * time.Second, 9900 * time.Millisecond, 11 * time.Second} {
-			s := &Server{n: &node{}, conns: map[string]*Connection{}, gone: make(chan struct{})}
-			for i := range sockets {
-				id := fmt.Sprint(i)
-				s.conns[id] = &Connection{id: id}
-			}
-			assert.Equal(t, sockets, s.refuseMore())
-			begun := time.Now()
-			now, woken, until := begun, begun, begun.Add(10*time.Second)
-			told, rounds := map[string]bool{}, 0
-			for wait := time.Duration(0); wait >= 0; rounds++ {
-				now = now.Add(wait)
-				if rounds == 1 {
-					now = now.Add(still)
-					woken = now
-				}
-				var due []*Connection
-				due, wait = s.takeDue(now, begun, until)
-				for _, c := range due {
-					require.False(t, told[c.id])
-					told[c.id] = true
-				}
-				fair := sockets
-				if now.Before(until) {
-					left := until.Sub(woken) // what remains to spread them over
-					fair = 1 + int(float64(sockets)*float64(drainLate+drainStep)/float64(left))
-					if still == 0 {
-						fair = 1 + int(float64(sockets)*float64(2*drainStep)/float64(10*time.Second))
-					}
-				}
-				require.LessOrEqual(t, len(due), fair, "%d sockets, %v: %v after", sockets, still, now.Sub(begun))
-			}
-			require.Len(t, told, sockets)
-			if woken.Before(until) {
-				require.LessOrEqual(t, now, until)
-			}
-			require.LessOrEqual(t, rounds, 10_000/50+sockets)
-		}
-	}
-}
-
 // A handler that is at work when its connection's turn comes is told so by its
 // context; others go on.
 func TestDrainAndCommandsUnderWay(t *testing.T) {
 	t.Parallel()
-	embedded(t, func(t *testing.T, w *world) {
-		s := w.tracked()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s := w.Tracked()
 		var mu sync.Mutex
 		ended := map[string]error{}
-		require.NoError(t, s.HandleCommand("work", func(ctx context.Context, c *Connection, _ json.RawMessage) (any, error) {
+		require.NoError(t, s.HandleCommand("work", func(ctx context.Context, c *mesh.Connection, _ json.RawMessage) (any, error) {
 			defer func() {
 				mu.Lock()
 				defer mu.Unlock()
@@ -266,15 +222,15 @@ func TestDrainAndCommandsUnderWay(t *testing.T) {
 				return nil, errors.New("too late")
 			}
 		}))
-		peers := s.dialAll(10)
+		peers := s.DialAll(10)
 		var answered sync.WaitGroup
 		done := map[string]bool{}
 		for _, p := range peers {
 			answered.Go(func() {
-				answer, err := p.tryCall("work", nil)
+				answer, err := p.TryCall("work", nil)
 				mu.Lock()
 				defer mu.Unlock()
-				done[p.id] = err == nil && string(answer) == `"done"`
+				done[p.ID] = err == nil && string(answer) == `"done"`
 			})
 		}
 		require.NoError(t, s.Drain(t.Context(), 10*time.Second))
@@ -283,11 +239,11 @@ func TestDrainAndCommandsUnderWay(t *testing.T) {
 		mu.Lock()
 		defer mu.Unlock()
 		for _, p := range peers {
-			if done[p.id] {
+			if done[p.ID] {
 				n++
-				assert.NoError(t, ended[p.id])
+				assert.NoError(t, ended[p.ID])
 			} else {
-				assert.ErrorIs(t, ended[p.id], context.Canceled)
+				assert.ErrorIs(t, ended[p.ID], context.Canceled)
 			}
 		}
 		assert.InDelta(t, 4, n, 1)

@@ -1,126 +1,118 @@
 package mesh
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
+
+	"github.com/meshpresence/mesh/internal/callbacks"
+	"github.com/meshpresence/mesh/internal/errs"
+	"github.com/meshpresence/mesh/internal/hub"
+	"github.com/meshpresence/mesh/internal/local"
+	"github.com/meshpresence/mesh/internal/socket"
+	"github.com/meshpresence/mesh/internal/store"
+	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// The errors of this package. Every error that it returns wraps one of them,
-// unless it comes from one of the app's own callbacks, or says why a payload
-// does not encode to JSON or what Shutdown could not end in time; test with
-// [errors.Is]. If the caller cancels the context of a method that waits, the
-// error wraps context.Canceled and the context's cause, and not [ErrUnavailable];
-// if its deadline passes while Redis does not answer, it wraps both
+// The errors of this package. Every returned error wraps one of them, with three
+// exceptions: errors of the app's own callbacks, errors of encoding a payload to JSON,
+// and the error with which Shutdown lists what it could not end in time. Test with
+// [errors.Is].
+//
+// If the caller cancels the context of a method that waits, the error wraps
+// context.Canceled and the cause of the context, and not [ErrUnavailable]. If the
+// deadline of the context passes while Redis does not answer, the error wraps both
 // [ErrUnavailable] and context.DeadlineExceeded. An [ErrUnavailable] may also wrap
-// context.DeadlineExceeded if only a time limit of this package has passed: ask
-// ctx.Err(). A method that takes a room or a
-// connection id returns [ErrInvalidRoom] or [ErrInvalidConnectionID] for a bad
-// one. A method that needs Redis returns [ErrNotStarted] before Start and
-// [ErrClosed] after Shutdown.
+// context.DeadlineExceeded if only a time limit of this package has passed. Call
+// ctx.Err() to tell the two cases apart.
+//
+// A method that takes a room or a connection id returns [ErrInvalidRoom] or
+// [ErrInvalidConnectionID] if it is invalid. A method that needs Redis returns
+// [ErrNotStarted] before Start and [ErrClosed] after Shutdown.
 var (
-	// ErrInvalidRoom says that a room name is empty, longer than
-	// Limits.RoomNameBytes, not valid UTF-8, or holds control characters.
-	ErrInvalidRoom = errors.New("mesh: invalid room name")
-	// ErrInvalidConnectionID says that a connection id is empty, too long, not
-	// valid UTF-8, or holds a colon, white space or control characters.
-	ErrInvalidConnectionID = errors.New("mesh: invalid connection id")
-	// ErrInvalidOptions says that an option is out of its documented range (the
-	// message names the field), or, from Start, that it does not fit the Redis or
-	// the process; that a context, function or WebSocket is nil; or that a close
-	// frame cannot carry a code or reason.
-	ErrInvalidOptions = errors.New("mesh: invalid options")
-	// ErrInvalidPattern says that a Pattern names no room: it is the zero
-	// Pattern, or an exact name that no room can have.
-	ErrInvalidPattern = errors.New("mesh: invalid pattern")
-	// ErrInvalidState says that a presence state is not a JSON object, or that
-	// its expiry is out of range.
-	ErrInvalidState = errors.New("mesh: invalid presence state")
-	// ErrInvalidMetadata says that metadata is not valid JSON, or that the
-	// strategy to merge it is unknown.
-	ErrInvalidMetadata = errors.New("mesh: invalid metadata")
-	// ErrNotTracked says that no TrackPresence rule matches the room.
-	ErrNotTracked = errors.New("mesh: room is not tracked")
-	// ErrNotPresent says that the connection is not in the room.
-	ErrNotPresent = errors.New("mesh: connection is not in the room")
-	// ErrUnknownConnection says that no connection of that id is known: on
-	// this server, or for reads of metadata on any.
-	ErrUnknownConnection = errors.New("mesh: unknown connection")
-	// ErrConnectionExists says that a connection of that id is registered
-	// already.
-	ErrConnectionExists = errors.New("mesh: connection exists already")
-	// ErrRefused says that a guard or a hook said no, failed, or did not
-	// answer in time.
-	ErrRefused = errors.New("mesh: refused")
-	// ErrUnavailable says that Redis does not answer, or refuses to write: it
-	// is out of memory, read-only, loading. What was asked for may or may not
-	// have happened, unless the method says more.
-	ErrUnavailable = errors.New("mesh: redis is unavailable")
-	// ErrTooLarge says that a value is larger than a limit of Options.Limits
-	// allows.
-	ErrTooLarge = errors.New("mesh: too large")
-	// ErrLimit says that a limit of Options.Limits on how many has been
+	// ErrInvalidRoom means that a room name is empty, is longer than
+	// Limits.RoomNameBytes, is not valid UTF-8, or contains control characters.
+	ErrInvalidRoom = errs.InvalidRoom
+	// ErrInvalidConnectionID means that a connection id is empty, too long, not valid
+	// UTF-8, or contains a colon, white space or control characters.
+	ErrInvalidConnectionID = errs.InvalidConnectionID
+	// ErrInvalidOptions means that an option is out of its documented range (the
+	// message names the field), or, from Start, that it does not fit the Redis or the
+	// process. It also means that a context, function or WebSocket is nil, or that a
+	// close frame cannot carry a code or reason.
+	ErrInvalidOptions = errs.InvalidOptions
+	// ErrInvalidPattern means that a Pattern matches no room: it is the zero Pattern,
+	// or an exact name that no room can have.
+	ErrInvalidPattern = errs.InvalidPattern
+	// ErrInvalidState means that a presence state is not a JSON object, or that its
+	// expiry is out of range.
+	ErrInvalidState = errs.InvalidState
+	// ErrInvalidMetadata means that metadata is not valid JSON, or that the strategy to
+	// merge it is unknown.
+	ErrInvalidMetadata = errs.InvalidMetadata
+	// ErrNotTracked means that no TrackPresence rule matches the room.
+	ErrNotTracked = errs.NotTracked
+	// ErrNotPresent means that the connection is not in the room.
+	ErrNotPresent = errs.NotPresent
+	// ErrUnknownConnection means that this server has no connection with that id, or,
+	// for reads of metadata, that no server has one.
+	ErrUnknownConnection = errs.UnknownConnection
+	// ErrConnectionExists means that a connection with that id is already registered.
+	ErrConnectionExists = errs.ConnectionExists
+	// ErrRefused means that a guard or a hook refused, failed, or did not return in
+	// time.
+	ErrRefused = errs.Refused
+	// ErrUnavailable means that Redis does not answer or rejects writes: it is out of
+	// memory, read-only or loading. The requested change may or may not have happened,
+	// unless the method says more.
+	ErrUnavailable = errs.Unavailable
+	// ErrTooLarge means that a value is larger than a limit in Options.Limits.
+	ErrTooLarge = errs.TooLarge
+	// ErrLimit means that a limit on a number of things in Options.Limits has been
 	// reached.
-	ErrLimit = errors.New("mesh: limit reached")
-	// ErrBusy says that too much is under way already; the same request may
+	ErrLimit = errs.Limit
+	// ErrBusy means that too many operations are in progress. The same request may
 	// succeed a moment later.
-	ErrBusy = errors.New("mesh: busy")
-	// ErrClosed says that the server has been shut down or is draining, or
-	// that the connection has ended.
-	ErrClosed = errors.New("mesh: closed")
-	// ErrNotStarted says that the server or manager has not been started yet.
-	ErrNotStarted = errors.New("mesh: not started")
-	// ErrIncompatible says that the keys under Options.Prefix were written by
-	// a newer version of this package, by servers with another kind of Redis
-	// client or another number of Options.Buckets, or by other software. The
-	// message says which. Choose another prefix, or remove those keys.
-	ErrIncompatible = errors.New("mesh: incompatible data in redis")
-	// ErrConflict says that others changed the same value at the same time,
-	// again and again, or that a connection of the same id has joined the room
-	// on another server and taken this one's place.
-	ErrConflict = errors.New("mesh: conflicting changes")
-	// ErrSlowConsumer says that a subscriber did not keep up and its queue
-	// overflowed, so that it was ended.
-	ErrSlowConsumer = errors.New("mesh: slow consumer")
-	// ErrInvalidCommand says that a command's name is empty or one of the
+	ErrBusy = errs.Busy
+	// ErrClosed means that the server has been shut down or is draining, or that the
+	// connection has ended.
+	ErrClosed = errs.Closed
+	// ErrNotStarted means that the server or manager has not been started yet.
+	ErrNotStarted = errs.NotStarted
+	// ErrIncompatible means that the keys under Options.Prefix were written by a newer
+	// version of this package, by servers with another kind of Redis client or another
+	// number of Options.Buckets, or by other software. The message says which. Choose
+	// another prefix, or remove those keys.
+	ErrIncompatible = errs.Incompatible
+	// ErrConflict means that other callers changed the same value at the same time,
+	// many times in a row, or that a connection with the same id has joined the room on
+	// another server and has taken the place of this one.
+	ErrConflict = errs.Conflict
+	// ErrSlowConsumer means that a subscription ended because its subscriber did not
+	// keep up and its queue overflowed.
+	ErrSlowConsumer = errs.SlowConsumer
+	// ErrInvalidCommand means that a command's name is empty or is one of the
 	// protocol's own.
-	ErrInvalidCommand = errors.New("mesh: invalid command name")
-	// ErrInvalidMessage says that a message of the app's own is neither text nor
-	// binary, or a text that is not valid UTF-8.
-	ErrInvalidMessage = errors.New("mesh: invalid message")
-	// ErrCommandExists says that a command of that name has been registered
-	// already.
-	ErrCommandExists = errors.New("mesh: command exists already")
+	ErrInvalidCommand = errs.InvalidCommand
+	// ErrInvalidMessage means that a message of the app is neither text nor binary, or
+	// is text that is not valid UTF-8.
+	ErrInvalidMessage = errs.InvalidMessage
+	// ErrCommandExists means that a command with that name is already registered.
+	ErrCommandExists = errs.CommandExists
 )
 
-// Codes that a client finds in the field code of an error answer.
-const (
-	codeServer      = "ESERVER"
-	codeInvalid     = "EINVALID"
-	codeNotFound    = "ENOTFOUND"
-	codeRefused     = "EREFUSED"
-	codeUnavailable = "EUNAVAILABLE"
-	codeTooLarge    = "ETOOLARGE"
-	codeLimit       = "ELIMIT"
-	codeBusy        = "EBUSY"
-	codeClosed      = "ECLOSED"
-	codeConflict    = "ECONFLICT"
-	codeExists      = "EEXISTS"
-	codeTimeout     = "ETIMEOUT"
+// textInternal is the text of an error that is private or has none.
+const textInternal = "Internal error"
 
-	nameCommandError = "CommandError"
-	nameError        = "Error"
-
-	textInternal = "Internal error"
-)
-
-// CommandError is an error whose answer to the client the app's command
-// handler chose itself: {"error": Message, "code": Code, "name": Name}. Of other
-// errors of a handler see [CommandHandler].
+// CommandError is an error of a command handler that chooses its own answer to the
+// client: {"error": Message, "code": Code, "name": Name}. [CommandHandler] describes
+// how other errors are answered.
 type CommandError struct {
 	// Code is for programs. Defaults to "ESERVER".
 	Code string
-	// Name is the error's class. Defaults to "CommandError".
+	// Name is the class of the error. Defaults to "CommandError".
 	Name string
 	// Message is for people. Defaults to "Internal error".
 	Message string
@@ -134,9 +126,9 @@ func (e *CommandError) Error() string {
 	return e.Message
 }
 
-// wire is what the client is told.
+// wire returns the fields of the error answer.
 func (e *CommandError) wire() (message, code, name string) {
-	code, name = codeServer, nameCommandError
+	code, name = wire.CodeServer, wire.NameCommandError
 	if e != nil && e.Code != "" {
 		code = e.Code
 	}
@@ -146,32 +138,14 @@ func (e *CommandError) wire() (message, code, name string) {
 	return e.Error(), code, name
 }
 
-// ProgressError says how far a call got that did not get through.
-type ProgressError struct {
-	// Done is how many connections it has dealt with. There may be a few more,
-	// of which the answer did not come in time.
-	Done int
-	// Err says why it ended: it wraps the context's error, or one of this
-	// package's.
-	Err error
-}
-
-// Error says why the call ended, and how far it got.
-func (e *ProgressError) Error() string {
-	return fmt.Sprintf("mesh: ended after %d connections: %v", e.Done, e.Err)
-}
-
-// Unwrap returns Err.
-func (e *ProgressError) Unwrap() error { return e.Err }
-
-// Refusal is the error with which the authentication hook chooses what the
-// client is told. Whatever other error the hook returns, the client gets a
-// bare 401 and none of its text. A Refusal is an [ErrRefused].
+// Refusal is an error with which Options.Authenticate chooses the answer to a client.
+// For any other error of the hook, the client gets a bare 401, or 500 for an outage
+// (see Options.Authenticate), and none of its text. A Refusal is an [ErrRefused].
 type Refusal struct {
-	// Status is the HTTP status, 400 to 599. Defaults to 401; a value out of
-	// range refuses with 401 all the same.
+	// Status is the HTTP status, 400 to 599. Defaults to 401. A value out of range also
+	// refuses with 401.
 	Status int
-	// Message is the body of the answer. Defaults to the status's own text
+	// Message is the body of the answer. Defaults to the text of the status
 	// ("Unauthorized" for 401).
 	Message string
 }
@@ -181,7 +155,7 @@ func Refuse(status int, message string) error {
 	return &Refusal{Status: status, Message: message}
 }
 
-// Error returns what the client is told, as text.
+// Error returns the text that the client gets.
 func (r *Refusal) Error() string {
 	_, message := r.response()
 	return "mesh: refused: " + message
@@ -190,7 +164,7 @@ func (r *Refusal) Error() string {
 // Unwrap returns [ErrRefused].
 func (r *Refusal) Unwrap() error { return ErrRefused }
 
-// response is what the client is told, with the defaults filled in.
+// response returns the status and text for the client, with the defaults filled in.
 func (r *Refusal) response() (status int, message string) {
 	status = http.StatusUnauthorized
 	if r != nil && r.Status >= 400 && r.Status <= 599 {
@@ -206,4 +180,171 @@ func (r *Refusal) response() (status int, message string) {
 		message = http.StatusText(http.StatusUnauthorized)
 	}
 	return status, message
+}
+
+// isAnswer reports whether a callback has chosen the answer to the client by its error.
+func isAnswer(err error) bool { return errs.Has[*CommandError](err) }
+
+// typedErrors returns copies of the errors of this package that err wraps and that carry
+// data.
+func typedErrors(err error) (all []error) {
+	if c, ok := errors.AsType[*CommandError](err); ok {
+		if c != nil {
+			c = &CommandError{Code: c.Code, Name: c.Name, Message: c.Message}
+		}
+		all = append(all, c)
+	}
+	if r, ok := errors.AsType[*Refusal](err); ok {
+		if r != nil {
+			r = &Refusal{Status: r.Status, Message: r.Message}
+		}
+		all = append(all, r)
+	}
+	return all
+}
+
+// checkContext returns an error for a nil context, which would otherwise panic after
+// half of the work.
+func checkContext(ctx context.Context) error {
+	if ctx == nil {
+		return fmt.Errorf("%w: nil context", ErrInvalidOptions)
+	}
+	return nil
+}
+
+// errorFor is storeError for a caller that waited with ctx. If the caller has cancelled
+// ctx, the error says so, because Redis has not failed.
+func errorFor(ctx context.Context, err error) error {
+	out := storeError(err)
+	if errors.Is(ctx.Err(), context.Canceled) && (errors.Is(err, context.Canceled) || errors.Is(out, ErrUnavailable)) {
+		return errs.Ended(ctx)
+	}
+	return out
+}
+
+// wireErrors lists the code and text that a client gets for an error. The first match
+// wins, so that an error that also wraps one of Redis is reported as unavailable. An
+// empty text means the text of the error itself, which is about the client's own
+// request.
+var wireErrors = []struct {
+	is   error
+	code string
+	text string
+}{
+	{store.ErrFull, wire.CodeUnavailable, "Temporarily unavailable: storage is full"},
+	{ErrUnavailable, wire.CodeUnavailable, "Temporarily unavailable"},
+	{store.ErrUnavailable, wire.CodeUnavailable, "Temporarily unavailable"},
+	{store.ErrFenced, wire.CodeUnavailable, "Temporarily unavailable"},
+	{store.ErrLate, wire.CodeUnavailable, "Temporarily unavailable"},
+	{store.ErrClock, wire.CodeUnavailable, "Temporarily unavailable"},
+	{ErrIncompatible, wire.CodeUnavailable, "Temporarily unavailable"},
+	{ErrNotStarted, wire.CodeUnavailable, "Temporarily unavailable"},
+	{ErrClosed, wire.CodeClosed, "Closed"},
+	{ErrBusy, wire.CodeBusy, "Busy"},
+	{ErrSlowConsumer, wire.CodeBusy, "Too slow"},
+	{ErrRefused, wire.CodeRefused, "Refused"},
+	{ErrConflict, wire.CodeConflict, "Conflicting changes"},
+	{ErrConnectionExists, wire.CodeExists, "Connection exists already"},
+	{ErrNotTracked, wire.CodeNotFound, "Room is not tracked"},
+	{ErrNotPresent, wire.CodeNotFound, "Not in the room"},
+	{ErrUnknownConnection, wire.CodeNotFound, "Unknown connection"},
+	{ErrTooLarge, wire.CodeTooLarge, ""},
+	{ErrLimit, wire.CodeLimit, ""},
+	{ErrInvalidRoom, wire.CodeInvalid, ""},
+	{ErrInvalidConnectionID, wire.CodeInvalid, ""},
+	{ErrInvalidState, wire.CodeInvalid, ""},
+	{ErrInvalidMetadata, wire.CodeInvalid, ""},
+}
+
+// wireError returns the fields error, code and name of the error answer for err. It
+// never contains text of Redis, of the network, of a panic or of Go's type system. The
+// text of a plain error of the app is sent.
+func wireError(err error) (message, code, name string) {
+	if err == nil {
+		return textInternal, wire.CodeServer, wire.NameError
+	}
+	if ce, ok := errors.AsType[*CommandError](err); ok {
+		return ce.wire()
+	}
+	if r, ok := errors.AsType[*Refusal](err); ok {
+		_, message = r.response()
+		return message, wire.CodeRefused, wire.NameCommandError
+	}
+	for _, w := range wireErrors {
+		if !errors.Is(err, w.is) {
+			continue
+		}
+		if message = w.text; message == "" {
+			message = publicText(err, w.is)
+		}
+		return message, w.code, wire.NameCommandError
+	}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return "Timed out", wire.CodeTimeout, wire.NameCommandError
+	}
+	if errors.Is(err, context.Canceled) {
+		return "Closed", wire.CodeClosed, wire.NameCommandError
+	}
+	if callbacks.IsPrivate(err) {
+		return textInternal, wire.CodeServer, wire.NameError
+	}
+	return callbacks.ClientText(err), wire.CodeServer, wire.NameError
+}
+
+// publicText returns the text of err, or that of the sentinel if the text of err is
+// private.
+func publicText(err, sentinel error) string {
+	text := sentinel.Error()
+	if !callbacks.IsPrivate(err) {
+		text = callbacks.ClientText(err)
+	}
+	return strings.ReplaceAll(strings.TrimPrefix(text, "mesh: "), ": mesh: ", ": ")
+}
+
+// storeError turns an error of an internal package into one of this package.
+func storeError(err error) error {
+	if err == nil {
+		return nil
+	}
+	for inner, outer := range errorMap {
+		if errors.Is(err, inner) {
+			if errors.Is(err, outer) {
+				return err // already converted
+			}
+			return layerlessError{fmt.Errorf("%w: %w", outer, err)}
+		}
+	}
+	return err
+}
+
+// layerlessError hides the names of internal packages in the text of an error, and the
+// repeated statement that Redis is unavailable.
+type layerlessError struct{ err error }
+
+func (e layerlessError) Error() string {
+	return strings.TrimPrefix(tidyText.Replace(e.err.Error()), "store: ")
+}
+
+func (e layerlessError) Unwrap() error { return e.err }
+
+var tidyText = strings.NewReplacer(
+	": "+store.ErrUnavailable.Error(), "",
+	store.ErrUnavailable.Error()+": ", "",
+	": store: ", ": ",
+	": local: ", ": ",
+)
+
+var errorMap = map[error]error{
+	store.ErrUnavailable:    ErrUnavailable,
+	store.ErrFenced:         ErrUnavailable,
+	store.ErrLate:           ErrUnavailable,
+	store.ErrClock:          ErrUnavailable,
+	local.ErrUnavailable:    ErrUnavailable,
+	local.ErrClosed:         ErrClosed,
+	local.ErrExists:         ErrConnectionExists,
+	local.ErrNotPresent:     ErrNotPresent,
+	local.ErrTooMany:        ErrLimit,
+	local.ErrOwnedElsewhere: ErrConflict,
+	hub.ErrStopped:          ErrClosed,
+	socket.ErrClosed:        ErrClosed,
 }

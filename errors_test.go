@@ -11,6 +11,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/assert"
 
+	"github.com/meshpresence/mesh/internal/callbacks"
 	"github.com/meshpresence/mesh/internal/store"
 )
 
@@ -42,9 +43,9 @@ func TestWireError(t *testing.T) {
 		"not present":  {ErrNotPresent, "Not in the room", "ENOTFOUND", "CommandError"},
 		"closed":       {ErrClosed, "Closed", "ECLOSED", "CommandError"},
 		"conflict":     {ErrConflict, "Conflicting changes", "ECONFLICT", "CommandError"},
-		"late":         {&timeoutError{"command", time.Second}, "Timed out", "ETIMEOUT", "CommandError"},
+		"late":         {&callbacks.TimeoutError{Name: "command", After: time.Second}, "Timed out", "ETIMEOUT", "CommandError"},
 		"cancelled":    {context.Canceled, "Closed", "ECLOSED", "CommandError"},
-		"panic":        {&panicError{name: "command", value: "secret"}, "Internal error", "ESERVER", "Error"},
+		"panic":        {&callbacks.PanicError{Name: "command", Value: "secret"}, "Internal error", "ESERVER", "Error"},
 		"redis":        {redis.Nil, "Internal error", "ESERVER", "Error"},
 		"redis closed": {redis.ErrClosed, "Internal error", "ESERVER", "Error"},
 		"network":      {fmt.Errorf("x: %w", dial), "Internal error", "ESERVER", "Error"},

@@ -122,8 +122,7 @@ func ExampleRefuse() {
 	defer stop()
 
 	_, err := web.Dial()
-	var refused *meshtest.HandshakeError
-	if errors.As(err, &refused) {
+	if refused, ok := errors.AsType[*meshtest.HandshakeError](err); ok {
 		fmt.Println(refused.Status, refused.Body)
 	}
 	alice, err := web.Dial(meshtest.WithHeader("Cookie", "session=1"))

@@ -97,6 +97,28 @@ func ExampleServer_Servers() {
 	// Output: this one: true alive: true
 }
 
+// Find says which server has a connection, and where the connection is.
+func ExampleConnectionManager_Find() {
+	p, stop := startPresence()
+	defer stop()
+	ctx := context.Background()
+
+	must(p.Connect(ctx, "conn-1", map[string]string{"userId": "alice"}))
+	must(p.Join(ctx, "lobby", "conn-1"))
+	info, err := p.Connections().Find(ctx, "conn-1")
+	must(err)
+	fmt.Printf("%t %s\n", info.Self, info.Metadata)
+	for _, r := range info.Rooms {
+		fmt.Println(r.Room, r.Entry.Server == info.Server)
+	}
+	_, err = p.Connections().Find(ctx, "conn-2")
+	fmt.Println(errors.Is(err, mesh.ErrUnknownConnection))
+	// Output:
+	// true {"userId":"alice"}
+	// lobby true
+	// true
+}
+
 func ExamplePresenceManager_Servers() {
 	p, stop := startPresence()
 	defer stop()

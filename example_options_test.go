@@ -6,7 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
+
+	"github.com/gorilla/websocket"
 
 	"github.com/meshpresence/mesh"
 	"github.com/meshpresence/mesh/meshtest"
@@ -27,8 +30,7 @@ func ExampleOptions_authenticate() {
 	defer stop()
 
 	_, err := web.Dial()
-	var refused *meshtest.HandshakeError
-	if errors.As(err, &refused) {
+	if refused, ok := errors.AsType[*meshtest.HandshakeError](err); ok {
 		fmt.Println(refused.Status, refused.Body)
 	}
 
@@ -79,8 +81,7 @@ func ExampleOptions_allowedOrigins() {
 
 	for _, origin := range []string{"https://app.example.com", "http://localhost:3000", "https://example.org"} {
 		_, err := web.Dial(meshtest.WithHeader("Origin", origin))
-		var refused *meshtest.HandshakeError
-		if errors.As(err, &refused) {
+		if refused, ok := errors.AsType[*meshtest.HandshakeError](err); ok {
 			fmt.Println(origin, refused.Status)
 			continue
 		}
@@ -90,6 +91,27 @@ func ExampleOptions_allowedOrigins() {
 	// https://app.example.com <nil>
 	// http://localhost:3000 <nil>
 	// https://example.org 403
+}
+
+// A page cannot set headers of a WebSocket, but it can offer a token as a
+// subprotocol: new WebSocket(url, ["mesh", token]).
+func ExampleOptions_subprotocols() {
+	_, web, stop := serve(mesh.Options{
+		Subprotocols: []string{"mesh"},
+		Authenticate: func(_ context.Context, r *http.Request) (any, error) {
+			if slices.Contains(websocket.Subprotocols(r), "alices-token") { // a program looks it up
+				return map[string]string{"userId": "alice"}, nil
+			}
+			return nil, mesh.Refuse(http.StatusUnauthorized, "sign in first")
+		},
+	})
+	defer stop()
+
+	alice, err := web.Dial(meshtest.WithSubprotocols("mesh", "alices-token"))
+	must(err)
+	fmt.Println(alice.Subprotocol(), string(alice.Metadata()))
+	// Output:
+	// mesh {"userId":"alice"}
 }
 
 // The app cleans up by itself, when it suits it.

@@ -93,6 +93,21 @@ func ExamplePresenceManager_Count() {
 	// 0 <nil>
 }
 
+// The counts of a list of documents come in one round trip.
+func ExamplePresenceManager_Counts() {
+	p, stop := startPresence()
+	defer stop()
+	ctx := context.Background()
+
+	must(p.Connect(ctx, "conn-1", nil))
+	must(p.Join(ctx, "doc-1", "conn-1"))
+	counts, err := p.Counts(ctx, "doc-1", "doc-2")
+	must(err)
+	fmt.Println(counts["doc-1"], counts["doc-2"])
+	// Output:
+	// 1 0
+}
+
 // A state is a JSON object. It ends with its connection's presence, or before.
 func ExamplePresenceManager_PublishState() {
 	p, stop := startPresence()

@@ -56,14 +56,14 @@ func ExampleRoomManager_Contains() {
 }
 
 // A room without a rule has members too, and no events.
-func ExampleRoomManager_Members() {
+func ExampleRoomManager_ConnectionIDs() {
 	p, stop := startPresence()
 	defer stop()
 	ctx := context.Background()
 	must(p.Connect(ctx, "conn-1", nil))
 	must(p.Join(ctx, "not tracked", "conn-1"))
 
-	fmt.Println(p.Rooms().Members(ctx, "not tracked"))
+	fmt.Println(p.Rooms().ConnectionIDs(ctx, "not tracked"))
 	// Output:
 	// [conn-1] <nil>
 }

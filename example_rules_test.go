@@ -25,7 +25,7 @@ func ExampleServer_UntrackPresence() {
 		fmt.Println(e.Type, e.Snapshot.Total)
 		fmt.Println("removed:", srv.UntrackPresence(mesh.Exact("meeting")))
 	}
-	members, err := srv.Rooms().Members(ctx, "meeting")
+	members, err := srv.Rooms().ConnectionIDs(ctx, "meeting")
 	must(err)
 	fmt.Println("still in:", len(members))
 	fmt.Println("removed:", srv.UntrackPresence(mesh.Exact("meeting")))

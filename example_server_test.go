@@ -150,8 +150,7 @@ func ExampleCommandError() {
 	}))
 
 	_, err := connect("alice").Call("vote", "yes")
-	var answered *meshtest.CommandError
-	if errors.As(err, &answered) {
+	if answered, ok := errors.AsType[*meshtest.CommandError](err); ok {
 		fmt.Println(answered.Code, answered.Name, answered.Message)
 	}
 	// Output:

@@ -19,24 +19,24 @@ func TestSuspectedFailovers(t *testing.T) {
 		compared := 0
 		flap := func(d time.Duration) {
 			for range d / (100 * time.Millisecond) {
-				a.n.failover()
+				a.n.redis.FailoverSuspected()
 				w.sleep(100 * time.Millisecond)
-				if a.n.trouble.Swap(false) {
+				if a.n.redis.TakeMissed() {
 					compared++
 				}
-				require.True(t, a.n.hints.rests())
-				_, ok := a.n.lease.Judge()
+				require.True(t, a.n.redis.expired.Paused())
+				_, ok := a.n.lease.ClockProof()
 				require.True(t, ok, "may not judge any more")
 			}
 		}
 		flap(3 * lease)
-		require.LessOrEqual(t, compared, int(3*lease/failoverPause)+1)
+		require.LessOrEqual(t, compared, int(3*lease/(3*time.Second))+1)
 		require.Positive(t, compared)
 		require.NoError(t, b.n.lease.Stop(t.Context()), "it renews no more")
 		flap(lease + time.Second)
-		require.EqualValues(t, 1, a.n.lease.Stats().Buried)
+		require.EqualValues(t, 1, a.n.lease.Stats().DeclaredDead)
 		w.sleep(lease)
-		require.False(t, a.n.hints.rests())
+		require.False(t, a.n.redis.expired.Paused())
 	})
 }
 
@@ -48,26 +48,22 @@ func TestFailoverOfAMaster(t *testing.T) {
 		const lease = 4 * time.Second
 		s := w.tracked(leaseOf(lease))
 		w.sleep(2 * lease)
-		judging := func() bool { _, ok := s.n.lease.Judge(); return ok }
+		judging := func() bool { _, ok := s.n.lease.ClockProof(); return ok }
 		require.True(t, judging())
-		other := "another one"
-		s.n.process.Store(&other)
-		s.n.failover()
+		s.n.redis.NoteGeneration("another one")
+		s.n.redis.FailoverSuspected()
 		w.sleep(lease - 100*time.Millisecond)
 		require.False(t, judging())
 		w.sleep(time.Second)
 		require.True(t, judging())
 
-		s.n.Lost()
-		s.n.process.Store(&other)
-		s.n.failover()
+		s.n.Disconnected()
+		s.n.redis.NoteGeneration("another one")
+		s.n.redis.FailoverSuspected()
 		w.sleep(2 * lease)
 		require.False(t, judging(), "the connection has not come back")
-		seen := s.n.contact.lost()
-		s.n.Lost()
-		s.n.checkProcess(seen)
-		require.False(t, judging(), "it was lost again meanwhile")
-		s.n.checkProcess(seen + 1)
+		s.n.redis.Connected()
+		w.sleep(time.Millisecond)
 		require.True(t, judging())
 	})
 }

@@ -1,10 +1,8 @@
-package mesh
+package mesh_test
 
 import (
 	"encoding/json"
 	"fmt"
-	"maps"
-	"slices"
 	"testing"
 	"time"
 	"unicode/utf8"
@@ -12,8 +10,10 @@ import (
 	"github.com/gorilla/websocket"
 	"github.com/stretchr/testify/require"
 
+	"github.com/meshpresence/mesh"
+	"github.com/meshpresence/mesh/internal/e2e/harness"
+	"github.com/meshpresence/mesh/internal/testhook"
 	"github.com/meshpresence/mesh/internal/wire"
-	"github.com/meshpresence/mesh/meshtest"
 )
 
 // FuzzPayloads sends each command with whatever payload it is given. What is
@@ -21,7 +21,7 @@ import (
 // of the server's own troubles in it; a change that was accepted is carried to
 // the byte.
 func FuzzPayloads(f *testing.F) {
-	names := slices.Sorted(maps.Keys(commands))
+	names := mesh.CommandNames()
 	for i := range names {
 		for _, payload := range []string{
 			`{"roomName":"a"}`, `{"roomName":"guarded"}`, `{"roomName":"a","state":{"x":1.50,"x":"\ud800"},"expireAfter":5.5,"silent":true}`,
@@ -83,7 +83,7 @@ func (p *payloads) try(t *testing.T, command, payload string) {
 		_, data, err := p.ws.ReadMessage()
 		require.NoError(t, err, "%s %q", command, payload)
 		require.True(t, utf8.Valid(data) && json.Valid(data), "%q", data)
-		var a frame
+		var a harness.Frame
 		require.NoError(t, json.Unmarshal(data, &a))
 		if a.ID == nil {
 			continue
@@ -92,7 +92,7 @@ func (p *payloads) try(t *testing.T, command, payload string) {
 		delete(waiting, *a.ID)
 		judged(t, payload, a.Payload)
 	}
-	require.Zero(t, p.z.srv.sockets.Counts().Panics)
+	require.Zero(t, testhook.SocketPanics(p.z.srv))
 	require.Zero(t, p.z.srv.Stats().CallbackPanics)
 }
 
@@ -125,75 +125,16 @@ func FuzzControl(f *testing.F) {
 	require.NoError(f, z.neighbour.WriteMessage(websocket.TextMessage, []byte(`{"id":1,"command":"mesh/subscribe-presence","payload":{"roomName":"a"}}`)))
 	require.NoError(f, alive(z.neighbour))
 	f.Fuzz(func(t *testing.T, payload string) {
-		n := z.srv.n
-		if _, ok := n.owner.Conn("c"); !ok { // a call closed it
+		n := testhook.PartsOf(z.srv)
+		if _, ok := n.Local.Conn("c"); !ok { // a call closed it
 			require.NoError(t, z.srv.Presence().Connect(t.Context(), "c", json.RawMessage(`{"x":1}`)))
 			require.NoError(t, z.srv.Presence().Join(t.Context(), "a", "c"))
 		}
-		n.Message(n.keys.Control(n.lease.Incarnation()), payload)
-		n.Message(n.keys.EventsPrefix()+"a", payload)
-		n.Message(n.keys.EventsPrefix()+payload, payload)
-		n.Message(payload, payload)
-		n.control.work.Wait()
+		z.srv.HandleMessage(n.Keys.ServerChannel(n.Lease.Incarnation()), payload)
+		z.srv.HandleMessage(n.Keys.EventsPrefix()+"a", payload)
+		z.srv.HandleMessage(n.Keys.EventsPrefix()+payload, payload)
+		z.srv.HandleMessage(payload, payload)
+		z.srv.WaitForPeers()
 		require.NoError(t, alive(z.neighbour), "the neighbour")
-	})
-}
-
-// FuzzExpired holds any key against the layout: what is taken for an expired
-// entry or state is named exactly as that, and other keys are let alone.
-func FuzzExpired(f *testing.F) {
-	for _, k := range []keyspace{plainKeys, clusterKeys} {
-		for _, room := range []string{"lobby", "a:b", "", "}:presence:conn:x", "{1}", "\n*", "conn:", "\xff"} {
-			f.Add(k.Conn(room, "c"))
-			f.Add(k.State(room, "c"))
-			f.Add(k.Members(room))
-		}
-	}
-	f.Fuzz(func(t *testing.T, key string) {
-		for _, k := range []keyspace{plainKeys, clusterKeys} {
-			kind, room, conn, ok := k.parseExpired(key)
-			if !ok {
-				continue
-			}
-			require.NoError(t, validateConnectionID(conn))
-			require.Equal(t, key, map[expiryKind]func(string, string) string{expiredConn: k.Conn, expiredState: k.State}[kind](room, conn))
-			require.NotEqual(t, key, k.Members(room))
-		}
-	})
-}
-
-// FuzzStates holds what is taken for a state or metadata against encoding/json:
-// the same value, in valid JSON, that taken again stays as it is.
-func FuzzStates(f *testing.F) {
-	for _, s := range []string{`{}`, ` { "a" : [ 1.50 , "\ud800" ] } `, `null`, ` null `, `[]`, `{"a":1,"a":2}`, `1e999`, "{\"\xff\":1}", `{"a":"` + "\u2028" + `"}`} {
-		f.Add([]byte(s))
-	}
-	r := meshtest.StartRedis(f)
-	n, err := newNode(Options{Redis: r.Client()})
-	require.NoError(f, err)
-	f.Cleanup(n.end)
-	f.Fuzz(func(t *testing.T, raw []byte) {
-		state, err := n.encodeState(json.RawMessage(raw))
-		metadata, metaErr := n.encodeMetadata(json.RawMessage(raw))
-		if err == nil {
-			require.NoError(t, metaErr, "metadata may be anything that a state may be, and larger")
-			require.Equal(t, string(metadata), string(state))
-			require.Equal(t, byte('{'), state[0])
-		} else {
-			_, code, _ := wireError(err)
-			require.Contains(t, []string{"EINVALID", "ETOOLARGE"}, code)
-		}
-		if metaErr != nil || metadata == nil {
-			return
-		}
-		require.True(t, utf8.Valid(metadata) && json.Valid(metadata))
-		again, err := n.encodeMetadata(metadata)
-		require.NoError(t, err)
-		require.Equal(t, string(metadata), string(again))
-		var one, two any
-		if json.Unmarshal(raw, &one) == nil { // but for numbers that fit no float
-			require.NoError(t, json.Unmarshal(metadata, &two))
-			require.Equal(t, one, two)
-		}
 	})
 }

@@ -1,10 +1,11 @@
-package mesh
+package mesh_test
 
 import (
 	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +13,9 @@ import (
 	"github.com/gorilla/websocket"
 	"github.com/stretchr/testify/require"
 
+	"github.com/meshpresence/mesh"
+	"github.com/meshpresence/mesh/internal/e2e/harness"
+	"github.com/meshpresence/mesh/internal/testhook"
 	"github.com/meshpresence/mesh/meshtest"
 )
 
@@ -19,7 +23,7 @@ import (
 // frame. The connection lives on, or is closed with a code, nothing panics,
 // and somebody else's connection notices nothing.
 func FuzzFrames(f *testing.F) {
-	for command := range commands {
+	for _, command := range mesh.CommandNames() {
 		for _, payload := range []string{
 			`{"roomName":"a"}`, `{"roomName":"guarded"}`, `{"roomName":"a","state":{"x":1},"expireAfter":5,"silent":true}`,
 			`{"connectionId":"x"}`, `{"metadata":{"a":{"b":1}},"options":{"strategy":"deepMerge"}}`, `null`, `[]`,
@@ -39,27 +43,27 @@ func FuzzFrames(f *testing.F) {
 
 // fuzzServer is one server for all inputs.
 type fuzzServer struct {
-	srv       *Server
-	listener  *pipeListener
+	srv       *mesh.Server
+	listener  *harness.PipeListener
 	neighbour *websocket.Conn
 }
 
 func fuzzed(f *testing.F) *fuzzServer {
 	r := meshtest.StartRedis(f)
-	opts := Options{
+	opts := mesh.Options{
 		Redis: r.Client(), LatencyInterval: -1,
-		Limits: Limits{CommandsPerSecond: -1, UpgradesPerSecond: -1, FrameBytes: 16 << 10},
+		Limits: mesh.Limits{CommandsPerSecond: -1, UpgradesPerSecond: -1, FrameBytes: 16 << 10},
 	}
-	allowMetadata(&opts)
-	srv, err := NewServer(opts)
+	harness.AllowMetadata(&opts)
+	srv, err := mesh.NewServer(opts)
 	require.NoError(f, err)
-	require.NoError(f, srv.TrackPresence(Regexp(mustCompile(`^[^x]`)), PresenceOptions{TTL: time.Second}))
-	require.NoError(f, srv.TrackPresence(Exact("guarded"), PresenceOptions{Guard: adminsOnly, JoinGuard: adminsOnly}))
-	require.NoError(f, srv.HandleCommand("echo", func(_ context.Context, _ *Connection, payload json.RawMessage) (any, error) {
+	require.NoError(f, srv.TrackPresence(mesh.Regexp(regexp.MustCompile(`^[^x]`)), mesh.PresenceOptions{TTL: time.Second}))
+	require.NoError(f, srv.TrackPresence(mesh.Exact("guarded"), mesh.PresenceOptions{Guard: harness.AdminsOnly, JoinGuard: harness.AdminsOnly}))
+	require.NoError(f, srv.HandleCommand("echo", func(_ context.Context, _ *mesh.Connection, payload json.RawMessage) (any, error) {
 		return payload, nil
 	}))
 	require.NoError(f, srv.Start(f.Context()))
-	z := &fuzzServer{srv: srv, listener: newPipeListener()}
+	z := &fuzzServer{srv: srv, listener: harness.NewPipeListener()}
 	h := &http.Server{Handler: srv}
 	done := make(chan struct{})
 	go func() {
@@ -80,7 +84,7 @@ func fuzzed(f *testing.F) *fuzzServer {
 }
 
 func (z *fuzzServer) dial(t testing.TB) *websocket.Conn {
-	d := websocket.Dialer{NetDialContext: z.listener.dial}
+	d := websocket.Dialer{NetDialContext: z.listener.Dial}
 	ws, _, err := d.Dial("ws://127.0.0.1/ws", nil)
 	require.NoError(t, err)
 	_, first, err := ws.ReadMessage()
@@ -118,10 +122,10 @@ func (z *fuzzServer) frame(t *testing.T, text string) {
 	_ = ws.SetWriteDeadline(time.Now().Add(5 * time.Second))
 	_ = ws.WriteMessage(websocket.TextMessage, []byte(text)) // fails where it is closed half way
 	if err := alive(ws); err != nil {
-		require.NotZero(t, closeCodeOf(err), "ended without a code: %v", err)
+		require.NotZero(t, harness.CloseCodeOf(err), "ended without a code: %v", err)
 		require.Greater(t, len(text), 16<<10, "closed without a reason: %v", err)
 	}
 	require.NoError(t, alive(z.neighbour), "the neighbour")
-	require.Zero(t, z.srv.sockets.Counts().Panics)
+	require.Zero(t, testhook.SocketPanics(z.srv))
 	require.Zero(t, z.srv.Stats().CallbackPanics)
 }

@@ -1,7 +1,6 @@
 package mesh
 
 import (
-	"context"
 	"regexp"
 	"testing"
 	"time"
@@ -18,7 +17,7 @@ func TestPatternString(t *testing.T) {
 	assert.Equal(t, "(no pattern)", Regexp(nil).String())
 }
 
-func TestRuleSetRefuses(t *testing.T) {
+func TestRefusedRules(t *testing.T) {
 	t.Parallel()
 	for name, tc := range map[string]struct {
 		p    Pattern
@@ -39,29 +38,16 @@ func TestRuleSetRefuses(t *testing.T) {
 		"TTL for ever":      {p: Exact("a"), o: PresenceOptions{TTL: 1<<63 - 1}, is: ErrInvalidOptions, says: `pattern "a"`},
 		"TTL of a unit":     {p: Regexp(regexp.MustCompile("a")), o: PresenceOptions{TTL: 60_000}, is: ErrInvalidOptions, says: "TTL is 60µs"},
 	} {
-		var s ruleSet
-		err := s.add(tc.p, tc.o)
+		n := &core{}
+		before := n.access.rules.Match("a")
+		err := n.trackPresence(tc.p, tc.o)
 		require.ErrorIs(t, err, tc.is, name)
 		assert.ErrorContains(t, err, tc.says, name)
-		assert.False(t, s.match("a").tracked, name)
+		assert.False(t, n.access.rules.Match("a").Tracked, name)
+		assert.Equal(t, before, n.access.rules.Match("a"), "a refused rule changes nothing")
 	}
-}
-
-// marks returns guards that add their mark to the list when asked.
-func marks() (mark func(string) Guard, asked func([]Guard) []string) {
-	var list []string
-	mark = func(name string) Guard {
-		return func(context.Context, Member, string) (bool, error) {
-			list = append(list, name)
-			return true, nil
-		}
+	n := &core{}
+	for _, p := range []Pattern{{}, Exact(""), Regexp(nil)} {
+		assert.False(t, n.untrackPresence(p), "%v", p)
 	}
-	asked = func(guards []Guard) []string {
-		list = nil
-		for _, g := range guards {
-			_, _ = g(context.Background(), Member{}, "")
-		}
-		return list
-	}
-	return mark, asked
 }

@@ -6,33 +6,36 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+
+	"github.com/meshpresence/mesh/internal/callbacks"
+	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// hooks are the app's functions for the coming and going of connections.
+// hooks are the app's functions for the start and end of connections.
 type hooks struct {
 	mu   sync.RWMutex // guards the fields below
 	up   []func(ctx context.Context, c *Connection)
 	down []func(ctx context.Context, c *Connection, reason error)
 }
 
-// OnConnection adds a function that is called for every new socket of this
-// server, in the order added, right after the client has been told its id.
-// The client's commands wait until all have returned, so that metadata set
-// here is there when it joins. Each is recovered and limited by
-// Options.HookTimeout; ctx ends then, and with the server.
+// OnConnection adds a function that is called for every new socket of this server,
+// after the client has got its id. Functions are called in the order in which they were
+// added. The client's commands wait until all have returned, so that metadata set here
+// is present when the client joins. Panics are recovered. Each call is limited by
+// Options.HookTimeout, and ctx ends after it and with the server.
 //
-// If one panics or does not return in time, the connection is closed with code
-// 1011: it must not go on without what the function was to set up. It leaves the
-// rooms that a function has already joined, its metadata is forgotten, none of
-// its commands is carried out, and the functions that follow are not called. If
-// the server shuts down before they have been called, the code is 1012. What a
-// client is (its user id) is better set by Options.Authenticate, which refuses
-// the request before there is a connection. A nil function is logged and ignored.
+// If a function panics or does not return in time, the connection is closed with code
+// 1011, because its setup is not complete. It leaves the rooms that a function has
+// already joined, its metadata is removed, none of its commands is carried out, and
+// later functions are not called. If the server shuts down before the functions have
+// been called, the code is 1012. To set metadata that identifies the client (its user
+// id), prefer Options.Authenticate, which refuses a request before there is a
+// connection. A nil function is logged and ignored.
 //
 // The TypeScript server's onConnection.
 func (s *Server) OnConnection(f func(ctx context.Context, c *Connection)) {
 	if f == nil {
-		s.n.opts.Logger.Error("mesh: OnConnection was given no function")
+		s.n.opts.Logger.Error("mesh: OnConnection was called with a nil function")
 		return
 	}
 	s.hooks.mu.Lock()
@@ -40,16 +43,17 @@ func (s *Server) OnConnection(f func(ctx context.Context, c *Connection)) {
 	s.hooks.up = append(slices.Clip(s.hooks.up), f)
 }
 
-// OnDisconnection adds a function that is called for every socket of this
-// server that has ended, in the order added, after it has left its rooms (or
-// could not within two seconds, because Redis is away). reason says how it
-// ended, for a log. Each is recovered and limited by Options.HookTimeout; one
-// that panics or is late is counted and logged, and those after it are called.
-// They are called for every connection for which the OnConnection functions
-// were begun, also if one of those failed. A nil function is logged and ignored.
+// OnDisconnection adds a function that is called for every socket of this server that
+// has ended. It is called after the connection has left its rooms, or after two seconds
+// if Redis does not answer. Functions are called in the order in which they were added.
+// reason is the reason for the end, for a log. Panics are recovered, and each call is
+// limited by Options.HookTimeout. If a function panics or is late, that is counted and
+// logged, and later functions are still called. The functions are called for every
+// connection for which the OnConnection functions were called, also if one of those
+// failed. A nil function is logged and ignored.
 func (s *Server) OnDisconnection(f func(ctx context.Context, c *Connection, reason error)) {
 	if f == nil {
-		s.n.opts.Logger.Error("mesh: OnDisconnection was given no function")
+		s.n.opts.Logger.Error("mesh: OnDisconnection was called with a nil function")
 		return
 	}
 	s.hooks.mu.Lock()
@@ -57,73 +61,78 @@ func (s *Server) OnDisconnection(f func(ctx context.Context, c *Connection, reas
 	s.hooks.down = append(slices.Clip(s.hooks.down), f)
 }
 
-// connected calls the OnConnection functions until one fails, and returns why.
-func (h *hooks) connected(n *node, c *Connection) error {
+// connected calls the OnConnection functions until one fails, and returns its error.
+func (h *hooks) connected(n *core, c *Connection) error {
 	h.mu.RLock()
 	list := h.up
 	h.mu.RUnlock()
 	for _, f := range list {
-		err := n.calls.run(n.life, callbackConnection, n.opts.HookTimeout, func(ctx context.Context) error {
+		err := n.calls.Run(n.life.ctx, callbacks.Connection, n.opts.HookTimeout, func(ctx context.Context) error {
 			f(ctx, c)
 			return nil
 		})
 		if err != nil {
-			return err // counted and logged
+			return err // already counted and logged
 		}
 	}
 	return nil
 }
 
-func (h *hooks) disconnected(n *node, c *Connection, reason error) {
+func (h *hooks) disconnected(n *core, c *Connection, reason error) {
 	h.mu.RLock()
 	list := h.down
 	h.mu.RUnlock()
 	if len(list) > 0 {
-		// Whoever looks into its rooms now is not to find it there any more.
-		// Where Redis is away the hooks do not wait for it for ever.
-		_ = n.awaitGone(n.life, c.own.Gone())
+		// A hook that reads the rooms must not find the connection there. If Redis is
+		// away, the hooks do not wait for long.
+		_ = n.awaitRemoved(n.life.ctx, c.local.Gone())
 	}
 	for _, f := range list {
-		_ = n.calls.run(n.life, callbackDisconnection, n.opts.HookTimeout, func(ctx context.Context) error {
+		_ = n.calls.Run(n.life.ctx, callbacks.Disconnection, n.opts.HookTimeout, func(ctx context.Context) error {
 			f(ctx, c, reason)
 			return nil
 		})
 	}
 }
 
-// CommandHandler carries out a command of the app's own. payload is what the
-// client sent, nil where it sent none. The result is encoded to JSON and
-// answered. ctx ends with the connection. It is called for many connections at
-// once, and for several commands of one, so it must be safe for concurrent use.
+// CommandHandler carries out a command of the app. payload is the payload that the
+// client sent, or nil if it sent none. The result is encoded to JSON and sent as the
+// answer. ctx ends with the connection. A handler is called for many connections at
+// once, and for several commands of one connection, so it must be safe for concurrent
+// use.
 //
-// Of an error the client gets what a [*CommandError] says. One that wraps an
-// error of this package, or of a context, is answered with that one's code
-// ([ErrNotPresent] with ENOTFOUND, [ErrUnavailable] with EUNAVAILABLE, …); one
-// of Redis or of the network, and a panic, with "Internal error". Any other is
-// sent to the client as its text, with code ESERVER and name Error: return no
-// error that says what clients must not know.
+// The answer to an error depends on its kind:
+//
+//   - a [*CommandError] chooses the answer
+//   - an error that wraps an error of this package or of a context is answered with the
+//     code of that error ([ErrNotPresent] with ENOTFOUND, [ErrUnavailable] with
+//     EUNAVAILABLE, …)
+//   - an error of Redis or of the network, and a panic, is answered with "Internal
+//     error"
+//   - the text of any other error is sent to the client, with code ESERVER and name
+//     Error: do not return errors with text that clients must not see
 type CommandHandler func(ctx context.Context, c *Connection, payload json.RawMessage) (any, error)
 
-// handlers are the app's own commands.
+// handlers are the app's commands.
 type handlers struct {
 	mu     sync.RWMutex // guards byName
 	byName map[string]CommandHandler
 }
 
-// HandleCommand lets clients send a command of the app's own on the same
-// socket. Its calls run beside presence and each other, up to
-// Options.HandlerConcurrency at once per connection (more are answered with
-// EBUSY), so a slow one delays no other. A panic is recovered and answered
-// with ESERVER, and so is a result that does not encode to JSON. The encoding
-// is part of the call: a MarshalJSON of the app's may take as long, and is left
-// behind in the same way when the connection ends.
+// HandleCommand registers a command of the app, which clients send on the same socket.
+// Calls run concurrently with presence commands and with each other, up to
+// Options.HandlerConcurrency per connection, and more wait. So a slow call delays no
+// other. A call begins after earlier changes of the connection's metadata by the client
+// have completed. A panic is recovered and answered with ESERVER, and so is a result
+// that does not encode to JSON. The encoding is part of the call: a slow MarshalJSON of
+// the app is left behind in the same way when the connection ends.
 //
-// [ErrInvalidCommand] where the name is empty or the protocol's own, as all are
-// that begin with "mesh/"; [ErrCommandExists] where it is taken;
-// [ErrInvalidOptions] where h is nil.
+// It returns [ErrInvalidCommand] if the name is empty or one of the protocol's own (all
+// that begin with "mesh/"), [ErrCommandExists] if the name is taken, and
+// [ErrInvalidOptions] if h is nil.
 func (s *Server) HandleCommand(name string, h CommandHandler) error {
-	if err := checkCommand(name); err != nil {
-		return err
+	if wire.IsReserved(name) {
+		return fmt.Errorf("%w: %q", ErrInvalidCommand, name)
 	}
 	if h == nil {
 		return fmt.Errorf("%w: nil handler of %q", ErrInvalidOptions, name)

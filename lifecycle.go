@@ -4,246 +4,175 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/meshpresence/mesh/internal/errs"
 	"github.com/meshpresence/mesh/internal/store"
+	"github.com/meshpresence/mesh/internal/wait"
 )
 
-// nodeState is how far a node has come: it starts once and stops once.
-type nodeState int32
+// lifecycleState is the state of a core, which starts once and stops once.
+type lifecycleState int32
 
 const (
-	stateNew nodeState = iota
+	stateNew lifecycleState = iota
 	stateRunning
 	stateStopped
 )
 
-// start makes the node one of the servers. It returns when Redis has answered
-// and the subscriptions are confirmed, or ctx ends; then it may be tried again.
-func (n *node) start(ctx context.Context) error {
+// lifecycle holds the contexts, the goroutines and the state of a core.
+type lifecycle struct {
+	ctx     context.Context // ends when the core has stopped
+	end     context.CancelFunc
+	running context.Context // ends when the core begins to stop
+	halt    context.CancelFunc
+	work    sync.WaitGroup // goroutines that end with ctx
+
+	starting     chan struct{} // a lock of capacity 1, held during start and stop
+	partsStarted bool          // guarded by starting
+	state        atomic.Int32  // a lifecycleState; written by start and stop
+	notAccepting atomic.Bool   // a drain or stop has begun
+	stopOnce     sync.Once
+	stopped      chan struct{} // closed when stop has finished
+	stopErr      error         // read only after stopped is closed
+}
+
+// begin begins the lifetime of everything that a core starts.
+func (l *lifecycle) begin() {
+	l.ctx, l.end = context.WithCancel(context.Background())
+	l.running, l.halt = context.WithCancel(l.ctx)
+	l.starting, l.stopped = make(chan struct{}, 1), make(chan struct{})
+}
+
+// start makes this server a member of the group. It returns when Redis has answered and
+// the subscriptions are confirmed, or when ctx ends. After an error it may be called
+// again.
+func (n *core) start(ctx context.Context) error {
 	if err := checkContext(ctx); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	defer context.AfterFunc(n.begun, cancel)() // stop does not wait for Redis to answer
+	defer context.AfterFunc(n.life.running, cancel)() // stop does not wait for Redis to answer
 	select {
-	case n.starting <- struct{}{}:
-		defer func() { <-n.starting }()
+	case n.life.starting <- struct{}{}:
+		defer func() { <-n.life.starting }()
 	case <-ctx.Done():
-		return n.unstarted(ctx, ErrUnavailable)
+		return n.startError(ctx, ErrUnavailable)
 	}
 	if n.running() == stateStopped {
 		return ErrClosed
 	}
-	if !n.begunParts {
+	if !n.life.partsStarted {
 		if err := n.startParts(ctx); err != nil {
-			return n.unstarted(ctx, err)
+			return n.startError(ctx, err)
 		}
-		n.begunParts = true
+		n.life.partsStarted = true
 	}
-	if err := n.subscribed(ctx); err != nil {
-		return n.unstarted(ctx, err)
+	if err := n.awaitSubscribed(ctx); err != nil {
+		return n.startError(ctx, err)
 	}
-	n.state.CompareAndSwap(int32(stateNew), int32(stateRunning))
+	n.life.state.CompareAndSwap(int32(stateNew), int32(stateRunning))
 	return nil
 }
 
-// subscribed waits until this server can be spoken to.
-func (n *node) subscribed(ctx context.Context) error {
+// awaitSubscribed waits until the channels of this server are subscribed.
+func (n *core) awaitSubscribed(ctx context.Context) error {
 	for {
-		err := n.listener.Ready(ctx, n.keys.Control(n.lease.Incarnation()))
+		err := n.redis.listener.Ready(ctx, n.keys.ServerChannel(n.lease.Incarnation()))
 		switch {
 		case err == nil:
 			return nil
-		case !errors.Is(err, store.ErrNotWanted): // it is being reborn: a new channel follows
+		case !errors.Is(err, store.ErrNotWanted): // it is reregistering: a new channel follows
 			return fmt.Errorf("%w: subscription not confirmed: %w", ErrUnavailable, err)
 		}
-		t := time.NewTimer(wheelStep)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-			return fmt.Errorf("%w: subscription not confirmed: %w", ErrUnavailable, ctx.Err())
+		if err := wait.For(ctx, wheelStep); err != nil {
+			return fmt.Errorf("%w: subscription not confirmed: %w", ErrUnavailable, err)
 		}
 	}
 }
 
-// unstarted returns the error of a start that failed with err: that it was
-// stopped, or called off by the caller, comes first.
-func (n *node) unstarted(ctx context.Context, err error) error {
+// startError returns the error of a start that failed with err. A stop and a
+// cancellation by the caller come first.
+func (n *core) startError(ctx context.Context, err error) error {
 	switch {
-	case n.begun.Err() != nil:
+	case n.life.running.Err() != nil:
 		return ErrClosed
 	case errors.Is(ctx.Err(), context.Canceled) && !errors.Is(err, ErrIncompatible):
-		return fmt.Errorf("mesh: not started: %w (%v)", contextError(ctx), err)
+		return fmt.Errorf("mesh: not started: %w (%v)", errs.Ended(ctx), err) //nolint:errorlint // the end of ctx is the reason, not err
 	case ctx.Err() != nil && !errors.Is(err, ErrUnavailable):
 		return fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return err
 }
 
-func (n *node) startParts(ctx context.Context) error {
+func (n *core) startParts(ctx context.Context) error {
 	if err := n.awaitRedis(ctx); err != nil {
 		return err
 	}
-	n.advise(ctx)
+	n.warnAboutRedis(ctx)
 	n.wheel.Start()
 	n.hub.Start()
-	n.listener.Start()
-	n.listener.Add(n.keys.Control(n.lease.Incarnation()))
-	if n.expiry != nil {
-		n.hints.start()
-		n.listener.Add(n.keys.Ended())
-		n.expiry.Start(ctx)
-	}
+	n.listen(ctx)
 	return nil
 }
 
-// awaitRedis waits until Redis answers, checks that it can be used, and takes a
-// lease. It fails at once if trying again would not help: see hopeless.
-func (n *node) awaitRedis(ctx context.Context) error {
-	backoff := 50 * time.Millisecond
-	var why error // of the last attempt that ctx did not cut short
-	for {
-		err := n.tryRedis(ctx)
-		if err == nil {
-			return nil
-		}
-		if final := hopeless(err); final != nil && n.store.Confirmed(ctx, err) {
-			return final
-		}
-		switch {
-		case ctx.Err() == nil:
-			why = err
-			n.waiting.Warn("mesh: start waits for redis", "error", tidyError{err}) // Start may wait for ever
-		case why != nil && why.Error() != err.Error():
-			return n.storeError(fmt.Errorf("%w; before that: %w", err, why))
-		}
-		t := time.NewTimer(backoff)
-		select {
-		case <-t.C:
-		case <-ctx.Done():
-			t.Stop()
-			return n.storeError(err)
-		}
-		backoff = min(2*backoff, time.Second)
-	}
-}
-
-// hopeless returns what Start fails with if Redis gave an answer that will not
-// change by itself, and nil if it is worth trying again.
-func hopeless(err error) error {
-	switch {
-	case errors.Is(err, ErrInvalidOptions):
-		return err
-	case errors.Is(err, store.ErrForeign):
-		return tidyError{fmt.Errorf("%w: %w; or use another Options.Prefix or another database, or remove those keys", ErrIncompatible, err)}
-	case errors.Is(err, store.ErrMisfit):
-		return tidyError{fmt.Errorf("%w: Redis: %w", ErrInvalidOptions, err)}
-	case errors.Is(err, store.ErrMissing):
-		return tidyError{fmt.Errorf("%w: %w; every command of the ACL in the README is needed, under its own name", ErrUnavailable, err)}
-	case errors.Is(err, store.ErrForbidden):
-		return tidyError{fmt.Errorf("%w: %w; check the user and password of Options.Redis, and the ACL's commands, keys and channels", ErrUnavailable, err)}
-	}
-	return nil
-}
-
-// tryRedis is one attempt of awaitRedis. The lease is part of it, because Redis
-// may go away, or stop taking writes, between two steps.
-func (n *node) tryRedis(ctx context.Context) error {
-	for _, try := range []func(context.Context) error{
-		n.store.Dial, n.store.CheckServer, n.checkRights, n.store.CheckFormat, n.fit, n.lease.Start,
-	} {
-		if try == nil {
-			continue
-		}
-		if err := try(ctx); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-// checkRights is that of the store, with the channel that hints need: all
-// channels of a server share one connection, and one that is refused ends it.
-func (n *node) checkRights(ctx context.Context) error {
-	if n.expiry == nil {
-		return n.store.CheckRights(ctx)
-	}
-	return n.store.CheckRights(ctx, n.keys.Ended())
-}
-
-// advise logs peculiarities of Redis that cost something and that Start
-// nevertheless accepts.
-func (n *node) advise(ctx context.Context) {
-	t := n.store.Traits(ctx)
-	if t.Evicts != "" {
-		n.opts.Logger.Warn("mesh: redis may evict presence when its memory is full; members may be missing until the next heartbeats",
-			"maxmemory_policy", t.Evicts, "remedy", "set maxmemory-policy to noeviction")
-	}
-	switch {
-	case t.Anonymous:
-		n.opts.Logger.Warn("mesh: INFO does not identify the redis process; after a failover expired events may not arrive, and leaves wait for leases")
-	case t.NoRunID:
-		n.opts.Logger.Info("mesh: INFO has no run_id; redis processes are told apart by process id, port, replication id and uptime")
-	}
-}
-
-// ready returns nil where start has been through, and neither a drain nor stop
-// has begun. It asks no part: while Redis is away a server still serves.
-func (n *node) ready(context.Context) error {
-	if n.retired.Load() {
+// ready returns nil if start has finished and neither a drain nor stop has begun. It
+// does not look at Redis, because a server also serves while Redis is away.
+func (n *core) ready(context.Context) error {
+	if n.life.notAccepting.Load() {
 		return ErrClosed
 	}
-	return n.usable()
+	return n.checkRunning()
 }
 
-// retire has the node not be ready any more.
-func (n *node) retire() { n.retired.Store(true) }
+// stopAccepting makes ready fail.
+func (n *core) stopAccepting() { n.life.notAccepting.Store(true) }
 
-func (n *node) running() nodeState { return nodeState(n.state.Load()) }
+func (n *core) running() lifecycleState { return lifecycleState(n.life.state.Load()) }
 
-// stop ends the node: what it owns leaves, in batches, then its incarnation is
-// cleaned up after, and everything that start started has ended. When ctx ends
-// it gives up on Redis, and returns as soon as nothing runs any more; what Redis
-// did not take, the other servers do when the lease runs out. A later call
-// waits for the first one's end.
-func (n *node) stop(ctx context.Context) error {
+// stop ends the core. All entries of this server leave, in batches. Then its
+// incarnation is cleaned up, and everything that start started is stopped. When ctx
+// ends, stop gives up on Redis and returns as soon as nothing runs any more. The other
+// servers end the remaining entries when the lease runs out. A later call waits for the
+// end of the first one.
+func (n *core) stop(ctx context.Context) error {
 	if err := checkContext(ctx); err != nil {
 		return err
 	}
-	ctx, cancel := n.outside(ctx)
+	ctx, cancel := n.detachFromCallback(ctx)
 	defer cancel()
-	n.stopOnce.Do(func() {
-		n.retire()
-		n.watchers.quit()
-		n.joins.quit()
-		n.calls.cancel()
-		go func() { // ends with the node; whoever stops waits for it
-			defer close(n.stopped)
-			n.stopErr = n.stopParts(ctx)
+	n.life.stopOnce.Do(func() {
+		n.stopAccepting()
+		n.access.Cancel()
+		n.access.joins.Cancel()
+		n.calls.Cancel()
+		go func() { // ends with the core; every caller of stop waits for it
+			defer close(n.life.stopped)
+			n.life.stopErr = n.stopParts(ctx)
 		}()
 	})
 	select {
-	case <-n.stopped:
-		return n.stopErr
+	case <-n.life.stopped:
+		return n.life.stopErr
 	case <-ctx.Done():
 	}
 	select {
-	case <-n.stopped: // it was through, or it gives up at once
-		return n.stopErr
+	case <-n.life.stopped: // it had finished, or it gives up at once
+		return n.life.stopErr
 	case <-time.After(stopGrace):
-		return fmt.Errorf("mesh: shutdown is still under way: %w", ctx.Err())
+		return fmt.Errorf("mesh: shutdown is still running: %w", ctx.Err())
 	}
 }
 
-// outside returns the context for a call that waits for callbacks. If the call
-// comes from inside one, on its goroutine, nothing waits for that callback any
-// more. Its context ends while the server stops, so of a context derived from
-// it only the deadline counts.
-func (n *node) outside(ctx context.Context) (context.Context, context.CancelFunc) {
-	if !n.calls.stepOut() {
+// detachFromCallback returns the context for a call that waits for callbacks. If the
+// call comes from inside a callback, on its goroutine, the callback is no longer waited
+// for. The context of a callback ends during a stop, so only the deadline is taken from
+// a context that derives from it.
+func (n *core) detachFromCallback(ctx context.Context) (context.Context, context.CancelFunc) {
+	if !n.calls.Detach() {
 		return ctx, func() {}
 	}
 	deadline, limited := ctx.Deadline()
@@ -254,50 +183,48 @@ func (n *node) outside(ctx context.Context) (context.Context, context.CancelFunc
 	return context.WithDeadline(ctx, deadline)
 }
 
-// stragglers is the time for which callbacks, and calls of Redis, may go on after their
-// contexts have ended before a shutdown without a deadline leaves them behind.
-const stragglers = 5 * time.Second
+// stragglerTimeout is the time for which callbacks and calls to Redis may continue
+// after their contexts have ended, before a shutdown with a later deadline leaves them
+// behind. It is longer than the default dial timeout of the client library, 5 s: a call
+// that connects to a Redis that does not answer ends by itself.
+const stragglerTimeout = 6 * time.Second
 
-// stopGrace is how long after its context's end a shutdown may take to see
-// everything end that was told to.
+// stopGrace is the time that a shutdown may take after its context has ended, until
+// everything that was told to stop has ended.
 const stopGrace = 250 * time.Millisecond
 
-func (n *node) stopParts(ctx context.Context) error {
-	// Whoever is starting gives up, and what it has started is stopped here.
-	n.halt()
-	n.state.Store(int32(stateStopped))
-	n.starting <- struct{}{}
-	defer func() { <-n.starting }()
-	n.watchers.close()
-	n.joins.close()
+func (n *core) stopParts(ctx context.Context) error {
+	// A running start gives up. The parts that it has started are stopped below.
+	n.life.halt()
+	n.life.state.Store(int32(stateStopped))
+	n.life.starting <- struct{}{}
+	defer func() { <-n.life.starting }()
+	n.access.Close()
+	n.access.joins.Close()
 	var errs []error
-	if n.begunParts {
-		err := n.owner.Drain(ctx, store.CauseClosed)
-		n.owner.Stop()
+	if n.life.partsStarted {
+		err := n.local.Drain(ctx, store.CauseClosed)
+		n.local.Stop()
 		errs = append(errs, err, n.lease.Stop(ctx))
 		if err == nil {
 			errs = append(errs, n.lease.Resign(ctx))
 		}
-		if n.expiry != nil {
-			n.expiry.Stop()
-			n.hints.stop()
-		}
-		n.listener.Stop()
-		n.control.stop()
+		n.redis.stopListening()
+		n.peers.Stop()
 		n.hub.Stop()
 		n.wheel.Stop()
 	}
-	n.end()
-	n.owner.Stop()
-	n.work.Wait()
-	return errors.Join(append(errs, n.awaitStragglers(ctx))...)
+	n.life.end()
+	n.local.Stop()
+	n.life.work.Wait()
+	return errors.Join(append(errs, n.awaitCallbacks(ctx))...)
 }
 
-// awaitStragglers waits for what ignores the end of its context.
-func (n *node) awaitStragglers(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, stragglers)
+// awaitCallbacks waits for callbacks that ignore the end of their context.
+func (n *core) awaitCallbacks(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, stragglerTimeout)
 	defer cancel()
-	err := n.calls.close(ctx)
+	err := n.calls.Close(ctx)
 	if err != nil {
 		err = fmt.Errorf("mesh: callbacks are still running: %w", err)
 	}

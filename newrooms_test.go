@@ -1,4 +1,4 @@
-package mesh
+package mesh_test
 
 import (
 	"fmt"
@@ -8,49 +8,53 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh"
+	"github.com/meshpresence/mesh/internal/e2e/harness"
+	"github.com/meshpresence/mesh/internal/testhook"
 )
 
 // A client may use as many new rooms in a minute as it may, by joining or
 // subscribing, and those that it knows as often as it likes.
 func TestLimitOfNewRooms(t *testing.T) {
 	t.Parallel()
-	embedded(t, func(t *testing.T, w *world) {
-		s := w.tracked(limits(func(l *Limits) { l.NewRoomsPerMinute = 4 }))
-		p := s.dial()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s := w.Tracked(harness.Limits(func(l *mesh.Limits) { l.NewRoomsPerMinute = 4 }))
+		p := s.Dial()
 		refused := func(room string) {
 			t.Helper()
 			for _, command := range []string{"mesh/join-room", "mesh/subscribe-presence"} {
-				v := p.room(command, room)
+				v := p.Room(command, room)
 				assert.Equal(t, "ELIMIT", v.Code, "%s %s", command, room)
 				assert.Contains(t, v.Error, "4 new rooms per minute")
 			}
 		}
 		visit := func(room string) {
 			t.Helper()
-			p.join(room)
-			p.leave(room)
+			p.Join(room)
+			p.Leave(room)
 		}
-		p.join("a")
-		p.subscribe("b")
+		p.Join("a")
+		p.Subscribe("b")
 		visit("c")
-		p.subscribe("a")
-		p.join("b")
+		p.Subscribe("a")
+		p.Join("b")
 		visit("d")
 		refused("e")
 		for _, room := range []string{"a", "b", "c", "d"} {
 			visit(room)
-			p.subscribe(room)
-			require.Equal(t, "true", string(p.call("mesh/unsubscribe-presence", inRoomPayload(room))))
+			p.Subscribe(room)
+			require.Equal(t, "true", string(p.Call("mesh/unsubscribe-presence", harness.InRoomPayload(room))))
 		}
 		refused("e")
-		ids, err := s.Rooms().Members(t.Context(), "e")
+		ids, err := s.Rooms().ConnectionIDs(t.Context(), "e")
 		require.NoError(t, err)
 		assert.Empty(t, ids, "nothing is half done")
-		assert.False(t, s.n.hub.Watches("e"))
-		assert.Equal(t, "true", string(p.call("mesh/noop", nil)), "the connection goes on")
-		require.True(t, s.dial().join("e").Success, "each connection has its own")
+		assert.False(t, testhook.PartsOf(s.Server).Hub.Watches("e"))
+		assert.Equal(t, "true", string(p.Call("mesh/noop", nil)), "the connection goes on")
+		require.True(t, s.Dial().Join("e").Success, "each connection has its own")
 
-		w.sleep(time.Minute)
+		w.Sleep(time.Minute)
 		visit("a") // of the last minute
 		for _, room := range []string{"e", "f", "g", "h"} {
 			visit(room)
@@ -58,7 +62,7 @@ func TestLimitOfNewRooms(t *testing.T) {
 		}
 		refused("i")
 		visit("a")
-		w.sleep(2 * time.Minute)
+		w.Sleep(2 * time.Minute)
 		for _, room := range []string{"a", "e", "f", "g"} {
 			visit(room)
 		}
@@ -69,22 +73,22 @@ func TestLimitOfNewRooms(t *testing.T) {
 // Rooms that the connection is in, or subscribed to, are never new.
 func TestRoomsInUseAreNotNew(t *testing.T) {
 	t.Parallel()
-	embedded(t, func(t *testing.T, w *world) {
-		s := w.tracked(limits(func(l *Limits) { l.NewRoomsPerMinute = 2 }))
-		p := s.dial()
-		p.join("in")
-		p.subscribe("watched")
-		w.sleep(10 * time.Minute)
-		p.join("x")
-		p.join("y")
-		p.subscribe("in")
-		p.join("watched")
-		assert.Equal(t, "ELIMIT", p.room("mesh/join-room", "z").Code)
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s := w.Tracked(harness.Limits(func(l *mesh.Limits) { l.NewRoomsPerMinute = 2 }))
+		p := s.Dial()
+		p.Join("in")
+		p.Subscribe("watched")
+		w.Sleep(10 * time.Minute)
+		p.Join("x")
+		p.Join("y")
+		p.Subscribe("in")
+		p.Join("watched")
+		assert.Equal(t, "ELIMIT", p.Room("mesh/join-room", "z").Code)
 		// Commands that only read do not count, nor do calls of the app.
 		for i := range 5 {
-			assert.Empty(t, code(t, p.call("mesh/get-presence-state", inRoomPayload(fmt.Sprint(i)))))
-			assert.Empty(t, code(t, p.call("mesh/get-room-metadata", inRoomPayload(fmt.Sprint(i)))))
-			require.NoError(t, s.Rooms().Add(t.Context(), fmt.Sprint("app", i), p.id))
+			assert.Empty(t, harness.Code(t, p.Call("mesh/get-presence-state", harness.InRoomPayload(fmt.Sprint(i)))))
+			assert.Empty(t, harness.Code(t, p.Call("mesh/get-room-metadata", harness.InRoomPayload(fmt.Sprint(i)))))
+			require.NoError(t, s.Rooms().Add(t.Context(), fmt.Sprint("app", i), p.ID))
 		}
 	})
 }
@@ -92,49 +96,32 @@ func TestRoomsInUseAreNotNew(t *testing.T) {
 // What a guard refuses has cost a question, and counts.
 func TestRefusedRoomsAreNew(t *testing.T) {
 	t.Parallel()
-	embedded(t, func(t *testing.T, w *world) {
-		s := w.server(limits(func(l *Limits) { l.NewRoomsPerMinute = 3 }))
-		s.track("^secret", PresenceOptions{Guard: adminsOnly, JoinGuard: adminsOnly})
-		p := s.dial()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s := w.Server(harness.Limits(func(l *mesh.Limits) { l.NewRoomsPerMinute = 3 }))
+		s.Track("^secret", mesh.PresenceOptions{Guard: harness.AdminsOnly, JoinGuard: harness.AdminsOnly})
+		p := s.Dial()
 		for _, room := range []string{"secret1", "untracked", "secret2"} {
 			for range 2 {
-				assert.Empty(t, p.room("mesh/subscribe-presence", room).Code)
+				assert.Empty(t, p.Room("mesh/subscribe-presence", room).Code)
 			}
 		}
-		assert.Equal(t, "ELIMIT", p.room("mesh/subscribe-presence", "secret3").Code)
-		assert.Equal(t, "ELIMIT", p.room("mesh/join-room", "other").Code)
+		assert.Equal(t, "ELIMIT", p.Room("mesh/subscribe-presence", "secret3").Code)
+		assert.Equal(t, "ELIMIT", p.Room("mesh/join-room", "other").Code)
 	})
-}
-
-// What a connection remembers is bounded, whatever it does.
-func TestNewRoomsAreBounded(t *testing.T) {
-	t.Parallel()
-	var n newRooms
-	at := time.Unix(1_800_000_000, 0)
-	for minute := range 3 {
-		for i := range 5 * roomsRemembered {
-			require.True(t, n.use(fmt.Sprint(i), 1<<30, at), "minute %d", minute)
-		}
-		assert.LessOrEqual(t, len(n.now)+len(n.old), 4*roomsRemembered)
-		at = at.Add(newRoomsEvery)
-	}
-	var off newRooms
-	require.True(t, off.use("a", -1, at))
-	assert.Nil(t, off.now)
 }
 
 // Whatever an unprivileged client does with made-up names, within all limits:
 // seconds later nothing of it is left, in Redis or in the server's memory.
 func TestMadeUpNamesLeaveNothing(t *testing.T) {
 	t.Parallel()
-	everywhereOn(t, nil, func(t *testing.T, w *world) {
-		s := w.server(noCommandLimit, allowMetadata, limits(func(l *Limits) { l.NewRoomsPerMinute = -1 }))
-		s.track("^room", PresenceOptions{})
-		s.track("^short", PresenceOptions{TTL: 5 * time.Second})
-		s.track("^secret", PresenceOptions{Guard: adminsOnly})
-		s.track("^closed", PresenceOptions{JoinGuard: adminsOnly})
-		before := w.keysBut(s, "")
-		p, gone := s.dial(), s.dial()
+	harness.EverywhereOn(t, nil, func(t *testing.T, w *harness.World) {
+		s := w.Server(harness.NoCommandLimit, harness.AllowMetadata, harness.Limits(func(l *mesh.Limits) { l.NewRoomsPerMinute = -1 }))
+		s.Track("^room", mesh.PresenceOptions{})
+		s.Track("^short", mesh.PresenceOptions{TTL: 5 * time.Second})
+		s.Track("^secret", mesh.PresenceOptions{Guard: harness.AdminsOnly})
+		s.Track("^closed", mesh.PresenceOptions{JoinGuard: harness.AdminsOnly})
+		before := w.KeysBut(s, "")
+		p, gone := s.Dial(), s.Dial()
 		for i := range 20 {
 			for _, kind := range []string{"room", "short", "secret", "closed", "untracked"} {
 				room := fmt.Sprint(kind, strings.Repeat("x", 100), i)
@@ -142,54 +129,29 @@ func TestMadeUpNamesLeaveNothing(t *testing.T) {
 					"mesh/join-room", "mesh/subscribe-presence", "mesh/publish-presence-state", "mesh/get-presence-state",
 					"mesh/get-room-metadata", "mesh/clear-presence-state", "mesh/unsubscribe-presence", "mesh/leave-room",
 				} {
-					p.call(command, map[string]any{"roomName": room, "state": map[string]any{"x": 1}, "expireAfter": 100_000})
+					p.Call(command, map[string]any{"roomName": room, "state": map[string]any{"x": 1}, "expireAfter": 100_000})
 				}
-				p.call("mesh/get-connection-metadata", map[string]any{"connectionId": fmt.Sprint("unknown", i)})
+				p.Call("mesh/get-connection-metadata", map[string]any{"connectionId": fmt.Sprint("unknown", i)})
 			}
-			p.call("mesh/set-my-connection-metadata", map[string]any{"metadata": i})
-			gone.join(fmt.Sprint("room-of-the-other", i))
-			gone.state(fmt.Sprint("room-of-the-other", i), map[string]any{"x": 1})
-			gone.subscribe(fmt.Sprint("room-of-the-other", i))
+			p.Call("mesh/set-my-connection-metadata", map[string]any{"metadata": i})
+			gone.Join(fmt.Sprint("room-of-the-other", i))
+			gone.State(fmt.Sprint("room-of-the-other", i), map[string]any{"x": 1})
+			gone.Subscribe(fmt.Sprint("room-of-the-other", i))
 		}
-		gone.close()
-		w.eventually(w.unhurried(time.Second), func() bool { return s.Stats().Connections == 1 && s.Stats().Entries == 0 }, "all have left")
-		for key, ttl := range w.keysBut(s, p.id) {
+		gone.Close()
+		w.Eventually(time.Second, func() bool { return s.Stats().Connections == 1 && s.Stats().Entries == 0 }, "all have left")
+		for key, ttl := range w.KeysBut(s, p.ID) {
 			if _, ok := before[key]; !ok {
 				assert.LessOrEqual(t, ttl, 15*time.Second, key)
 				assert.Positive(t, ttl, key)
 			}
 		}
-		if w.virtual {
-			w.sleep(16 * time.Second)
-			assert.Equal(t, before, w.keysBut(s, p.id))
+		if w.Virtual {
+			w.Sleep(16 * time.Second)
+			assert.Equal(t, before, w.KeysBut(s, p.ID))
 		}
-		w.eventually(w.unhurried(10*time.Second), func() bool { return s.Stats().Watched == 0 }, "mirrors")
-		v := s.n.verdicts.of(p.id)
-		require.NotNil(t, v)
-		v.mu.Lock()
-		defer v.mu.Unlock()
-		assert.LessOrEqual(t, len(v.kept), s.n.verdicts.keep)
+		w.Eventually(10*time.Second, func() bool { return s.Stats().Watched == 0 }, "mirrors")
+		kept, most := s.AnswersKept(p.ID)
+		assert.LessOrEqual(t, kept, most)
 	})
-}
-
-// keysBut returns the keys in Redis with their TTLs (-1 ns: none), but those of
-// one connection's registration and of what servers are doing.
-func (w *world) keysBut(s *testServer, conn string) map[string]time.Duration {
-	w.t.Helper()
-	all := make(map[string]time.Duration)
-	names, err := w.client().Keys(w.t.Context(), "*").Result()
-	require.NoError(w.t, err)
-	client := w.client()
-	for _, key := range names {
-		if conn != "" && key == s.n.keys.ConnMeta(conn) ||
-			strings.Contains(key, "fence:") || strings.Contains(key, "owned:") || strings.Contains(key, "canary") {
-			continue
-		}
-		ttl, err := client.PTTL(w.t.Context(), key).Result()
-		require.NoError(w.t, err)
-		if ttl != -2 { // it has just expired
-			all[key] = ttl
-		}
-	}
-	return all
 }

@@ -1,8 +1,9 @@
 package mesh
 
 import (
-	"encoding/json"
+	"errors"
 	"math"
+	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -10,7 +11,81 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh/internal/handshake"
 )
+
+func TestSubprotocolsWrong(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"", " ", "a b", "a,b", "a\r\nSet-Cookie: x", "\"a\"", "a/b", "a:b", "é", "a\x00", "\xff", "ok"} {
+		err := handshake.CheckSubprotocols([]string{"ok", name})
+		require.ErrorIs(t, err, ErrInvalidOptions, "%q", name)
+		assert.ErrorContains(t, err, "Subprotocols[1]", "%q", name)
+		_, err = NewServer(Options{Redis: noRedis(t), Subprotocols: []string{"ok", name}})
+		require.ErrorIs(t, err, ErrInvalidOptions, "%q", name)
+	}
+	require.NoError(t, handshake.CheckSubprotocols([]string{"mesh", "MESH", "v1.mesh", "!#$%&'*+-.^_`|~09azAZ"}))
+}
+
+// noRedis is a client that is not used.
+func noRedis(t *testing.T) *redis.Client {
+	t.Helper()
+	c := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1"})
+	t.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+func TestLevelOf(t *testing.T) {
+	t.Parallel()
+	for query, want := range map[string]int{ // 0: an error
+		"": 1, "a=b": 1, "mesh-level=1": 1, "mesh-level=2": 2, "a=b&mesh-level=2&c": 2, "mesh%2Dlevel=%32": 2,
+		"mesh-level=3": 2, "mesh-level=10": 2, "mesh-level=" + strings.Repeat("9", 100): 2, // the newest
+		"Mesh-Level=2": 1, "mesh-level2=2": 1, "amesh-level=2": 1, "%zz=2": 1, "a=%zz&mesh-level=2": 2, "a=mesh-level=2": 1,
+		"mesh-level": 0, "mesh-level=": 0, "mesh-level=0": 0, "mesh-level=-1": 0, "mesh-level=x": 0, "mesh-level=2x": 0, "mesh-level=1.5": 0,
+		"mesh-level=02": 0, "mesh-level=+2": 0, "mesh-level=2 ": 0, "mesh-level=%zz": 0, "mesh-level=2;a": 0, "mesh-level=0x2": 0, "mesh-level=٢": 0,
+		"mesh-level=2&mesh-level=2": 0, "mesh-level=1&a=b&mesh-level=2": 0, "mesh-level=2&mesh-level": 0,
+	} {
+		r, err := http.NewRequest(http.MethodGet, "http://x/ws", nil)
+		require.NoError(t, err)
+		r.URL.RawQuery = query
+		level, err := handshake.LevelOf(r)
+		assert.Equal(t, want, level, "%q: %v", query, err)
+		assert.Equal(t, want == 0, err != nil, "%q: %v", query, err)
+	}
+}
+
+func TestLevelOfServeConn(t *testing.T) {
+	t.Parallel()
+	for level, want := range map[int]int{0: 1, 1: 1, 2: 2, 3: 0, -1: 0, 256: 0, 258: 0} {
+		got, err := validLevel(level)
+		assert.Equal(t, want, got, "%d", level)
+		if want == 0 {
+			assert.ErrorIs(t, err, ErrInvalidOptions)
+		}
+	}
+}
+
+func TestNameOptions(t *testing.T) {
+	t.Parallel()
+	for _, name := range []string{"web-1", "a b", "ü 𝕏", "<b>", strings.Repeat("x", 128)} {
+		o, err := Options{Redis: idleRedis(t), Name: name}.withDefaults()
+		require.NoError(t, err, "%q", name)
+		assert.Equal(t, name, o.Name)
+	}
+	for _, name := range []string{"a\nb", "\x00", "a\x7f", "a\u0085", "\xff", strings.Repeat("x", 129)} {
+		_, err := Options{Redis: idleRedis(t), Name: name}.withDefaults()
+		require.ErrorIs(t, err, ErrInvalidOptions, "%q", name)
+		assert.ErrorContains(t, err, "Name ")
+	}
+	for host, want := range map[string]string{"web-1": "web-1", "": "", "a\nb": "", "\xff": "", strings.Repeat("x", 129): ""} {
+		o, err := Options{Redis: idleRedis(t), host: func() (string, error) { return host, nil }}.withDefaults()
+		require.NoError(t, err)
+		assert.Equal(t, want, o.Name)
+	}
+	o, err := Options{Redis: idleRedis(t), host: func() (string, error) { return "x", errors.New("no") }}.withDefaults()
+	require.NoError(t, err)
+	assert.Empty(t, o.Name)
+}
 
 // idleRedis returns a client that is never used.
 func idleRedis(t *testing.T) *redis.Client {
@@ -87,34 +162,39 @@ func TestOptionsAreCopied(t *testing.T) {
 func TestOptionsWrong(t *testing.T) {
 	t.Parallel()
 	client := idleRedis(t)
+	patient := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", ReadTimeout: time.Minute})
+	cached := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", ClientSideCacheConfig: &redis.ClientSideCacheConfig{}})
+	t.Cleanup(func() { require.NoError(t, errors.Join(patient.Close(), cached.Close())) })
 	for field, change := range map[string]func(*Options){
-		"Redis is required":                 func(o *Options) { o.Redis = nil },
-		"nil *redis.Client":                 func(o *Options) { o.Redis = (*redis.Client)(nil) },
-		"nil *redis.ClusterClient":          func(o *Options) { o.Redis = (*redis.ClusterClient)(nil) },
-		"*redis.Ring":                       func(o *Options) { o.Redis = (*redis.Ring)(nil) },
-		"Prefix \"a{b\"":                    func(o *Options) { o.Prefix = "a{b" },
-		"Prefix \"a b\"":                    func(o *Options) { o.Prefix = "a b" },
-		"Prefix \"a\\u00a0b\"":              func(o *Options) { o.Prefix = "a\u00a0b" },
-		"Prefix \"a\\x00\"":                 func(o *Options) { o.Prefix = "a\x00" },
-		"Prefix \"\\xff\"":                  func(o *Options) { o.Prefix = "\xff" },
-		"Prefix is longer":                  func(o *Options) { o.Prefix = strings.Repeat("x", 129) },
-		"Buckets is -1":                     func(o *Options) { o.Buckets = -1 },
-		"Buckets is 1025":                   func(o *Options) { o.Buckets = 1025 },
-		"LeaseTTL is 999ms":                 func(o *Options) { o.LeaseTTL = 999 * time.Millisecond },
-		"LeaseTTL is 2h":                    func(o *Options) { o.LeaseTTL = 2 * time.Hour },
-		"LeaseTTL is -1s":                   func(o *Options) { o.LeaseTTL = -time.Second },
-		"PingInterval is 30ns":              func(o *Options) { o.PingInterval = 30 },
-		"PingInterval is -1ns":              func(o *Options) { o.PingInterval = -1 },
-		"LatencyInterval is 5ns":            func(o *Options) { o.LatencyInterval = 5 },
-		"GuardTimeout is -1ns":              func(o *Options) { o.GuardTimeout = -1 },
-		"GuardTimeout is 5ns":               func(o *Options) { o.GuardTimeout = 5 },
-		"HookTimeout is 25h":                func(o *Options) { o.HookTimeout = 25 * time.Hour },
-		"WriteTimeout is -1ns":              func(o *Options) { o.WriteTimeout = -1 },
-		"HandlerConcurrency is -1":          func(o *Options) { o.HandlerConcurrency = -1 },
-		"MaxMissedPongs is 1001":            func(o *Options) { o.MaxMissedPongs = 1001 },
-		"Limits.QueueBytes is 2147483647":   func(o *Options) { o.Limits.QueueBytes = math.MaxInt32 },
-		"Limits.FrameBytes is 109951162777": func(o *Options) { o.Limits.FrameBytes = 109951162777 },
-		"AllowedOrigins[0]":                 func(o *Options) { o.AllowedOrigins = []string{"https://"} },
+		"Redis is required":        func(o *Options) { o.Redis = nil },
+		"nil *redis.Client":        func(o *Options) { o.Redis = (*redis.Client)(nil) },
+		"nil *redis.ClusterClient": func(o *Options) { o.Redis = (*redis.ClusterClient)(nil) },
+		"*redis.Ring":              func(o *Options) { o.Redis = (*redis.Ring)(nil) },
+		"Redis has a client with a ReadTimeout of 1m0s": func(o *Options) { o.Redis = patient },
+		"Redis has a client-side cache":                 func(o *Options) { o.Redis = cached },
+		"Prefix \"a{b\"":                                func(o *Options) { o.Prefix = "a{b" },
+		"Prefix \"a b\"":                                func(o *Options) { o.Prefix = "a b" },
+		"Prefix \"a\\u00a0b\"":                          func(o *Options) { o.Prefix = "a\u00a0b" },
+		"Prefix \"a\\x00\"":                             func(o *Options) { o.Prefix = "a\x00" },
+		"Prefix \"\\xff\"":                              func(o *Options) { o.Prefix = "\xff" },
+		"Prefix is longer":                              func(o *Options) { o.Prefix = strings.Repeat("x", 129) },
+		"Buckets is -1":                                 func(o *Options) { o.Buckets = -1 },
+		"Buckets is 1025":                               func(o *Options) { o.Buckets = 1025 },
+		"LeaseTTL is 999ms":                             func(o *Options) { o.LeaseTTL = 999 * time.Millisecond },
+		"LeaseTTL is 2h":                                func(o *Options) { o.LeaseTTL = 2 * time.Hour },
+		"LeaseTTL is -1s":                               func(o *Options) { o.LeaseTTL = -time.Second },
+		"PingInterval is 30ns":                          func(o *Options) { o.PingInterval = 30 },
+		"PingInterval is -1ns":                          func(o *Options) { o.PingInterval = -1 },
+		"LatencyInterval is 5ns":                        func(o *Options) { o.LatencyInterval = 5 },
+		"GuardTimeout is -1ns":                          func(o *Options) { o.GuardTimeout = -1 },
+		"GuardTimeout is 5ns":                           func(o *Options) { o.GuardTimeout = 5 },
+		"HookTimeout is 25h":                            func(o *Options) { o.HookTimeout = 25 * time.Hour },
+		"WriteTimeout is -1ns":                          func(o *Options) { o.WriteTimeout = -1 },
+		"HandlerConcurrency is -1":                      func(o *Options) { o.HandlerConcurrency = -1 },
+		"MaxMissedPongs is 1001":                        func(o *Options) { o.MaxMissedPongs = 1001 },
+		"Limits.QueueBytes is 2147483647":               func(o *Options) { o.Limits.QueueBytes = math.MaxInt32 },
+		"Limits.FrameBytes is 109951162777":             func(o *Options) { o.Limits.FrameBytes = 109951162777 },
+		"AllowedOrigins[0]":                             func(o *Options) { o.AllowedOrigins = []string{"https://"} },
 	} {
 		o := Options{Redis: client}
 		change(&o)
@@ -145,54 +225,4 @@ func TestOver(t *testing.T) {
 	assert.False(t, over(10, 10))
 	assert.True(t, over(11, 10))
 	assert.False(t, over(11, -1))
-}
-
-func TestEncodeJSON(t *testing.T) {
-	t.Parallel()
-	type user struct {
-		Name string `json:"name"`
-	}
-	var nobody *user
-	for name, tc := range map[string]struct {
-		in   any
-		want string // "": nil
-		bad  bool
-	}{
-		"nil":              {in: nil},
-		"nil pointer":      {in: nobody},
-		"nil raw":          {in: json.RawMessage(nil)},
-		"empty bytes":      {in: []byte{}},
-		"raw null":         {in: json.RawMessage(" null ")},
-		"raw is compacted": {in: json.RawMessage("{ \"b\" : 1.0,\n\"a\":12345678901234567890 }"), want: `{"b":1.0,"a":12345678901234567890}`},
-		"bytes are JSON":   {in: []byte(`[1, 2]`), want: `[1,2]`},
-		"struct":           {in: user{Name: "<Ann> & Ötzi"}, want: `{"name":"<Ann> & Ötzi"}`},
-		"string":           {in: "x", want: `"x"`},
-		"bad string":       {in: "x\xff", want: `"x\ufffd"`},
-		"false":            {in: false, want: `false`},
-		"map":              {in: map[string]any{"a": json.RawMessage(`{ "x": 1 }`)}, want: `{"a":{"x":1}}`},
-		"not JSON":         {in: json.RawMessage(`{"a":`), bad: true},
-		"two values":       {in: json.RawMessage(`{} {}`), bad: true},
-		"blank":            {in: json.RawMessage("  "), bad: true},
-		"not UTF-8":        {in: json.RawMessage("\"\xff\""), bad: true},
-		"a channel":        {in: make(chan int), bad: true},
-		"not a number":     {in: math.NaN(), bad: true},
-	} {
-		got, err := encodeJSON(tc.in)
-		if tc.bad {
-			assert.Error(t, err, name)
-			continue
-		}
-		require.NoError(t, err, name)
-		if tc.want == "" {
-			assert.Nil(t, got, name)
-			continue
-		}
-		assert.Equal(t, tc.want, string(got), name)
-	}
-
-	in := json.RawMessage(`{"a":1}`)
-	got, err := encodeJSON(in)
-	require.NoError(t, err)
-	in[2] = 'z'
-	assert.Equal(t, `{"a":1}`, string(got), "in memory of its own")
 }

@@ -1,4 +1,4 @@
-package mesh
+package mesh_test
 
 import (
 	"encoding/json"
@@ -11,36 +11,39 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh"
+	"github.com/meshpresence/mesh/internal/e2e/harness"
 )
 
 func TestRoomsFromGo(t *testing.T) {
 	t.Parallel()
-	everywhere(t, func(t *testing.T, w *world) {
-		s1, s2 := w.tracked(), w.tracked()
-		watcher, a, b := s1.dial(), s1.dial(), s2.dial()
+	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
+		s1, s2 := w.Tracked(), w.Tracked()
+		watcher, a, b := s1.Dial(), s1.Dial(), s2.Dial()
 		ctx, rooms := t.Context(), s1.Rooms()
-		watcher.subscribe("lobby")
+		watcher.Subscribe("lobby")
 
 		// Here, and on the other server; twice changes nothing.
 		for range 2 {
-			require.NoError(t, rooms.Add(ctx, "lobby", a.id))
-			require.NoError(t, rooms.Add(ctx, "lobby", b.id))
+			require.NoError(t, rooms.Add(ctx, "lobby", a.ID))
+			require.NoError(t, rooms.Add(ctx, "lobby", b.ID))
 		}
-		require.NoError(t, rooms.Add(ctx, "attic", b.id))
-		watcher.expect(time.Second, "join", a.id)
-		watcher.expect(time.Second, "join", b.id)
-		for _, s := range []*testServer{s1, s2} {
-			for _, p := range []*peer{a, b} {
-				in, err := s.Rooms().Contains(ctx, "lobby", p.id)
+		require.NoError(t, rooms.Add(ctx, "attic", b.ID))
+		watcher.Expect(time.Second, "join", a.ID)
+		watcher.Expect(time.Second, "join", b.ID)
+		for _, s := range []*harness.Server{s1, s2} {
+			for _, p := range []*harness.Peer{a, b} {
+				in, err := s.Rooms().Contains(ctx, "lobby", p.ID)
 				require.NoError(t, err)
 				assert.True(t, in)
 			}
-			in, err := s.Rooms().Contains(ctx, "lobby", watcher.id)
+			in, err := s.Rooms().Contains(ctx, "lobby", watcher.ID)
 			require.NoError(t, err)
 			assert.False(t, in)
-			ids, err := s.Rooms().Members(ctx, "lobby")
+			ids, err := s.Rooms().ConnectionIDs(ctx, "lobby")
 			require.NoError(t, err)
-			assert.ElementsMatch(t, []string{a.id, b.id}, ids)
+			assert.ElementsMatch(t, []string{a.ID, b.ID}, ids)
 			all, err := s.Rooms().All(ctx)
 			require.NoError(t, err)
 			assert.ElementsMatch(t, []string{"lobby", "attic"}, all)
@@ -48,64 +51,64 @@ func TestRoomsFromGo(t *testing.T) {
 			require.NoError(t, err)
 			assert.Equal(t, 2, count)
 		}
-		of, err := s2.Rooms().Of(ctx, b.id)
+		of, err := s2.Rooms().Of(ctx, b.ID)
 		require.NoError(t, err)
 		assert.ElementsMatch(t, []string{"lobby", "attic"}, of)
-		far, err := s1.Rooms().Of(ctx, b.id)
+		far, err := s1.Rooms().Of(ctx, b.ID)
 		require.NoError(t, err)
 		assert.Equal(t, of, far, "on whichever server it is")
 		_, err = s1.Rooms().Of(ctx, "nobody")
-		require.ErrorIs(t, err, ErrUnknownConnection)
-		assert.ElementsMatch(t, []string{a.id, b.id}, b.join("lobby").ids(t), "the client finds itself in")
+		require.ErrorIs(t, err, mesh.ErrUnknownConnection)
+		assert.ElementsMatch(t, []string{a.ID, b.ID}, b.Join("lobby").IDs(t), "the client finds itself in")
 
-		for _, p := range []*peer{a, b} {
-			was, err := rooms.Remove(ctx, "lobby", p.id)
+		for _, p := range []*harness.Peer{a, b} {
+			was, err := rooms.Remove(ctx, "lobby", p.ID)
 			require.NoError(t, err)
 			assert.True(t, was)
-			was, err = rooms.Remove(ctx, "lobby", p.id)
+			was, err = rooms.Remove(ctx, "lobby", p.ID)
 			require.NoError(t, err)
 			assert.False(t, was)
-			watcher.expect(time.Second, "leave", p.id)
+			watcher.Expect(time.Second, "leave", p.ID)
 		}
 		all, err := rooms.All(ctx)
 		require.NoError(t, err)
 		assert.Equal(t, []string{"attic"}, all, "empty rooms are none")
-		assert.Len(t, watcher.got(), 4)
+		assert.Len(t, watcher.Got(), 4)
 
 		for _, err := range []error{
 			rooms.Add(ctx, "lobby", "nobody"),
 			func() error { _, err := rooms.Remove(ctx, "lobby", "nobody"); return err }(),
 		} {
-			require.ErrorIs(t, err, ErrUnknownConnection)
+			require.ErrorIs(t, err, mesh.ErrUnknownConnection)
 		}
-		require.ErrorIs(t, rooms.Add(ctx, "", a.id), ErrInvalidRoom)
-		require.ErrorIs(t, rooms.Add(ctx, "lobby", "a:b"), ErrInvalidConnectionID)
+		require.ErrorIs(t, rooms.Add(ctx, "", a.ID), mesh.ErrInvalidRoom)
+		require.ErrorIs(t, rooms.Add(ctx, "lobby", "a:b"), mesh.ErrInvalidConnectionID)
 	})
 }
 
 func TestLimitOfRoomsHoldsAcrossServers(t *testing.T) {
 	t.Parallel()
-	embedded(t, func(t *testing.T, w *world) {
-		s1 := w.tracked()
-		s2 := w.tracked(func(o *Options) { o.Limits.RoomsPerConnection = 1 })
-		p := s2.dial()
-		require.NoError(t, s1.Rooms().Add(t.Context(), "one", p.id))
-		require.ErrorIs(t, s1.Rooms().Add(t.Context(), "two", p.id), ErrLimit)
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s1 := w.Tracked()
+		s2 := w.Tracked(func(o *mesh.Options) { o.Limits.RoomsPerConnection = 1 })
+		p := s2.Dial()
+		require.NoError(t, s1.Rooms().Add(t.Context(), "one", p.ID))
+		require.ErrorIs(t, s1.Rooms().Add(t.Context(), "two", p.ID), mesh.ErrLimit)
 	})
 }
 
 func TestClearingARoom(t *testing.T) {
 	t.Parallel()
-	everywhere(t, func(t *testing.T, w *world) {
+	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
 		const each = 150 // more than one batch holds
-		s1, s2 := w.tracked(), w.tracked()
+		s1, s2 := w.Tracked(), w.Tracked(slowWrites(time.Millisecond))
 		ctx := t.Context()
-		w1, w2 := s1.dial(), s2.dial()
-		w1.subscribe("lobby")
-		w2.subscribe("lobby")
+		w1, w2 := s1.Dial(), s2.Dial()
+		w1.Subscribe("lobby")
+		w2.Subscribe("lobby")
 		var joined sync.WaitGroup
 		for i := range each {
-			for n, s := range []*testServer{s1, s2} {
+			for n, s := range []*harness.Server{s1, s2} {
 				joined.Go(func() {
 					id := fmt.Sprintf("c%d-%d", n, i)
 					assert.NoError(t, s.Presence().Connect(ctx, id, nil))
@@ -114,19 +117,19 @@ func TestClearingARoom(t *testing.T) {
 			}
 		}
 		joined.Wait()
-		require.NoError(t, s1.Rooms().SetMetadata(ctx, "lobby", map[string]any{"topic": "x"}, MetadataOptions{}))
+		require.NoError(t, s1.Rooms().SetMetadata(ctx, "lobby", map[string]any{"topic": "x"}, mesh.MetadataOptions{}))
 		require.NoError(t, s1.Presence().Join(ctx, "attic", "c0-0"))
 
 		before := s2.Stats().Batches
 		require.NoError(t, s1.Rooms().Clear(ctx, "lobby"))
-		assert.LessOrEqual(t, s2.Stats().Batches-before, uint64(10), "leaves go together")
-		ids, err := s2.Rooms().Members(ctx, "lobby")
+		w.LeftTogether(s2.Stats().Batches-before, each)
+		ids, err := s2.Rooms().ConnectionIDs(ctx, "lobby")
 		require.NoError(t, err)
 		assert.Empty(t, ids)
-		for _, p := range []*peer{w1, w2} {
-			w.eventually(3*time.Second, func() bool { return p.count("leave", "") == 2*each }, "all leaves")
+		for _, p := range []*harness.Peer{w1, w2} {
+			w.Eventually(3*time.Second, func() bool { return p.Count("leave", "") == 2*each }, "all leaves")
 			seen := make(map[string]bool)
-			for _, u := range p.got() {
+			for _, u := range p.Got() {
 				if u.Type == "leave" {
 					assert.False(t, seen[u.ConnectionID], "once each")
 					seen[u.ConnectionID] = true
@@ -143,7 +146,7 @@ func TestClearingARoom(t *testing.T) {
 
 		require.NoError(t, s1.Presence().Join(ctx, "lobby", "c0-1"))
 		require.NoError(t, s2.Rooms().Delete(ctx, "lobby"))
-		w2.expect(time.Second, "leave", "c0-1")
+		w2.Expect(time.Second, "leave", "c0-1")
 		data, err = s1.Rooms().Metadata(ctx, "lobby")
 		require.NoError(t, err)
 		assert.Nil(t, data)
@@ -153,26 +156,26 @@ func TestClearingARoom(t *testing.T) {
 
 func TestRoomMetadata(t *testing.T) {
 	t.Parallel()
-	everywhere(t, func(t *testing.T, w *world) {
-		s1, s2 := w.tracked(), w.tracked()
+	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
+		s1, s2 := w.Tracked(), w.Tracked()
 		ctx := t.Context()
 		for i, step := range []struct {
 			value    any
-			strategy Strategy
+			strategy mesh.Strategy
 			want     string
 		}{
 			{map[string]any{"a": 1, "in": map[string]any{"x": 1}}, "", `{"a":1,"in":{"x":1}}`},
-			{map[string]any{"b": 2}, Merge, `{"a":1,"b":2,"in":{"x":1}}`},
-			{json.RawMessage(`{"in":{"y":9007199254740993}}`), DeepMerge, `{"a":1,"b":2,"in":{"x":1,"y":9007199254740993}}`},
-			{[]int{1}, DeepMerge, `[1]`},
-			{map[string]any{"c": 3}, Merge, `{"c":3}`},
-			{nil, Merge, ``},
-			{"text", Replace, `"text"`},
-			{nil, Replace, ``},
+			{map[string]any{"b": 2}, mesh.Merge, `{"a":1,"b":2,"in":{"x":1}}`},
+			{json.RawMessage(`{"in":{"y":9007199254740993}}`), mesh.DeepMerge, `{"a":1,"b":2,"in":{"x":1,"y":9007199254740993}}`},
+			{[]int{1}, mesh.DeepMerge, `[1]`},
+			{map[string]any{"c": 3}, mesh.Merge, `{"c":3}`},
+			{nil, mesh.Merge, ``},
+			{"text", mesh.Replace, `"text"`},
+			{nil, mesh.Replace, ``},
 		} {
-			s := []*testServer{s1, s2}[i%2]
-			require.NoError(t, s.Rooms().SetMetadata(ctx, "lobby", step.value, MetadataOptions{Strategy: step.strategy}), "step %d", i)
-			for _, s := range []*testServer{s1, s2} {
+			s := []*harness.Server{s1, s2}[i%2]
+			require.NoError(t, s.Rooms().SetMetadata(ctx, "lobby", step.value, mesh.MetadataOptions{Strategy: step.strategy}), "step %d", i)
+			for _, s := range []*harness.Server{s1, s2} {
 				data, err := s.Rooms().Metadata(ctx, "lobby")
 				require.NoError(t, err)
 				if step.want == "" {
@@ -183,18 +186,18 @@ func TestRoomMetadata(t *testing.T) {
 				assert.Equal(t, strings.Contains(step.want, "9007199254740993"), strings.Contains(string(data), "9007199254740993"))
 			}
 		}
-		require.ErrorIs(t, s1.Rooms().SetMetadata(ctx, "lobby", make(chan int), MetadataOptions{}), ErrInvalidMetadata)
-		require.ErrorIs(t, s1.Rooms().SetMetadata(ctx, "lobby", 1, MetadataOptions{Strategy: "x"}), ErrInvalidMetadata)
-		require.ErrorIs(t, s1.Rooms().SetMetadata(ctx, "lobby", strings.Repeat("x", 16<<10), MetadataOptions{}), ErrTooLarge)
+		require.ErrorIs(t, s1.Rooms().SetMetadata(ctx, "lobby", make(chan int), mesh.MetadataOptions{}), mesh.ErrInvalidMetadata)
+		require.ErrorIs(t, s1.Rooms().SetMetadata(ctx, "lobby", 1, mesh.MetadataOptions{Strategy: "x"}), mesh.ErrInvalidMetadata)
+		require.ErrorIs(t, s1.Rooms().SetMetadata(ctx, "lobby", strings.Repeat("x", 16<<10), mesh.MetadataOptions{}), mesh.ErrTooLarge)
 		// Not the change alone is measured, but what comes of it.
-		require.NoError(t, s1.Rooms().SetMetadata(ctx, "lobby", map[string]any{"a": strings.Repeat("x", 9<<10)}, MetadataOptions{}))
-		require.ErrorIs(t, s1.Rooms().SetMetadata(ctx, "lobby", map[string]any{"b": strings.Repeat("x", 9<<10)}, MetadataOptions{Strategy: Merge}), ErrTooLarge)
+		require.NoError(t, s1.Rooms().SetMetadata(ctx, "lobby", map[string]any{"a": strings.Repeat("x", 9<<10)}, mesh.MetadataOptions{}))
+		require.ErrorIs(t, s1.Rooms().SetMetadata(ctx, "lobby", map[string]any{"b": strings.Repeat("x", 9<<10)}, mesh.MetadataOptions{Strategy: mesh.Merge}), mesh.ErrTooLarge)
 	})
 }
 
 // mergeAtOnce has both servers add fields of their own at the same time, and
 // checks that none is lost.
-func mergeAtOnce(t *testing.T, set func(server int, change map[string]any, strategy Strategy) error, read func(server int) json.RawMessage) {
+func mergeAtOnce(t *testing.T, set func(server int, change map[string]any, strategy mesh.Strategy) error, read func(server int) json.RawMessage) {
 	t.Helper()
 	const writers, rounds = 4, 10
 	var wg sync.WaitGroup
@@ -206,9 +209,9 @@ func mergeAtOnce(t *testing.T, set func(server int, change map[string]any, strat
 		wg.Go(func() {
 			for r := range rounds {
 				field := map[string]any{fmt.Sprintf("w%d-%d", i, r): true}
-				strategy := Merge
+				strategy := mesh.Merge
 				if i%2 == 0 {
-					field, strategy = map[string]any{"deep": field}, DeepMerge
+					field, strategy = map[string]any{"deep": field}, mesh.DeepMerge
 				}
 				assert.NoError(t, set(i/2, field, strategy))
 			}
@@ -236,10 +239,10 @@ func mergeAtOnce(t *testing.T, set func(server int, change map[string]any, strat
 
 func TestRoomMetadataMergedAtOnceLosesNothing(t *testing.T) {
 	t.Parallel()
-	everywhere(t, func(t *testing.T, w *world) {
-		servers := []*testServer{w.tracked(), w.tracked()}
-		mergeAtOnce(t, func(server int, change map[string]any, strategy Strategy) error {
-			return servers[server].Rooms().SetMetadata(t.Context(), "lobby", change, MetadataOptions{Strategy: strategy})
+	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
+		servers := []*harness.Server{w.Tracked(), w.Tracked()}
+		mergeAtOnce(t, func(server int, change map[string]any, strategy mesh.Strategy) error {
+			return servers[server].Rooms().SetMetadata(t.Context(), "lobby", change, mesh.MetadataOptions{Strategy: strategy})
 		}, func(server int) json.RawMessage {
 			data, err := servers[server].Rooms().Metadata(t.Context(), "lobby")
 			require.NoError(t, err)
@@ -250,35 +253,35 @@ func TestRoomMetadataMergedAtOnceLosesNothing(t *testing.T) {
 
 func TestSendingToRoomsAndConnections(t *testing.T) {
 	t.Parallel()
-	everywhere(t, func(t *testing.T, w *world) {
-		s1, s2 := w.tracked(), w.tracked()
+	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
+		s1, s2 := w.Tracked(), w.Tracked()
 		ctx := t.Context()
-		a, b, outside := s1.dial(), s2.dial(), s2.dial()
-		a.join("lobby")
-		b.join("lobby")
+		a, b, outside := s1.Dial(), s2.Dial(), s2.Dial()
+		a.Join("lobby")
+		b.Join("lobby")
 		require.NoError(t, s1.Rooms().Send(ctx, "lobby", "app/news", map[string]any{"n": json.Number("12345678901234567890")}))
-		for _, p := range []*peer{a, b} {
-			w.eventually(time.Second, func() bool { return p.pushed("app/news") == 1 }, "the frame")
-			assert.Contains(t, string(p.pushesOf("app/news")[0].Payload), "12345678901234567890")
+		for _, p := range []*harness.Peer{a, b} {
+			w.Eventually(time.Second, func() bool { return p.Pushed("app/news") == 1 }, "the frame")
+			assert.Contains(t, string(p.PushesOf("app/news")[0].Payload), "12345678901234567890")
 		}
-		for _, p := range []*peer{a, b} {
-			require.NoError(t, s1.Connections().Send(ctx, p.id, "app/you", "hello"))
-			w.eventually(time.Second, func() bool { return p.pushed("app/you") == 1 }, "the frame")
-			assert.Equal(t, `"hello"`, string(p.pushesOf("app/you")[0].Payload))
-			assert.Nil(t, p.pushesOf("app/you")[0].ID)
+		for _, p := range []*harness.Peer{a, b} {
+			require.NoError(t, s1.Connections().Send(ctx, p.ID, "app/you", "hello"))
+			w.Eventually(time.Second, func() bool { return p.Pushed("app/you") == 1 }, "the frame")
+			assert.Equal(t, `"hello"`, string(p.PushesOf("app/you")[0].Payload))
+			assert.Nil(t, p.PushesOf("app/you")[0].ID)
 		}
-		w.sleep(50 * time.Millisecond)
-		assert.Equal(t, 1, a.pushed("app/news"), "once")
-		assert.Zero(t, outside.pushed("app/news"))
-		assert.Zero(t, outside.pushed("app/you"))
+		w.Sleep(50 * time.Millisecond)
+		assert.Equal(t, 1, a.Pushed("app/news"), "once")
+		assert.Zero(t, outside.Pushed("app/news"))
+		assert.Zero(t, outside.Pushed("app/you"))
 
-		require.ErrorIs(t, s1.Connections().Send(ctx, "nobody", "app/you", 1), ErrUnknownConnection)
+		require.ErrorIs(t, s1.Connections().Send(ctx, "nobody", "app/you", 1), mesh.ErrUnknownConnection)
 		for _, command := range []string{"", "mesh/presence-update", "ping", "pong", "latency", "latency:request", "latency:response"} {
-			require.ErrorIs(t, s1.Connections().Send(ctx, a.id, command, 1), ErrInvalidCommand, "%q", command)
-			require.ErrorIs(t, s1.Rooms().Send(ctx, "lobby", command, 1), ErrInvalidCommand, "%q", command)
-			c, ok := s1.Connection(a.id)
+			require.ErrorIs(t, s1.Connections().Send(ctx, a.ID, command, 1), mesh.ErrInvalidCommand, "%q", command)
+			require.ErrorIs(t, s1.Rooms().Send(ctx, "lobby", command, 1), mesh.ErrInvalidCommand, "%q", command)
+			c, ok := s1.Connection(a.ID)
 			require.True(t, ok)
-			require.ErrorIs(t, c.Send(command, 1), ErrInvalidCommand, "%q", command)
+			require.ErrorIs(t, c.Send(command, 1), mesh.ErrInvalidCommand, "%q", command)
 		}
 		require.Error(t, s1.Rooms().Send(ctx, "lobby", "app/news", make(chan int)))
 		require.NoError(t, s1.Rooms().Send(ctx, "empty", "app/news", 1))

@@ -6,17 +6,20 @@ import (
 	"net/http"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"github.com/gorilla/websocket"
 
+	"github.com/meshpresence/mesh/internal/admission"
+	"github.com/meshpresence/mesh/internal/handshake"
 	"github.com/meshpresence/mesh/internal/limit"
+	"github.com/meshpresence/mesh/internal/origin"
+	"github.com/meshpresence/mesh/internal/redisclient"
 	"github.com/meshpresence/mesh/internal/socket"
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// Server speaks the Mesh wire protocol over WebSockets and keeps presence. It
-// is an http.Handler: mount it where clients connect.
+// Server speaks the Mesh wire protocol over WebSockets and keeps presence. It is an
+// http.Handler. Mount it where clients connect:
 //
 //	srv, err := mesh.NewServer(mesh.Options{Redis: client})
 //	…
@@ -24,108 +27,142 @@ import (
 //	err = srv.Start(ctx)
 //	http.Handle("/ws", srv)
 //
-// Hooks, commands and rules may be added before and after Start. All methods
-// are safe for concurrent use.
+// Hooks, commands and rules may be added before and after Start. All methods are safe
+// for concurrent use.
 type Server struct {
-	n        *node
+	n        *core
 	upgrader websocket.Upgrader
-	arrivals arrivals
+	gate     *admission.Gate
+	refused  refusedUpgrades
 	asking   atomic.Int64 // calls of Authenticate that have not returned
 	sockets  *socket.Group
-	log      *limit.Log // of all sockets
+	log      *limit.Log // for all sockets
 	hooks    hooks
 	handlers handlers
-
-	chosen bool // the app has set Limits.Connections
+	failed   failedCommands
 
 	mu      sync.RWMutex // guards the fields below
-	most    int          // connections at once; negative: no limit
 	conns   map[string]*Connection
-	open    int // connections and requests that are being decided about: Shutdown waits for them
-	taken   int // of open, connections: Limits.Connections is about them
-	leaving leaving
+	leaving drainState
 
-	gone     chan struct{} // closed when no more are taken and the last connection has ended
 	quit     chan struct{} // closed when Shutdown begins
 	quitOnce sync.Once
 }
 
-// NewServer returns a server on opts.Redis, which stays the app's to close
-// after Shutdown. Nothing is asked of Redis before Start. Errors wrap
-// [ErrInvalidOptions].
+// NewServer returns a server that uses opts.Redis. The app closes that client after
+// Shutdown. NewServer makes no call to Redis. Errors wrap [ErrInvalidOptions].
 func NewServer(opts Options) (*Server, error) {
-	chosen := opts.Limits.Connections > 0 // before the default takes its place
-	n, err := newNode(opts)
+	chosen := opts.Limits.Connections > 0 // before the default is filled in
+	s := &Server{conns: make(map[string]*Connection), quit: make(chan struct{})}
+	n, err := newCore(opts, sockets{deliver: s.deliver, close: s.closeConn, checkFiles: s.checkFiles})
 	if err != nil {
 		return nil, err
 	}
-	origins, err := compileOrigins(n.opts.AllowedOrigins)
+	origins, err := origin.Compile(n.opts.AllowedOrigins)
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{
-		n:      n,
-		chosen: chosen,
-		most:   n.opts.Limits.Connections,
-		conns:  make(map[string]*Connection),
-		log:    limit.NewLog(n.opts.Logger),
-		gone:   make(chan struct{}),
-		quit:   make(chan struct{}),
-	}
+	s.n, s.log = n, limit.NewLog(n.opts.Logger)
+	s.gate = admission.New(admission.Config{
+		Max: n.opts.Limits.Connections, Chosen: chosen, PerSecond: n.opts.Limits.UpgradesPerSecond, Logger: n.opts.Logger,
+	})
 	s.sockets = socket.NewGroup(s.socketConfig())
-	s.arrivals.bucket = limit.NewBucket(time.Now(), n.opts.Limits.UpgradesPerSecond, 1)
 	s.upgrader = websocket.Upgrader{
-		CheckOrigin:     origins,
-		WriteBufferPool: &sync.Pool{}, // a socket's writer needs none
+		CheckOrigin:      origins,
+		HandshakeTimeout: n.opts.WriteTimeout,
+		WriteBufferPool:  &sync.Pool{},                                            // a socket's writer needs none
+		Error:            func(http.ResponseWriter, *http.Request, int, error) {}, // upgrade writes the answer
 	}
-	n.control.sockets, n.control.closer = s.deliver, s.closeConn
-	n.fit = s.fitConnections
 	return s, nil
 }
 
-// socketConfig says how the sockets behave.
+// socketConfig returns the settings of the sockets.
 func (s *Server) socketConfig() socket.Config {
 	o := &s.n.opts
 	return socket.Config{
 		Wheel: s.n.wheel, FrameBytes: o.Limits.FrameBytes, QueueBytes: o.Limits.QueueBytes, WriteTimeout: o.WriteTimeout,
 		PingInterval: o.PingInterval, MaxMissedPongs: o.missedPongs(), LatencyInterval: o.LatencyInterval,
-		CommandsPerSecond: o.Limits.CommandsPerSecond, HandlerConcurrency: o.HandlerConcurrency,
+		CommandsPerSecond: o.Limits.CommandsPerSecond, LinesAtOnce: o.linesAtOnce(), HandlerConcurrency: o.HandlerConcurrency,
 		Logger: o.Logger, Log: s.log,
 		OnAbandoned: func(h socket.Handler, e *socket.End) { (*Connection)(h.(*wireHandler)).abandoned(e) },
 	}
 }
 
-// Start makes the server one of those that share the Redis: it returns when
-// Redis has answered and the subscriptions are confirmed. Until then, while
-// ctx lasts, it keeps trying; after an error it may be called again, and once
-// it has succeeded further calls do nothing. Requests before that are answered
-// with 503.
+// TrackPresence adds a rule: the rooms that match pattern have presence. It may be
+// called at any time and takes effect at once. Entries in matching rooms that are in
+// use get the rule's TTL and StateInterval, and guards are asked again about
+// subscriptions to these rooms. Other rooms are not affected.
 //
-// It returns [ErrUnavailable] if Redis did not answer before ctx ended. If trying
-// again would not help it fails at once, and the message says what to do:
-//   - [ErrUnavailable] if Redis rejects the user (a wrong password; a command,
-//     key or channel that its ACL lacks), or lacks a command.
-//   - [ErrInvalidOptions] if Options.Redis is of the wrong kind for what it leads
-//     to: a *redis.Client to a Cluster or a replica, a *redis.ClusterClient to a
-//     Redis that is none, a client for Sentinels to a Redis that is none; or if
-//     Limits.Connections is more than this process has file descriptors for.
-//     (Behind Sentinel Start waits while the master is still a replica.)
-//   - [ErrIncompatible] if the keys under Options.Prefix are of another format,
-//     of another kind of client, or of another number of Options.Buckets.
+// The guards of all matching rules must allow. The TTL and the StateInterval come from
+// the rule with the exact name, otherwise from the first pattern that was given. A rule
+// with the same name or the same expression replaces the earlier one.
+// [Server.UntrackPresence] removes a rule.
+//
+// The cost of adding a name does not depend on the number of rules. Each takes about
+// 100 bytes. For rooms whose names follow a scheme, prefer one Regexp with a guard that
+// looks at the name: then no rule has to be added and removed as rooms come and go.
+// Each Regexp is tried on every new room name, and adding one looks at all rooms in
+// use. A few dozen are fine.
+//
+// An invalid rule is an error that wraps [ErrInvalidPattern] or [ErrInvalidOptions] and
+// changes nothing. Safe for concurrent use. Rules apply to this server alone: give all
+// servers the same.
+//
+// The TypeScript server's trackPresence.
+func (s *Server) TrackPresence(pattern Pattern, opts PresenceOptions) error {
+	return s.n.trackPresence(pattern, opts)
+}
+
+// UntrackPresence removes the rule that was given to [Server.TrackPresence] with the
+// same name or the same expression. It takes effect at once in the rooms of the rule.
+// It returns false if there is no such rule. Nothing has changed then.
+//
+// If another rule still matches a room, that rule decides about it from now on.
+// Otherwise the room is not tracked any more:
+//
+//   - Its subscriptions end: those of clients with the push mesh/presence-ended, those
+//     of the app with [ErrNotTracked].
+//   - Its members stay in, without a TTL and without events. A join that waits for the
+//     rule's JoinGuard takes place when the guard has answered, regardless of the
+//     answer, or after Options.HookTimeout.
+//   - The states of its members stay until they expire or the member leaves, and only
+//     the app can read them. No state can be published.
+//   - Any client may join it, gets its members in the answer, and may read its
+//     metadata. To close a room, give it a Guard and a JoinGuard that refuse.
+//
+// Safe for concurrent use. Rules apply to this server alone.
+func (s *Server) UntrackPresence(pattern Pattern) bool { return s.n.untrackPresence(pattern) }
+
+// Start makes the server a member of the group that shares the Redis. It returns when
+// Redis has answered and the subscriptions are confirmed, and retries until then or
+// until ctx ends. After an error it may be called again. After a success further calls
+// do nothing. Requests before that are answered with 503.
+//
+// It returns [ErrUnavailable] if Redis did not answer before ctx ended. If a retry
+// cannot help, it fails at once, and the message says what to do:
+//   - [ErrUnavailable] if Redis rejects the user (a wrong password, or an ACL without a
+//     needed command, key or channel), or lacks a command.
+//   - [ErrInvalidOptions] if Options.Redis is of the wrong kind: a *redis.Client for a
+//     Cluster or a replica, a *redis.ClusterClient for a Redis that is no Cluster, or a
+//     Sentinel client for a Redis that is no Sentinel. Also if Limits.Connections is
+//     higher than the file descriptors of this process allow. (Behind Sentinel, Start
+//     waits while the master is still a replica.)
+//   - [ErrIncompatible] if the keys under Options.Prefix have another format, or were
+//     written with another kind of client or another number of Options.Buckets.
 func (s *Server) Start(ctx context.Context) error { return s.n.start(ctx) }
 
-// Ready returns nil while the server accepts connections: from when Start is
-// through ([ErrNotStarted] before) until Drain or Shutdown is called ([ErrClosed]
-// from then on). It is for readiness probes. It answers at once, from memory,
-// whatever becomes of ctx.
+// Ready returns nil while the server accepts connections: from the end of Start
+// ([ErrNotStarted] before) until Drain or Shutdown is called ([ErrClosed] from then
+// on). It is for readiness probes. It answers from memory at once, also if ctx has
+// ended.
 //
-// It stays nil while Redis is away: sockets are served then too, and all
-// servers of a group would fail at once, so that none were left to connect to.
+// It stays nil while Redis is unavailable. Sockets are served then, too, and otherwise
+// all servers of a group would fail at once, and clients could not connect to any.
 func (s *Server) Ready(ctx context.Context) error { return s.n.ready(ctx) }
 
-// ReadyHandler returns a handler for a readiness probe: it answers 200 while
-// Ready returns nil, and 503 with the error as text otherwise. It asks nothing
-// of Redis. Mount it apart from the socket, say at /readyz.
+// ReadyHandler returns a handler for a readiness probe. It answers 200 while Ready
+// returns nil, and otherwise 503 with the error as text. It makes no call to Redis.
+// Mount it apart from the socket, for example at /readyz.
 func (s *Server) ReadyHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Cache-Control", "no-store")
@@ -133,20 +170,20 @@ func (s *Server) ReadyHandler() http.Handler {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}
-		_, _ = io.WriteString(w, "ok\n") // the probe that has gone does not care
+		_, _ = io.WriteString(w, "ok\n") // fails only if the probe has gone
 	})
 }
 
-// Presence returns the manager of who is where.
+// Presence returns the presence manager of this server.
 func (s *Server) Presence() *PresenceManager { return &PresenceManager{n: s.n, ofServer: true} }
 
-// Connections returns the manager of connections' metadata, on all servers.
+// Connections returns the manager of the connections on all servers.
 func (s *Server) Connections() *ConnectionManager { return &ConnectionManager{n: s.n} }
 
-// Rooms returns the manager of rooms, on all servers.
+// Rooms returns the manager of the rooms on all servers.
 func (s *Server) Rooms() *RoomManager { return &RoomManager{n: s.n} }
 
-// Connection returns the open socket of that id, if it is on this server.
+// Connection returns the open connection with that id, if it is on this server.
 func (s *Server) Connection(id string) (*Connection, bool) {
 	s.mu.RLock()
 	defer s.mu.RUnlock()
@@ -154,36 +191,46 @@ func (s *Server) Connection(id string) (*Connection, bool) {
 	return c, ok
 }
 
-// ServeHTTP upgrades a request to a WebSocket, which is served from then on, and
-// returns: what net/http keeps for a request and its handler would otherwise be
-// most of what an idle connection costs. Values of the request's context are
-// there for the app's commands; its end is not. A value that is used again for
-// other requests once the handler has returned, as a router's own context often
-// is, must not be read there: Options.Authenticate is the place, which copies
-// what is needed into the metadata. Middleware that counts, times or limits
-// handlers sees the upgrade, not the socket: see Server.Stats and
-// Limits.Connections.
+// ServeHTTP upgrades a request to a WebSocket and returns. The connection is served by
+// its own goroutines from then on, because the memory that net/http keeps for a running
+// handler would be most of the cost of an idle connection.
 //
-// A request that is refused gets a status: 503 with Retry-After before Start, and
-// from Drain or Shutdown on; 400 or 405 if it is no WebSocket handshake; 403 for a
-// foreign origin; 503 with Retry-After past a limit, or while 1,024 calls of
-// Options.Authenticate have not returned; what Options.Authenticate chose, or 401.
-// They are checked in this order, the cheap ones first, and a refused request does
-// not count towards Limits.Connections and Limits.UpgradesPerSecond.
+// The app's commands can read values of the request's context, but do not end with it.
+// Do not read a value there that is reused for other requests after the handler has
+// returned, such as a router's own context. Copy what is needed into the metadata in
+// Options.Authenticate. Middleware that counts, times or limits handlers sees the
+// upgrade and not the socket: use Server.Stats and Limits.Connections.
+//
+// A refused request gets a status. The checks are made in this order, cheap ones first:
+//
+//   - 503 with Retry-After before Start, and from Drain or Shutdown on
+//   - 400, 405 or (for HTTP/2) 505 if it is not a WebSocket handshake
+//   - 400 if its mesh-level is not a positive whole number
+//   - 403 for a foreign origin
+//   - 503 with Retry-After beyond a limit, or while 1,024 calls of Options.Authenticate
+//     have not returned
+//   - the status that Options.Authenticate chose, or 401, or 500 if it failed because
+//     of an outage
+//   - 500 if the ResponseWriter cannot be hijacked
+//
+// A refused request does not count towards Limits.Connections and
+// Limits.UpgradesPerSecond. It is logged with the reason and the remedy, and counted in
+// Stats.RefusedUpgrades. Headers that were set on w before are part of the answer, both
+// of an upgrade and of a refusal.
 func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if w == nil || r == nil {
 		s.log.Error("mesh: ServeHTTP was called without a request or a response")
 		return
 	}
 	defer s.survive(w)
-	if err := s.reserve(); err != nil {
-		refuseUpgrade(w, http.StatusServiceUnavailable)
+	if err := s.enter(); err != nil {
+		s.refuse(w, s.unavailable(err))
 		return
 	}
 	serving, taken := false, false
 	defer func() {
 		if !serving {
-			s.release(taken)
+			s.gate.Leave(taken)
 		}
 	}()
 	ws, metadata := s.upgrade(w, r)
@@ -192,33 +239,35 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	taken = true
 	ctx := context.WithoutCancel(r.Context())
-	c, err := s.accept(ctx, ws, metadata, nil)
+	level, _ := handshake.LevelOf(r) // upgrade has checked it
+	c, err := s.accept(ctx, ws, metadata, level, nil)
 	if err != nil {
-		return // the client has been told
+		return // accept has closed the socket
 	}
 	serving = true
 	go func() { // ends with the connection; Drain and Shutdown wait for it
-		defer s.release(true)
-		_ = c.run(ctx) // how a connection ended is logged where it did
+		defer s.gate.Leave(true)
+		_ = c.run(ctx) // the reason has been logged
 	}()
 }
 
-// survive is deferred by ServeHTTP. A panic of the app's ResponseWriter is
-// counted and logged, and answered with 500 if that is possible.
+// survive is deferred by ServeHTTP. It counts and logs a panic of the app's
+// ResponseWriter, and answers with 500 if that is possible.
 func (s *Server) survive(w http.ResponseWriter) {
 	value := recover()
 	if value == nil {
 		return
 	}
-	if value == http.ErrAbortHandler {
-		panic(value) // means something to net/http
+	if value == http.ErrAbortHandler { //nolint:errorlint // a panic value, compared as net/http does
+		panic(value) // net/http handles this value
 	}
-	s.n.calls.note("ResponseWriter", value)
+	s.n.calls.NotePanic("ResponseWriter", value)
+	s.refused.count(http.StatusInternalServerError)
 	defer func() { _ = recover() }() // w may panic again
 	http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
 }
 
-// add makes a connection known; false: the server takes no more.
+// add registers a connection. It returns false if the server accepts no more.
 func (s *Server) add(c *Connection) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -236,12 +285,12 @@ func (s *Server) remove(c *Connection) {
 		return
 	}
 	delete(s.conns, c.id)
-	if c.told {
-		s.leaving.told--
+	if c.closing {
+		s.leaving.closing--
 	}
 }
 
-// deliver queues a frame on a local socket.
+// deliver queues a frame on a socket of this server.
 func (s *Server) deliver(conn string, f *wire.Frame) bool {
 	c, ok := s.Connection(conn)
 	return ok && c.sock.Send(f) == nil
@@ -254,3 +303,29 @@ func (s *Server) closeConn(conn string) bool {
 	}
 	return ok
 }
+
+// checkFiles lowers the number of connections to what file descriptors allow.
+func (s *Server) checkFiles(ctx context.Context) error {
+	openFiles := limit.OpenFiles
+	if s.n.opts.files != nil {
+		openFiles = s.n.opts.files
+	}
+	files, known := openFiles()
+	if !known {
+		return nil
+	}
+	nodes, err := s.n.store.Nodes(ctx)
+	if err != nil {
+		return err
+	}
+	return s.gate.Fit(files, nodes*redisclient.Connections(s.n.opts.Redis))
+}
+
+// Servers returns the live servers of the group and the dead ones whose entries are
+// still being ended, at most 1,000 of each. Live servers come first. Both are sorted by
+// the end of their lease, by Redis's clock. A server that was shut down is neither live
+// nor dead.
+//
+// It reads from masters, writes nothing, and takes at most two seconds. It returns
+// ErrUnavailable if Redis does not answer. Safe for concurrent use.
+func (s *Server) Servers(ctx context.Context) ([]ServerInfo, error) { return s.n.servers(ctx) }

@@ -6,71 +6,76 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/meshpresence/mesh/internal/owner"
+	"github.com/meshpresence/mesh/internal/encode"
+	"github.com/meshpresence/mesh/internal/guards"
+	"github.com/meshpresence/mesh/internal/local"
+	"github.com/meshpresence/mesh/internal/socket"
+	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// StateOptions say how a presence state is published. The zero value: until
-// it is replaced, cleared, or its connection leaves; and everybody is told.
+// StateOptions are the options of a presence state. With the zero value the state lasts
+// until it is replaced or cleared or its entry ends, and it is delivered to
+// subscribers.
 type StateOptions struct {
-	// ExpireAfter is how long the state lives, in steps of a millisecond; then
-	// subscribers are told that it has ended. Defaults to 0: as long as the
-	// entry.
+	// ExpireAfter is the lifetime of the state, in steps of a millisecond. At its end
+	// subscribers get an update. Defaults to 0: the state lasts as long as the entry.
 	ExpireAfter time.Duration
-	// Silent stores the state without telling anybody. Snapshots show it.
+	// Silent stores the state without delivering it. Snapshots show it.
 	Silent bool
 }
 
-// PublishState sets the presence state of a connection in a room that it is
-// in: an ephemeral JSON object ({"typing": true}, a cursor). It replaces the
-// one before, and ends with the entry, by ClearState, or after ExpireAfter; an
-// older state's expiry never ends a newer one. It is a sign of life.
+// PublishState sets the presence state of a connection in a room that it is in. A state
+// is an ephemeral JSON object ({"typing": true}, a cursor). It replaces the previous
+// state, and ends with the entry, by ClearState, or after ExpireAfter. The expiry of an
+// older state never ends a newer one. PublishState is a sign of life.
 //
-// [ErrNotTracked] where no rule matches, [ErrNotPresent] where the connection is
-// not in, [ErrInvalidState] where state is not an object, [ErrTooLarge] past
-// Limits.StateBytes. The app itself publishes: no guard is asked.
+// It returns [ErrNotTracked] if no rule matches the room, [ErrNotPresent] if the
+// connection is not in the room, [ErrInvalidState] if state is not an object, and
+// [ErrTooLarge] beyond Limits.StateBytes. No guard is asked, because the app itself
+// publishes.
 func (p *PresenceManager) PublishState(ctx context.Context, room, connID string, state any, opts StateOptions) error {
-	c, err := p.n.in(ctx, room, connID)
+	c, err := p.n.connIn(ctx, room, connID)
 	if err != nil {
 		return err
 	}
-	data, err := p.n.encodeFor(ctx, state, ErrInvalidState, p.n.encodeState)
+	data, err := p.n.encoder().Encode(ctx, state, ErrInvalidState, p.n.encodeState)
 	if err != nil {
 		return err
 	}
 	if opts.ExpireAfter < 0 {
 		return fmt.Errorf("%w: ExpireAfter is %v, must not be negative", ErrInvalidState, opts.ExpireAfter)
 	}
-	if err := p.n.comeBack(ctx, c, room); err != nil {
+	if err := p.n.access.joins.Touch(ctx, c, room); err != nil {
 		return err
 	}
 	w, err := p.n.setState(c, room, data, opts)
 	if err != nil {
-		return p.n.errorFor(ctx, err)
+		return errorFor(ctx, err)
 	}
-	return p.n.errorFor(ctx, w.Await(ctx))
+	return errorFor(ctx, w.Await(ctx))
 }
 
-// ClearState ends the presence state of a connection in a room; subscribers
-// are told state null. Without a state it does nothing. It is a sign of life.
-// [ErrNotTracked] and [ErrNotPresent] as in [PresenceManager.PublishState].
+// ClearState ends the presence state of a connection in a room. Subscribers get an
+// update with a nil state. Without a state it does nothing. It is a sign of life. It
+// returns [ErrNotTracked] and [ErrNotPresent] as [PresenceManager.PublishState] does.
 func (p *PresenceManager) ClearState(ctx context.Context, room, connID string) error {
-	c, err := p.n.in(ctx, room, connID)
+	c, err := p.n.connIn(ctx, room, connID)
 	if err != nil {
 		return err
 	}
-	if err := p.n.comeBack(ctx, c, room); err != nil {
+	if err := p.n.access.joins.Touch(ctx, c, room); err != nil {
 		return err
 	}
-	if !p.n.rules.match(room).tracked {
-		return notTracked(room)
+	if !p.n.access.rules.Match(room).Tracked {
+		return guards.NotTracked(room)
 	}
-	return p.n.errorFor(ctx, c.ClearState(ctx, room))
+	return errorFor(ctx, c.ClearState(ctx, room))
 }
 
-// setState sets a state; what it returns waits until Redis has it.
-func (n *node) setState(c *owner.Conn, room string, data json.RawMessage, opts StateOptions) (owner.Write, error) {
-	if !n.rules.match(room).tracked {
-		return owner.Write{}, notTracked(room)
+// setState sets a state. The returned Write waits until Redis has stored it.
+func (n *core) setState(c *local.Conn, room string, data json.RawMessage, opts StateOptions) (local.Write, error) {
+	if !n.access.rules.Match(room).Tracked {
+		return local.Write{}, guards.NotTracked(room)
 	}
 	after := opts.ExpireAfter
 	if after > 0 {
@@ -80,8 +85,8 @@ func (n *node) setState(c *owner.Conn, room string, data json.RawMessage, opts S
 }
 
 // encodeState checks and encodes a presence state.
-func (n *node) encodeState(state any) (json.RawMessage, error) {
-	data, err := encodeJSON(state)
+func (n *core) encodeState(state any) (json.RawMessage, error) {
+	data, err := encode.JSON(state)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalidState, err)
 	}
@@ -92,4 +97,96 @@ func (n *node) encodeState(state any) (json.RawMessage, error) {
 		return nil, fmt.Errorf("%w: presence state of %d bytes, limit %d", ErrTooLarge, len(data), n.opts.Limits.StateBytes)
 	}
 	return data, nil
+}
+
+// errNoState is the answer to a publish command without a state.
+var errNoState = errPayload(fmt.Errorf("%w: state is missing", wire.ErrPayload))
+
+func publishPresenceState(ctx context.Context, c *Connection, req wire.Request) (any, error) {
+	n := c.core()
+	var p wire.PublishStateRequest
+	if err := req.Bind(&p); err != nil {
+		return nil, errPayload(err)
+	}
+	room := string(p.RoomName)
+	if err := n.checkRoom(room); err != nil {
+		return nil, err
+	}
+	if !p.HasState() {
+		return nil, errNoState
+	}
+	after, err := p.Expiry()
+	if err != nil {
+		return nil, errPayload(err)
+	}
+	data, err := n.encodeState(p.State)
+	if err != nil {
+		return nil, err
+	}
+	return c.change(ctx, room, func() (local.Write, error) {
+		return n.setState(c.local, room, data, StateOptions{ExpireAfter: after, Silent: p.Silent})
+	})
+}
+
+func clearPresenceState(ctx context.Context, c *Connection, _ wire.Request, room string) (any, error) {
+	return c.change(ctx, room, func() (local.Write, error) { return c.local.SetState(room, nil, 0, false) })
+}
+
+// change changes the connection's state in a room, if it is a member and may see the
+// room.
+func (c *Connection) change(ctx context.Context, room string, do func() (local.Write, error)) (any, error) {
+	// After a silence, join guards may still decide whether it returns to the room.
+	if err := c.core().access.joins.AwaitReturn(ctx, c.local, room); err != nil {
+		return nil, err
+	}
+	if !c.local.In(room) {
+		return nil, ErrNotPresent
+	}
+	if err := c.core().access.Check(ctx, c.id, room); err != nil {
+		return nil, err
+	}
+	w, err := do()
+	if err != nil {
+		return nil, errorFor(ctx, err)
+	}
+	return pendingReply{spared: w.Superseded(), wait: func(ctx context.Context) (any, error) {
+		err := errorFor(ctx, w.Await(ctx))
+		return err == nil, err
+	}}, nil
+}
+
+func getPresenceState(ctx context.Context, c *Connection, _ wire.Request, room string) (any, error) {
+	n := c.core()
+	return n.access.Read(ctx, c.id, room, wire.StateSnapshot{}, func() (any, error) { return n.stateAnswer(ctx, room) })
+}
+
+// stateAnswer lists the members and states of a room.
+func (n *core) stateAnswer(ctx context.Context, room string) (any, error) {
+	if err := socket.AwaitRoom(ctx); err != nil {
+		return nil, err
+	}
+	if v, ok := n.hub.View(room); ok {
+		return wire.EncodedView{Success: true, Present: wire.Text{v.IDs()}, States: v.States(), Extent: extentOf(v.Listing)}, nil
+	}
+	if n.isAway(room) {
+		limited, cancel := context.WithTimeout(ctx, awayLimit)
+		defer cancel()
+		ctx = limited
+	}
+	s, err := n.readPresent(ctx, room)
+	if err != nil {
+		return nil, err
+	}
+	answer := wire.StateSnapshot{Success: true, States: make(map[string]json.RawMessage)}
+	answer.Extent = wire.Extent{Stale: s.Stale, Epoch: s.Epoch, Seq: s.Seq}
+	for _, m := range s.Members {
+		answer.Present = append(answer.Present, m.ID)
+		if m.State != nil {
+			answer.States[m.ID] = m.State
+		}
+	}
+	if s.Total > len(s.Members) {
+		answer.Total = s.Total
+	}
+	return answer, nil
 }

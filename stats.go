@@ -9,206 +9,235 @@ import (
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// Stats are what a server or manager holds now, and what has happened since
-// it was made. They are taken one after the other, not at one single moment.
-// Counts of this server alone: add those of all servers up for the whole.
-// Counts never go down. Of a map every key that its comment names is there from
-// the start, and no other; the maps are the caller's.
+// Stats are the current values and the counts of a server or manager since it was
+// created. They are read one after the other, not at one moment. They are about this
+// server alone: add those of all servers for the whole group. Counts never decrease. A
+// map always has every key that its comment names, and no other. The caller owns the
+// maps.
 type Stats struct {
-	// Held now, by this server.
-	Connections   int   // open, sockets and those of an app's own transport
-	Entries       int   // members of rooms: one for each room that one of those is in
-	Rooms         int   // rooms that those are in
-	Unwritten     int   // entries and connections whose last change Redis has not confirmed yet
-	Watched       int   // rooms that somebody here watches, or did a few seconds ago, or that several just joined
-	Subscriptions int   // watchers of those: one for each socket or iterator and room
-	Stale         int   // watched rooms that may have missed something
-	QueuedBytes   int64 // bytes that wait to be written, of all sockets together
-	LongestQueue  int64 // bytes that wait on the socket where most do. Of one large frame half a queue counts at most
+	// Current values of this server.
+	Connections   int   // open sockets and connections of an app's own transport
+	Entries       int   // one for each room of each of those connections
+	Rooms         int   // rooms with such entries
+	Unwritten     int   // entries and connections with changes that Redis has not confirmed yet
+	Watched       int   // rooms with a subscriber here now or a few seconds ago, or that several connections just joined
+	Subscriptions int   // one for each socket or iterator and room
+	Stale         int   // watched rooms that may lack changes
+	QueuedBytes   int64 // bytes that wait to be written to all sockets
+	LongestQueue  int64 // the largest number for one socket. A large frame counts at most half of the limit. Answers may exceed Limits.QueueBytes
 
-	// Events are changes of watched rooms that came from Redis and were applied,
-	// each once, whoever is told: "join", "rejoin" (a connection that was in
-	// already: its server wrote it anew), "leave", "state", "metadata".
+	// Events are changes of watched rooms that came from Redis and were applied, each
+	// counted once: "join", "rejoin" (the server of a member wrote its entry again),
+	// "leave", "state", "metadata".
 	Events map[string]uint64
-	// EventsIgnored are those that were not: "duplicate" (known already),
-	// "stray" (nobody watches the room any more), "unreadable" (the room is read
-	// again then).
+	// EventsIgnored are events that were not applied: "duplicate" (already known),
+	// "stray" (the room is not watched any more), "unreadable" (the room is then read
+	// again).
 	EventsIgnored map[string]uint64
-	// EventsEarly are those that overtook another one and had to wait for it.
+	// EventsEarly are events that arrived before an earlier one and had to wait for it.
 	EventsEarly uint64
-	// Updates are what subscribers were told, each counted once, however many
-	// there are: "join", "leave", "state". A room without subscribers counts none.
+	// Updates are the updates delivered to subscribers, each counted once regardless of
+	// their number: "join", "leave", "state". Updates of a room without subscribers do
+	// not count.
 	Updates map[string]uint64
-	// Deliveries are the same, counted once for each subscriber.
+	// Deliveries are updates, counted once for each subscriber.
 	Deliveries uint64
-	// RepairUpdates are those of Updates that made good for missed ones.
+	// RepairUpdates are the updates that made up for missed ones.
 	RepairUpdates uint64
 
-	// FirstReads are rooms read from Redis because somebody began to watch them, or
-	// because several connections joined them within a few seconds: the answers
-	// to further joins come from memory.
+	// FirstReads are rooms read from Redis because their first subscriber came, or
+	// because several connections joined them within a few seconds. Further joins are
+	// then answered from memory.
 	FirstReads uint64
-	// Repairs are rooms read again, by what was amiss: "gap" (an event did not
-	// come), "fork" (Redis went on from an older copy), "epoch" (Redis lost the
-	// room), "resubscribed" (it stood elsewhere when the subscription was back,
-	// after it was lost, or Redis away, or this server found deaf), "compare" (it
-	// stood elsewhere at the regular comparison, or an event of this server's
-	// own did not come), "overflow" (too many events waited for a "verify"),
-	// "unreadable" (an event was), "inconsistent" (an event was about somebody who
-	// is not in), "verify" (nothing, perhaps: before members that Redis lost are
-	// told to have left). A lost connection after which nothing had been missed is
-	// none.
+	// Repairs are rooms that were read again, by cause:
+	//
+	//   - "gap": an event did not arrive
+	//   - "fork": Redis continued from an older copy
+	//   - "epoch": Redis lost the room
+	//   - "resubscribed": the position differed after a lost subscription, an outage of
+	//     Redis, or a listener reset
+	//   - "compare": the position differed at the regular comparison, or an event of
+	//     this server itself did not arrive
+	//   - "overflow": too many events waited for a "verify"
+	//   - "unreadable": an event could not be decoded
+	//   - "inconsistent": an event was about a connection that is not a member
+	//   - "verify": a check before unconfirmed members are reported as left, possibly
+	//     without a difference
+	//
+	// A lost connection to Redis that caused no missed event does not count.
 	Repairs map[string]uint64
-	// Overflows is how often too many events waited for a room that was being
-	// read, for whatever cause, so that it had to be read once more.
+	// Overflows are rooms that had to be read once more because too many events waited
+	// during the read.
 	Overflows uint64
-	// ReadsFailed are reads that Redis did not answer, and ReadsDiscarded those
-	// that were of no use because too much happened meanwhile. Both are repeated.
+	// ReadsFailed are reads that Redis did not answer. ReadsDiscarded are reads that
+	// were useless because too much changed during them. Both are repeated.
 	ReadsFailed, ReadsDiscarded uint64
-	// ListenerLost is how often a connection that carries events ended.
-	ListenerLost uint64
-	// Deaf is how often this server did not hear its own heartbeat in time, so
-	// that the connection that carries events was made anew.
-	Deaf uint64
+	// ListenerDisconnects are ends of a connection to Redis that receives events.
+	ListenerDisconnects uint64
+	// ListenerResets are new listener connections because the server did not receive
+	// its own echo in time.
+	ListenerResets uint64
 
-	// Leaves are entries that this server ended, by cause. Of its own: "left"
-	// (the connection, or the app, asked), "closed" (the connection closed, or
-	// the server shut down), "silent" (no frame for the TTL). Of others:
-	// "server_lost" (their server died), "expired" (the key of an entry with a
-	// TTL ran out, before the owner or its lease did). Each departure is counted
-	// by one server, and by none where Redis's answer was lost or Redis had
-	// forgotten the entry.
+	// Leaves are entries that this server ended, by cause. For its own entries: "left"
+	// (the connection or the app asked for it), "closed" (the connection closed, or the
+	// server shut down), "silent" (no frame for the TTL). For entries of other servers:
+	// "server_lost" (their server died), "expired" (the key of an entry with a TTL
+	// expired, and neither its owner ended it nor the lease ran out before). Each
+	// departure is counted by one server, or by none if Redis's answer was lost or
+	// Redis had lost the entry.
 	Leaves map[string]uint64
-	// StatesExpired are states of other servers' entries that this one ended
-	// because their key had run out.
+	// StatesExpired are states in other servers' entries that this server ended because
+	// their key had expired.
 	StatesExpired uint64
-	// ReapLagSilent is how late silent entries left: from when the connection had
-	// been silent for its TTL until Redis had the leave. Promised is a second.
-	// Entries that the app has cleaned up are not in it.
-	ReapLagSilent Histogram
-	// ReapLagLost is how late the entries of dead servers left: from the end of
-	// the lease until Redis had the leave, of each entry that this server ended
-	// after declaring its server dead itself. Promised is a second, and more
-	// where Redis was away meanwhile.
-	ReapLagLost Histogram
-	Hints       uint64 // expired events that this server was first to act on
-	HintsMissed uint64 // expired events dropped
+	// LeaveDelaySilent is the time from the moment at which a connection had been
+	// silent for its TTL until Redis had the leave. The promise is one second. Entries
+	// that the app has cleaned up are not included.
+	LeaveDelaySilent Histogram
+	// LeaveDelayServerLost is the time from the end of the lease of a dead server until
+	// Redis had the leave, for each entry that this server ended after it declared its
+	// server dead. The promise is one second, or more if Redis was unavailable in that
+	// time.
+	LeaveDelayServerLost Histogram
+	ExpiredEventsUsed    uint64 // expired events on which this server acted first
+	ExpiredEventsDropped uint64 // expired events dropped, because too many waited or this server could not judge them
 
-	// Of the writing of this server's entries.
+	// Writing of this server's entries.
 	Batches  uint64 // script calls
-	Changes  uint64 // changes in them
+	Changes  uint64 // changes in these batches
 	Retries  uint64 // batches whose outcome was unknown
-	Rejoined uint64 // entries written anew: Redis had lost them, or this server was declared dead
-	// StatesSuperseded are states that were not told because a newer one of the
-	// same member came within StateInterval of [PresenceOptions].
+	Rejoined uint64 // entries written again because Redis had lost them or this server was declared dead
+	// StatesSuperseded are states that were not delivered because a newer one of the
+	// same member came within the StateInterval of [PresenceOptions], or while they
+	// waited as commands.
 	StatesSuperseded uint64
 
-	// Closed are sockets that ended, by cause: "peer" (it sent a close frame),
-	// "broken" (the network failed, or the peer went without a word), "closed"
-	// (the app closed it, or Shutdown), "shutdown" (the context of ServeConn or
-	// of the request ended), "silent" (no pong), "slow" (too much waited: a slow
-	// consumer), "stuck" (a write took longer than WriteTimeout), "flood",
-	// "too_large", "protocol".
-	Closed    map[string]uint64
-	Coalesced uint64 // states left out for a slow socket because a later one waited too
-	Dropped   uint64 // frames thrown away with the connection they waited for
-	Busy      uint64 // commands answered with EBUSY
-	Limited   uint64 // commands answered with ELIMIT
-	// SlowSubscriptions are subscriptions that ended because too much waited for
-	// an iterator that lagged behind, or for a guard that was being asked.
+	// Closed are sockets that ended, by cause: "peer" (it sent a close frame), "broken"
+	// (the network failed, or the peer ended without a close frame), "closed" (the app
+	// or Shutdown closed it), "shutdown" (the context of ServeConn or of the request
+	// ended), "silent" (no pong), "slow" (too much waited: a slow consumer), "stuck" (a
+	// write took longer than WriteTimeout), "flood", "too_large", "protocol".
+	Closed map[string]uint64
+	// RefusedUpgrades are requests to ServeHTTP that were not upgraded, by the HTTP
+	// status of the answer: "400", "401", "403", "404", "405", "429", "500", "503",
+	// "505", "499" (the client went away before the answer, which is not a failure of
+	// the server), "4xx" and "5xx" (other statuses that Options.Authenticate chose).
+	RefusedUpgrades map[string]uint64
+	Coalesced       uint64 // states omitted for a slow socket because a later one waited, too
+	Dropped         uint64 // frames dropped with the connection for which they waited
+	// Limited are commands that were answered with ELIMIT because of the rate. Each was
+	// the last one of a flood, for which its connection was closed.
+	Limited uint64
+	// Delayed are commands that had to wait because of Limits.CommandsPerSecond.
+	Delayed uint64
+	// ReadsPaused are pauses in reading from a socket because its waiting commands
+	// reached Limits.QueueBytes.
+	ReadsPaused uint64
+	// CommandsFailed are failed commands to publish or clear a state and to
+	// unsubscribe, by the code of the error: "EINVALID", "ENOTFOUND", "EREFUSED",
+	// "EUNAVAILABLE" …, and "other" for codes of the app. Clients at level 1 only got
+	// false. Each reason is logged at Debug.
+	CommandsFailed map[string]uint64
+	// SlowSubscriptions are subscriptions that ended because too much waited for a slow
+	// iterator, or for a guard that had not answered.
 	SlowSubscriptions uint64
 
-	// Of the app's callbacks. Panics include calls of runtime.Goexit. Panics and
-	// timeouts include those of Options.Logger and of methods that encode to JSON,
-	// panics also those of the network connection under ServeConn and of the
+	// Callbacks of the app. Panics include calls of runtime.Goexit. Panics and timeouts
+	// include those of Options.Logger and of methods that encode to JSON. Panics also
+	// include those of the network connection under ServeConn and of the
 	// http.ResponseWriter.
 	CallbackErrors   uint64
 	CallbackPanics   uint64
 	CallbackTimeouts uint64
-	GuardsRefused    uint64 // questions that a guard answered with no, or an error
-	GuardsHanging    int64  // guards that go on after their time limit, now
+	GuardsRefused    uint64 // questions that a guard answered with a refusal or an error
+	GuardsHanging    int64  // calls of guards that run after their time limit now
 
-	// Of Redis.
+	// Redis.
 	RedisCalls uint64 // scripts, commands and pipelines, each one round trip
-	// RedisFailures are calls that were not answered in time or refused, those
-	// included that could not even be made because too many waited. Not among them
-	// are calls that nobody waited for any more, because a client had gone.
+	// RedisFailures are calls that were rejected or not answered in time. They include
+	// calls that could not be made because too many waited, and exclude calls that were
+	// given up because their client had gone.
 	RedisFailures uint64
-	// RedisLatency is how long calls took, or were waited for.
+	// RedisLatency is the time until a call was answered or given up.
 	RedisLatency Histogram
-	// EventLag is how long this server's heartbeats took to Redis and, as a
-	// message, back: an event that another server writes takes about as long to
-	// those who watch. There is one heartbeat a second where rooms are watched
-	// here, otherwise one for each renewal of the lease.
+	// EventLag is the time that this server's echo took to Redis and back as a message.
+	// An event of another server takes about as long. There is one echo a second if
+	// rooms are watched here, otherwise one for each renewal of the lease.
 	EventLag Histogram
-	// ExpiredEvents says that Redis's expired events were seen to arrive; false
-	// where Options.EnablePresenceExpirationEvents is.
-	ExpiredEvents bool
+	// ExpiredEventsWorking reports whether Redis's expired events arrive. It is false
+	// if Options.EnablePresenceExpirationEvents is false.
+	ExpiredEventsWorking bool
 
-	// Of the lease.
-	Incarnation   string        // of this server, as Redis knows it; empty before Start
-	LeaseAge      time.Duration // since Redis last confirmed the lease; -1: never
-	LeaseFailures uint64        // renewals that Redis did not answer
-	MayJudge      bool          // this server has been in touch with Redis for long enough to declare others dead
-	Reborn        uint64        // times that this server had been declared dead, or forgotten
-	Buried        uint64        // servers that this one declared dead
-	ClockSteps    uint64        // disagreements between Redis's clock and this machine's
+	// The lease.
+	Incarnation         string        // of this server, as Redis knows it; empty before Start
+	LeaseAge            time.Duration // since Redis last confirmed the lease; -1 if never
+	LeaseFailures       uint64        // renewals that Redis did not answer
+	CanDeclareDead      bool          // this server is in contact with Redis, so that it may declare others dead
+	Reregistered        uint64        // new incarnations, because this server was declared dead or lost from Redis
+	ServersDeclaredDead uint64        // servers that this one declared dead
+	ClockSteps          uint64        // disagreements between Redis's clock and that of this machine
 }
 
-// Stats returns the server's counts. It looks at every socket and every watched
-// room, each for a moment, asks Redis nothing and holds up nobody: with 100,000
-// sockets and 10,000 watched rooms it takes some twenty milliseconds of one
-// core. Every few seconds is fine.
+// Stats returns the values and counts of the server. It looks briefly at every socket
+// and every watched room, makes no call to Redis and blocks nothing: with 100,000
+// sockets and 10,000 watched rooms it takes about 20 ms of one core. A call every few
+// seconds is fine.
 func (s *Server) Stats() Stats {
 	st := s.n.stats()
 	st.addSockets(s.sockets.Counts())
+	st.RefusedUpgrades = s.refused.counts()
+	st.CommandsFailed = s.failed.counts()
 	return st
 }
 
-// Stats returns the manager's counts; those of sockets are zero.
+// Stats returns the values and counts of the manager. Those of sockets are zero.
 func (p *PresenceManager) Stats() Stats {
 	st := p.n.stats()
 	var none socket.Stats
 	st.addSockets(none.Counts())
+	st.RefusedUpgrades = new(refusedUpgrades).counts()
+	st.CommandsFailed = new(failedCommands).counts()
 	return st
 }
 
 func (st *Stats) addSockets(c socket.Counts) {
-	st.Closed, st.Coalesced, st.Dropped, st.Busy, st.Limited = c.Closes, c.Coalesced, c.Dropped, c.Busy, c.Limited
+	st.Closed, st.Coalesced, st.Dropped = c.Closes, c.Coalesced, c.Dropped
+	st.Limited, st.Delayed, st.ReadsPaused = c.Limited, c.Delayed, c.Paused
+	st.StatesSuperseded += c.Superseded
 	st.QueuedBytes, st.LongestQueue = c.Queued, c.Longest
 	st.CallbackPanics += uint64(c.Panics)
 }
 
-func (n *node) stats() Stats {
-	st := Stats{SlowSubscriptions: n.slow.Load()}
+func (n *core) stats() Stats {
+	st := Stats{SlowSubscriptions: n.access.slow.Load()}
 	st.addOwn(n)
 	st.addHub(n.hub.Stats())
 	st.addCallbacks(n)
-	if n.running() == stateRunning {
+	if n.checkRunning() == nil {
 		st.Incarnation = n.lease.Incarnation()
 	}
-	if n.expiry != nil {
-		st.Hints, st.HintsMissed = n.hints.acted.Load(), n.hints.dropped.Load()
-		st.ExpiredEvents = n.expiry.Working()
+	if expired := n.redis.expired; expired != nil {
+		hints := expired.Stats()
+		st.ExpiredEventsUsed, st.ExpiredEventsDropped = hints.Used, hints.Dropped
+		st.ExpiredEventsWorking = expired.listener.Working()
 	}
 	return st
 }
 
-// addOwn adds what the owner, the lease and the store have counted.
-func (st *Stats) addOwn(n *node) {
-	o, l, r := n.owner.Stats(), n.lease.Stats(), n.store.Stats()
+// addOwn adds the counts of the local entries, the lease and the store.
+func (st *Stats) addOwn(n *core) {
+	o, l, r := n.local.Stats(), n.lease.Stats(), n.store.Stats()
 	st.Connections, st.Entries, st.Rooms, st.Unwritten = o.Connections, o.Entries, o.Rooms, o.Unwritten
 	st.Batches, st.Changes, st.Retries, st.Rejoined = o.Batches, o.Ops, o.Retries, o.Rejoined
 	st.Leaves = map[string]uint64{
 		"left": o.LeftAsked, "closed": o.LeftClosed, "silent": o.LeftSilent,
-		"server_lost": r.Reaped.Dead, "expired": r.Reaped.Expired,
+		"server_lost": r.CleanedUp.Dead, "expired": r.CleanedUp.Expired,
 	}
-	st.StatesExpired, st.StatesSuperseded = r.Reaped.States, o.Superseded
-	st.ReapLagSilent, st.ReapLagLost = histogramOf(o.Late), histogramOf(l.Late)
+	st.StatesExpired, st.StatesSuperseded = r.CleanedUp.States, o.Superseded
+	st.LeaveDelaySilent, st.LeaveDelayServerLost = histogramOf(o.Late), histogramOf(l.Late)
 	st.RedisCalls, st.RedisFailures, st.RedisLatency = r.Calls, r.Failures, histogramOf(r.Took)
-	st.EventLag, st.Deaf = histogramOf(l.Trips), l.Deaf
-	st.LeaseAge, st.LeaseFailures, st.MayJudge = l.LastRenewal, l.Failures, l.Patient
-	st.Reborn, st.Buried, st.ClockSteps = l.Reborn, l.Buried, l.ClockSteps
+	st.EventLag, st.ListenerResets = histogramOf(l.Trips), l.ListenerResets
+	st.LeaseAge, st.LeaseFailures, st.CanDeclareDead = l.LastRenewal, l.Failures, l.InContact
+	st.Reregistered, st.ServersDeclaredDead, st.ClockSteps = l.Reregistered, l.DeclaredDead, l.ClockSteps
 }
 
 func (st *Stats) addHub(h hub.Stats) {
@@ -217,10 +246,10 @@ func (st *Stats) addHub(h hub.Stats) {
 		"join": h.Events[store.Joined], "rejoin": h.Events[store.Replaced], "leave": h.Events[store.Left],
 		"state": h.Events[store.State], "metadata": h.Events[store.Meta],
 	}
-	st.EventsIgnored = map[string]uint64{"duplicate": h.Duplicates, "stray": h.Strays, "unreadable": h.Garbled}
-	st.EventsEarly = h.Held
+	st.EventsIgnored = map[string]uint64{"duplicate": h.Duplicates, "stray": h.Strays, "unreadable": h.Unreadable}
+	st.EventsEarly = h.Early
 	st.Updates = map[string]uint64{
-		"join": h.Told[wire.UpdateJoin], "leave": h.Told[wire.UpdateLeave], "state": h.Told[wire.UpdateState],
+		"join": h.Updates[wire.UpdateJoin], "leave": h.Updates[wire.UpdateLeave], "state": h.Updates[wire.UpdateState],
 	}
 	st.Deliveries, st.RepairUpdates = h.Delivered, h.Repairs
 	st.FirstReads = h.Snapshots[hub.CauseFirst]
@@ -228,11 +257,11 @@ func (st *Stats) addHub(h hub.Stats) {
 	for _, why := range hub.RepairCauses() {
 		st.Repairs[why.String()] = h.Snapshots[why]
 	}
-	st.Overflows, st.ReadsFailed, st.ReadsDiscarded, st.ListenerLost = h.Overflows, h.Failures, h.Discarded, h.Lost
+	st.Overflows, st.ReadsFailed, st.ReadsDiscarded, st.ListenerDisconnects = h.Overflows, h.Failures, h.Discarded, h.ListenerDisconnects
 }
 
-func (st *Stats) addCallbacks(n *node) {
-	for _, c := range n.calls.stats() {
+func (st *Stats) addCallbacks(n *core) {
+	for _, c := range n.calls.Stats() {
 		st.CallbackErrors += c.Errors
 		st.CallbackPanics += c.Panics
 		st.CallbackTimeouts += c.Timeouts
@@ -240,6 +269,6 @@ func (st *Stats) addCallbacks(n *node) {
 	l := n.logs.Counts()
 	st.CallbackPanics += l.Panics
 	st.CallbackTimeouts += l.Timeouts
-	v := n.verdicts
-	st.GuardsRefused, st.GuardsHanging = v.refused.Load()+v.busy.Load(), v.hanging.all.Load()
+	v := n.access.guards.Stats()
+	st.GuardsRefused, st.GuardsHanging = v.Refused+v.Busy, v.Hanging
 }

@@ -1,9 +1,10 @@
-package mesh
+package mesh_test
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
 	"sync"
@@ -12,7 +13,9 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/meshpresence/mesh"
 	"github.com/meshpresence/mesh/internal/store"
+	"github.com/meshpresence/mesh/internal/testhook"
 )
 
 const (
@@ -24,12 +27,12 @@ func statsRoom(i int) string { return "room" + strconv.Itoa(i%statsRooms) }
 
 // busyManager is a manager with 100,000 connections, each in one of 10,000
 // rooms, all of which are watched. It returns where the rooms stand.
-func busyManager(b *testing.B) (*PresenceManager, []store.Position) {
+func busyManager(b *testing.B) (*mesh.PresenceManager, []store.Position) {
 	b.Helper()
 	off := false
-	p, err := NewPresenceManager(Options{Redis: benchRedis(b), EnablePresenceExpirationEvents: &off})
+	p, err := mesh.NewPresenceManager(mesh.Options{Redis: benchRedis(b), EnablePresenceExpirationEvents: &off})
 	require.NoError(b, err)
-	require.NoError(b, p.TrackPresence(Regexp(mustCompile(".*")), PresenceOptions{}))
+	require.NoError(b, p.TrackPresence(mesh.Regexp(regexp.MustCompile(".*")), mesh.PresenceOptions{}))
 	require.NoError(b, p.Start(b.Context()))
 	b.Cleanup(func() { require.NoError(b, p.Shutdown(context.Background())) })
 	var callers sync.WaitGroup
@@ -41,7 +44,7 @@ func busyManager(b *testing.B) (*PresenceManager, []store.Position) {
 					b.Error(err)
 				}
 				// On a busy machine it may take its time; it goes on being wanted.
-				if err := p.Join(b.Context(), statsRoom(i), id); err != nil && !errors.Is(err, ErrUnavailable) {
+				if err := p.Join(b.Context(), statsRoom(i), id); err != nil && !errors.Is(err, mesh.ErrUnavailable) {
 					b.Error(err)
 				}
 			}
@@ -58,13 +61,13 @@ func busyManager(b *testing.B) (*PresenceManager, []store.Position) {
 		ready.Add(1)
 		watchers.Go(func() {
 			begun := sync.OnceFunc(ready.Done)
-			for range p.Subscribe(ctx, rooms[i], SubscribeOptions{}) {
+			for range p.Subscribe(ctx, rooms[i], mesh.SubscribeOptions{}) {
 				begun()
 			}
 		})
 	}
 	ready.Wait()
-	at, err := p.n.store.Positions(b.Context(), rooms)
+	at, err := testhook.PartsOf(p).Store.Positions(b.Context(), rooms)
 	require.NoError(b, err)
 	return p, at
 }
@@ -89,7 +92,7 @@ func BenchmarkStats(b *testing.B) {
 			next := store.Position{Epoch: at[i].Epoch, Seq: at[i].Seq + 1, Tag: fmt.Sprintf("b%d", n)}
 			event := forged(next.Epoch, next.Seq, next.Tag, at[i].Tag, "conn"+strconv.Itoa(i))
 			began := time.Now()
-			p.n.hub.HandleEvent(statsRoom(i), event)
+			testhook.PartsOf(p).Hub.HandleEvent(statsRoom(i), event)
 			took = append(took, time.Since(began))
 			at[i] = next
 			n++

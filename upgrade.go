@@ -2,260 +2,239 @@ package mesh
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"strings"
-	"sync"
-	"time"
 
 	"github.com/gorilla/websocket"
 
-	"github.com/meshpresence/mesh/internal/limit"
+	"github.com/meshpresence/mesh/internal/admission"
+	"github.com/meshpresence/mesh/internal/callbacks"
+	"github.com/meshpresence/mesh/internal/handshake"
+	"github.com/meshpresence/mesh/internal/origin"
+	"github.com/meshpresence/mesh/internal/redact"
 	"github.com/meshpresence/mesh/internal/socket"
 )
 
-// retryAfter is the Retry-After header of refused requests, in seconds.
-const retryAfter = "2"
-
-// authsAtOnce limits the calls of Authenticate that are under way, those included
-// that go on after their time limit. Nothing else bounds what refused requests cost:
-// they do not count towards the limits of connections and upgrades.
-const authsAtOnce = 1024
-
-// errAuthBusy says that as many calls of Authenticate are under way as may be.
-var errAuthBusy = fmt.Errorf("%w: too many requests are being authenticated", ErrBusy)
-
-// arrivals limits how many connections are accepted per second, so that a
-// thousand clients that come back at once do not take the server down.
-type arrivals struct {
-	mu     sync.Mutex // guards bucket
-	bucket limit.Bucket
-}
-
-// open reports whether another connection may be accepted now.
-func (a *arrivals) open() bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.bucket.Has(time.Now())
-}
-
-// accept counts a connection; false: there were too many.
-func (a *arrivals) accept() bool {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.bucket.Take(time.Now())
-}
-
-// forget takes back an accept.
-func (a *arrivals) forget() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.bucket.Return()
-}
-
-// reserve counts in a request, or a connection that the app upgraded, unless the
-// server takes no more. release counts it out.
-func (s *Server) reserve() error {
-	if err := s.n.usable(); err != nil {
+// enter counts a request, or a connection that the app upgraded, as open. It returns an
+// error if the server accepts no more. After nil, gate.Leave must follow.
+func (s *Server) enter() error {
+	if err := s.n.checkRunning(); err != nil {
 		return err
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.leaving.begun {
+	if !s.gate.Enter() {
 		return ErrClosed
 	}
-	s.open++
 	return nil
 }
 
-// take makes a reserved request a connection, or returns an error if there are too
-// many. With limited it also counts towards the upgrades of this second.
-func (s *Server) take(limited bool) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := s.full(); err != nil {
-		return err
-	}
-	if limited && !s.arrivals.accept() {
-		return errUpgrades
-	}
-	s.taken++
-	return nil
-}
-
-// giveBack takes back a take whose handshake did not succeed.
-func (s *Server) giveBack() {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.taken--
-	s.arrivals.forget()
-}
-
-// errUpgrades says that enough connections were accepted in this second.
-var errUpgrades = fmt.Errorf("%w: upgrades per second", ErrLimit)
-
-// hasPlace returns an error if no request can become a connection now.
-func (s *Server) hasPlace() error {
-	s.mu.RLock()
-	defer s.mu.RUnlock()
-	if err := s.full(); err != nil {
-		return err
-	}
-	if !s.arrivals.open() {
-		return errUpgrades
-	}
-	return nil
-}
-
-// full returns an error if there are as many connections as may be. The caller
-// holds mu.
-func (s *Server) full() error {
-	if over(s.taken+1, s.most) {
-		return fmt.Errorf("%w: %d connections", ErrLimit, s.most)
-	}
-	return nil
-}
-
-// release counts out what reserve counted in; taken: and take.
-func (s *Server) release(taken bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.open--
-	if taken {
-		s.taken--
-	}
-	if s.leaving.begun && s.open == 0 {
-		close(s.gone) // once: it does not rise again
-	}
-}
-
-// upgrade answers a reserved request: with an upgrade, which is taken then, or (nil)
-// with a refusal. Cheap checks come first, and only an upgrade counts towards the
-// limits. Otherwise anyone who sends requests
-// that are refused could keep honest clients out.
+// upgrade answers a request that has entered. It returns the upgraded connection, which
+// is taken then, or nil after a refusal. Cheap checks come first, and only an upgrade
+// counts towards the limits. Otherwise refused requests could keep honest clients out.
 func (s *Server) upgrade(w http.ResponseWriter, r *http.Request) (*websocket.Conn, []byte) {
-	if status, message := checkHandshake(r); status != 0 {
-		if status == http.StatusMethodNotAllowed {
+	metadata, denied := s.admit(r)
+	if denied != nil {
+		if denied.Status == http.StatusMethodNotAllowed {
 			w.Header().Set("Allow", http.MethodGet)
 		}
-		w.Header().Set("Sec-Websocket-Version", webSocketVersion)
-		http.Error(w, message, status)
-		return nil, nil
-	}
-	if !s.upgrader.CheckOrigin(r) { // before the hook: a foreign page must not trigger it
-		http.Error(w, http.StatusText(http.StatusForbidden), http.StatusForbidden)
-		return nil, nil
-	}
-	if s.hasPlace() != nil { // before the hook: a storm of clients must not reach it
-		refuseUpgrade(w, http.StatusServiceUnavailable)
-		return nil, nil
-	}
-	metadata, err := s.authenticate(r)
-	if err != nil && !errors.Is(err, errAuthBusy) && !errors.Is(err, ErrClosed) {
-		status, message := refusalOf(err)
-		http.Error(w, message, status)
-		return nil, nil
-	}
-	// It may have begun to drain, or become full, while the hook was asked.
-	if err != nil || s.Ready(r.Context()) != nil || s.take(true) != nil {
-		refuseUpgrade(w, http.StatusServiceUnavailable)
+		if denied.Handshake {
+			w.Header().Set("Sec-Websocket-Version", handshake.WebSocketVersion)
+		}
+		s.refuse(w, denied)
 		return nil, nil
 	}
 	upgraded := false
 	defer func() { // also if the app's ResponseWriter panics
 		if !upgraded {
-			s.giveBack()
+			s.gate.Untake()
 		}
 	}()
-	ws, err := socket.Upgrade(&s.upgrader, w, r)
-	if err != nil {
-		return nil, nil // the upgrader has answered
+	ws, denied := s.handshake(w, r)
+	if denied != nil {
+		s.refuse(w, denied)
+		return nil, nil
 	}
 	upgraded = true
 	return ws, metadata
 }
 
-// webSocketVersion is the one there is (RFC 6455).
-const webSocketVersion = "13"
+// admit takes a request and returns the connection's first metadata, or the denial.
+func (s *Server) admit(r *http.Request) ([]byte, *handshake.Denial) {
+	if d := handshake.Check(r); d != nil {
+		return nil, d
+	}
+	if !s.upgrader.CheckOrigin(r) { // before the hook: a foreign page must not trigger it
+		why, args := origin.Explain(r, len(s.n.opts.AllowedOrigins) > 0)
+		return nil, &handshake.Denial{Status: http.StatusForbidden, Body: "the origin is not allowed", Level: slog.LevelWarn, Why: why, Args: args}
+	}
+	if err := s.gate.HasPlace(); err != nil { // before the hook, which a storm of clients must not reach
+		return nil, s.unavailable(err)
+	}
+	metadata, denied := s.authenticate(r)
+	if denied != nil {
+		return nil, denied
+	}
+	// The server may have begun to drain, or become full, while the hook ran.
+	if err := s.Ready(r.Context()); err != nil {
+		return nil, s.unavailable(err)
+	}
+	if err := s.gate.Take(true); err != nil {
+		return nil, s.unavailable(err)
+	}
+	return metadata, nil
+}
 
-// checkHandshake returns the status and text for a request that is no WebSocket
-// handshake; 0 if it is one. The upgrader checks the same, but later.
-func checkHandshake(r *http.Request) (status int, message string) {
-	key, err := base64.StdEncoding.DecodeString(r.Header.Get("Sec-Websocket-Key"))
+// handshake upgrades an admitted request, or returns the denial.
+func (s *Server) handshake(w http.ResponseWriter, r *http.Request) (*websocket.Conn, *handshake.Denial) {
+	offers, chosen := r.Header["Sec-Websocket-Protocol"], handshake.ChooseSubprotocol(s.n.opts.Subprotocols, r)
+	ws, err := socket.Upgrade(&s.upgrader, w, r, handshake.Header(w.Header(), chosen))
+	if err != nil {
+		return nil, handshake.NotUpgraded(err)
+	}
+	if len(offers) > 0 && chosen == "" && len(r.Header["Origin"]) > 0 {
+		s.log.Warn("mesh: none of the subprotocols that a browser offers is one of this server's: most browsers close the connection",
+			"supported", strings.Join(s.n.opts.Subprotocols, ", "), "remedy", "list one of those that the page gives to WebSocket in Options.Subprotocols")
+	}
+	return ws, nil
+}
+
+// retryAfter is the Retry-After header, in seconds, of requests that may succeed later.
+const retryAfter = "2"
+
+// refuse logs a denial, sends it, and counts it.
+func (s *Server) refuse(w http.ResponseWriter, d *handshake.Denial) {
+	line := "mesh: upgrade refused: " + d.Why
+	s.log.As(d.Level, line, line, append([]any{"status", d.Status}, d.Args...)...)
+	if d.Sent {
+		s.refused.count(d.Status)
+		return
+	}
+	if d.Body == "" {
+		d.Body = http.StatusText(d.Status)
+	}
+	if d.Later {
+		// A client that retries later must not keep a file descriptor until then.
+		w.Header().Set("Retry-After", retryAfter)
+		w.Header().Set("Connection", "close")
+	}
+	http.Error(w, d.Body, d.Status)
+	s.refused.count(d.Status) // last, because survive counts the request if w panics
+}
+
+// unavailable returns the denial for an error of enter, hasPlace or take, or for a hook
+// that must not be called.
+func (s *Server) unavailable(err error) *handshake.Denial {
+	d := &handshake.Denial{Status: http.StatusServiceUnavailable, Later: true, Level: slog.LevelWarn}
 	switch {
-	case !websocket.IsWebSocketUpgrade(r):
-		return http.StatusBadRequest, "a WebSocket upgrade is expected here"
-	case r.Method != http.MethodGet:
-		return http.StatusMethodNotAllowed, "a WebSocket upgrade has method GET"
-	case !hasToken(r.Header["Sec-Websocket-Version"], webSocketVersion):
-		return http.StatusBadRequest, "WebSocket version 13 is expected here"
-	case err != nil || len(key) != 16:
-		return http.StatusBadRequest, "Sec-WebSocket-Key must be 16 bytes in base64"
+	case errors.Is(err, ErrNotStarted):
+		d.Body, d.Why = "the server is starting", "the server has not been started"
+		d.Args = []any{"remedy", "serve requests once Start has returned nil"}
+	case errors.Is(err, ErrClosed):
+		d.Body, d.Why, d.Level = "the server is shutting down", "the server is draining or shut down", slog.LevelInfo
+		d.Args = []any{"remedy", "none if the load balancer forgets this server soon: see Server.ReadyHandler"}
+	case errors.Is(err, errAuthBusy):
+		d.Body, d.Why = "too many requests are being authenticated", "too many calls of Authenticate have not returned"
+		d.Args = []any{"calls", authsAtOnce, "remedy", "Authenticate must return when its context ends"}
+	case errors.Is(err, admission.ErrRate):
+		d.Body, d.Why = "too many new connections", "too many new connections in a second"
+		d.Args = []any{"limit", s.n.opts.Limits.UpgradesPerSecond, "remedy", "raise Limits.UpgradesPerSecond or add servers"}
+	default:
+		d.Body, d.Why = "too many connections", "the server is full"
+		d.Args = []any{"limit", s.gate.Max(), "remedy", "raise Limits.Connections and the limit of file descriptors (ulimit -n), or add servers"}
 	}
-	return 0, ""
+	return d
 }
 
-// hasToken reports whether one of a header's comma-separated values is token.
-func hasToken(values []string, token string) bool {
-	for _, value := range values {
-		for one := range strings.SplitSeq(value, ",") {
-			if strings.TrimSpace(one) == token {
-				return true
-			}
-		}
-	}
-	return false
+// authsAtOnce limits the running calls of Authenticate, including those that continue
+// after their time limit. Nothing else bounds the cost of refused requests, because
+// they do not count towards the limits of connections and upgrades.
+const authsAtOnce = 1024
+
+// errAuthBusy means that the maximum of Authenticate calls is running.
+var errAuthBusy = fmt.Errorf("%w: too many requests are being authenticated", ErrBusy)
+
+// authAnswer is the result of one call of Authenticate.
+type authAnswer struct {
+	metadata json.RawMessage
+	unfit    bool // the metadata cannot be used
+	outage   bool // the hook failed because a dependency did not answer
 }
 
-// refuseUpgrade closes the connection with its answer: a client that has to come
-// back later must not keep a file descriptor until then.
-func refuseUpgrade(w http.ResponseWriter, status int) {
-	w.Header().Set("Retry-After", retryAfter)
-	w.Header().Set("Connection", "close")
-	http.Error(w, http.StatusText(status), status)
-}
-
-// authenticate asks the app's hook about a request and returns the connection's
-// first metadata.
-func (s *Server) authenticate(r *http.Request) (json.RawMessage, error) {
+// authenticate calls the app's hook for a request and returns the connection's first
+// metadata, or the denial.
+func (s *Server) authenticate(r *http.Request) (json.RawMessage, *handshake.Denial) {
 	hook := s.n.opts.Authenticate
 	if hook == nil {
 		return nil, nil
 	}
 	if s.asking.Add(1) > authsAtOnce {
 		s.asking.Add(-1)
-		s.log.Warn("mesh: requests are refused: too many calls of Authenticate have not returned", "calls", authsAtOnce)
-		return nil, errAuthBusy
+		return nil, s.unavailable(errAuthBusy)
 	}
-	answer := make(chan json.RawMessage, 1) // the hook may outlive its time
-	call := s.n.calls.start(r.Context(), callbackAuthenticate, s.n.opts.HookTimeout, func(ctx context.Context) error {
+	answer := make(chan authAnswer, 1) // buffered: the hook may outlive its time limit
+	call := s.n.calls.Start(r.Context(), callbacks.Authenticate, s.n.opts.HookTimeout, func(ctx context.Context) error {
 		value, err := hook(ctx, r)
 		if err != nil {
+			answer <- authAnswer{outage: callbacks.IsOutage(err)} // inside the callback, because err has methods of the app
 			return err
 		}
 		data, err := s.n.encodeMetadata(value)
-		answer <- data
+		answer <- authAnswer{metadata: data, unfit: err != nil}
 		return err
-	}, watch{ended: func() { s.asking.Add(-1) }})
-	if call.cancel == nil { // the hook was not called
+	}, callbacks.Events{Ended: func() { s.asking.Add(-1) }})
+	if !call.Called() { // the hook was not called
 		s.asking.Add(-1)
 	}
-	<-call.settled
-	if call.err != nil {
-		return nil, call.err
+	<-call.Settled()
+	var got authAnswer
+	select {
+	case got = <-answer:
+	default: // it has not returned, or panicked
 	}
-	return <-answer, nil
+	if err := call.Err(); err != nil {
+		return nil, s.notAuthenticated(r, err, got)
+	}
+	return got.metadata, nil
 }
 
-// refusalOf returns what a client whose request was refused is told: what a
-// *Refusal says, and of any other error nothing.
-func refusalOf(err error) (status int, message string) {
-	var r *Refusal
-	if !errors.As(err, &r) {
-		r = &Refusal{}
+// notAuthenticated returns the denial for an error of a call of Authenticate.
+func (s *Server) notAuthenticated(r *http.Request, err error, got authAnswer) *handshake.Denial {
+	if refusal, ok := errors.AsType[*Refusal](err); ok {
+		status, message := refusal.response()
+		level := slog.LevelInfo // a decision of the app
+		if status >= http.StatusInternalServerError {
+			level = slog.LevelWarn
+		}
+		return &handshake.Denial{Status: status, Body: message, Level: level, Why: "Authenticate returned a Refusal"}
 	}
-	return r.response()
+	d := &handshake.Denial{Status: http.StatusInternalServerError, Level: slog.LevelWarn}
+	d.Args = []any{"error", redact.WithoutSecrets(err.Error(), r, s.n.opts.Subprotocols)}
+	late, isLate := errors.AsType[*callbacks.TimeoutError](err)
+	_, panicked := errors.AsType[*callbacks.PanicError](err)
+	switch {
+	case panicked:
+		d.Why, d.Args = "Authenticate panicked", nil // logged by callbacks
+	case isLate:
+		d.Why, d.Args = "Authenticate did not return in time", []any{"after", late.After, "remedy", "see Options.HookTimeout"}
+	case got.unfit && errors.Is(err, ErrTooLarge):
+		d.Why = "the metadata of Authenticate are too large"
+		d.Args = append(d.Args, "remedy", "return less, or raise Limits.MetadataBytes")
+	case got.unfit:
+		d.Why = "the metadata of Authenticate do not encode to JSON"
+		d.Args = append(d.Args, "remedy", "return a value that encoding/json encodes")
+	case errors.Is(r.Context().Err(), context.Canceled):
+		return &handshake.Denial{Status: handshake.StatusClientGone, Body: "the client has gone", Level: slog.LevelDebug, Why: "the client has gone"}
+	case errors.Is(err, ErrClosed):
+		return s.unavailable(err)
+	case got.outage || callbacks.IsOutage(err):
+		d.Why = "Authenticate failed for an outage"
+		d.Args = append(d.Args, "remedy", "look at what Authenticate asks: a context or network error is a 500")
+	default:
+		d.Status, d.Why = http.StatusUnauthorized, "Authenticate returned an error"
+		d.Args = append(d.Args, "remedy", "to choose the status and text, return mesh.Refuse(status, text)")
+	}
+	return d
 }

@@ -25,13 +25,13 @@ const (
 	backlogTime = 8 * time.Second
 )
 
-// backlogs are what makes a server write something about each of its 100,000
+// backlogs are events that make a server write something about each of its 100,000
 // connections at once.
 var backlogs = []struct {
 	name string
 	make func(c *crowdedServer)
 }{
-	// The connection of the listener is lost: everything is compared.
+	// The connection of the listener is lost, so everything is compared.
 	{"compare", func(c *crowdedServer) { c.redis(c.admin.ClientKillByFilter(c.Context(), "TYPE", "pubsub")) }},
 	{"emptied", func(c *crowdedServer) { c.redis(c.admin.FlushAll(c.Context())) }},
 	{"join", func(c *crowdedServer) { c.all(func(conn string) { _ = c.p.Join(c.Context(), "yard", conn) }) }},
@@ -46,10 +46,10 @@ var backlogs = []struct {
 // profile is 0.9 KB of metadata.
 var profile = strings.Repeat("profile ", 112)
 
-// BenchmarkBacklog measures how long joins and leaves of an unrelated connection take,
-// alone and beside each backlog, with a millisecond to Redis, and how many
-// living members of rooms with a short TTL are reported as left. The limit is
-// 50 ms more than alone, and none.
+// BenchmarkBacklog measures the time of joins and leaves of an unrelated connection,
+// alone and beside each backlog, with a millisecond to Redis. It also counts the live
+// members of rooms with a short TTL that are reported as left. The limits are 50 ms more
+// than alone, and no such leave.
 func BenchmarkBacklog(b *testing.B) {
 	for _, backlog := range backlogs {
 		b.Run(backlog.name, func(b *testing.B) {
@@ -73,8 +73,8 @@ func BenchmarkBacklog(b *testing.B) {
 	}
 }
 
-// crowdedServer is a server with many connections, and one that watches the
-// rooms with a TTL.
+// crowdedServer is a server with many connections, and another one that watches the rooms
+// with a TTL.
 type crowdedServer struct {
 	*testing.B
 	p     *mesh.PresenceManager
@@ -123,7 +123,7 @@ func newCrowdedServer(b *testing.B) *crowdedServer {
 	return c
 }
 
-// all does something for each of the crowd, from many goroutines.
+// all runs do for each connection of the crowd, from many goroutines.
 func (c *crowdedServer) all(do func(conn string)) {
 	for w := range 2000 {
 		c.work.Go(func() {
@@ -134,7 +134,7 @@ func (c *crowdedServer) all(do func(conn string)) {
 	}
 }
 
-// live has the members of rooms with a TTL join, and touches them until ctx ends.
+// live makes the members of rooms with a TTL join, and touches them until ctx ends.
 func (c *crowdedServer) live(ctx context.Context) {
 	name := func(i int) string { return fmt.Sprint("alive", i) }
 	for i := range alive {
@@ -168,8 +168,8 @@ func (c *crowdedServer) watch(ctx context.Context, p *mesh.PresenceManager, room
 	}
 }
 
-// probe has a new connection join and leave a room again and again, and returns
-// how long each took, in ms.
+// probe makes new connections join and leave a room one after the other, and returns the
+// times of these in ms.
 func (c *crowdedServer) probe(d time.Duration) []float64 {
 	var took []float64
 	begun := time.Now()

@@ -1,5 +1,5 @@
-// Package bench compares the library with the limit of what can be done and
-// with its peers: see README.md.
+// Package bench compares the library with the theoretical limit and with its peers: see
+// README.md.
 package bench
 
 import (
@@ -16,7 +16,7 @@ var (
 	profiled int
 )
 
-// dialect returns how a kind of server is spoken to.
+// dialect returns the dialect of a kind of server.
 func dialect(k peer.Kind) load.Dialect {
 	if k == peer.Centrifuge {
 		return load.Centrifuge
@@ -33,7 +33,7 @@ func redisOf(b *testing.B, k peer.Kind) string {
 	return redistest.Start(b).Addr()
 }
 
-// figures are what was measured of each kind, once per round.
+// figures holds the measurements of each kind, one per round.
 type figures map[peer.Kind][]float64
 
 // median returns the median of a kind.
@@ -41,8 +41,8 @@ func (f figures) median(k peer.Kind) float64 {
 	return median(f[k])
 }
 
-// ratio returns the median of how a compares with b, round by round: what the
-// machine was busy with besides is in both.
+// ratio returns the median of the ratios of a and b, round by round, because other load
+// of the machine affects both.
 func (f figures) ratio(a, b peer.Kind) float64 {
 	var list []float64
 	for i := range min(len(f[a]), len(f[b])) {

@@ -11,29 +11,29 @@ import (
 	"github.com/meshpresence/mesh/bench/internal/peer"
 )
 
-// crowd is many connections, each in one room, that members of a group of
-// servers without sockets hold, or a share of them.
+// crowd is many connections, each in one room, on servers without sockets, or one
+// server's share of them.
 type crowd struct {
-	Name       string // begins the connections' ids
+	Name       string // beginning of the connections' ids
 	Entries    int
 	Rooms      int
 	RoomPrefix string
 
-	Servers, Server int     // one share of so many, and which; 0 servers: all
-	PerSecond       float64 // of all shares together; 0: as fast as it goes
-	Begin           int64   // unix ns, where there is a rate
+	Servers, Server int     // number of shares, and the number of this one; 0 servers: all
+	PerSecond       float64 // of all shares together; 0: as fast as possible
+	Begin           int64   // unix ns, if there is a rate
 }
 
 func (c crowd) room(i int) string { return fmt.Sprintf("%s%d", c.RoomPrefix, i%c.Rooms) }
 func (c crowd) conn(i int) string { return fmt.Sprintf("%s-%d", c.Name, i) }
 
-// share is that of one of so many servers.
+// share returns the share of one of several servers.
 func (c crowd) share(server, servers int) crowd {
 	c.Server, c.Servers = server, servers
 	return c
 }
 
-// each calls do for every entry of the share, many at once, each when it is due.
+// each calls do for every entry of the share, many at once, each at its time.
 func (c crowd) each(do func(i int) error) error {
 	const atOnce = 256
 	next := make(chan int)
@@ -67,7 +67,7 @@ func (c crowd) each(do func(i int) error) error {
 // member is the member of this process, once it has been started.
 var member *peer.Member
 
-// crowdJob is one that calls do for every entry of a share.
+// crowdJob returns a job that calls do for every entry of a share.
 func crowdJob(name string, do func(ctx context.Context, c crowd, i int) error) job[crowd, bool] {
 	return newJob(name, func(c crowd) (bool, error) {
 		return true, c.each(func(i int) error { return do(context.Background(), c, i) })

@@ -14,9 +14,10 @@ var watching = flag.Int("watching", 20, "`members` of BenchmarkCursors that watc
 
 var cursors = newJob("cursors", load.Cursors)
 
-// BenchmarkCursors is 500 members of one room who move their cursors, 30 states
-// a second each: as they come, and with an interval of 200 ms between those of
-// a member. What each watcher is told is beside the bound of members/interval.
+// BenchmarkCursors moves the cursors of 500 members of one room, with 30 states a second
+// each. It measures the rate of updates per watcher without an interval and with an
+// interval of 200 ms between the states of a member, and reports it beside the limit
+// members/interval.
 func BenchmarkCursors(b *testing.B) {
 	const members, perSecond, seconds = 500, 30, 5
 	for _, interval := range []time.Duration{0, 200 * time.Millisecond} {

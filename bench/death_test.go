@@ -30,14 +30,13 @@ var (
 	departed = newJob("departed", func(within time.Duration) (deaths, error) { return departures.await(within) })
 )
 
-// departures is what this process watches.
+// departures is the vigil of this process.
 var departures *vigil
 
-// vigil watches all rooms of a crowd, one subscription each, and notes when who
-// leaves.
+// vigil watches all rooms of a crowd, with one subscription each, and records the leaves.
 type vigil struct {
 	c    crowd
-	done chan struct{} // closed when everybody has left
+	done chan struct{} // closed when all entries have left
 
 	mu     sync.Mutex // guards the fields below
 	left   map[string]int
@@ -47,10 +46,10 @@ type vigil struct {
 	err    error
 }
 
-// deaths is what a vigil saw. Times are in unix ns: all is on one machine.
+// deaths is the result of a vigil. Times are in unix ns of the same machine.
 type deaths struct {
 	First, Last int64
-	Leaves      int // one for each entry, if all is well
+	Leaves      int // one for each entry, if nothing is wrong
 	Once        int // entries that left once
 }
 
@@ -58,7 +57,7 @@ func newVigil(c crowd) *vigil {
 	return &vigil{c: c, done: make(chan struct{}), left: make(map[string]int, c.Entries)}
 }
 
-// begin returns when every room has been seen as it is.
+// begin returns when all rooms have had their snapshots.
 func (v *vigil) begin() error {
 	seen := make(chan int, v.c.Rooms)
 	for i := range v.c.Rooms {
@@ -104,7 +103,7 @@ func (v *vigil) leave(conn string, now time.Time) {
 	}
 }
 
-// await waits until everybody has left, and then for what may come too often.
+// await waits until all entries have left, and then for surplus leaves.
 func (v *vigil) await(within time.Duration) (deaths, error) {
 	select {
 	case <-v.done:
@@ -122,10 +121,9 @@ func (v *vigil) await(within time.Duration) (deaths, error) {
 	return d, v.err
 }
 
-// BenchmarkDeath is how long it takes until all entries of a server that dies
-// have left: from the first leave to the last, and from the end of its lease,
-// which is when the others may do something, to both. A server of three is
-// killed; one that holds nothing watches all rooms.
+// BenchmarkDeath measures the time until all entries of a dead server have left: from the
+// first leave to the last, and from the end of its lease to both. One of three servers is
+// killed. A server without entries watches all rooms.
 func BenchmarkDeath(b *testing.B) {
 	var spread, first, last, kill, cpu []float64
 	for b.Loop() {
@@ -137,14 +135,14 @@ func BenchmarkDeath(b *testing.B) {
 		for range 3 {
 			p := start(b, "server")
 			ids = append(ids, startMember.on(p, cfg))
-			time.Sleep(rand.N(3 * time.Second)) // as servers are in life, that renew their leases at different times
+			time.Sleep(rand.N(3 * time.Second)) // real servers also renew their leases at different times
 			members = append(members, p)
 		}
 		c := crowd{Name: "c", Entries: *deathEntries, Rooms: *deathRooms, RoomPrefix: "room"}
 		connectCrowd.on(members[0], c)
 		joinCrowd.on(members[0], c)
 		watchCrowd.on(members[1], c)
-		time.Sleep(11 * time.Second) // the others have been in touch for one lease: they may judge
+		time.Sleep(11 * time.Second) // the others have been in contact for one lease, so that they may declare it dead
 		before := usage(b, client)
 		members[0].kill()
 		killed := time.Now()
@@ -166,7 +164,7 @@ func BenchmarkDeath(b *testing.B) {
 			lease.Sub(killed).Seconds(), first[len(first)-1], last[len(last)-1], spread[len(spread)-1], used.CPU, used.Scripts(), used.Total())
 		for i, p := range members[1:] {
 			s := statsOf.on(p, true)
-			b.Logf("server %d: %d declared dead, entries ended: %d", i+1, s.Buried, s.Leaves["server_lost"])
+			b.Logf("server %d: %d declared dead, entries ended: %d", i+1, s.ServersDeclaredDead, s.Leaves["server_lost"])
 			stopMember.on(p, true)
 		}
 	}

@@ -8,8 +8,8 @@ import (
 	"github.com/meshpresence/mesh/bench/internal/peer"
 )
 
-// BenchmarkFanout is states of one publisher, 16 in flight, delivered to all
-// subscribers of its room: one round per iteration, each server in turn.
+// BenchmarkFanout delivers states of one publisher, 16 in flight, to all subscribers of
+// its room. Each iteration is one round of each server in turn.
 func BenchmarkFanout(b *testing.B) {
 	for _, bb := range []struct {
 		subscribers, servers, events int

@@ -17,10 +17,10 @@ import (
 	"github.com/meshpresence/mesh/internal/redistest"
 )
 
-var idleFor = flag.Duration("idle.for", 30*time.Second, "how long BenchmarkIdle watches a server that nobody is connected to")
+var idleFor = flag.Duration("idle.for", 30*time.Second, "`duration` for which BenchmarkIdle measures a server without connections")
 
-// nobody is a Redis that no server uses: what it needs by itself.
-const nobody = peer.Kind("nobody")
+// unused is a Redis without a server, as a baseline.
+const unused = peer.Kind("unused")
 
 var idleServer = newJob("idle", func(cfg peer.MemberConfig) (string, error) {
 	m, err := peer.NewMember(context.Background(), cfg) // ends with the process
@@ -30,10 +30,10 @@ var idleServer = newJob("idle", func(cfg peer.MemberConfig) (string, error) {
 	return m.Addr, nil
 })
 
-// BenchmarkIdle is what a server of default options asks of Redis while nobody
-// is connected: the commands that it sends, all that are carried out (those
-// within scripts, too), and processor time, beside a Redis that nobody uses
-// and a node of Centrifuge.
+// BenchmarkIdle measures the load on Redis of a server with default options and without
+// connections: the commands that it sends, all commands that are executed (also those
+// within scripts), and processor time. It compares them with an unused Redis and a node
+// of Centrifuge.
 func BenchmarkIdle(b *testing.B) {
 	for name, opts := range map[string][]redistest.Option{
 		"events":    nil,
@@ -41,7 +41,7 @@ func BenchmarkIdle(b *testing.B) {
 	} {
 		b.Run(name, func(b *testing.B) {
 			sent, all, cpu := figures{}, figures{}, figures{}
-			kinds := []peer.Kind{nobody, peer.Mesh, peer.Centrifuge}
+			kinds := []peer.Kind{unused, peer.Mesh, peer.Centrifuge}
 			for b.Loop() {
 				redises := map[peer.Kind]*watchedRedis{}
 				for _, k := range kinds {
@@ -55,7 +55,7 @@ func BenchmarkIdle(b *testing.B) {
 					}
 					redises[k] = watchRedis(b, r.Client(b))
 				}
-				time.Sleep(*idleFor) // all of them at once: each has a Redis of its own
+				time.Sleep(*idleFor) // all of them at once, each with a Redis of its own
 				for _, k := range kinds {
 					top, total, seconds := redises[k].stop(b, string(k))
 					sent[k] = append(sent[k], top/idleFor.Seconds())
@@ -64,7 +64,7 @@ func BenchmarkIdle(b *testing.B) {
 				}
 			}
 			for _, k := range kinds {
-				if k != nobody {
+				if k != unused {
 					b.ReportMetric(sent.median(k), string(k)+"-sent/s")
 					b.ReportMetric(all.median(k), string(k)+"-commands/s")
 				}
@@ -74,7 +74,7 @@ func BenchmarkIdle(b *testing.B) {
 	}
 }
 
-// watchedRedis is one whose commands are counted.
+// watchedRedis is a Redis whose commands are counted.
 type watchedRedis struct {
 	client  *redis.Client
 	before  peer.Usage
@@ -89,8 +89,8 @@ func watchRedis(b *testing.B, client *redis.Client) *watchedRedis {
 	return &watchedRedis{client: client, before: usage(b, client), monitor: m}
 }
 
-// stop returns how many commands clients sent, how many were carried out in
-// all, and the processor time of Redis; it logs them by kind.
+// stop returns the number of commands that clients sent, the number that were executed in
+// all, and the processor time of Redis. It logs them by kind.
 func (w *watchedRedis) stop(b *testing.B, name string) (sent, all, cpu float64) {
 	b.Helper()
 	used := usage(b, w.client).Since(w.before)
@@ -109,7 +109,7 @@ func (w *watchedRedis) stop(b *testing.B, name string) (sent, all, cpu float64) 
 	return sent, float64(used.Total()), used.CPU
 }
 
-// usage asks a Redis what it has done so far.
+// usage returns the usage of a Redis so far.
 func usage(b testing.TB, client *redis.Client) peer.Usage {
 	b.Helper()
 	u, err := peer.ReadUsage(b.Context(), client)

@@ -7,13 +7,13 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// jobs are what processes do for one benchmark alone, by name.
+// jobs holds the jobs that only one benchmark uses, by name.
 var jobs = map[string]func(args json.RawMessage) (any, error){}
 
-// job makes something that processes can be told to do.
+// job is a job that can be run in another process.
 type job[A, R any] string
 
-// newJob registers a job; do runs in the process that is told.
+// newJob registers a job. do runs in the other process.
 func newJob[A, R any](name string, do func(A) (R, error)) job[A, R] {
 	jobs[name] = func(args json.RawMessage) (any, error) {
 		var a A
@@ -25,7 +25,7 @@ func newJob[A, R any](name string, do func(A) (R, error)) job[A, R] {
 	return job[A, R](name)
 }
 
-// on has a process do the job and returns what has come of it.
+// on runs the job in a process and returns its result.
 func (j job[A, R]) on(p *process, args A) (result R) {
 	p.b.Helper()
 	encoded, err := json.Marshal(args)
@@ -34,7 +34,7 @@ func (j job[A, R]) on(p *process, args A) (result R) {
 	return result
 }
 
-// carryOut does a job in this process.
+// carryOut runs a job in this process.
 func carryOut(name string, args json.RawMessage) (json.RawMessage, error) {
 	do, ok := jobs[name]
 	if !ok {
@@ -47,9 +47,9 @@ func carryOut(name string, args json.RawMessage) (json.RawMessage, error) {
 	return json.Marshal(result)
 }
 
-// kill ends the process at once (SIGKILL), as a crash does.
+// kill ends the process at once (SIGKILL), like a crash.
 func (p *process) kill() {
 	p.b.Helper()
 	require.NoError(p.b, p.cmd.Process.Kill())
-	_ = p.cmd.Wait() // it says that it was killed
+	_ = p.cmd.Wait() // the error says that it was killed
 }

@@ -10,14 +10,13 @@ import (
 	"github.com/meshpresence/mesh/bench/internal/peer"
 )
 
-// cpuTime is the processor time that a process has taken, in seconds.
+// cpuTime returns the processor time of a process, in seconds.
 var cpuTime = newJob("processor time", func(struct{}) (float64, error) { return peer.ProcessorTime(), nil })
 
-// BenchmarkSocketJoins is joins through the socket into rooms of 50, each
-// answered with members and metadata, and the leaving again: 64 connections,
-// one request at a time each. Besides what is done in a second it measures the
-// processor time of the server and of its Redis for each, join and leave
-// together: that does not depend on what else the machine does.
+// BenchmarkSocketJoins joins rooms of 50 through the socket, each answered with members
+// and metadata, and leaves them again: 64 connections, one request at a time each.
+// Besides the rate it measures the processor time of the server and of its Redis for each
+// join and leave together, which does not depend on other load of the machine.
 func BenchmarkSocketJoins(b *testing.B) {
 	rounds, server, stored := figures{}, figures{}, figures{}
 	for b.Loop() {
@@ -41,7 +40,7 @@ func BenchmarkSocketJoins(b *testing.B) {
 			if *profiles != "" {
 				p.do(order{Heap: fmt.Sprintf("%s/%s-%d.heap", *profiles, k, profiled)})
 			}
-			clients.do(order{Hold: &load.HoldConfig{}}) // lets go of those who stayed
+			clients.do(order{Hold: &load.HoldConfig{}}) // closes the connections that stayed
 		}
 	}
 	for _, k := range []peer.Kind{peer.Gorilla, peer.Mesh, peer.Centrifuge} {

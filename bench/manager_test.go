@@ -25,12 +25,11 @@ const (
 	during  = 3 * time.Second
 )
 
-// BenchmarkManager is joins and leaves per second of 512 callers in 1,000
-// rooms: through the library's manager; with its script, one op per call, in raw
-// pipelines of 200 (pipelines); with the simplest script that could do, in the
-// same pipelines (simple); and with Centrifuge's presence manager and its
-// publishing of join and leave. Processor time is that of Redis, and of this
-// process, which makes the load, too.
+// BenchmarkManager measures joins and leaves per second of 512 callers in 1,000 rooms:
+// through the library's manager; with its script, one op per call, in raw pipelines of
+// 200 (pipelines); with the simplest possible script, in the same pipelines (simple); and
+// with Centrifuge's presence manager and its publishing of join and leave. Processor time
+// is that of Redis, and that of this process, which includes the load.
 func BenchmarkManager(b *testing.B) {
 	const library, raw, simple, other = peer.Mesh, peer.Kind("pipelines"), peer.Kind("simple"), peer.Centrifuge
 	kinds := []peer.Kind{library, raw, simple, other}
@@ -58,8 +57,8 @@ func BenchmarkManager(b *testing.B) {
 	b.ReportMetric(rounds.ratio(library, other), "×centrifuge")
 }
 
-// throng has all callers join and leave for a while, and returns the
-// operations per second.
+// throng makes all callers join and leave for a while, and returns the operations per
+// second.
 func throng(b *testing.B, join, leave func(room, conn string) error) float64 {
 	b.Helper()
 	var done atomic.Int64
@@ -99,8 +98,8 @@ func libraryManager(b *testing.B, client *redis.Client) float64 {
 		func(room, conn string) error { _, err := p.Leave(ctx, room, conn); return err })
 }
 
-// single is one entry's change as one would write it by hand: the record, the
-// index by server, and the event, in one script.
+// single changes one entry with a script as one would write it by hand: the record, the
+// index by server, and the event.
 var single = redis.NewScript(`
 if ARGV[1] == 'join' then
   if redis.call('HSETNX', KEYS[1], ARGV[2], ARGV[3]) == 0 then return 0 end
@@ -112,10 +111,9 @@ end
 redis.call('PUBLISH', ARGV[5], ARGV[1] .. ARGV[2] .. redis.call('HINCRBY', KEYS[3], 'seq', 1))
 return 1`)
 
-// pipelined is the limit of single calls: one goroutine per connection of the
-// pool, each with pipelines of 200 calls, and nobody who waits for an answer of
-// his own. op adds the n-th operation of a worker to its pipeline: a join and
-// the leave after it in turns.
+// pipelined measures the limit of single calls: one goroutine per connection of the pool,
+// each with pipelines of 200 calls, and no caller that waits for its own answer. op adds
+// the n-th operation of a worker to its pipeline: a join, and then the leave after it.
 func pipelined(b *testing.B, client *redis.Client, op func(pipe redis.Pipeliner, worker, n int, room, conn string)) float64 {
 	ctx := b.Context()
 	var done atomic.Int64
@@ -155,8 +153,8 @@ func simplePipelines(b *testing.B, client *redis.Client) float64 {
 	})
 }
 
-// rawPipelines has the library's script do one operation per call: what
-// committing in groups brings, and what waiting for one's own answer costs.
+// rawPipelines makes the library's script do one operation per call. It shows the gain of
+// group commit, and the cost of waiting for single answers.
 func rawPipelines(b *testing.B, client *redis.Client) float64 {
 	ctx := b.Context()
 	call := func(worker, n int, room, conn string) (*redis.Script, []string, []any) {
@@ -178,7 +176,7 @@ func rawPipelines(b *testing.B, client *redis.Client) float64 {
 	})
 }
 
-// names are the keys that the library uses for entries without a cluster.
+// names are the library's keys for entries without a cluster.
 type names struct{ store.Keys }
 
 func (names) Members(room string) string     { return "mesh:presence:members:" + room }

@@ -12,11 +12,11 @@ import (
 
 var idle = flag.Int("idle", 10_000, "`connections` of BenchmarkMemory")
 
-// perRoom is how many connections are in each room.
+// perRoom is the number of connections in each room.
 const perRoom = 50
 
-// BenchmarkMemory is what an idle connection costs a server: its resident set
-// with many connections, less that with none, and what of it is heap and stacks.
+// BenchmarkMemory measures the memory of an idle connection on a server: the resident set
+// with many connections, less that with none, and its parts in heap and stacks.
 func BenchmarkMemory(b *testing.B) {
 	for _, rooms := range []int{1, 50} {
 		b.Run(fmt.Sprintf("rooms=%d", rooms), func(b *testing.B) {
@@ -39,7 +39,7 @@ func BenchmarkMemory(b *testing.B) {
 	}
 }
 
-// hold returns what each of many connections costs one kind of server, in bytes.
+// hold returns the memory of each of many connections of one kind of server, in bytes.
 func hold(b *testing.B, k peer.Kind, rooms int) peer.Memory {
 	b.Helper()
 	server, addr := serve(b, peer.Config{Kind: k, Redis: redisOf(b, k)})
@@ -59,5 +59,5 @@ func hold(b *testing.B, k peer.Kind, rooms int) peer.Memory {
 	return each
 }
 
-// unit is a kind's name in a unit, which holds no space.
+// unit returns a kind's name without spaces, for a unit.
 func unit(k peer.Kind) string { return strings.ReplaceAll(string(k), " ", "-") }

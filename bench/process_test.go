@@ -20,11 +20,11 @@ import (
 	"github.com/meshpresence/mesh/bench/internal/peer"
 )
 
-// roleEnv makes the test binary run as one of the processes that a benchmark
-// consists of, which takes orders as lines of JSON.
+// roleEnv makes the test binary run as one of the processes of a benchmark, which
+// receives orders as lines of JSON.
 const roleEnv = "MESH_BENCH_ROLE"
 
-// profilesEnv has a process prepare for a heap profile.
+// profilesEnv makes a process prepare for a heap profile.
 const profilesEnv = "MESH_BENCH_PROFILES"
 
 func TestMain(m *testing.M) {
@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// order is one line to a process: the field that is set says what to do.
+// order is one line to a process. The field that is set says what to do.
 type order struct {
 	Serve   *peer.Config
 	Fanout  *load.FanoutConfig
@@ -46,7 +46,7 @@ type order struct {
 	Memory  bool
 	Profile string // write a CPU profile there until the process ends
 	Heap    string // write a heap profile there
-	Job     string // carry out one of jobs, with Args
+	Job     string // run one of jobs, with Args
 	Args    json.RawMessage
 }
 
@@ -60,7 +60,7 @@ type report struct {
 	Result json.RawMessage // of a job
 }
 
-// obey carries out orders until the parent is gone.
+// obey executes orders until the parent has ended.
 func obey(in io.Reader, out io.Writer) int {
 	orders := json.NewDecoder(in)
 	var held *load.Held
@@ -139,7 +139,7 @@ func start(b testing.TB, role string) *process {
 	return &process{b: b, cmd: cmd, in: json.NewEncoder(in), out: json.NewDecoder(bufio.NewReader(out))}
 }
 
-// do gives an order and returns the report.
+// do sends an order and returns the report.
 func (p *process) do(o order) report {
 	p.b.Helper()
 	require.NoError(p.b, p.in.Encode(o))
@@ -149,8 +149,8 @@ func (p *process) do(o order) report {
 	return r
 }
 
-// serve starts a server in a process of its own, with a CPU profile where the
-// flag asks for one.
+// serve starts a server in a process of its own, with a CPU profile if the flag asks for
+// one.
 func serve(b *testing.B, cfg peer.Config) (p *process, addr string) {
 	b.Helper()
 	p = start(b, "server")

@@ -27,9 +27,9 @@ const (
 
 func timedRoom(conn, n int) string { return fmt.Sprintf("room%05d", (conn+n*2003)%timed) }
 
-// BenchmarkRefresh is what it costs Redis that 50,000 entries with a TTL go on
-// being there, beside a script that does the same writes and looks whether the
-// records are there, and no more, in calls of 128.
+// BenchmarkRefresh measures the cost in Redis of keeping 50,000 entries with a TTL. It
+// compares it with a script that does only the same writes and checks that the records
+// exist, in calls of 128.
 func BenchmarkRefresh(b *testing.B) {
 	const library, raw = peer.Mesh, peer.Kind("raw")
 	cpu, trips := figures{}, figures{}
@@ -45,9 +45,9 @@ func BenchmarkRefresh(b *testing.B) {
 	b.ReportMetric(cpu.ratio(library, raw), "×raw")
 }
 
-// perEntry measures what a Redis does for each entry while something runs: its
-// processor time in µs, and how many entries each script call carries. A record
-// is looked at once for each entry.
+// perEntry measures the cost of each entry while run runs: the processor time of Redis in
+// µs, and the number of entries per script call. look is the command that is called once
+// for each entry.
 func perEntry(b *testing.B, client *redis.Client, look string, run func()) (cpu, entries float64) {
 	b.Helper()
 	before := usage(b, client)
@@ -67,12 +67,12 @@ func refreshed(b *testing.B, client *redis.Client) (float64, float64) {
 	var touching sync.WaitGroup
 	defer touching.Wait()
 	defer stop()
-	touching.Go(func() { // as if each sent a frame a second
+	touching.Go(func() { // like a frame of each per second
 		tick := time.NewTicker(time.Second)
 		defer tick.Stop()
 		for ctx.Err() == nil {
 			for i := range timed {
-				_ = p.Touch(fmt.Sprintf("conn%05d", i)) // not there yet, perhaps
+				_ = p.Touch(fmt.Sprintf("conn%05d", i)) // it may not be connected yet
 			}
 			select {
 			case <-tick.C:
@@ -89,7 +89,7 @@ func refreshed(b *testing.B, client *redis.Client) (float64, float64) {
 					b.Error(err)
 				}
 				for n := range timedRooms {
-					// On a machine that is busy with more than this it may take its time.
+					// A busy machine may need several attempts.
 					err := p.Join(ctx, timedRoom(i, n), conn)
 					for errors.Is(err, mesh.ErrUnavailable) {
 						err = p.Join(ctx, timedRoom(i, n), conn)
@@ -106,7 +106,7 @@ func refreshed(b *testing.B, client *redis.Client) (float64, float64) {
 	return perEntry(b, client, "hget", func() { time.Sleep(timedTTL + time.Second) })
 }
 
-// refreshRaw prolongs entries whose records are there.
+// refreshRaw extends the TTL of entries whose records exist.
 var refreshRaw = redis.NewScript(`
 local out = {}
 for i = 1, #KEYS, 2 do
@@ -138,7 +138,7 @@ func refreshedRaw(b *testing.B, client *redis.Client) (float64, float64) {
 		require.NoError(b, err)
 	}
 	const calls = 3 * ((timed*timedRooms + store.MaxOps - 1) / store.MaxOps)
-	tick := time.NewTicker((timedTTL + time.Second) / calls) // as often as the library comes: a Redis that rests has to wake up, too
+	tick := time.NewTicker((timedTTL + time.Second) / calls) // as often as the library, because an idle Redis also has to wake up
 	defer tick.Stop()
 	return perEntry(b, client, "hexists", func() {
 		for range 3 {

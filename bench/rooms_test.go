@@ -18,7 +18,7 @@ import (
 	"github.com/meshpresence/mesh/internal/redistest"
 )
 
-// filling is members that a manager brings into a room, each with metadata.
+// filling is a group of members that a manager adds to a room, each with metadata.
 type filling struct {
 	Room     string
 	From, To int
@@ -26,7 +26,7 @@ type filling struct {
 
 var (
 	subscribers = newJob("subscribers", load.Subscribe)
-	// fillRoom is done by a process that startMember was done by.
+	// fillRoom runs in a process in which startMember has run.
 	fillRoom = newJob("fill", func(f filling) (bool, error) {
 		c := crowd{Name: "member", Entries: f.To - f.From}
 		return true, c.each(func(i int) error {
@@ -37,7 +37,7 @@ var (
 			return member.Presence.Join(ctx, f.Room, id)
 		})
 	})
-	// staticServer answers whatever it is asked with so many bytes.
+	// staticServer answers any request with a given number of bytes.
 	staticServer = newJob("static", func(size int) (string, error) {
 		ln, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
@@ -48,8 +48,8 @@ var (
 	})
 )
 
-// static is a server that writes prepared messages: a long one, of so many
-// bytes, to subscribers.
+// static is a server that writes prepared messages: a long one, of the given size, to
+// subscribers.
 func static(size int) http.Handler {
 	const begin, end = `{"id":2,"payload":"`, `"}`
 	prepare := func(text []byte) *websocket.PreparedMessage {
@@ -84,10 +84,10 @@ func static(size int) http.Handler {
 	})
 }
 
-// BenchmarkLaterSubscribers is subscriptions to a room of 10,000 members that
-// its server watches already, all of whom are in the answer: what they cost
-// Redis, and how long they take beside a gorilla server that writes as many
-// bytes as a prepared message.
+// BenchmarkLaterSubscribers measures subscriptions to a room of 10,000 members that its
+// server already watches. The answer lists all members. It measures the cost in Redis,
+// and the time in comparison with a gorilla server that writes as many bytes as a
+// prepared message.
 func BenchmarkLaterSubscribers(b *testing.B) {
 	const members, connections, times = 10_000, 4, 50
 	took, used := figures{}, figures{}
@@ -111,11 +111,11 @@ func BenchmarkLaterSubscribers(b *testing.B) {
 		before := usage(b, client)
 		s := measure(peer.Mesh, server, addr)
 		busy := usage(b, client).Since(before)
-		time.Sleep(time.Duration(s.Seconds * 1e9)) // as long as that, doing nothing
+		time.Sleep(time.Duration(s.Seconds * 1e9)) // as long again, without work
 		idle := usage(b, client).Since(before).Since(busy)
 		require.Greater(b, s.Bytes, members*100)
-		// Each connection is registered and forgotten; nothing else may grow with
-		// the subscriptions.
+		// Each connection is registered and removed. Nothing else may grow with the
+		// subscriptions.
 		b.Logf("%d subscriptions of %d bytes by %d connections: %v; as long idle: %v", connections*times, s.Bytes, connections,
 			busy.Commands, idle.Commands)
 		require.Less(b, busy.Total()-idle.Total(), int64(connections*times/2), "subscriptions ask Redis")
@@ -132,10 +132,9 @@ func BenchmarkLaterSubscribers(b *testing.B) {
 	b.ReportMetric(used.ratio(peer.Mesh, peer.Gorilla), "server-×gorilla")
 }
 
-// BenchmarkJoinsAsARoomGrows is joins and leaves through the socket, 8
-// connections with one request at a time each, of a room that nobody watches
-// while it grows. An answer lists at most 10 members. Rooms of up to 500 are
-// mirrored for joins, larger ones read.
+// BenchmarkJoinsAsARoomGrows joins and leaves through the socket, with 8 connections and
+// one request at a time each, a room without subscribers while it grows. An answer lists
+// at most 10 members. Rooms of up to 500 are mirrored for joins, larger ones are read.
 func BenchmarkJoinsAsARoomGrows(b *testing.B) {
 	sizes := []int{10, 100, 1000, 10_000, 100_000}
 	type row struct{ p50, server, redis []float64 }
@@ -151,7 +150,7 @@ func BenchmarkJoinsAsARoomGrows(b *testing.B) {
 			fillRoom.on(m, filling{Room: "room0", From: filled, To: size})
 			filled = size
 			joins := load.JoinsConfig{Addr: addr, Dialect: load.Mesh, Rooms: 1, Workers: 8, Seconds: 1}
-			clients.do(order{Joins: &joins}) // what is kept for joins is there
+			clients.do(order{Joins: &joins}) // fills the mirror for joins
 			joins.Seconds = 3
 			cpu, stored := cpuTime.on(server, struct{}{}), usage(b, client).CPU
 			done := clients.do(order{Joins: &joins}).Joins

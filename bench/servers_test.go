@@ -25,12 +25,12 @@ var (
 	serversRooms   = flag.Int("servers.rooms", 400, "rooms that they are in")
 )
 
-// orphans are the entries with a TTL of the server that dies. Redis tells of
-// so few keys within seconds.
+// orphans is the number of entries with a TTL of the server that dies. Redis publishes
+// the expired events of so few keys within seconds.
 const orphans = 200
 
-// watchShare watches some of a crowd's rooms, so that each is watched by one
-// server, however many there are.
+// watchShare watches some of a crowd's rooms, so that each room is watched by one server,
+// for any number of servers.
 var watchShare = newJob("watch share", func(c crowd) (bool, error) {
 	seen := make(chan error)
 	watched := 0
@@ -54,12 +54,12 @@ var watchShare = newJob("watch share", func(c crowd) (bool, error) {
 	return true, nil
 })
 
-// BenchmarkServers is what each kind of operation costs Redis while the same
-// load is spread over more and more servers: the commands, those within scripts
-// included, the script calls, and the processor time. What the servers ask for
-// anyway (heartbeats, comparisons) is measured while nothing happens, and taken
-// off. How many changes go in one script call depends on the load: callers
-// that wait together go together.
+// BenchmarkServers measures the cost in Redis of each kind of operation while the same
+// load is spread over more and more servers: the commands, including those within
+// scripts, the script calls, and the processor time. The base load of the servers
+// (heartbeats, comparisons) is measured without load, and subtracted. The number of
+// changes in one script call depends on the load, because callers that wait at the same
+// time share a call.
 func BenchmarkServers(b *testing.B) {
 	for name, rate := range map[string]float64{"paced": 1000, "rush": 0} {
 		b.Run(name, func(b *testing.B) {
@@ -81,7 +81,7 @@ func BenchmarkServers(b *testing.B) {
 	}
 }
 
-// cost is what Redis was asked for per second, or per operation.
+// cost is the load on Redis per second, or per operation.
 type cost struct {
 	commands map[string]float64
 	cpu      float64 // seconds
@@ -103,7 +103,7 @@ func (c cost) total() (sum float64) {
 	return sum
 }
 
-// less takes off what is there anyway, so many times.
+// less subtracts a multiple of the base load.
 func (c cost) less(idle cost, times float64) cost {
 	out := cost{commands: maps.Clone(c.commands), cpu: c.cpu - idle.cpu*times}
 	for name, n := range idle.commands {
@@ -124,14 +124,14 @@ func (c cost) String() string {
 	return fmt.Sprintf("%.2f commands, %.1f µs: %s", c.total(), c.cpu*1e6, strings.Join(out, ", "))
 }
 
-// group is some servers that carry one load together.
+// group is several servers that share one load.
 type group struct {
 	b       *testing.B
 	client  *redis.Client
 	cfg     peer.MemberConfig
 	members []*process
 	rate    float64
-	idle    cost // per second, while nothing happens
+	idle    cost // per second, without load
 }
 
 func newGroup(b *testing.B, n int, rate float64) *group {
@@ -139,8 +139,8 @@ func newGroup(b *testing.B, n int, rate float64) *group {
 	r := redistest.Start(b)
 	g := &group{b: b, client: r.Client(b), rate: rate, cfg: peer.MemberConfig{
 		Redis: r.Addr(),
-		// Long enough that what runs out before its server's lease does is over
-		// when that ends.
+		// So long that entries that run out before their server's lease does have left
+		// when it ends.
 		LeaseTTL: 30 * time.Second,
 		Rules:    []peer.Rule{{Expr: "^room"}, {Expr: "^ttl", TTL: 5 * time.Second}, {Expr: "^orphan", TTL: time.Second}},
 	}}
@@ -158,7 +158,7 @@ func (g *group) stop() {
 	}
 }
 
-// share has every server do its share of a job.
+// share makes every server do its share of a job.
 func (g *group) share(j job[crowd, bool], c crowd) {
 	g.b.Helper()
 	c.Begin = time.Now().UnixNano()
@@ -183,7 +183,7 @@ func (g *group) measure(list map[string][]float64) {
 	g.share(connectCrowd, c)
 	g.share(watchShare, c)
 	g.share(watchShare, silent)
-	time.Sleep(11 * time.Second) // the first heartbeat looks through all that there is
+	time.Sleep(11 * time.Second) // the first heartbeat checks all keys
 	before := usage(g.b, g.client)
 	time.Sleep(2 * compared) // two renewals
 	g.idle = per(usage(g.b, g.client).Since(before), 2*compared.Seconds())
@@ -205,12 +205,12 @@ func (g *group) measure(list map[string][]float64) {
 	add("orphan", g.orphaned())
 }
 
-// compared is how often a server compares what it watches with Redis.
+// compared is the interval at which a server compares its watched rooms with Redis.
 const compared = 10 * time.Second
 
-// during returns what each of n operations has cost, less what is there anyway.
-// It counts for a multiple of the time in which comparisons come round, so that
-// there are as many of them as were taken off.
+// during returns the cost of each of n operations, less the base load. It measures for a
+// multiple of the comparison interval, so that the number of comparisons is that of the
+// base load.
 func (g *group) during(n int, do func()) cost {
 	begun, before := time.Now(), usage(g.b, g.client)
 	do()
@@ -219,8 +219,8 @@ func (g *group) during(n int, do func()) cost {
 	return per(used, float64(n)).less(g.idle, time.Since(begun).Seconds()/float64(n))
 }
 
-// orphaned is the cost of each entry with a TTL whose server dies: Redis's
-// expired event goes to all servers.
+// orphaned returns the cost of each entry with a TTL whose server dies. Redis's expired
+// event goes to all servers.
 func (g *group) orphaned() cost {
 	doomed := start(g.b, "server")
 	startMember.on(doomed, g.cfg)

@@ -10,17 +10,17 @@ import (
 	"github.com/meshpresence/mesh/bench/internal/peer"
 )
 
-// soaking is what this process does in a soak, if it is one of the clients.
+// soaking is the soak of this process, if it is one of the clients.
 var soaking *load.Soak
 
-// soakServer is what a server says of itself.
+// soakServer is the report of a server.
 type soakServer struct {
 	Memory peer.Memory
 	Stats  mesh.Stats
 	CPU    float64 // seconds so far
 }
 
-// soakClients is what a process of clients says.
+// soakClients is the report of a process of clients.
 type soakClients struct {
 	load.SoakCounts
 	CPU float64
@@ -48,7 +48,7 @@ var (
 	startSoak = newJob("soak start", func(cfg load.SoakConfig) (bool, error) { soaking = load.StartSoak(cfg); return true, nil })
 	pointSoak = newJob("soak point", func(addrs []string) (bool, error) { soaking.SetAddrs(addrs); return true, nil })
 	pauseSoak = newJob("soak pause", func(paused bool) (bool, error) { soaking.Pause(paused); return true, nil })
-	// settleSoak returns how many clients still wait for something.
+	// settleSoak returns the number of clients that still wait for something.
 	settleSoak = newJob("soak settle", func(within time.Duration) (int, error) { return soaking.Settle(within), nil })
 	truthSoak  = newJob("soak truth", func(bool) (load.SoakTruth, error) { return soaking.Truth(context.Background()) })
 	countSoak  = newJob("soak count", func(bool) (soakClients, error) {

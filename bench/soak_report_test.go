@@ -10,19 +10,19 @@ import (
 )
 
 const (
-	// settled is how old a server must be, and warm how long the run, before
-	// what it holds counts: the first minutes fill pools and mirrors.
+	// A server must have the age settled, and the run the age warm, before a sample
+	// counts, because pools and mirrors fill in the first minutes.
 	settled = 30 * time.Second
 	warm    = 2 * time.Minute
-	// mayGrow is by how much the median of the last third may exceed that of the
-	// first: less than a leak of a byte per event would come to in half an hour,
-	// and more than one collection differs from the next by.
+	// mayGrow limits the median of the last third as a multiple of that of the first. It
+	// is less than a leak of a byte per event would reach in half an hour, and more than
+	// the difference between two collections.
 	mayGrow = 1.25
-	// enough is from how many samples in each third on that is judged.
+	// enough is the number of samples in each third that a comparison needs.
 	enough = 10
 )
 
-// report takes a sample of every server, and logs how things stand.
+// report takes a sample of every server, and logs the state of the run.
 func (s *soak) report() {
 	s.t.Helper()
 	now := time.Now()
@@ -46,7 +46,7 @@ func (s *soak) report() {
 			repairs[cause] += n
 		}
 		for name, n := range map[string]uint64{
-			"reborn": look.Stats.Reborn, "deaf": look.Stats.Deaf, "slow": look.Stats.Closed["slow"] + look.Stats.SlowSubscriptions,
+			"reregistered": look.Stats.Reregistered, "listener resets": look.Stats.ListenerResets, "slow": look.Stats.Closed["slow"] + look.Stats.SlowSubscriptions,
 			"redis failures": look.Stats.RedisFailures, "repair updates": look.Stats.RepairUpdates,
 		} {
 			repairs[name] += n
@@ -87,7 +87,7 @@ func (s *soak) report() {
 	s.lastLook, s.lastEvents = now, all.Events
 }
 
-// used is the processor time since the last look, in seconds.
+// used returns the processor time since the last call, in seconds.
 func (s *soak) used(who string, cpu float64) float64 {
 	before := s.lastCPU[who]
 	s.lastCPU[who] = cpu
@@ -104,8 +104,8 @@ func (s *soak) redisMemory() string {
 	return size
 }
 
-// flat compares what a connection cost in the first third of the run with what
-// it costs in the last: of all servers, and of those that were never replaced.
+// flat compares the cost of a connection in the first third of the run with that in the
+// last, for all servers, and for those that were never replaced.
 func (s *soak) flat() {
 	s.t.Helper()
 	begun, end := s.began.Add(warm), time.Now()

@@ -17,35 +17,33 @@ import (
 )
 
 var (
-	soakMinutes     = flag.Float64("soak.minutes", 0, "how long TestSoak runs; 0: not at all")
+	soakMinutes     = flag.Float64("soak.minutes", 0, "`minutes` for which TestSoak runs; 0: it is skipped")
 	soakServers     = flag.Int("soak.servers", 12, "servers of TestSoak")
 	soakConnections = flag.Int("soak.connections", 20_000, "connections of TestSoak")
-	soakLoad        = flag.Float64("soak.load", 1, "how much each connection does, as a multiple of: another room every two minutes, a state as often, "+
+	soakLoad        = flag.Float64("soak.load", 1, "load of each connection, as a multiple of: another room every two minutes, a state as often, "+
 		"another room to watch every five, a lost connection every ten, silence every hour and a half")
-	soakSabotage = flag.Bool("soak.sabotage", false, "write a member into Redis that nobody is: TestSoak must fail")
+	soakSabotage = flag.Bool("soak.sabotage", false, "write a member without a client into Redis: TestSoak must fail")
 )
 
 const (
-	// perClientProcess is how many sockets a process of clients opens: the
-	// system bounds its files.
+	// perClientProcess is the number of sockets of a process of clients, because the
+	// system limits its files.
 	perClientProcess = 5_000
-	// quietBound is how long after the last change everything must be as it
-	// should: a dead server's lease and a second, a comparison, and room for a
-	// busy machine.
+	// quietBound is the time after the last change until everything must be correct: a
+	// dead server's lease and a second, a comparison, and the delay of a busy machine.
 	quietBound = 30 * time.Second
-	// comeBack is how long the clients of a server that ended may take to be
-	// served by the others.
+	// comeBack limits the time until the clients of a server that ended are served by the
+	// others.
 	comeBack    = 2 * time.Minute
 	memberKeys  = "mesh:presence:members:"
 	soakPerRoom = 20 // connections in a room
 )
 
-// TestSoak is a group of servers with real sockets, for as long as -soak.minutes
-// says: clients join, leave, publish, watch, lose their connection or fall
-// silent; servers are drained and replaced, and some are killed. Each watcher's
-// ledger must hold all along, and agree with Redis whenever the clients pause;
-// what a connection costs a server must not grow; and when all have gone Redis
-// holds nothing but keys that run out.
+// TestSoak runs a group of servers with real sockets, for the time of -soak.minutes.
+// Clients join, leave, publish, watch, lose their connection or become silent. Servers
+// are drained and replaced, and some are killed. Each watcher's ledger must be correct at
+// all times, and agree with Redis whenever the clients pause. The cost of a connection
+// must not grow. When all clients have gone, Redis must hold only keys with a TTL.
 func TestSoak(t *testing.T) {
 	if *soakMinutes <= 0 {
 		t.Skip("needs -soak.minutes")
@@ -72,7 +70,7 @@ func TestSoak(t *testing.T) {
 	s.finish()
 }
 
-// soak is such a run.
+// soak is one run of TestSoak.
 type soak struct {
 	t       *testing.T
 	began   time.Time
@@ -82,7 +80,7 @@ type soak struct {
 	servers []*soakMember
 	clients []*process
 	made    int // servers so far
-	turn    int // of servers to replace
+	turn    int // number of the next server to replace
 	samples []sample
 
 	lastCPU    map[string]float64
@@ -90,16 +88,16 @@ type soak struct {
 	lastEvents int64
 }
 
-// soakMember is one server's process.
+// soakMember is the process of one server.
 type soakMember struct {
 	*process
 	name string
 	addr string
 	born time.Time
-	base peer.Memory // before anybody connected
+	base peer.Memory // before any client connected
 }
 
-// sample is what a server held at some moment.
+// sample is the memory of a server at one moment.
 type sample struct {
 	at          time.Time
 	server      string
@@ -167,7 +165,7 @@ func (s *soak) rampUp() {
 	s.t.Logf("%d connections on %d servers after %v", share*n, len(s.servers), time.Since(s.began).Round(time.Second))
 }
 
-// each has all processes of clients do something at once.
+// each runs do for all processes of clients at once.
 func each[R any](list []*process, do func(p *process) R) []R {
 	out := make([]R, len(list))
 	var wg sync.WaitGroup
@@ -189,8 +187,8 @@ func (s *soak) settle(within time.Duration) {
 	}
 }
 
-// replace drains one server after another has taken its place; or kills it
-// before. A quarter of the servers last for the whole run.
+// replace starts a new server and then drains an old one. If kill is true, it kills the
+// old one first. A quarter of the servers last for the whole run.
 func (s *soak) replace(kill bool) {
 	s.t.Helper()
 	lasting := max(len(s.servers)/4, 1)
@@ -211,8 +209,7 @@ func (s *soak) replace(kill bool) {
 	s.t.Logf("%s was drained, %s took its place", old.name, s.servers[i].name)
 }
 
-// quiet has the clients pause, and compares what they were told, what they
-// know of themselves, and what Redis holds.
+// quiet pauses the clients, and compares their updates, their own state, and Redis.
 func (s *soak) quiet() {
 	s.t.Helper()
 	each(s.clients, func(p *process) bool { return pauseSoak.on(p, true) })
@@ -234,7 +231,7 @@ func (s *soak) quiet() {
 	each(s.clients, func(p *process) bool { return pauseSoak.on(p, false) })
 }
 
-// differences says what does not agree.
+// differences lists the disagreements.
 func (s *soak) differences() (wrong []string, watching int) {
 	s.t.Helper()
 	mine := map[string]struct{}{}
@@ -252,14 +249,14 @@ func (s *soak) differences() (wrong []string, watching int) {
 	for room, members := range held {
 		for id := range members {
 			if _, ok := mine[id]; !ok {
-				wrong = append(wrong, fmt.Sprintf("Redis holds %s in %s, which nobody is", id, room))
+				wrong = append(wrong, fmt.Sprintf("Redis holds %s in %s, which no client is", id, room))
 			}
 		}
 	}
 	return wrong, watching
 }
 
-// finish has all clients leave, and looks for what they have left in Redis.
+// finish makes all clients leave, and looks for keys that they have left in Redis.
 func (s *soak) finish() {
 	s.t.Helper()
 	each(s.clients, func(p *process) bool { return stopSoak.on(p, true) })
@@ -278,8 +275,8 @@ func (s *soak) finish() {
 	}
 }
 
-// lasting returns the keys that do not run out, but for those that are there
-// without anybody, too.
+// lasting returns the keys without a TTL, except for those that exist without clients
+// too.
 func (s *soak) lasting() (list []string) {
 	s.t.Helper()
 	var keys []string

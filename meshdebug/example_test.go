@@ -15,8 +15,8 @@ import (
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-// The page belongs on a listener of its own that only operators reach: it asks
-// nobody who they are.
+// The page has no authentication, so serve it on a listener of its own that only
+// operators can reach.
 func ExampleNewHandler() {
 	ctx := context.Background()
 	r, err := meshtest.NewRedis()
@@ -33,7 +33,7 @@ func ExampleNewHandler() {
 	}
 	defer func() { _ = srv.Shutdown(ctx) }()
 
-	private, err := net.Listen("tcp", "127.0.0.1:0") // a port of the loopback
+	private, err := net.Listen("tcp", "127.0.0.1:0") // only reachable from this machine
 	if err != nil {
 		log.Fatal(err)
 	}
@@ -43,7 +43,7 @@ func ExampleNewHandler() {
 	go func() { _ = operators.Serve(private) }()
 	defer func() { _ = operators.Close() }()
 
-	// What an operator does.
+	// This is the request of an operator.
 	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := client.Get("http://" + private.Addr().String() + "/debug/mesh/?view=rooms&format=json")
 	if err != nil {

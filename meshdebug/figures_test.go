@@ -14,7 +14,7 @@ import (
 	"github.com/meshpresence/mesh"
 )
 
-// lags is a histogram as far as the page knows one.
+// lags is a histogram with only the methods that the page uses.
 type lags uint64
 
 func (l lags) Count() uint64 { return uint64(l) }
@@ -34,8 +34,8 @@ func TestFigures(t *testing.T) {
 		{"GuardsHanging", int64(-12345), figure{Name: "Guards hanging", Value: "−12\u202f345"}},
 		{"LeaseAge", 2345 * time.Millisecond, figure{Name: "Lease age", Value: "2.3 s"}},
 		{"LeaseAge", time.Duration(-1), figure{Name: "Lease age", Value: "never"}},
-		{"ExpiredEvents", true, figure{Name: "Expired events", Value: "yes"}},
-		{"MayJudge", false, figure{Name: "May judge", Value: "no"}},
+		{"ExpiredEventsWorking", true, figure{Name: "Expired events working", Value: "yes"}},
+		{"CanDeclareDead", false, figure{Name: "Can declare dead", Value: "no"}},
 		{"Closed", map[string]int64{}, figure{Name: "Closed", Value: "0", Zero: true}},
 		{"Closed", map[string]int64{"peer": 0, "slow": 0}, figure{Name: "Closed", Value: "0", Zero: true}},
 		{"Closed", map[string]uint64{"slow": 2000, "peer": 0, "flood": 1}, figure{Name: "Closed", Parts: []figure{
@@ -49,8 +49,8 @@ func TestFigures(t *testing.T) {
 	}
 }
 
-// Every field of mesh.Stats is there, on the page and in JSON, also those that
-// are added later.
+// The page and the JSON show every field of mesh.Stats, including fields that are added
+// later.
 func TestEveryFieldIsShown(t *testing.T) {
 	t.Parallel()
 	s := statsOf(mesh.Stats{})
@@ -116,8 +116,8 @@ func TestLeaseBar(t *testing.T) {
 	assert.Zero(t, server{LeaseLeft: seconds(time.Second)}.LapsedFor())
 }
 
-// Of a large room Redis may find nobody where it looks for a page.
-func TestAPageWithoutMembersLeadsOn(t *testing.T) {
+// A page of a large room may have no members although more follow.
+func TestPageWithoutMembersLinksToTheNext(t *testing.T) {
 	t.Parallel()
 	for next, want := range map[string]bool{"0.64.": true, "": false} {
 		p := &page{

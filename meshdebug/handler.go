@@ -13,12 +13,12 @@ import (
 	"github.com/meshpresence/mesh"
 )
 
-// Source is what the page tells about: a *mesh.Server or a
-// *mesh.PresenceManager.
+// Source is the server that the page shows: a *mesh.Server or a *mesh.PresenceManager.
 type Source interface {
 	Ready(ctx context.Context) error
 	Servers(ctx context.Context) ([]mesh.ServerInfo, error)
 	Rooms() *mesh.RoomManager
+	Connections() *mesh.ConnectionManager
 	Stats() mesh.Stats
 }
 
@@ -27,34 +27,33 @@ var (
 	_ Source = (*mesh.PresenceManager)(nil)
 )
 
-// Options configure a handler; the zero value is fine.
+// Options configure a handler. The zero value is fine.
 type Options struct {
-	// HideData leaves out what connections have as metadata and state, on the
-	// page and in JSON. Who is in which room is shown all the same.
+	// HideData leaves out the metadata and states of connections, on the page and in
+	// JSON. The members of every room are still shown.
 	HideData bool
 }
 
-// maxAtOnce bounds how many pages are made at a time: a page left open with a
-// refresh of a second in fifty tabs is no reason to keep Redis busy. Sending one
-// is not making it: who reads slowly holds up nobody else who looks.
-const maxAtOnce = 8
+// maxPages limits how many pages are made at a time, so that fifty tabs with a refresh
+// of one second do not keep Redis busy. A page no longer counts while it is being sent,
+// so that a slow reader does not block other requests.
+const maxPages = 8
 
-// NewHandler returns a handler that serves the page about a server. It may be
-// mounted at any path, and made before the server is started or after it has
-// been shut down. It has no authentication of its own and shows what guards
-// hide: see the package's documentation before you mount it. It is safe for
-// concurrent use.
+// NewHandler returns a handler that serves the page about a server. It may be mounted at
+// any path. It may be made before the server is started or after it has been shut down.
+// It has no authentication of its own and shows data that guards hide, so read the
+// package's documentation before you mount it. It is safe for concurrent use.
 func NewHandler(source Source, opts Options) http.Handler {
 	if source == nil {
 		panic("meshdebug: nil Source")
 	}
-	return &handler{source: source, opts: opts, places: make(chan struct{}, maxAtOnce)}
+	return &handler{source: source, opts: opts, slots: make(chan struct{}, maxPages)}
 }
 
 type handler struct {
 	source Source
 	opts   Options
-	places chan struct{}
+	slots  chan struct{}
 }
 
 // The views.
@@ -63,14 +62,17 @@ const (
 	viewRooms    = "rooms"
 	viewWatched  = "watched"
 	viewRoom     = "room"
+
+	viewConnection = "connection"
 )
 
-// query is what is asked for.
+// query holds the parsed parameters of a request.
 type query struct {
 	view    string
 	json    bool
-	refresh int // seconds; 0: not
+	refresh int // seconds; 0: off
 	room    string
+	conn    string
 	prefix  string
 	cursor  string
 	after   string
@@ -82,7 +84,7 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	setHeaders(w.Header())
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
-		http.Error(w, "this only reads: GET or HEAD", http.StatusMethodNotAllowed)
+		http.Error(w, "only GET and HEAD are allowed", http.StatusMethodNotAllowed)
 		return
 	}
 	q, err := parse(r)
@@ -91,10 +93,10 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	select {
-	case h.places <- struct{}{}:
+	case h.slots <- struct{}{}:
 	default:
 		w.Header().Set("Retry-After", "1")
-		http.Error(w, "too many look at once", http.StatusServiceUnavailable)
+		http.Error(w, "too many requests at once", http.StatusServiceUnavailable)
 		return
 	}
 	made := h.make(r.Context(), q)
@@ -105,19 +107,19 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	made.write(w)
 }
 
-// makeLimit limits the time that a page takes. A mesh.Server answers within
-// gatherLimit; a Source of the app's may ignore its context.
+// makeLimit limits the time that a page takes. A mesh.Server answers within gatherLimit,
+// but a Source of the app's own may ignore its context.
 const makeLimit = gatherLimit + time.Second
 
-// make makes a page, and gives a place back when it has been made; nil: the
-// Source panicked, or does not answer.
+// make makes a page and frees its slot afterwards. It returns nil if the Source panicked
+// or does not answer.
 func (h *handler) make(ctx context.Context, q query) *rendered {
 	made := make(chan *rendered, 1)
-	go func() { // ends with the calls of the Source, and has a place until then
+	go func() { // ends with the calls of the Source, and holds a slot until then
 		var page *rendered
 		defer func() {
-			_ = recover() // of a panic of the Source: page is nil
-			<-h.places
+			_ = recover() // after a panic of the Source, page is nil
+			<-h.slots
 			made <- page
 		}()
 		page = render(h.gather(ctx, q))
@@ -132,8 +134,8 @@ func (h *handler) make(ctx context.Context, q query) *rendered {
 	}
 }
 
-// setHeaders sets what goes with every answer. The page consists of itself:
-// no scripts, nothing from elsewhere, and nobody may put it into theirs.
+// setHeaders sets the headers of every answer. The page has no scripts, loads nothing,
+// and must not be framed by other pages.
 func setHeaders(h http.Header) {
 	h.Set("Content-Security-Policy", contentSecurityPolicy)
 	h.Set("X-Content-Type-Options", "nosniff")
@@ -154,9 +156,14 @@ func parse(r *http.Request) (query, error) {
 		view: values.Get("view"), room: values.Get("room"), prefix: values.Get("prefix"),
 		cursor: values.Get("cursor"), after: values.Get("after"), stale: values.Get("stale") == "1",
 	}
+	q.conn = strings.TrimSpace(values.Get("conn")) // users paste ids with spaces around them
 	switch {
+	case values.Has("room") && values.Has("conn"):
+		return query{}, errors.New("room or conn, not both")
 	case values.Has("room"):
 		q.view = viewRoom
+	case values.Has("conn"):
+		q.view = viewConnection
 	case q.view == "":
 		q.view = viewOverview
 	case q.view != viewOverview && q.view != viewRooms && q.view != viewWatched:
@@ -178,7 +185,7 @@ func parse(r *http.Request) (query, error) {
 	return q, err
 }
 
-// number reads a whole number from 1 to most; 0: there is none.
+// number reads a whole number from 1 to most. It returns 0 if there is none.
 func number(values url.Values, key string, most int) (int, error) {
 	text := values.Get(key)
 	if text == "" {
@@ -191,11 +198,11 @@ func number(values url.Values, key string, most int) (int, error) {
 	return n, nil
 }
 
-// prefersJSON reports whether an Accept names JSON and not HTML. Browsers name
-// HTML, and who accepts anything gets the page.
+// prefersJSON reports whether an Accept header names JSON and not HTML. Browsers name
+// HTML, and a client that accepts anything gets the page.
 func prefersJSON(accept []string) bool {
 	var asJSON bool
-	for _, part := range strings.Split(strings.Join(accept, ","), ",") {
+	for part := range strings.SplitSeq(strings.Join(accept, ","), ",") {
 		media, _, _ := strings.Cut(part, ";")
 		switch strings.ToLower(strings.TrimSpace(media)) {
 		case "application/json":

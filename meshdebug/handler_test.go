@@ -32,7 +32,7 @@ func TestOnlyReads(t *testing.T) {
 	})
 }
 
-// A Redis that takes no writes is read all the same: nothing here writes.
+// The page works on a Redis that refuses writes, because it writes nothing.
 func TestNothingIsWritten(t *testing.T) {
 	t.Parallel()
 	r, admin := onRealRedis(t)
@@ -42,7 +42,7 @@ func TestNothingIsWritten(t *testing.T) {
 	require.NoError(t, admin.ConfigSet(t.Context(), "min-replicas-to-write", "1").Err())
 	require.ErrorContains(t, admin.Set(t.Context(), "x", "y", 0).Err(), "NOREPLICAS")
 	for _, query := range []string{
-		"", "view=rooms", "view=rooms&prefix=l", "view=watched", "room=lobby", "room=nowhere", "room=lobby&cursor=0.0.a",
+		"", "view=rooms", "view=rooms&prefix=l", "view=watched", "room=lobby", "room=nowhere", "room=lobby&cursor=0.0.a", "conn=c",
 	} {
 		r.page("/?" + query)
 	}
@@ -76,9 +76,9 @@ func TestHeaders(t *testing.T) {
 		require.True(r.t, ok)
 		sum := sha256.Sum256([]byte(style))
 		assert.Contains(r.t, w.Header().Get("Content-Security-Policy"), "style-src 'sha256-"+base64.StdEncoding.EncodeToString(sum[:])+"';",
-			"the browser takes the style")
+			"the hash allows the style")
 		for _, foreign := range []string{"<script", "http://", "https://", "//", " style=", " onload", "@import", "url("} {
-			assert.NotContains(r.t, body, foreign, "the page is all there is")
+			assert.NotContains(r.t, body, foreign, "the page loads nothing")
 		}
 	})
 }
@@ -109,18 +109,19 @@ func TestForms(t *testing.T) {
 	})
 }
 
-func TestQueriesThatMakeNoSense(t *testing.T) {
+func TestInvalidQueries(t *testing.T) {
 	t.Parallel()
 	inVirtualTime(t, func(r *rig) {
 		r.start()
 		for _, query := range []string{
 			"view=x", "view=room", "format=xml", "refresh=0", "refresh=-1", "refresh=x", "refresh=3601", "limit=0", "limit=1001", "limit=1e2",
 			"%zz", "room=%", "room=", "room=a%00b", "room=%ff", "room=" + strings.Repeat("a", 257), "view=rooms&cursor=x", "room=lobby&cursor=9.9.",
+			"conn=", "conn=a%00b", "conn=a:b", "conn=a%20b", "conn=%ff", "conn=" + strings.Repeat("a", 129), "conn=c&room=lobby",
 		} {
 			assert.Equal(r.t, http.StatusBadRequest, r.get("/?"+query).Code, query)
 			assert.Equal(r.t, http.StatusBadRequest, r.get("/?"+query, "Accept", "application/json").Code, query)
 		}
-		assert.Equal(r.t, http.StatusOK, r.get("/?utm=1&view=").Code, "what it does not know it leaves alone")
+		assert.Equal(r.t, http.StatusOK, r.get("/?utm=1&view=").Code, "unknown keys are ignored")
 	})
 }
 
@@ -140,7 +141,7 @@ func TestRefresh(t *testing.T) {
 			if q.Get("prefix") != "" && !q.Has("format") {
 				assert.Equal(r.t, "prefix=lo", "prefix="+q.Get("prefix"))
 				assert.Equal(r.t, "7", q.Get("limit"))
-				assert.False(r.t, q.Has("refresh"), "the link that stops it")
+				assert.False(r.t, q.Has("refresh"), "the link that stops the refresh")
 				continue
 			}
 			assert.Equal(r.t, "30", q.Get("refresh"), link)
@@ -148,8 +149,7 @@ func TestRefresh(t *testing.T) {
 	})
 }
 
-// It does not mind where it is mounted: nothing but the query counts, and
-// links lead to the same place.
+// The handler ignores the path that it is mounted at, and its links lead back to it.
 func TestMountedAnywhere(t *testing.T) {
 	t.Parallel()
 	inVirtualTime(t, func(r *rig) {
@@ -192,15 +192,15 @@ func TestTooManyAtOnce(t *testing.T) {
 		w := r.get("/")
 		assert.Equal(r.t, http.StatusServiceUnavailable, w.Code)
 		assert.Equal(r.t, "1", w.Header().Get("Retry-After"))
-		assert.Equal(r.t, "too many look at once\n", w.Body.String())
+		assert.Equal(r.t, "too many requests at once\n", w.Body.String())
 		asked.Wait()
 		r.mem.Resume()
 		time.Sleep(20 * time.Second)
-		assert.Equal(r.t, http.StatusOK, r.get("/").Code, "places are given back")
+		assert.Equal(r.t, http.StatusOK, r.get("/").Code, "slots are freed")
 	})
 }
 
-// slowClient takes nothing of what it is sent before it is let go.
+// slowClient accepts no data until read is closed.
 type slowClient struct {
 	*httptest.ResponseRecorder
 	read <-chan struct{}
@@ -211,7 +211,7 @@ func (c slowClient) Write(b []byte) (int, error) {
 	return c.ResponseRecorder.Write(b)
 }
 
-func TestSlowClientsHoldUpNobody(t *testing.T) {
+func TestSlowClientsBlockNoOthers(t *testing.T) {
 	t.Parallel()
 	inVirtualTime(t, func(r *rig) {
 		r.start()
@@ -237,8 +237,8 @@ func TestNilSource(t *testing.T) {
 	assert.PanicsWithValue(t, "meshdebug: nil Source", func() { meshdebug.NewHandler(nil, meshdebug.Options{}) })
 }
 
-// A bare manager is shown like a server.
-func TestOfAManager(t *testing.T) {
+// A PresenceManager is shown like a server.
+func TestPresenceManagerAsSource(t *testing.T) {
 	t.Parallel()
 	inVirtualTime(t, func(r *rig) {
 		p, _ := r.second()

@@ -9,11 +9,11 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	redis.SetLogger(silentRedis{}) // tests take Redis away: the client library would tell of every attempt
+	redis.SetLogger(silentRedis{}) // tests take Redis away, and go-redis would log every attempt
 	goleak.VerifyTestMain(m, goleak.IgnoreAnyFunction("github.com/redis/go-redis/v9/internal/pool.(*ConnPool).tryDial"))
 }
 
-// silentRedis is a logger of the Redis client that prints nothing.
+// silentRedis is a logger for go-redis that prints nothing.
 type silentRedis struct{}
 
 func (silentRedis) Printf(context.Context, string, ...any) {}

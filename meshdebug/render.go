@@ -32,12 +32,12 @@ var pageTemplate = template.Must(template.New("page").Funcs(template.FuncMap{
 	"data":  dataOf,
 }).Parse(pageHTML))
 
-// contentSecurityPolicy lets the page have its own style and nothing else.
+// contentSecurityPolicy allows the page's own style and nothing else.
 var contentSecurityPolicy = "default-src 'none'; style-src '" + styleHash() + "'; img-src data:; " +
 	"base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 
-// styleHash names the style element's content, which holds no actions and no
-// comments, so that the template puts it out as it is.
+// styleHash returns the hash of the style element's content. The content has no template
+// actions and no comments, so the template writes it unchanged.
 func styleHash() string {
 	_, rest, _ := strings.Cut(pageHTML, "<style>")
 	style, _, _ := strings.Cut(rest, "</style>")
@@ -45,20 +45,20 @@ func styleHash() string {
 	return "sha256-" + base64.StdEncoding.EncodeToString(sum[:])
 }
 
-// rendered is a page in the form that was asked for. It is made whole before
-// anything is sent: half a page with a 200 would be a lie.
+// rendered is a complete page as HTML or JSON. It is complete before anything is sent,
+// because an error in the middle could not change the status 200 any more.
 type rendered struct {
 	status int
 	kind   string // Content-Type
 	body   bytes.Buffer
-	err    error // it could not be made
+	err    error // why it could not be made
 }
 
 func render(p *page, status int) *rendered {
 	out := &rendered{status: status}
 	if p.query.json {
 		out.kind = "application/json"
-		encode := json.NewEncoder(&out.body) // it escapes what HTML would mind
+		encode := json.NewEncoder(&out.body) // it escapes the special characters of HTML
 		encode.SetIndent("", "  ")
 		out.err = encode.Encode(p)
 	} else {
@@ -68,7 +68,7 @@ func render(p *page, status int) *rendered {
 	return out
 }
 
-// write answers with the page, at the pace of whoever asked.
+// write sends the page, at the speed of the client.
 func (out *rendered) write(w http.ResponseWriter) {
 	if out.err != nil {
 		http.Error(w, "the page could not be made: "+out.err.Error(), http.StatusInternalServerError)
@@ -77,20 +77,22 @@ func (out *rendered) write(w http.ResponseWriter) {
 	w.Header().Set("Content-Type", out.kind)
 	w.Header().Set("Content-Length", strconv.Itoa(out.body.Len()))
 	w.WriteHeader(out.status)
-	_, _ = w.Write(out.body.Bytes()) // whoever asked has gone
+	_, _ = w.Write(out.body.Bytes()) // an error means that the client is gone
 }
 
-// Refresh is how many seconds the page stays; 0: for ever.
+// Refresh returns the seconds until the page reloads itself, or 0 if it does not.
 func (p *page) Refresh() int { return p.query.refresh }
 
-// Limit is how many were asked for; 0: the view's own number.
+// Limit returns the limit in the query, or 0 for the view's own.
 func (p *page) Limit() int { return p.query.limit }
 
-// Title names the page.
+// Title returns the title of the page.
 func (p *page) Title() string {
 	switch {
 	case p.Room != nil:
 		return p.Room.Name
+	case p.Conn != nil:
+		return p.Conn.ID
 	case p.View == viewRooms:
 		return "Rooms"
 	case p.View == viewWatched:
@@ -99,16 +101,16 @@ func (p *page) Title() string {
 	return "Overview"
 }
 
-// Overview reports whether parts are shown at a glance.
+// Overview reports whether this is the overview.
 func (p *page) Overview() bool { return p.View == viewOverview }
 
-// trouble is what stands against the whole page being right.
+// trouble describes why the page may be wrong or incomplete.
 type trouble struct {
 	Title   string
 	Details []string
 }
 
-// Trouble returns what is wrong, nil if nothing is.
+// Trouble returns the problems of the page, or nil if there are none.
 func (p *page) Trouble() *trouble {
 	t := new(trouble)
 	for _, err := range p.errors() {
@@ -117,14 +119,20 @@ func (p *page) Trouble() *trouble {
 			continue
 		case errors.Is(err, mesh.ErrInvalidRoom):
 			t.Title = "No room has such a name"
+		case errors.Is(err, mesh.ErrInvalidConnectionID):
+			t.Title = "No connection has such an id"
+		case errors.Is(err, mesh.ErrUnknownConnection):
+			t.Title = "No server has this connection"
 		case errors.Is(err, mesh.ErrInvalidOptions):
-			t.Title = "This is no place to read on from"
+			t.Title = "The cursor is invalid"
 		case errors.Is(err, mesh.ErrNotStarted):
-			t.Title = "This server has not been started: what follows is all that it knows"
+			t.Title = "This server has not been started. The page shows only its own data"
 		case errors.Is(err, mesh.ErrClosed):
-			t.Title = "This server has been shut down: what follows is what it knew last"
+			t.Title = "This server has been shut down. The page shows its last data"
+		case p.Conn.Unanswered() && p.Servers.err == nil:
+			t.Title = "The server of this connection does not answer. The page shows the data in Redis"
 		default:
-			t.Title = "Redis does not answer: what follows is what this server knows by itself"
+			t.Title = "Redis does not answer. The page shows the data of this server"
 		}
 		if text := err.Error(); !slices.Contains(t.Details, text) {
 			t.Details = append(t.Details, text)
@@ -136,8 +144,8 @@ func (p *page) Trouble() *trouble {
 	return t
 }
 
-// Link returns a relative link with these keys and values in its query. The
-// refresh goes on.
+// Link returns a relative link with these keys and values in its query. It keeps the
+// refresh.
 func (p *page) Link(pairs ...string) string {
 	values := url.Values{}
 	for i := 0; i+1 < len(pairs); i += 2 {
@@ -151,8 +159,8 @@ func (p *page) Link(pairs ...string) string {
 	return "?" + values.Encode()
 }
 
-// Same returns a link to what is shown now, with one key set otherwise; an
-// empty value takes it away.
+// Same returns a link to the current page with one key changed. An empty value removes
+// the key.
 func (p *page) Same(key, value string) string {
 	values := url.Values{}
 	q := p.query
@@ -172,6 +180,8 @@ func (p *page) Same(key, value string) string {
 	switch q.view {
 	case viewRoom:
 		values.Set("room", q.room)
+	case viewConnection:
+		values.Set("conn", q.conn)
 	case viewRooms, viewWatched:
 		values.Set("view", q.view)
 	}
@@ -181,7 +191,7 @@ func (p *page) Same(key, value string) string {
 	return "?" + values.Encode()
 }
 
-// Mark is a word that says how a watched room's copy is, and its class.
+// Mark returns the status of a watched room's copy, which is also its CSS class.
 func (w watched) Mark() string {
 	switch {
 	case w.Stale:
@@ -194,7 +204,7 @@ func (w watched) Mark() string {
 	return "in step"
 }
 
-// Lag is by how much the copy is behind, as text.
+// Lag returns the number of events that the copy is behind, as text.
 func (w watched) Lag() string {
 	if w.Behind == nil {
 		return "?"
@@ -202,7 +212,20 @@ func (w watched) Lag() string {
 	return grouped(*w.Behind)
 }
 
-// Left is the share of a lease that still runs, in per cent.
+// SelfName returns the name of this server, if Redis answered.
+func (p *page) SelfName() string {
+	if p.Servers == nil {
+		return ""
+	}
+	for _, s := range p.Servers.List {
+		if s.Self {
+			return s.Name
+		}
+	}
+	return ""
+}
+
+// Left returns the remaining share of a lease in per cent.
 func (s server) Left() int {
 	whole := s.LeaseLeft + s.LeaseAge
 	if s.LeaseLeft <= 0 || whole <= 0 {
@@ -211,10 +234,10 @@ func (s server) Left() int {
 	return int(100 * s.LeaseLeft / whole)
 }
 
-// LapsedFor is for how long a lease has been over.
+// LapsedFor returns the time since the end of a lease.
 func (s server) LapsedFor() seconds { return max(-s.LeaseLeft, 0) }
 
-// short is enough of a random id to tell it from others.
+// short returns the first characters of a random id, enough to distinguish it.
 func short(id string) string {
 	const enough = 8
 	if len(id) <= enough+2 || !utf8.ValidString(id) {
@@ -227,7 +250,7 @@ func short(id string) string {
 	return id[:cut] + "…"
 }
 
-// shown is JSON on the page: a line of it and, where that is not all, the whole.
+// shown is JSON on the page: one line, and the whole text if the line is not all of it.
 type shown struct{ Line, Whole string }
 
 func dataOf(raw json.RawMessage) shown {

@@ -36,7 +36,7 @@ func inVirtualTime(t *testing.T, f func(r *rig)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		r := &rig{t: t, mem: meshtest.StartRedis(t)}
-		srv, err := mesh.NewServer(mesh.Options{Redis: r.client(), Limits: mesh.Limits{RoomsPerConnection: -1}})
+		srv, err := mesh.NewServer(mesh.Options{Redis: r.client(), Name: "web-1", Limits: mesh.Limits{RoomsPerConnection: -1}})
 		require.NoError(t, err)
 		r.srv, r.h = srv, meshdebug.NewHandler(srv, meshdebug.Options{})
 		require.NoError(t, srv.TrackPresence(mesh.Exact("lobby"), mesh.PresenceOptions{TTL: time.Hour}))
@@ -45,7 +45,8 @@ func inVirtualTime(t *testing.T, f func(r *rig)) {
 	})
 }
 
-// onRealRedis is a rig on a real one, in real time, and another client of that.
+// onRealRedis returns a rig on a real Redis in real time, and another client of that
+// Redis.
 func onRealRedis(t *testing.T) (*rig, *redis.Client) {
 	t.Helper()
 	server := redistest.Start(t)
@@ -56,8 +57,8 @@ func onRealRedis(t *testing.T) (*rig, *redis.Client) {
 	return &rig{t: t, srv: srv, h: meshdebug.NewHandler(srv, meshdebug.Options{})}, server.Client(t)
 }
 
-// page returns the page at an address. A machine that is so busy that Redis did
-// not answer in time gets another chance.
+// page returns the page at an address. If a busy machine makes Redis too slow, it tries
+// again.
 func (r *rig) page(target string) string {
 	r.t.Helper()
 	w := r.get(target)
@@ -68,7 +69,7 @@ func (r *rig) page(target string) string {
 	return w.Body.String()
 }
 
-// shutdown is bounded: some tests have taken Redis away.
+// shutdown has a time limit, because some tests have taken Redis away.
 func shutdown(s interface{ Shutdown(context.Context) error }) {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
@@ -86,18 +87,18 @@ func (r *rig) start() {
 	require.NoError(r.t, r.srv.Start(r.t.Context()))
 }
 
-// second starts another server on the same Redis; die cuts it off for good.
+// second starts another server on the same Redis. die cuts it off for good.
 func (r *rig) second() (p *mesh.PresenceManager, die func()) {
 	r.t.Helper()
 	client := r.client()
-	p, err := mesh.NewPresenceManager(mesh.Options{Redis: client})
+	p, err := mesh.NewPresenceManager(mesh.Options{Redis: client, Name: "web-<2>"})
 	require.NoError(r.t, err)
 	r.t.Cleanup(func() { shutdown(p) })
 	require.NoError(r.t, p.Start(r.t.Context()))
 	return p, func() { _ = client.Close() }
 }
 
-// member is a connection in a room.
+// member connects a connection and joins it to a room.
 func (r *rig) member(p *mesh.PresenceManager, room, conn string, metadata, state any) {
 	r.t.Helper()
 	require.NoError(r.t, p.Connect(r.t.Context(), conn, metadata))
@@ -110,7 +111,7 @@ func (r *rig) member(p *mesh.PresenceManager, room, conn string, metadata, state
 	}
 }
 
-// watch has the server watch rooms until the test ends.
+// watch makes the server watch rooms until the test ends.
 func (r *rig) watch(rooms ...string) {
 	r.t.Helper()
 	for _, room := range rooms {
@@ -124,7 +125,7 @@ func (r *rig) watch(rooms ...string) {
 	synctest.Wait()
 }
 
-// get asks the handler, with headers in pairs.
+// get sends a request to the handler, with headers in pairs.
 func (r *rig) get(target string, headers ...string) *httptest.ResponseRecorder {
 	r.t.Helper()
 	return ask(r.h, http.MethodGet, target, headers...)
@@ -140,7 +141,7 @@ func ask(h http.Handler, method, target string, headers ...string) *httptest.Res
 	return w
 }
 
-// data asks for JSON.
+// data requests JSON.
 func (r *rig) data(query string, status int) (v answer) {
 	r.t.Helper()
 	w := r.get("/debug/mesh/?format=json&" + query)
@@ -150,7 +151,7 @@ func (r *rig) data(query string, status int) (v answer) {
 	return v
 }
 
-// answer is the JSON, as somebody reads it who knows the documentation.
+// answer is the JSON as the package documents it.
 type answer struct {
 	View    string
 	Time    time.Time
@@ -159,12 +160,27 @@ type answer struct {
 		Error string
 		List  []struct {
 			Incarnation      string
+			Name             string
 			Self             bool
 			State            string
 			LeaseLeftSeconds float64
 			LeaseAgeSeconds  float64
 			DeadForSeconds   float64
 			Owned            int
+		}
+	}
+	Connection *struct {
+		Error                               string
+		ID, Server, ServerName, ServerState string
+		Known                               *bool
+		Self, Hidden                        bool
+		Metadata                            json.RawMessage
+		Rooms                               []struct {
+			Name  string
+			Entry *struct {
+				ConnectionID, ID, Server, ServerName string
+				State                                json.RawMessage
+			}
 		}
 	}
 	Rooms *struct {
@@ -200,6 +216,7 @@ type answer struct {
 		Hidden  bool
 		Entries []struct {
 			ConnectionID, ID, Server, ServerState string
+			ServerName                            string
 			TTLSeconds                            float64
 			Metadata, State                       json.RawMessage
 		}
@@ -229,10 +246,10 @@ func queryOf(t *testing.T, link string) url.Values {
 	return values
 }
 
-// stateOptions are those of states that tests publish.
+// stateOptions are the options of all states in the tests.
 var stateOptions mesh.StateOptions
 
-// trackAll has every room tracked.
+// trackAll tracks every room.
 func (r *rig) trackAll() {
 	r.t.Helper()
 	require.NoError(r.t, r.srv.TrackPresence(mesh.Regexp(regexp.MustCompile(`(?s)^.*$`)), mesh.PresenceOptions{}))

@@ -12,7 +12,7 @@ import (
 	"github.com/meshpresence/mesh"
 )
 
-// stats are the fields of mesh.Stats, whichever those are, in their order.
+// stats are all fields of mesh.Stats, in their order.
 type stats []stat
 
 type stat struct {
@@ -47,18 +47,18 @@ func (s stats) MarshalJSON() ([]byte, error) {
 	return json.Marshal(object)
 }
 
-// headline are the fields shown above all others.
+// headline lists the fields that are shown above all others.
 var headline = []string{"Connections", "Entries", "Rooms", "Watched", "Subscriptions", "Stale", "Unwritten"}
 
-// figure is one number as the page shows it.
+// figure is one number of the page.
 type figure struct {
 	Name  string
 	Value string
 	Parts []figure // of a map, those that are not 0
-	Zero  bool     // nothing to look at
+	Zero  bool     // the value is 0 or empty
 }
 
-// Headline returns the figures shown above all others.
+// Headline returns the figures that are shown above all others.
 func (s stats) Headline() (list []figure) {
 	for _, f := range s {
 		if slices.Contains(headline, f.field) {
@@ -68,7 +68,7 @@ func (s stats) Headline() (list []figure) {
 	return list
 }
 
-// Incarnation returns the server's id; empty: it does not run.
+// Incarnation returns the server's incarnation, or "" if it does not run.
 func (s stats) Incarnation() string {
 	for _, f := range s {
 		if id, ok := f.value.(string); ok && f.field == "Incarnation" {
@@ -88,7 +88,7 @@ func (s stats) Rest() (list []figure) {
 	return list
 }
 
-// distribution is what a histogram has to tell.
+// distribution is the part of a histogram that the page uses.
 type distribution interface {
 	Count() uint64
 	Quantile(q float64) time.Duration
@@ -116,7 +116,7 @@ func (s stat) figure() figure {
 	return f
 }
 
-// read fills in what a plain value or a map has to show.
+// read fills in the figure of a plain value or a map.
 func (f *figure) read(v reflect.Value) {
 	switch v.Kind() {
 	case reflect.Map:
@@ -138,7 +138,7 @@ func (f *figure) read(v reflect.Value) {
 	}
 }
 
-// words parts a field's name: LeftAsked is "Left asked".
+// words splits a field's name into words: LeftAsked becomes "Left asked".
 func words(name string) string {
 	var b strings.Builder
 	for i, r := range name {
@@ -164,13 +164,13 @@ func grouped(n any) string {
 	return sign + text
 }
 
-// duration writes a duration for people.
+// duration formats a duration for the page.
 func duration(d time.Duration) string {
 	sign := ""
 	if d < 0 {
 		sign, d = "−", -d
 	}
-	text := ""
+	var text string
 	switch {
 	case d == 0:
 		text = "0 s"
@@ -190,7 +190,7 @@ func duration(d time.Duration) string {
 	return sign + text
 }
 
-// pair writes a duration in two units, and in one where that is all.
+// pair writes a duration in two units, or in one if the second is zero.
 func pair(d, large time.Duration, a string, small time.Duration, b string) string {
 	text := fmt.Sprintf("%d %s", d/large, a)
 	if rest := d % large / small; rest > 0 {

@@ -18,8 +18,8 @@ import (
 	"github.com/meshpresence/mesh/meshdebug"
 )
 
-// golden compares what does not depend on chance with a file. To write it anew:
-// MESH_GOLDEN=1 go test ./meshdebug
+// golden compares the text with a file, without the parts that are random or depend on
+// the time. To write the files: MESH_GOLDEN=1 go test ./meshdebug.
 func (r *rig) golden(name, body string, names map[string]string) {
 	r.t.Helper()
 	for secret, name := range names {
@@ -28,7 +28,7 @@ func (r *rig) golden(name, body string, names map[string]string) {
 	body = regexp.MustCompile(`"(epoch|redisEpoch|id)": "[^"]+"`).ReplaceAllString(body, `"$1": "…"`)
 	body = regexp.MustCompile(`"lease(Left|Age)Seconds": [0-9.]+`).ReplaceAllString(body, `"lease${1}Seconds": …`)
 	body = regexp.MustCompile(`"(time|now|joinedAt)": "2000-01-01T00:00:[0-9.]+Z"`).ReplaceAllString(body, `"$1": "…"`)
-	if _, rest, ok := strings.Cut(body, `"stats": {`); ok { // of which only the shape is of interest
+	if _, rest, ok := strings.Cut(body, `"stats": {`); ok { // only the presence of stats is compared
 		inner, _, _ := strings.Cut(rest, "\n  }")
 		body = strings.Replace(body, inner, " … ", 1)
 	}
@@ -53,6 +53,7 @@ func TestShapeOfJSON(t *testing.T) {
 		names := map[string]string{r.srv.Stats().Incarnation: "SELF", p.Stats().Incarnation: "OTHER"}
 		for name, query := range map[string]string{
 			"overview.json": "", "rooms.json": "view=rooms&prefix=at", "watched.json": "view=watched", "room.json": "room=lobby",
+			"connection.json": "conn=ann",
 		} {
 			w := r.get("/?format=json&" + query)
 			require.Equal(r.t, http.StatusOK, w.Code)
@@ -76,9 +77,9 @@ func TestStatsAreThere(t *testing.T) {
 	})
 }
 
-// Two servers, one is killed: its lease runs out, it is seen as lapsed or dead,
-// and then it is gone with all that was its.
-func TestAServerThatDies(t *testing.T) {
+// One of two servers is killed. Its lease runs out, it is shown as lapsed or dead, and
+// then it is gone with all of its entries.
+func TestDyingServer(t *testing.T) {
 	t.Parallel()
 	inVirtualTime(t, func(r *rig) {
 		r.start()
@@ -87,7 +88,7 @@ func TestAServerThatDies(t *testing.T) {
 		for i := range 3 {
 			r.member(p, "lobby", fmt.Sprint("c", i), nil, nil)
 		}
-		time.Sleep(12 * time.Second) // from then on others are judged
+		time.Sleep(12 * time.Second) // from now on the server may declare others dead
 		state := func() string {
 			for _, s := range r.data("", http.StatusOK).Servers.List {
 				if s.Incarnation == inc {
@@ -117,8 +118,8 @@ func TestAServerThatDies(t *testing.T) {
 	})
 }
 
-// An entry whose server nobody knows is shown as such.
-func TestALeftover(t *testing.T) {
+// An entry whose server is unknown is shown as such.
+func TestEntryOfAnUnknownServer(t *testing.T) {
 	t.Parallel()
 	inVirtualTime(t, func(r *rig) {
 		r.start()
@@ -149,8 +150,8 @@ var (
 	items = regexp.MustCompile(`<a [^>]*><bdi>(room-\d+)</bdi>|<code title="entry e">(c\d+)</code>`)
 )
 
-// 10,000 rooms come in pages of bounded size that lead from one to the next,
-// and 3,000 members of one room, too.
+// 10,000 rooms, and 3,000 members of one room, come in pages of limited size that lead to
+// each other.
 func TestPaging(t *testing.T) {
 	t.Parallel()
 	r, c := onRealRedis(t)
@@ -189,7 +190,7 @@ func TestPaging(t *testing.T) {
 	found := make(map[string]bool)
 	for link := "?view=rooms&prefix=room-0999"; link != ""; {
 		body := r.page("/" + link)
-		assert.Contains(t, body, "10\u202f000 with somebody in")
+		assert.Contains(t, body, "10\u202f000 with members")
 		for _, m := range items.FindAllStringSubmatch(body, -1) {
 			found[m[1]] = true
 		}
@@ -225,7 +226,7 @@ func TestPagingOfWatchedRooms(t *testing.T) {
 	})
 }
 
-// Where this server's copy is behind, it shows.
+// The page shows how far this server's copy is behind Redis.
 func TestLag(t *testing.T) {
 	t.Parallel()
 	inVirtualTime(t, func(r *rig) {
@@ -253,7 +254,7 @@ func TestLag(t *testing.T) {
 	})
 }
 
-// While Redis is away, 503 and what is known here.
+// If Redis does not answer, the status is 503 and the page shows the data of this server.
 func TestRedisAway(t *testing.T) {
 	t.Parallel()
 	for _, fault := range []string{"cut", "hangs"} {
@@ -305,8 +306,7 @@ func TestRedisAway(t *testing.T) {
 	}
 }
 
-// Before it is started, and after it was shut down, a server has little to
-// tell, and says so.
+// A server that was not started, or was shut down, says so on its page.
 func TestServerThatDoesNotRun(t *testing.T) {
 	t.Parallel()
 	inVirtualTime(t, func(r *rig) {

@@ -9,33 +9,33 @@ import (
 	"github.com/meshpresence/mesh"
 )
 
-// DefaultNamespace begins the names of metrics where Options has none.
+// DefaultNamespace is the first part of the names of metrics if Options has none.
 const DefaultNamespace = "mesh"
 
-// Source is whose stats are shown: a [mesh.Server] or a [mesh.PresenceManager].
-// Stats must be safe for concurrent use.
+// Source provides the stats: a [mesh.Server] or a [mesh.PresenceManager]. Stats must be
+// safe for concurrent use.
 type Source interface {
 	Stats() mesh.Stats
 }
 
-// Options say what metrics are called. The zero value is fine for one server in
-// a registry.
+// Options set the names and labels of metrics. The zero value is fine for one server in a
+// registry.
 type Options struct {
-	// Namespace begins the name of every metric, followed by an underscore.
-	// Defaults to DefaultNamespace.
+	// Namespace begins the name of every metric, followed by an underscore. Defaults to
+	// DefaultNamespace.
 	Namespace string
-	// ConstLabels are on every metric. Several servers of one process that go
-	// into one registry are told apart by them: each needs another value of the
-	// same label. The map is copied. Defaults to none.
+	// ConstLabels are on every metric. They distinguish several servers of one process in
+	// one registry: each server needs another value of the same label. The map is copied.
+	// Defaults to none.
 	ConstLabels prometheus.Labels
 }
 
-// Collector implements [prometheus.Collector]. It is safe for concurrent use,
-// and keeps nothing between two collections.
+// Collector implements [prometheus.Collector]. It is safe for concurrent use and keeps no
+// data between two collections.
 type Collector struct {
 	src     Source
 	metrics []described
-	invalid error // nothing can be collected; nil: it can
+	invalid error // why nothing can be collected; nil if it can
 }
 
 // described is a metric under its full name.
@@ -46,14 +46,14 @@ type described struct {
 
 var _ prometheus.Collector = (*Collector)(nil)
 
-// errNoSource is what registering a collector of nothing comes to.
+// errNoSource is the error of registering a collector without a source.
 var errNoSource = errors.New("meshprom: no source of stats")
 
-// NewCollector returns a collector of src's stats, to be registered with a
-// [prometheus.Registerer]. One collection is one call of Stats. What is wrong
-// with src (nil) or the options, registering says: names and labels that are
-// none, and in the registry's own [prometheus.AlreadyRegisteredError] a second
-// collector with the same ones.
+// NewCollector returns a collector of src's stats. Register it with a
+// [prometheus.Registerer]. One collection makes one call of Stats. If src is nil or the
+// options are invalid, registering returns the error. That includes invalid names and
+// labels. For a second collector with the same names and labels the registry returns its
+// own [prometheus.AlreadyRegisteredError].
 func NewCollector(src Source, opts Options) *Collector {
 	if src == nil {
 		return &Collector{invalid: errNoSource}
@@ -105,7 +105,8 @@ func (c *Collector) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
-// sample makes one metric of a value of the label, given again as the labels.
+// sample returns one metric for a value of its label. labels is empty for a metric
+// without label.
 func (m described) sample(st *mesh.Stats, value string, labels ...string) prometheus.Metric {
 	var (
 		made prometheus.Metric
@@ -125,7 +126,7 @@ func (m described) sample(st *mesh.Stats, value string, labels ...string) promet
 		}
 		made, err = prometheus.NewConstMetric(m.desc, kind, m.number(st, value), labels...)
 	}
-	if err != nil { // of the options, and so of every sample
+	if err != nil { // caused by the options, so that every sample fails
 		return prometheus.NewInvalidMetric(m.desc, err)
 	}
 	return made

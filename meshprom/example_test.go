@@ -15,7 +15,8 @@ import (
 	"github.com/meshpresence/mesh/meshprom"
 )
 
-// A server's stats on /metrics, beside whatever else the app registers.
+// This example serves a server's stats on /metrics. The registry may hold other metrics
+// of the app too.
 func Example() {
 	client := redis.NewClient(&redis.Options{Addr: "localhost:6379"})
 	defer client.Close()
@@ -44,7 +45,7 @@ func Example() {
 	// mesh_leaves_total{cause="silent"} 0
 }
 
-// Two servers of one process in one registry are told apart by a label.
+// A label distinguishes two servers of one process in one registry.
 func ExampleNewCollector_severalServers() {
 	client := redis.NewClient(&redis.Options{Addr: "localhost:6379"})
 	defer client.Close()

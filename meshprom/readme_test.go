@@ -13,7 +13,7 @@ const (
 	tableEnd   = "<!-- end of the table -->\n"
 )
 
-// readmeTable is the table of metrics as README.md has it.
+// readmeTable returns the table of metrics for README.md.
 func readmeTable() string {
 	var b strings.Builder
 	b.WriteString("| metric | type | labels | meaning |\n|---|---|---|---|\n")
@@ -36,11 +36,11 @@ func TestReadmeTable(t *testing.T) {
 	before, rest, ok := strings.Cut(text, tableBegin)
 	has, after, ended := strings.Cut(rest, tableEnd)
 	if !ok || !ended {
-		t.Fatal("README.md does not say where its table is")
+		t.Fatal("README.md has no marks around its table")
 	}
 	if want := readmeTable(); has != want {
 		if !*update {
-			t.Fatalf("the table of README.md is not of these metrics (go test -update writes it):\n%s", want)
+			t.Fatalf("the table of README.md differs (go test -update writes it):\n%s", want)
 		}
 		if err := os.WriteFile("README.md", []byte(before+tableBegin+want+tableEnd+after), 0o644); err != nil {
 			t.Fatal(err)
@@ -48,8 +48,7 @@ func TestReadmeTable(t *testing.T) {
 	}
 }
 
-// TestReadmeNames: alerts speak of metrics, and of values of labels, that there
-// are, and of histograms as of such.
+// The alerts use only metrics and label values that exist, and use histograms correctly.
 func TestReadmeNames(t *testing.T) {
 	t.Parallel()
 	data, err := os.ReadFile("README.md")
@@ -91,6 +90,6 @@ func TestReadmeNames(t *testing.T) {
 		}
 	}
 	if found < 5 {
-		t.Errorf("%d uses of metrics in what follows the table", found)
+		t.Errorf("only %d uses of metrics after the table", found)
 	}
 }

@@ -15,24 +15,24 @@ const (
 	histogram kind = "histogram"
 )
 
-// metric is one metric, and how it is made of a mesh.Stats.
+// metric is one metric, with the functions that read it from a mesh.Stats.
 type metric struct {
 	name   string // without the namespace
 	help   string
 	kind   kind
 	label  string   // "": none
-	values []string // all that the label has
+	values []string // all values of the label
 	fields []string // of mesh.Stats
 	number func(st *mesh.Stats, value string) float64
 	spread func(st *mesh.Stats, value string) mesh.Histogram // of a histogram
 }
 
-// leftOut are the fields of mesh.Stats that are no metric, and why.
+// leftOut lists the fields of mesh.Stats that are not metrics, with the reasons.
 var leftOut = map[string]string{
-	"Incarnation": "a name that changes with each life of a server: as a label it would never end",
+	"Incarnation": "it changes with each incarnation, so that as a label it would make new series without end",
 }
 
-// values of labels, as the comments of mesh.Stats have them.
+// Values of labels, as the comments of mesh.Stats list them.
 var (
 	eventTypes    = []string{"join", "rejoin", "leave", "state", "metadata"}
 	ignoreReasons = []string{"duplicate", "stray", "unreadable"}
@@ -41,9 +41,13 @@ var (
 		"gap", "fork", "epoch", "resubscribed", "compare", "overflow", "unreadable", "inconsistent", "verify",
 	}
 	leaveCauses = []string{"left", "closed", "silent", "server_lost", "expired"}
+	failedCodes = []string{
+		"EINVALID", "ETOOLARGE", "ELIMIT", "ENOTFOUND", "EREFUSED", "EBUSY", "EUNAVAILABLE", "ECONFLICT", "ETIMEOUT", "ECLOSED", "ESERVER", "other",
+	}
 	closeCauses = []string{
 		"peer", "broken", "closed", "shutdown", "silent", "slow", "stuck", "flood", "too_large", "protocol",
 	}
+	refusedStatuses = []string{"400", "401", "403", "404", "405", "429", "499", "500", "503", "505", "4xx", "5xx"}
 )
 
 // table returns all metrics, in the order of README.md.
@@ -63,47 +67,47 @@ func held() []metric {
 		one(gauge, "rooms", "Rooms that connections of this server are in.", "Rooms", func(s *mesh.Stats) int { return s.Rooms }),
 		one(gauge, "unwritten_changes", "Entries and connections whose last change Redis has not confirmed yet.", "Unwritten",
 			func(s *mesh.Stats) int { return s.Unwritten }),
-		one(gauge, "watched_rooms", "Rooms that somebody on this server watches, or that several of its connections just joined.", "Watched", func(s *mesh.Stats) int { return s.Watched }),
-		one(gauge, "subscriptions", "Watchers of rooms on this server.", "Subscriptions", func(s *mesh.Stats) int { return s.Subscriptions }),
-		one(gauge, "stale_rooms", "Watched rooms that may have missed something.", "Stale", func(s *mesh.Stats) int { return s.Stale }),
+		one(gauge, "watched_rooms", "Rooms with a subscriber on this server, or that several of its connections just joined.", "Watched", func(s *mesh.Stats) int { return s.Watched }),
+		one(gauge, "subscriptions", "Subscriptions of rooms on this server.", "Subscriptions", func(s *mesh.Stats) int { return s.Subscriptions }),
+		one(gauge, "stale_rooms", "Watched rooms that may lack changes.", "Stale", func(s *mesh.Stats) int { return s.Stale }),
 		one(gauge, "queue_bytes", "Bytes that wait to be written to sockets.", "QueuedBytes", func(s *mesh.Stats) int64 { return s.QueuedBytes }),
-		one(gauge, "longest_queue_bytes", "Bytes that wait on the socket where most do.", "LongestQueue",
+		one(gauge, "longest_queue_bytes", "Bytes that wait on the socket with the longest queue.", "LongestQueue",
 			func(s *mesh.Stats) int64 { return s.LongestQueue }),
 	}
 }
 
 func events() []metric {
 	return []metric{
-		many("events_total", "Changes of watched rooms that came from Redis and were applied.", "type", eventTypes, "Events",
+		many("events_total", "Events of watched rooms that came from Redis and were applied.", "type", eventTypes, "Events",
 			func(s *mesh.Stats) map[string]uint64 { return s.Events }),
-		many("events_ignored_total", "Changes that came from Redis and were not applied.", "reason", ignoreReasons, "EventsIgnored",
+		many("events_ignored_total", "Events that came from Redis and were not applied.", "reason", ignoreReasons, "EventsIgnored",
 			func(s *mesh.Stats) map[string]uint64 { return s.EventsIgnored }),
-		one(counter, "events_early_total", "Changes that overtook another one and waited for it.", "EventsEarly",
+		one(counter, "events_early_total", "Events that arrived before an earlier one and waited for it.", "EventsEarly",
 			func(s *mesh.Stats) uint64 { return s.EventsEarly }),
-		many("updates_total", "Updates told to the subscribers of a room, each counted once.", "type", updateTypes, "Updates",
+		many("updates_total", "Updates to the subscribers of a room, each counted once.", "type", updateTypes, "Updates",
 			func(s *mesh.Stats) map[string]uint64 { return s.Updates }),
-		one(counter, "deliveries_total", "Updates told, counted once for each subscriber.", "Deliveries",
+		one(counter, "deliveries_total", "Updates, counted once for each subscriber.", "Deliveries",
 			func(s *mesh.Stats) uint64 { return s.Deliveries }),
 	}
 }
 
 func repairs() []metric {
 	return []metric{
-		many("repairs_total", "Watched rooms read again from Redis, by what was amiss.", "cause", repairCauses, "Repairs",
+		many("repairs_total", "Watched rooms read again from Redis, by cause.", "cause", repairCauses, "Repairs",
 			func(s *mesh.Stats) map[string]uint64 { return s.Repairs }),
-		one(counter, "repair_updates_total", "Updates that made good for missed ones.", "RepairUpdates",
+		one(counter, "repair_updates_total", "Updates that corrected missed ones.", "RepairUpdates",
 			func(s *mesh.Stats) uint64 { return s.RepairUpdates }),
-		one(counter, "first_reads_total", "Rooms read from Redis because somebody began to watch them.", "FirstReads",
+		one(counter, "first_reads_total", "Rooms read from Redis because a subscriber began to watch them.", "FirstReads",
 			func(s *mesh.Stats) uint64 { return s.FirstReads }),
 		one(counter, "event_overflows_total", "Times that too many events waited for a room that was being read.", "Overflows",
 			func(s *mesh.Stats) uint64 { return s.Overflows }),
 		one(counter, "room_reads_failed_total", "Reads of rooms that Redis did not answer.", "ReadsFailed",
 			func(s *mesh.Stats) uint64 { return s.ReadsFailed }),
-		one(counter, "room_reads_discarded_total", "Reads of rooms that were of no use because too much happened meanwhile.", "ReadsDiscarded",
+		one(counter, "room_reads_discarded_total", "Reads of rooms whose result was discarded because the room changed too much during the read.", "ReadsDiscarded",
 			func(s *mesh.Stats) uint64 { return s.ReadsDiscarded }),
-		one(counter, "listener_lost_total", "Connections that carry events and ended.", "ListenerLost",
-			func(s *mesh.Stats) uint64 { return s.ListenerLost }),
-		one(counter, "deaf_total", "Times that this server did not hear its own heartbeat.", "Deaf", func(s *mesh.Stats) uint64 { return s.Deaf }),
+		one(counter, "listener_disconnects_total", "Listener connections that ended.", "ListenerDisconnects",
+			func(s *mesh.Stats) uint64 { return s.ListenerDisconnects }),
+		one(counter, "listener_resets_total", "Listener connections that were replaced because the server did not receive its own echo in time.", "ListenerResets", func(s *mesh.Stats) uint64 { return s.ListenerResets }),
 	}
 }
 
@@ -114,50 +118,49 @@ func leaves() []metric {
 		one(counter, "states_expired_total", "States of other servers' entries that this one ended.", "StatesExpired",
 			func(s *mesh.Stats) uint64 { return s.StatesExpired }),
 		{
-			name: "reap_lag_seconds", kind: histogram, label: "cause", values: []string{"silent", "server_lost"},
-			help:   "How long after their deadline entries left that were silent, or whose server was lost.",
-			fields: []string{"ReapLagSilent", "ReapLagLost"},
+			name: "leave_delay_seconds", kind: histogram, label: "cause", values: []string{"silent", "server_lost"},
+			help:   "Delay of the leaves of silent entries, or of entries of dead servers, after their deadline.",
+			fields: []string{"LeaveDelaySilent", "LeaveDelayServerLost"},
 			spread: func(s *mesh.Stats, cause string) mesh.Histogram {
 				if cause == "silent" {
-					return s.ReapLagSilent
+					return s.LeaveDelaySilent
 				}
-				return s.ReapLagLost
+				return s.LeaveDelayServerLost
 			},
 		},
-		one(counter, "hints_total", "Expired events that this server was first to act on.", "Hints", func(s *mesh.Stats) uint64 { return s.Hints }),
-		one(counter, "hints_missed_total", "Expired events dropped.", "HintsMissed", func(s *mesh.Stats) uint64 { return s.HintsMissed }),
-		one(counter, "batches_total", "Script calls that wrote this server's entries.", "Batches", func(s *mesh.Stats) uint64 { return s.Batches }),
-		one(counter, "changes_total", "Changes of this server's entries in those calls.", "Changes",
+		one(counter, "expired_events_used_total", "Expired events that this server was first to act on.", "ExpiredEventsUsed", func(s *mesh.Stats) uint64 { return s.ExpiredEventsUsed }),
+		one(counter, "expired_events_dropped_total", "Expired events that this server dropped because too many waited.", "ExpiredEventsDropped", func(s *mesh.Stats) uint64 { return s.ExpiredEventsDropped }),
+		one(counter, "batches_total", "Batches of changes of this server's entries, each one script call.", "Batches", func(s *mesh.Stats) uint64 { return s.Batches }),
+		one(counter, "changes_total", "Changes of this server's entries in those batches.", "Changes",
 			func(s *mesh.Stats) uint64 { return s.Changes }),
-		one(counter, "batch_retries_total", "Batches whose outcome was unknown, so that they were made anew.", "Retries",
+		one(counter, "batch_retries_total", "Batches that were repeated because their outcome was unknown.", "Retries",
 			func(s *mesh.Stats) uint64 { return s.Retries }),
-		one(counter, "states_superseded_total", "States not told because a newer one of the member came within the rule's StateInterval.", "StatesSuperseded",
+		one(counter, "states_superseded_total", "States that were not delivered because a newer one of the member came within the rule's StateInterval.", "StatesSuperseded",
 			func(s *mesh.Stats) uint64 { return s.StatesSuperseded }),
-		one(counter, "rejoined_entries_total", "Entries written anew: Redis had lost them, or this server was declared dead.", "Rejoined",
+		one(counter, "rejoined_entries_total", "Entries that were written again because Redis had lost them or this server was declared dead.", "Rejoined",
 			func(s *mesh.Stats) uint64 { return s.Rejoined }),
 	}
 }
 
 func sockets() []metric {
 	return []metric{
+		many("upgrades_refused_total", "Requests that were not upgraded, by HTTP status. 499 means that the client disconnected first.", "status",
+			refusedStatuses, "RefusedUpgrades", func(s *mesh.Stats) map[string]uint64 { return s.RefusedUpgrades }),
 		many("connections_closed_total", "Sockets that ended.", "cause", closeCauses, "Closed",
 			func(s *mesh.Stats) map[string]uint64 { return s.Closed }),
-		one(counter, "states_coalesced_total", "States left out for a slow socket because a later one waited too.", "Coalesced",
+		one(counter, "states_coalesced_total", "States left out for a slow socket because a newer one waited too.", "Coalesced",
 			func(s *mesh.Stats) uint64 { return s.Coalesced }),
-		one(counter, "frames_dropped_total", "Frames thrown away with the connection they waited for.", "Dropped",
+		one(counter, "frames_dropped_total", "Frames that were discarded because their connection ended.", "Dropped",
 			func(s *mesh.Stats) uint64 { return s.Dropped }),
-		{
-			name: "commands_refused_total", kind: counter, label: "code", values: []string{"EBUSY", "ELIMIT"},
-			help:   "Commands of clients that were refused for their number.",
-			fields: []string{"Busy", "Limited"},
-			number: func(s *mesh.Stats, code string) float64 {
-				if code == "EBUSY" {
-					return float64(s.Busy)
-				}
-				return float64(s.Limited)
-			},
-		},
-		one(counter, "slow_subscriptions_total", "Subscriptions that ended because too much waited.", "SlowSubscriptions",
+		one(counter, "commands_refused_total", "Commands of clients that were refused with ELIMIT because of a flood.", "Limited",
+			func(s *mesh.Stats) uint64 { return s.Limited }),
+		one(counter, "commands_delayed_total", "Commands of clients that had to wait because of CommandsPerSecond.", "Delayed",
+			func(s *mesh.Stats) uint64 { return s.Delayed }),
+		one(counter, "reads_paused_total", "Pauses in reading from a socket because its waiting commands had reached QueueBytes.", "ReadsPaused",
+			func(s *mesh.Stats) uint64 { return s.ReadsPaused }),
+		many("commands_failed_total", "Commands to publish or clear a state and to unsubscribe that failed.", "code", failedCodes, "CommandsFailed",
+			func(s *mesh.Stats) map[string]uint64 { return s.CommandsFailed }),
+		one(counter, "slow_subscriptions_total", "Subscriptions that ended because too many updates waited.", "SlowSubscriptions",
 			func(s *mesh.Stats) uint64 { return s.SlowSubscriptions }),
 	}
 }
@@ -166,15 +169,15 @@ func callbacks() []metric {
 	return []metric{
 		{
 			name: "callback_failures_total", kind: counter, label: "kind", values: []string{"error", "panic", "timeout"},
-			help:   "Guards, hooks and handlers of the app that failed.",
+			help:   "Calls of guards, hooks and command handlers of the app that failed.",
 			fields: []string{"CallbackErrors", "CallbackPanics", "CallbackTimeouts"},
 			number: func(s *mesh.Stats, kind string) float64 {
 				return float64(map[string]uint64{"error": s.CallbackErrors, "panic": s.CallbackPanics, "timeout": s.CallbackTimeouts}[kind])
 			},
 		},
-		one(counter, "guard_refusals_total", "Questions that a guard answered with no, or an error.", "GuardsRefused",
+		one(counter, "guard_refusals_total", "Calls of guards that refused, failed or timed out.", "GuardsRefused",
 			func(s *mesh.Stats) uint64 { return s.GuardsRefused }),
-		one(gauge, "hanging_guards", "Guards that go on after their time limit.", "GuardsHanging",
+		one(gauge, "hanging_guards", "Calls of guards that still run after their time limit.", "GuardsHanging",
 			func(s *mesh.Stats) int64 { return s.GuardsHanging }),
 	}
 }
@@ -182,14 +185,14 @@ func callbacks() []metric {
 func redis() []metric {
 	return []metric{
 		one(counter, "redis_calls_total", "Calls to Redis, each one round trip.", "RedisCalls", func(s *mesh.Stats) uint64 { return s.RedisCalls }),
-		one(counter, "redis_call_failures_total", "Calls that Redis did not answer in time, or refused.", "RedisFailures",
+		one(counter, "redis_call_failures_total", "Calls that Redis did not answer in time, or answered with an error.", "RedisFailures",
 			func(s *mesh.Stats) uint64 { return s.RedisFailures }),
-		durations("redis_call_duration_seconds", "How long calls to Redis took, or were waited for.", "RedisLatency",
+		durations("redis_call_duration_seconds", "Duration of calls to Redis, including calls that timed out.", "RedisLatency",
 			func(s *mesh.Stats) mesh.Histogram { return s.RedisLatency }),
-		durations("event_lag_seconds", "How long this server's heartbeats took to Redis and, as a message, back.", "EventLag",
+		durations("event_lag_seconds", "Time from sending an echo to Redis until the listener received it.", "EventLag",
 			func(s *mesh.Stats) mesh.Histogram { return s.EventLag }),
-		yes("expired_events_working", "1 where Redis's expired events were seen to arrive.", "ExpiredEvents",
-			func(s *mesh.Stats) bool { return s.ExpiredEvents }),
+		yes("expired_events_working", "1 if expired events of Redis arrive.", "ExpiredEventsWorking",
+			func(s *mesh.Stats) bool { return s.ExpiredEventsWorking }),
 	}
 }
 
@@ -197,7 +200,7 @@ func lease() []metric {
 	return []metric{
 		{
 			name: "lease_age_seconds", kind: gauge, fields: []string{"LeaseAge"},
-			help: "Time since Redis last confirmed this server's lease; NaN before the first time.",
+			help: "Time since Redis last confirmed this server's lease. NaN before the first confirmation.",
 			number: func(s *mesh.Stats, _ string) float64 {
 				if s.LeaseAge < 0 {
 					return math.NaN()
@@ -207,10 +210,10 @@ func lease() []metric {
 		},
 		one(counter, "lease_failures_total", "Renewals of the lease that Redis did not answer.", "LeaseFailures",
 			func(s *mesh.Stats) uint64 { return s.LeaseFailures }),
-		yes("may_judge", "1 where this server may declare others dead.", "MayJudge", func(s *mesh.Stats) bool { return s.MayJudge }),
-		one(counter, "reborn_total", "Times that this server had been declared dead, or forgotten.", "Reborn",
-			func(s *mesh.Stats) uint64 { return s.Reborn }),
-		one(counter, "buried_servers_total", "Servers that this one declared dead.", "Buried", func(s *mesh.Stats) uint64 { return s.Buried }),
+		yes("can_declare_dead", "1 if this server may declare others dead.", "CanDeclareDead", func(s *mesh.Stats) bool { return s.CanDeclareDead }),
+		one(counter, "reregistrations_total", "Times that this server registered again because it had been declared dead or Redis had lost it.", "Reregistered",
+			func(s *mesh.Stats) uint64 { return s.Reregistered }),
+		one(counter, "servers_declared_dead_total", "Servers that this server declared dead.", "ServersDeclaredDead", func(s *mesh.Stats) uint64 { return s.ServersDeclaredDead }),
 		one(counter, "clock_steps_total", "Disagreements between Redis's clock and this machine's.", "ClockSteps",
 			func(s *mesh.Stats) uint64 { return s.ClockSteps }),
 	}
@@ -222,7 +225,7 @@ func one[N int | int64 | uint64](k kind, name, help, field string, read func(*me
 		number: func(s *mesh.Stats, _ string) float64 { return float64(read(s)) }}
 }
 
-// many is a counter for each value of a label.
+// many is a counter with one label.
 func many(name, help, label string, values []string, field string, read func(*mesh.Stats) map[string]uint64) metric {
 	return metric{name: name, help: help, kind: counter, label: label, values: values, fields: []string{field},
 		number: func(s *mesh.Stats, value string) float64 { return float64(read(s)[value]) }}

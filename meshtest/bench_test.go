@@ -10,8 +10,8 @@ import (
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-// BenchmarkScriptAmongKeys shows what the running clock costs a command when
-// there are other keys with a TTL.
+// BenchmarkScriptAmongKeys measures the cost of the running clock for a command if there
+// are other keys with a TTL.
 func BenchmarkScriptAmongKeys(b *testing.B) {
 	for _, n := range []int{0, 1_000, 10_000, 100_000} {
 		b.Run(fmt.Sprintf("keys=%d", n), func(b *testing.B) {

@@ -11,7 +11,7 @@ import (
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// maxID is the highest id of a request that the stock client uses.
+// maxID is the highest request id that the stock client uses.
 const maxID = 99_999_999
 
 // request is a frame that a client sends.
@@ -21,21 +21,21 @@ type request struct {
 	Payload json.RawMessage `json:"payload,omitempty"`
 }
 
-// CommandError is the error of [Client.Call] where the server answered with
-// one: what a command's handler returned, as the client is told of it.
+// CommandError is the error of [Client.Call] if the server answered with an error. It
+// holds the error of the command's handler as the client receives it.
 type CommandError struct {
-	Command string // that was called
+	Command string // command that was called
 	Code    string // "EINVALID", "EREFUSED", "ENOTFOUND" …
 	Name    string
 	Message string
 }
 
-// Error returns all of it.
+// Error returns all fields as text.
 func (e *CommandError) Error() string {
 	return fmt.Sprintf("meshtest: %s: %s (%s, %s)", e.Command, e.Message, e.Code, e.Name)
 }
 
-// CodeOf returns the code of the [*CommandError] in err, "" where there is none.
+// CodeOf returns the code of the [*CommandError] in err, or "" if err has none.
 func CodeOf(err error) string {
 	if ce, ok := errors.AsType[*CommandError](err); ok {
 		return ce.Code
@@ -43,14 +43,13 @@ func CodeOf(err error) string {
 	return ""
 }
 
-// Call sends a command, one of the app's own or of the protocol's, and returns
-// the payload of its answer. The command's payload is whatever encodes to
-// JSON; nil: the frame has none. Calls may be made from any goroutine, and
-// several at once.
+// Call sends a command, one of the app's own or of the protocol's, and returns the
+// payload of its answer. The command's payload is any value that encodes to JSON. If it
+// is nil, the frame has no payload. Call is safe for concurrent use.
 //
-// The error is a [*CommandError] where the server answered with one, a
-// [*CloseError] where the connection ended, and otherwise says that no answer
-// came in time ([WithTimeout]) or that the payload does not encode.
+// The error is a [*CommandError] if the server answered with an error, and a
+// [*CloseError] if the connection ended. Any other error says that no answer came in time
+// ([WithTimeout]) or that the payload cannot be encoded.
 func (c *Client) Call(command string, payload any) (json.RawMessage, error) {
 	req := request{Command: command}
 	if payload != nil {
@@ -60,15 +59,15 @@ func (c *Client) Call(command string, payload any) (json.RawMessage, error) {
 		}
 		req.Payload = data
 	}
-	got, err := c.roundTrip(req)
+	got, err := c.roundTrip(req, c.timeout)
 	if err != nil {
 		return nil, err
 	}
 	return result(command, got)
 }
 
-// roundTrip sends a request, with an id of its own, and waits for its answer.
-func (c *Client) roundTrip(req request) (json.RawMessage, error) {
+// roundTrip sends a request under a new id and waits for its answer.
+func (c *Client) roundTrip(req request, timeout time.Duration) (json.RawMessage, error) {
 	answer := make(chan json.RawMessage, 1)
 	c.mu.Lock()
 	req.ID = c.newID()
@@ -82,23 +81,23 @@ func (c *Client) roundTrip(req request) (json.RawMessage, error) {
 	if err := c.write(req); err != nil {
 		return nil, err
 	}
-	t := time.NewTimer(c.timeout)
+	t := time.NewTimer(timeout)
 	defer t.Stop()
 	select {
 	case got := <-answer:
 		return got, nil
-	case <-c.over:
+	case <-c.readEnded:
 	case <-t.C:
 	}
 	select {
-	case got := <-answer: // it came all the same
+	case got := <-answer: // the answer came at the last moment
 		return got, nil
 	default:
 	}
 	if end := c.ended(); end != nil {
 		return nil, end
 	}
-	return nil, fmt.Errorf("meshtest: no answer to %s within %v", req.Command, c.timeout)
+	return nil, fmt.Errorf("meshtest: no answer to %s within %v", req.Command, timeout)
 }
 
 // newID returns the id of a new request. c.mu is held.
@@ -107,8 +106,8 @@ func (c *Client) newID() int64 {
 	return c.lastID
 }
 
-// answered hands an answer to the call that waits for it, if it still does.
-func (c *Client) answered(id int64, payload json.RawMessage) {
+// handleAnswer hands an answer to the call that waits for it, if it still does.
+func (c *Client) handleAnswer(id int64, payload json.RawMessage) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if ch := c.calls[id]; ch != nil {
@@ -117,7 +116,8 @@ func (c *Client) answered(id int64, payload json.RawMessage) {
 	}
 }
 
-// result tells an answer from an error.
+// result returns a [*CommandError] if the payload is an error object, and otherwise the
+// payload.
 func result(command string, payload json.RawMessage) (json.RawMessage, error) {
 	var e struct {
 		Message *string `json:"error"`
@@ -130,7 +130,7 @@ func result(command string, payload json.RawMessage) (json.RawMessage, error) {
 	return payload, nil
 }
 
-// write writes one frame. Where the connection has ended the error says how.
+// write writes one frame. If the connection has ended, the error says how.
 func (c *Client) write(v any) error {
 	data, err := json.Marshal(v)
 	if err != nil {
@@ -143,7 +143,7 @@ func (c *Client) writeMessage(kind int, data []byte) error {
 	select {
 	case c.writing <- struct{}{}:
 		defer func() { <-c.writing }()
-	case <-c.over:
+	case <-c.readEnded:
 		return c.ended()
 	}
 	_ = c.ws.SetWriteDeadline(time.Now().Add(c.timeout)) // cannot fail
@@ -154,14 +154,14 @@ func (c *Client) writeMessage(kind int, data []byte) error {
 	t := time.NewTimer(closeTime)
 	defer t.Stop()
 	select {
-	case <-c.over: // reading has ended as well, and knows how
+	case <-c.readEnded: // reading has ended too, and its error is more exact
 		return c.ended()
 	case <-t.C:
 	}
 	return fmt.Errorf("meshtest: write: %w", err)
 }
 
-// ask is Call that fails the test, and decodes the answer.
+// ask is Call, but fails the test on an error, and decodes the answer.
 func (c *Client) ask(command string, payload, into any) bool {
 	c.tb.Helper()
 	got, err := c.Call(command, payload)

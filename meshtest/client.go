@@ -14,45 +14,44 @@ import (
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// closeTime is how long Close waits for the server's close frame.
+// closeTime limits the wait of Close for the server's close frame.
 const closeTime = time.Second
 
-// Client is one connection to a [Server] that speaks the Mesh wire protocol as
-// the stock JavaScript client does: it answers pings and latency requests by
-// itself. It does not reconnect.
+// Client is one connection to a [Server]. It speaks the Mesh wire protocol like the stock
+// JavaScript client: it answers pings and latency requests by itself. It does not
+// reconnect.
 //
-// What the server sends is kept until the test asks for it: updates by
-// [Client.NextUpdate] and its like, other pushes by [Client.NextPush].
+// Received messages are kept until the test asks for them. [Client.NextUpdate] and
+// similar methods return updates, [Client.NextPush] returns other pushes.
 //
-// [Server.Dial], [Client.Call] and [Client.Write] return errors, for what a
-// test expects to fail. All other methods fail the test (the one that the client was connected
-// in) where something goes wrong, with a message that says what came instead:
-// like t.Fatalf, they are for the test's own goroutine. That a server says no
-// is no failure but an answer: Success is false. A client without a test
-// panics where it would fail one.
+// [Server.Dial], [Client.Call] and [Client.Write] return errors, because a test may
+// expect them to fail. On an error all other methods fail the test that the client was
+// connected in, with a message that shows the frames that came instead. Like t.Fatalf, they must be
+// called from the test's own goroutine. A refusal by the server is an answer and not an
+// error: Success is false. A client without a test panics instead of failing it.
 type Client struct {
-	tb      TB
-	server  *Server
-	conn    *memConn
-	ws      *websocket.Conn
-	timeout time.Duration
-	over    chan struct{} // closed when reading has ended
-	// writing is held while a frame is written. It is no mutex, since a
-	// synctest bubble takes a goroutine that waits for one to be busy.
+	tb        TB
+	server    *Server
+	conn      *memConn
+	ws        *websocket.Conn
+	timeout   time.Duration
+	readEnded chan struct{} // closed when reading has ended
+	// writing holds a value while a frame is written. It is not a mutex, because a
+	// synctest bubble counts a goroutine that waits for a mutex as busy.
 	writing chan struct{}
 
-	mu      sync.Mutex // guards the fields below
-	id      string
-	lastID  int64
-	calls   map[int64]chan json.RawMessage
-	updates []Update
-	pushes  []push
-	raw     []message
-	rooms   map[string]bool // answers to Subscribe, for messages
-	silent  bool
-	owed    []string      // answers that were not given for silence
-	changed chan struct{} // closed, and replaced, when any of this changes
-	end     *CloseError   // why reading ended; nil: it has not
+	mu         sync.Mutex // guards the fields below
+	id         string
+	lastID     int64
+	calls      map[int64]chan json.RawMessage
+	updates    []Update
+	pushes     []push
+	raw        []message
+	rooms      map[string]bool // answers to Subscribe, for messages
+	silent     bool
+	unanswered []string      // answers that were not sent because the client is silent
+	changed    chan struct{} // closed, and replaced, if any of this changes
+	end        *CloseError   // why reading ended; nil if it has not
 }
 
 type push struct {
@@ -62,8 +61,7 @@ type push struct {
 
 // CloseError says how a connection ended.
 type CloseError struct {
-	// Code is that of the close frame; 1006 where there was none, because the
-	// connection broke.
+	// Code is the code of the close frame, or 1006 if the connection broke without one.
 	Code   int
 	Reason string
 }
@@ -78,63 +76,82 @@ func (e *CloseError) text() string {
 	return fmt.Sprintf("connection closed: %d %q", e.Code, e.Reason)
 }
 
+// byServer reports whether the connection broke, or was closed with a code that the
+// server itself uses while OnConnection functions run.
+func (e *CloseError) byServer() bool {
+	switch e.Code {
+	case websocket.CloseAbnormalClosure, websocket.CloseInternalServerErr, websocket.CloseServiceRestart:
+		return true
+	}
+	return false
+}
+
 func newClient(t TB, s *Server, timeout time.Duration) *Client {
 	return &Client{
 		tb: t, server: s, timeout: timeout,
-		over: make(chan struct{}), writing: make(chan struct{}, 1),
+		readEnded: make(chan struct{}), writing: make(chan struct{}, 1),
 		calls: make(map[int64]chan json.RawMessage), rooms: make(map[string]bool),
 		changed: make(chan struct{}),
 	}
 }
 
-// ID returns the connection's id, as the server has assigned it.
+// ID returns the connection id that the server assigned.
 func (c *Client) ID() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.id
 }
 
-// Subprotocol returns the subprotocol that the server has taken, "": none.
+// Subprotocol returns the subprotocol that the server has chosen, or "" for none.
 func (c *Client) Subprotocol() string { return c.ws.Subprotocol() }
 
-// Silence makes the client answer no ping and no latency request any more, as
-// one whose machine sleeps: the connection stays open, and nothing comes from
-// it unless the test sends something. [Client.Resume] ends it.
+// Silence stops the client from answering pings and latency requests, like a client whose
+// machine sleeps. The connection stays open, and the client sends only what the test
+// sends. [Client.Resume] ends it.
 func (c *Client) Silence() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.silent = true
 }
 
-// Resume ends what [Client.Silence] began. What has not been answered
-// meanwhile is answered now.
+// Resume ends the effect of [Client.Silence]. The pings and latency requests that came
+// since are answered now.
 func (c *Client) Resume() {
 	c.mu.Lock()
-	owed := c.owed
-	c.silent, c.owed = false, nil
+	unanswered := c.unanswered
+	c.silent, c.unanswered = false, nil
 	c.mu.Unlock()
-	for _, command := range owed {
+	for _, command := range unanswered {
 		c.answer(command)
 	}
 }
 
-// Kill breaks the connection without a close frame, as a crashed browser does,
-// and returns when the client's end is closed.
+// Kill breaks the connection without a close frame, as a crashed browser does, and
+// returns when the client's end is closed. The server notices the break by itself. See
+// [Client.Close] for its next steps.
 func (c *Client) Kill() {
 	c.conn.abort()
-	<-c.over
+	<-c.readEnded
+	yield()
 }
 
-// Close closes the connection with code 1000, as a page that is left, and
-// returns when the server has closed its end, or after a second. Closing again
-// does nothing. [Server.Connect] has it called when the test is over.
+// Close closes the connection with code 1000, like a page that the user leaves. It
+// returns when the server has closed its end, or after a second. Closing again does
+// nothing. A client of [Server.Connect] is closed when the test is over.
+//
+// The connection then leaves its rooms, and the functions given to Server.OnDisconnection
+// are called. In a synctest bubble all of that has happened when Close returns, except
+// for parts that take time. Outside a bubble, or if such a function waits or Redis does
+// not answer, wait for the effect that the test is about: for a leave with
+// [Client.ExpectUpdate] of another client, for a function with a channel that it closes,
+// for everything with [Server.Close].
 func (c *Client) Close() {
 	bye := websocket.FormatCloseMessage(websocket.CloseNormalClosure, "")
 	if err := c.ws.WriteControl(websocket.CloseMessage, bye, time.Now().Add(closeTime)); err == nil {
 		t := time.NewTimer(closeTime)
 		defer t.Stop()
 		select {
-		case <-c.over:
+		case <-c.readEnded:
 		case <-t.C:
 		}
 	}
@@ -144,18 +161,19 @@ func (c *Client) Close() {
 	delete(c.server.clients, c)
 }
 
-// AwaitClose waits until the connection has ended and returns how. It fails
-// the test if it does not end.
+// AwaitClose waits until the connection has ended and returns how. It fails the test if
+// the connection does not end. See [Client.Close] for the steps of the server.
 func (c *Client) AwaitClose() CloseError {
 	c.tb.Helper()
 	if !c.await(c.timeout, func() bool { return c.end != nil }) {
 		c.fail("the connection has not ended within %v", c.timeout)
 		return CloseError{}
 	}
+	yield()
 	return *c.ended()
 }
 
-// ended returns how the connection ended, nil: it has not.
+// ended returns how the connection ended, or nil if it has not.
 func (c *Client) ended() *CloseError {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -169,15 +187,15 @@ func (c *Client) begin() {
 		silent := c.silent
 		c.mu.Unlock()
 		if !silent {
-			// Where it fails, reading does too.
+			// If it fails, reading fails too.
 			_ = c.ws.WriteControl(websocket.PongMessage, []byte(data), time.Now().Add(closeTime))
 		}
 		return nil
 	})
-	go func() { // ends with the connection, which Close closes; awaited there
-		defer close(c.over)
+	go func() { // Kill waits for it.
+		defer close(c.readEnded)
 		err := c.read()
-		_ = c.ws.Close() // over already
+		_ = c.ws.Close() // has ended already
 		c.change(func() { c.end = closeErrorOf(err) })
 	}()
 }
@@ -190,7 +208,7 @@ func closeErrorOf(err error) *CloseError {
 	return &CloseError{Code: websocket.CloseAbnormalClosure}
 }
 
-// read takes what comes, until the connection ends.
+// read receives messages until the connection ends.
 func (c *Client) read() error {
 	for {
 		kind, data, err := c.ws.ReadMessage()
@@ -207,23 +225,23 @@ func (c *Client) read() error {
 			continue
 		}
 		if f.ID != nil {
-			c.answered(*f.ID, f.Payload)
+			c.handleAnswer(*f.ID, f.Payload)
 			continue
 		}
-		c.pushed(f.Command, f.Payload)
+		c.handlePush(f.Command, f.Payload)
 	}
 }
 
-// pushed takes a push.
-func (c *Client) pushed(command string, payload json.RawMessage) {
+// handlePush handles a push.
+func (c *Client) handlePush(command string, payload json.RawMessage) {
 	switch command {
 	case wire.PushPing:
 		c.answer(wire.CommandPong)
 	case wire.PushLatencyRequest:
 		c.answer(wire.CommandLatencyResponse)
-	case wire.PushLatency: // nothing asks for it
+	case wire.PushLatency: // ignored
 	case wire.PushAssignID:
-		c.change(func() { _ = json.Unmarshal(payload, &c.id) }) // else the wait for it fails
+		c.change(func() { _ = json.Unmarshal(payload, &c.id) }) // if it fails, the wait for the id fails
 	case wire.PushPresenceUpdate:
 		c.change(func() { c.updates = append(c.updates, decodeUpdate(payload)) })
 	default:
@@ -235,19 +253,19 @@ func (c *Client) pushed(command string, payload json.RawMessage) {
 func (c *Client) answer(command string) {
 	c.mu.Lock()
 	if c.silent {
-		if !slices.Contains(c.owed, command) {
-			c.owed = append(c.owed, command)
+		if !slices.Contains(c.unanswered, command) {
+			c.unanswered = append(c.unanswered, command)
 		}
 		c.mu.Unlock()
 		return
 	}
 	id := c.newID()
 	c.mu.Unlock()
-	// Where it fails, reading does too.
+	// If it fails, reading fails too.
 	_ = c.write(request{ID: id, Command: command, Payload: json.RawMessage("{}")})
 }
 
-// change changes what mu guards, and wakes whoever waits for that.
+// change runs f with mu held and wakes all waiting calls.
 func (c *Client) change(f func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -256,8 +274,8 @@ func (c *Client) change(f func()) {
 	c.changed = make(chan struct{})
 }
 
-// await waits until ok says so, which is asked with mu held. It gives up after
-// d, and when the connection has ended.
+// await waits until ok returns true. ok is called with mu held. await gives up after d,
+// or when the connection has ended.
 func (c *Client) await(d time.Duration, ok func() bool) bool {
 	t := time.NewTimer(d)
 	defer t.Stop()

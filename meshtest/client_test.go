@@ -76,7 +76,7 @@ func TestVerbs(t *testing.T) {
 	})
 }
 
-func TestCallsOfTheAppsOwn(t *testing.T) {
+func TestCommandsOfTheApp(t *testing.T) {
 	inBoth(t, func(t *testing.T) {
 		srv := newMesh(t, meshtest.StartRedis(t).Client())
 		require.NoError(t, srv.HandleCommand("app/add", func(_ context.Context, _ *mesh.Connection, p json.RawMessage) (any, error) {
@@ -162,23 +162,23 @@ func TestSilence(t *testing.T) {
 		ann, bob := server.Connect(t), server.Connect(t)
 		ann.Join("brief")
 		bob.Subscribe("brief")
-		bob.NoUpdate(2 * time.Minute) // it answers
+		bob.NoUpdate(2 * time.Minute) // Ann's client answers pings
 
 		began := time.Now()
 		ann.Silence()
 		bob.ExpectUpdate("leave", "brief", ann.ID())
 		require.LessOrEqual(t, time.Since(began), 21*time.Second)
-		ann.Resume() // what it owed makes it present again
+		ann.Resume() // the late answers make it return
 		bob.ExpectUpdate("join", "brief", ann.ID())
 		bob.NoUpdate(2 * time.Minute)
 
 		ann.Silence()
 		began = time.Now()
-		end := server.Connect(t, meshtest.WithTimeout(5*time.Minute)) // time is not ann's
+		end := server.Connect(t, meshtest.WithTimeout(5*time.Minute)) // so that its timeout is longer than Ann's silence
 		end.Silence()
 		require.Equal(t, 1011, end.AwaitClose().Code)
 		require.Equal(t, 1011, ann.AwaitClose().Code)
-		require.LessOrEqual(t, time.Since(began), 4*30*time.Second, "two intervals without a pong, and what began before")
+		require.LessOrEqual(t, time.Since(began), 4*30*time.Second, "two intervals without a pong, and the rest of the one before")
 	})
 }
 
@@ -214,7 +214,7 @@ func TestCloseAndKill(t *testing.T) {
 		require.Equal(t, 4002, dora.AwaitClose().Code)
 
 		eric := server.Connect(t)
-		_ = eric.Write(websocket.TextMessage, make([]byte, 100<<10)) // the end may come before it is through
+		_ = eric.Write(websocket.TextMessage, make([]byte, 100<<10)) // the connection may end before the write does
 		require.Equal(t, 1009, eric.AwaitClose().Code)
 		err = eric.Write(websocket.TextMessage, nil)
 		require.EqualError(t, err, `meshtest: connection closed: 1009 "message too large"`)

@@ -9,25 +9,26 @@ import (
 )
 
 const (
-	// share is which part of the time moving the clock may take: one eighth.
-	// Moving costs miniredis a sort of all its keys.
-	share = 8
-	// maxPause bounds how coarse the clock may become for that.
+	// clockShare limits the time for moving the clock to one part in eight. For each move
+	// miniredis sorts all its keys.
+	clockShare = 8
+	// maxPause limits how coarse the clock may become for that reason.
 	maxPause = 250 * time.Millisecond
-	// maxIdle is how long the clock may stand while nothing that is known of
-	// runs out: TTLs of hash fields, and those set past the hook, run too.
+	// maxIdle is the longest time for which the clock stands still while no known key
+	// runs out. TTLs of hash fields, and TTLs that were set past the hook, need the clock
+	// too.
 	maxIdle = time.Second
 )
 
-// clock is the one clock of a Redis. It stands still between calls of
-// Redis.move, so TIME and TTLs cannot differ.
+// clock is the only clock of a Redis. It stands still between calls of Redis.move, so
+// that TIME and TTLs always agree.
 type clock struct {
 	mini   *miniredis.Miniredis
 	base   time.Time     // when the Redis was started
 	offset time.Duration // by Advance
-	now    time.Time     // what the Redis thinks it is
+	now    time.Time     // current time of the Redis
 	cost   time.Duration // of the last move
-	pause  time.Duration // not moved again before that
+	pause  time.Duration // shortest time until the next move
 }
 
 func (c *clock) init(m *miniredis.Miniredis, start time.Time) {
@@ -35,12 +36,13 @@ func (c *clock) init(m *miniredis.Miniredis, start time.Time) {
 	m.SetTime(start.UTC())
 }
 
-// target is where the clock should be now. It follows the monotonic clock, or
-// that of the bubble.
+// target is the time to which the clock should move now. It follows the monotonic clock,
+// or that of the bubble.
 func (c *clock) target() time.Time { return c.base.Add(time.Since(c.base) + c.offset) }
 
-// move brings the clock up to date and publishes what ran out, unless it was
-// moved so recently that it would cost too much. r.turn is held.
+// move moves the clock to the current time and publishes the keys that ran out. If the
+// last move was so recent that another one would cost too much, it does nothing unless
+// forced. r.cmdMu is held.
 func (r *Redis) move(force bool) {
 	c, target := &r.time, r.time.target()
 	elapsed := target.Sub(c.now)
@@ -53,16 +55,17 @@ func (r *Redis) move(force bool) {
 	r.mini.SetTime(target.UTC())
 	c.now = target
 	r.publishExpired(due)
-	// The cheaper of the last two: one that was interrupted says nothing.
+	// Use the lower cost of the last two moves: the goroutine may have been interrupted
+	// in one of them.
 	cost := time.Since(began)
-	c.pause = min(share*min(cost, c.cost), maxPause)
+	c.pause = min(clockShare*min(cost, c.cost), maxPause)
 	c.cost = cost
 }
 
-// publishExpired tells of keys that ran out, as notify-keyspace-events says.
-// r.turn is held: whoever hears of it finds the key gone.
+// publishExpired publishes the events of keys that ran out, as notify-keyspace-events
+// says. r.cmdMu is held, so that a client that receives the event finds the key gone.
 func (r *Redis) publishExpired(due []expiry) {
-	if len(due) == 0 || r.cfg.mute {
+	if len(due) == 0 || r.cfg.noExpiredEvents {
 		return
 	}
 	r.mu.Lock()
@@ -102,29 +105,29 @@ func (r *Redis) tick() {
 	if hung {
 		return
 	}
-	r.turn.Lock()
-	defer r.turn.Unlock()
+	r.cmdMu.Lock()
+	defer r.cmdMu.Unlock()
 	target := r.time.target()
 	if r.index.dueBy(r.mini, r.time.now, target) || target.Sub(r.time.now) >= maxIdle {
 		r.move(false)
 	}
 }
 
-// Advance moves the clock of the Redis by d, as when the clock of its machine
-// is set: TIME jumps, and so does every TTL; keys whose time has then come run
-// out at once. A negative d gives all keys that much longer.
+// Advance moves the clock of the Redis by d, as if the clock of its machine were set.
+// TIME jumps, and so does every TTL. Keys whose time has then come run out at once. A
+// negative d makes the TTLs of all keys longer by that time.
 func (r *Redis) Advance(d time.Duration) {
-	r.turn.Lock()
-	defer r.turn.Unlock()
+	r.cmdMu.Lock()
+	defer r.cmdMu.Unlock()
 	r.move(true)
 	r.time.offset += d
 	r.move(true)
 }
 
-// Now returns what the clock of the Redis shows.
+// Now returns the time of the Redis's clock.
 func (r *Redis) Now() time.Time {
-	r.turn.Lock()
-	defer r.turn.Unlock()
+	r.cmdMu.Lock()
+	defer r.cmdMu.Unlock()
 	r.move(false)
 	return r.time.now.UTC()
 }

@@ -13,8 +13,8 @@ import (
 
 const (
 	eventsParam = "notify-keyspace-events"
-	// eventClasses are the flags of eventsParam in the order in which Redis
-	// prints them; A stands for the first eight and d.
+	// eventClasses are the flags of eventsParam in the order in which Redis prints them.
+	// A stands for all of allClasses.
 	eventClasses = "g$lshzxetdn"
 	allClasses   = "g$lshzxetd"
 )
@@ -49,7 +49,7 @@ func canonicalEvents(flags string) (string, bool) {
 	return classes + pick("KEm"), true
 }
 
-// cmdConfig is CONFIG, as far as it concerns notify-keyspace-events.
+// cmdConfig implements CONFIG for notify-keyspace-events only.
 func (r *Redis) cmdConfig(c *server.Peer, _ string, args []string) {
 	if len(args) == 0 {
 		c.WriteError("ERR wrong number of arguments for 'config' command")
@@ -106,8 +106,8 @@ func (r *Redis) keyspaceEvents() string {
 	return r.events
 }
 
-// info answers INFO for the sections that miniredis lacks, and reports whether
-// it did. The other sections are what miniredis has.
+// info answers INFO for the sections that miniredis lacks and reports whether it did.
+// miniredis answers the other sections.
 func (r *Redis) info(c *server.Peer, sections []string) bool {
 	var b strings.Builder
 	if len(sections) > 1 {
@@ -138,17 +138,16 @@ func (r *Redis) info(c *server.Peer, sections []string) bool {
 	return true
 }
 
-// RunID returns the run_id of INFO: the identity of the process that Redis
-// runs in.
+// RunID returns the run_id of INFO, which identifies the process of a Redis.
 func (r *Redis) RunID() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.runID
 }
 
-// NewRunID gives the Redis another run_id and returns it: as if another
-// process with the same data answered from now on. Connections stay; see
-// [Redis.CutOnce] and [Redis.Restart].
+// NewRunID gives the Redis another run_id and returns it, as if another process with the
+// same data answered from now on. Connections stay. See [Redis.CutOnce] and
+// [Redis.Restart].
 func (r *Redis) NewRunID() string {
 	id := newRunID()
 	r.mu.Lock()

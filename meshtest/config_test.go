@@ -10,7 +10,7 @@ import (
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-// The values are what Redis 7.0 answers.
+// The values are the answers of Redis 7.0.
 func TestConfigKeyspaceEvents(t *testing.T) {
 	t.Parallel()
 	ctx := t.Context()

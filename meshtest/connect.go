@@ -2,34 +2,40 @@ package meshtest
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/gorilla/websocket"
+
+	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// DefaultTimeout is how long a [Client] waits for what is to come, unless
-// [WithTimeout] says otherwise.
+// DefaultTimeout is the time for which a [Client] waits for an answer, an update or
+// another message, unless [WithTimeout] sets it.
 const DefaultTimeout = 30 * time.Second
 
 // ConnectOption changes how a [Client] connects.
 type ConnectOption func(*dialing) error
 
-// dialing is what the options set.
+// dialing holds the values that the options set.
 type dialing struct {
 	path      string
+	level     int // 0: none in the URL
 	header    http.Header
 	protocols []string
 	timeout   time.Duration
+	early     bool // see WithEarlyReturn
 }
 
-// WithPath sets where the client connects: a path, with a query if need be.
-// Defaults to "/ws".
+// WithPath sets the path to which the client connects. It may include a query. Defaults
+// to "/ws".
 func WithPath(path string) ConnectOption {
 	return func(d *dialing) error {
 		if !strings.HasPrefix(path, "/") {
@@ -40,8 +46,21 @@ func WithPath(path string) ConnectOption {
 	}
 }
 
-// WithHeader adds a header to the request that is upgraded: Authorization,
-// Cookie, Origin.
+// WithLevel sets the level of the wire protocol that the client speaks, as mesh-level in
+// the URL. At level 2 [Client.Call] returns a [*CommandError] for commands that answer
+// false at level 1. Defaults to no level in the URL, which is level 1.
+func WithLevel(level int) ConnectOption {
+	return func(d *dialing) error {
+		if level < 1 {
+			return fmt.Errorf("%w: level %d is not positive", ErrOption, level)
+		}
+		d.level = level
+		return nil
+	}
+}
+
+// WithHeader adds a header to the upgrade request, such as Authorization, Cookie or
+// Origin.
 func WithHeader(name, value string) ConnectOption {
 	return func(d *dialing) error {
 		d.header.Add(name, value)
@@ -49,8 +68,8 @@ func WithHeader(name, value string) ConnectOption {
 	}
 }
 
-// WithSubprotocols sets the subprotocols that the client offers, the one it
-// likes best first. [Client.Subprotocol] says which was taken.
+// WithSubprotocols sets the subprotocols that the client offers, in order of preference.
+// [Client.Subprotocol] returns the one that the server has chosen.
 func WithSubprotocols(names ...string) ConnectOption {
 	return func(d *dialing) error {
 		d.protocols = names
@@ -58,8 +77,8 @@ func WithSubprotocols(names ...string) ConnectOption {
 	}
 }
 
-// WithTimeout sets how long the client waits: to be connected, for an answer,
-// an update, a push, the end. Time is the bubble's in a synctest bubble.
+// WithTimeout sets how long the client waits for the handshake, an answer, an update, a
+// push, or the end of the connection. In a synctest bubble this is the bubble's time.
 // Defaults to [DefaultTimeout].
 func WithTimeout(timeout time.Duration) ConnectOption {
 	return func(d *dialing) error {
@@ -71,11 +90,34 @@ func WithTimeout(timeout time.Duration) ConnectOption {
 	}
 }
 
-// HandshakeError says that the server answered the request for an upgrade with
-// something else.
+// WithEarlyReturn makes [Server.Connect] and [Server.Dial] return as soon as the client
+// has its connection id, while the functions given to Server.OnConnection may still run.
+// The client then sends no command by itself. Use it to test what happens while such a
+// function runs, how a connection ends if the function fails, or an exact rate of
+// commands.
+func WithEarlyReturn() ConnectOption {
+	return func(d *dialing) error {
+		d.early = true
+		return nil
+	}
+}
+
+// target returns the path with the level.
+func (d *dialing) target() string {
+	if d.level == 0 {
+		return d.path
+	}
+	separator := "?"
+	if strings.Contains(d.path, "?") {
+		separator = "&"
+	}
+	return d.path + separator + "mesh-level=" + strconv.Itoa(d.level)
+}
+
+// HandshakeError says that the server refused the upgrade with an HTTP response.
 type HandshakeError struct {
 	Status int    // HTTP status: 401, 403, 503 …
-	Body   string // the first KiB of it, without white space around it
+	Body   string // the first KiB of the body, trimmed
 	Header http.Header
 }
 
@@ -84,9 +126,17 @@ func (e *HandshakeError) Error() string {
 	return fmt.Sprintf("meshtest: handshake refused: %d %s", e.Status, e.Body)
 }
 
-// Connect opens a WebSocket and waits for its connection id. It fails the test
-// where that fails, and closes the client when the test is over; a server may
-// be shared by the tests below it.
+// Connect opens a WebSocket. It waits for its connection id, and until the functions
+// given to Server.OnConnection have returned. Their effects are then there, and the
+// messages that they sent have come. To learn that they have returned, the client sends a
+// "mesh/noop". It counts as one command of the client for Limits.CommandsPerSecond. See
+// [WithEarlyReturn].
+//
+// Connect fails the test if any of that fails. If an OnConnection function fails, the
+// message has the code and reason of the close frame (1011). If the app closes the
+// connection in such a function, with another code than 1011 and 1012, Connect returns
+// the client, and [Client.AwaitClose] says how it ended. The client is closed when the
+// test is over. The subtests of a test may share its server.
 func (s *Server) Connect(t TB, opts ...ConnectOption) *Client {
 	t.Helper()
 	c, err := s.dial(t, opts)
@@ -98,10 +148,11 @@ func (s *Server) Connect(t TB, opts ...ConnectOption) *Client {
 	return c
 }
 
-// Dial is [Server.Connect] for tests of what is refused, and for use without a
-// test: it returns an error, a [*HandshakeError] where the server answered. A
-// client that it returns fails the test that started the server, and is closed
-// with the server if not before.
+// Dial is [Server.Connect] for tests of refused connections, and for use without a test.
+// It returns an error: a [*HandshakeError] if the server refused the upgrade, a
+// [*CloseError] if the connection ended before an OnConnection function returned. The
+// client that it returns fails the test that started the server. It is closed with the
+// server at the latest.
 func (s *Server) Dial(opts ...ConnectOption) (*Client, error) { return s.dial(s.tb, opts) }
 
 func (s *Server) dial(t TB, opts []ConnectOption) (*Client, error) {
@@ -141,7 +192,7 @@ func (c *Client) connect(d dialing) error {
 			return conn, nil
 		},
 	}
-	ws, resp, err := dialer.DialContext(ctx, "ws://"+host+d.path, d.header)
+	ws, resp, err := dialer.DialContext(ctx, "ws://"+host+d.target(), d.header) //nolint:bodyclose // the dialer has read it
 	if errors.Is(err, websocket.ErrBadHandshake) && resp != nil {
 		body, _ := io.ReadAll(resp.Body) // in memory already
 		return &HandshakeError{Status: resp.StatusCode, Body: strings.TrimSpace(string(body)), Header: resp.Header}
@@ -151,13 +202,36 @@ func (c *Client) connect(d dialing) error {
 	}
 	c.ws = ws
 	c.begin()
-	if c.await(d.timeout, func() bool { return c.id != "" }) {
+	if err := c.arrive(ctx, d); err != nil {
+		c.Kill()
+		return err
+	}
+	return nil
+}
+
+// arrive waits for the connection id and, unless the client returns early, until the
+// OnConnection functions have returned.
+func (c *Client) arrive(ctx context.Context, d dialing) error {
+	deadline, _ := ctx.Deadline()
+	if !c.await(time.Until(deadline), func() bool { return c.id != "" }) {
+		if end := c.ended(); end != nil {
+			return end
+		}
+		return fmt.Errorf("meshtest: no connection id within %v", d.timeout)
+	}
+	if d.early {
 		return nil
 	}
+	// The server answers no command before they have returned.
+	_, err := c.roundTrip(request{Command: wire.CommandNoop, Payload: json.RawMessage("{}")}, time.Until(deadline))
 	end := c.ended()
-	c.Kill()
-	if end != nil {
+	switch {
+	case err == nil:
+		return nil
+	case end == nil:
+		return fmt.Errorf("meshtest: the OnConnection functions have not returned within %v", d.timeout)
+	case end.byServer():
 		return end
 	}
-	return fmt.Errorf("meshtest: no connection id within %v", d.timeout)
+	return nil // the app closed it
 }

@@ -11,8 +11,9 @@ import (
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-// A server and two clients. In a test use StartRedis(t), StartServer(t, srv)
-// and server.Connect(t) instead: no errors to look at, and nothing to close.
+// This example has one server and two clients. In a test, use StartRedis(t),
+// StartServer(t, srv) and server.Connect(t) instead. They need no error checks and no
+// cleanup.
 func Example() {
 	redis, err := meshtest.NewRedis()
 	if err != nil {
@@ -53,8 +54,8 @@ func Example() {
 	// leave true
 }
 
-// A command of the app's own: what it answers, what it refuses and with which
-// code. In a test this goes into a synctest bubble.
+// This example tests a command of the app: its answer, its refusal and the error code. In
+// a test this goes into a synctest bubble.
 func Example_command() {
 	redis, err := meshtest.NewRedis()
 	if err != nil {
@@ -98,7 +99,8 @@ func Example_command() {
 	// "hello"
 }
 
-// A guard: whom it refuses sees nothing, until the metadata say otherwise.
+// This example tests a guard. A refused connection sees nothing until its metadata
+// change.
 func Example_guard() {
 	redis, err := meshtest.NewRedis()
 	if err != nil {

@@ -18,23 +18,23 @@ import (
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-// judge is a TB that keeps the message.
-type judge struct {
+// recordingTB is a TB that keeps the failure message.
+type recordingTB struct {
 	message  string
 	cleanups []func()
 }
 
-func (j *judge) Helper()          {}
-func (j *judge) Cleanup(f func()) { j.cleanups = append(j.cleanups, f) }
-func (j *judge) Fatalf(format string, args ...any) {
-	j.message = fmt.Sprintf(format, args...)
+func (r *recordingTB) Helper()          {}
+func (r *recordingTB) Cleanup(f func()) { r.cleanups = append(r.cleanups, f) }
+func (r *recordingTB) Fatalf(format string, args ...any) {
+	r.message = fmt.Sprintf(format, args...)
 	runtime.Goexit()
 }
 
-// failing runs a test and returns with which message it failed.
+// failing runs a test that must fail, and returns its failure message.
 func failing(t *testing.T, test func(tb meshtest.TB)) string {
 	t.Helper()
-	var j judge
+	var j recordingTB
 	var wg sync.WaitGroup
 	wg.Go(func() { test(&j) })
 	wg.Wait()
@@ -48,14 +48,14 @@ func failing(t *testing.T, test func(tb meshtest.TB)) string {
 	return j.message
 }
 
-// cast is who plays in a test that fails.
+// cast holds the server and the clients of a test that fails.
 type cast struct {
 	tb       meshtest.TB
 	srv      *mesh.Server
 	ann, bob *meshtest.Client
 }
 
-// push has the server send ann something.
+// push makes the server send a push to Ann.
 func (c cast) push(command string) {
 	if err := c.srv.Connections().Send(context.Background(), c.ann.ID(), command, 1); err != nil {
 		c.tb.Fatalf("%v", err)
@@ -65,7 +65,7 @@ func (c cast) push(command string) {
 func isState(u meshtest.Update) bool { return u.Type == "state" }
 
 var failures = []struct {
-	want string // with ANN and BOB for their ids
+	want string // with ANN and BOB in place of their ids
 	test func(c cast)
 }{
 	{`no update within 30s; it is subscribed to nothing`, func(c cast) { c.ann.NextUpdate() }},
@@ -145,7 +145,7 @@ var failures = []struct {
 	}},
 }
 
-func TestFailuresSayWhatCameInstead(t *testing.T) {
+func TestFailureMessages(t *testing.T) {
 	for _, f := range failures {
 		t.Run(f.want, func(t *testing.T) {
 			inBubble(t, func(t *testing.T) {
@@ -168,7 +168,7 @@ func TestFailuresSayWhatCameInstead(t *testing.T) {
 	}
 }
 
-func TestFailuresOfStarting(t *testing.T) {
+func TestStartFailures(t *testing.T) {
 	t.Parallel()
 	require.Contains(t, failing(t, func(tb meshtest.TB) {
 		meshtest.StartServer(tb, http.NotFoundHandler(), part{"a", errors.New("broken"), new([]string)})
@@ -183,7 +183,7 @@ func TestFailuresOfStarting(t *testing.T) {
 	}))
 }
 
-func TestFailuresOfStopping(t *testing.T) {
+func TestStopFailures(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		r := meshtest.StartRedis(t)
 		got := failing(t, func(tb meshtest.TB) {
@@ -208,7 +208,7 @@ func TestFailuresOfStopping(t *testing.T) {
 	})
 }
 
-// What a failed test prints says what there was, not bytes.
+// The text of a snapshot is readable: it shows JSON as text and not as bytes.
 func TestSnapshotsAsText(t *testing.T) {
 	t.Parallel()
 	for want, s := range map[string]meshtest.Snapshot{

@@ -10,9 +10,8 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Cut ends all connections, as a reset does, and refuses new ones until
-// [Redis.Heal]. Commands that have arrived may still run; nobody gets their
-// answers.
+// Cut ends all connections, as a reset does, and refuses new ones until [Redis.Heal].
+// Commands that have arrived may still run. Their answers are lost.
 func (r *Redis) Cut() {
 	r.mu.Lock()
 	r.cut = true
@@ -20,8 +19,8 @@ func (r *Redis) Cut() {
 	r.CutOnce()
 }
 
-// CutOnce ends all connections, as a reset does, and lets clients connect
-// again. What is published before they have done so is lost to them.
+// CutOnce ends all connections, as a reset does, and lets clients connect again. A
+// message that is published before a client has reconnected is lost to it.
 func (r *Redis) CutOnce() {
 	r.mu.Lock()
 	conns := r.connections(nil)
@@ -31,16 +30,16 @@ func (r *Redis) CutOnce() {
 	}
 }
 
-// Heal ends what [Redis.Cut] began.
+// Heal ends the effect of [Redis.Cut].
 func (r *Redis) Heal() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.cut = false
 }
 
-// CutClient is [Redis.Cut] for the connections of one client: what a server
-// sees that lost the network to its Redis, while the others have theirs. The
-// client must be one that [Redis.Client] returned; an error says that it is not.
+// CutClient is [Redis.Cut] for the connections of one client. It simulates a server that
+// lost the network to Redis, while other servers still have theirs. The client must come
+// from [Redis.Client]. Otherwise CutClient returns an error.
 func (r *Redis) CutClient(c *redis.Client) error {
 	conns, err := r.setCut(c, true)
 	for _, c := range conns {
@@ -49,13 +48,13 @@ func (r *Redis) CutClient(c *redis.Client) error {
 	return err
 }
 
-// HealClient ends what [Redis.CutClient] began.
+// HealClient ends the effect of [Redis.CutClient].
 func (r *Redis) HealClient(c *redis.Client) error {
 	_, err := r.setCut(c, false)
 	return err
 }
 
-// setCut marks a client's link and returns what is connected over it.
+// setCut marks the link of a client as cut or not and returns its connections.
 func (r *Redis) setCut(c *redis.Client, cut bool) ([]*memConn, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -67,9 +66,9 @@ func (r *Redis) setCut(c *redis.Client, cut bool) ([]*memConn, error) {
 	return r.connections(l), nil
 }
 
-// Hang makes the Redis answer nothing until [Redis.Resume], as a stopped
-// process does: connections stay, new ones are accepted, commands wait and run
-// later, expired events come late.
+// Hang makes the Redis answer nothing until [Redis.Resume], as a stopped process does.
+// Connections stay, new ones are accepted, commands wait and run later, and expired
+// events come late.
 func (r *Redis) Hang() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -78,7 +77,7 @@ func (r *Redis) Hang() {
 	}
 }
 
-// Resume ends what [Redis.Hang] began.
+// Resume ends the effect of [Redis.Hang].
 func (r *Redis) Resume() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -93,37 +92,37 @@ func (r *Redis) resume() {
 	}
 }
 
-// SetError makes every command fail with that message, which begins with the
+// SetError makes every command fail with the given message. The message begins with the
 // code: "LOADING Redis is loading the dataset in memory", "READONLY …". Blocking
-// commands, those called by scripts, and those with which a connection begins
-// (HELLO, AUTH, SELECT, CLIENT) are left alone. "" ends it.
+// commands, commands that scripts call, and the first commands of a connection (HELLO,
+// AUTH, SELECT, CLIENT) do not fail. An empty message ends it.
 func (r *Redis) SetError(message string) {
-	r.turn.Lock()
-	defer r.turn.Unlock()
+	r.cmdMu.Lock()
+	defer r.cmdMu.Unlock()
 	r.failure = message
 }
 
-// FlushAll deletes everything, as FLUSHALL does. No event tells of it.
+// FlushAll deletes everything, as FLUSHALL does, without any event.
 func (r *Redis) FlushAll() {
-	r.turn.Lock()
-	defer r.turn.Unlock()
+	r.cmdMu.Lock()
+	defer r.cmdMu.Unlock()
 	r.mini.FlushAll()
 }
 
-// Restart makes the Redis what a new process without saved data is: empty,
-// with no script loaded, notify-keyspace-events as at the start, another
-// run_id, answering (see [Redis.Hang]), and nobody connected. Nothing that came
-// over an older connection runs any more. After [Redis.Cut] it still refuses
-// connections. An error is [ErrClosed].
+// Restart gives the Redis the state of a new process without saved data. It is empty, no
+// script is loaded, notify-keyspace-events is as at the start, and the run_id is another
+// one. It answers (see [Redis.Hang]) and has no connections. No command that came over an
+// older connection runs any more. After [Redis.Cut] it still refuses connections. The
+// error is [ErrClosed] if the Redis has been closed.
 func (r *Redis) Restart() error {
-	r.turn.Lock()
-	defer r.turn.Unlock()
+	r.cmdMu.Lock()
+	defer r.cmdMu.Unlock()
 	r.mu.Lock()
 	if r.closed {
 		r.mu.Unlock()
 		return ErrClosed
 	}
-	r.life++
+	r.restarts++
 	r.events = r.cfg.events
 	r.runID = newRunID()
 	conns := r.connections(nil)
@@ -136,12 +135,12 @@ func (r *Redis) Restart() error {
 	return r.do("SCRIPT", "FLUSH")
 }
 
-// do runs a command as if it came over a connection. r.turn is held.
+// do runs a command as if it came over a connection. r.cmdMu is held.
 func (r *Redis) do(args ...string) error {
 	var reply bytes.Buffer
 	c := server.NewPeer(bufio.NewWriter(&reply))
 	r.mu.Lock()
-	r.peers[c] = &peer{inside: true, life: r.life}
+	r.peers[c] = &peer{dispatching: true, restarts: r.restarts}
 	r.mu.Unlock()
 	r.srv.Dispatch(c, args)
 	c.Flush()

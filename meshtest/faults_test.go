@@ -14,7 +14,7 @@ import (
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-// once is a client that tries everything once.
+// once returns a client that makes one attempt of everything.
 func once(t *testing.T, r *meshtest.Redis) *redis.Client {
 	t.Helper()
 	opts := r.Options()
@@ -41,13 +41,13 @@ func TestCutAndHeal(t *testing.T) {
 		_, err = ps.Receive(ctx)
 		require.Error(t, err)
 		r.Heal()
-		require.Equal(t, "v", c.Get(ctx, "k").Val(), "data has stayed")
+		require.Equal(t, "v", c.Get(ctx, "k").Val(), "the data is kept")
 	})
 }
 
-// go-redis goes on looking for a Redis that refused often, even after its
-// client was closed: in a bubble nothing may be left of that.
-func TestCutForGoodLeavesNothingBehind(t *testing.T) {
+// go-redis keeps dialling a Redis that refused many connections, even after its client
+// was closed. In a bubble none of those goroutines may be left.
+func TestPermanentCutLeavesNoGoroutine(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		r := meshtest.StartRedis(t)
 		opts := r.Options()
@@ -66,8 +66,8 @@ func TestCutForGoodLeavesNothingBehind(t *testing.T) {
 	})
 }
 
-// A client dials on for whoever has given up waiting: it is waited for, too.
-func TestCutDuringADialLeavesNothingBehind(t *testing.T) {
+// If a caller gives up waiting, its client still dials. Close waits for that too.
+func TestCutDuringADialLeavesNoGoroutine(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		r := meshtest.StartRedis(t)
 		c := r.Client()
@@ -78,7 +78,7 @@ func TestCutDuringADialLeavesNothingBehind(t *testing.T) {
 	})
 }
 
-func TestCutOnceLosesWhatIsPublishedMeanwhile(t *testing.T) {
+func TestCutOnceLosesMessages(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		ctx := t.Context()
 		r := meshtest.StartRedis(t)
@@ -108,7 +108,7 @@ func TestHangAndResume(t *testing.T) {
 		require.Equal(t, time.Second, time.Since(began))
 		r.Resume()
 		synctest.Wait()
-		require.Equal(t, "1", c.Get(t.Context(), "n").Val(), "it ran later, unheard")
+		require.Equal(t, "1", c.Get(t.Context(), "n").Val(), "it ran later, without an answer")
 	})
 }
 
@@ -129,7 +129,7 @@ func TestRestartForgetsEverything(t *testing.T) {
 		var wg sync.WaitGroup
 		wg.Go(func() {
 			if err := late.Set(ctx, "late", 1, 0).Err(); err == nil {
-				t.Error("answered by a process that is gone")
+				t.Error("a process that has ended answered")
 			}
 		})
 		synctest.Wait()
@@ -141,7 +141,7 @@ func TestRestartForgetsEverything(t *testing.T) {
 		require.ErrorContains(t, c.EvalSha(ctx, script.Hash(), nil).Err(), "NOSCRIPT")
 		require.Equal(t, "", c.ConfigGet(ctx, "notify-keyspace-events").Val()["notify-keyspace-events"])
 		require.NotEqual(t, id, r.RunID())
-		time.Sleep(2 * time.Minute) // the old key's time: nothing breaks
+		time.Sleep(2 * time.Minute) // past the old key's time: it has no effect
 	})
 }
 
@@ -160,7 +160,7 @@ func TestSetErrorAndFlushAll(t *testing.T) {
 	require.Empty(t, r.Mini().Keys())
 }
 
-func TestBlockingCommandsLetOthersPass(t *testing.T) {
+func TestBlockingCommandsDoNotBlockOthers(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		ctx := t.Context()
 		c := meshtest.StartRedis(t).Client()

@@ -4,47 +4,47 @@ import (
 	"github.com/alicebob/miniredis/v2/server"
 )
 
-// peer is what the hook knows of a connection. Only the goroutine that serves
-// the connection uses it.
+// peer is the hook's record of a connection. Only the goroutine that serves the
+// connection uses it.
 type peer struct {
-	life   uint64   // Redis.life when it connected
-	inside bool     // the hook is running a command of it
-	tx     bool     // between MULTI and EXEC
-	queued []string // keys that EXEC may give a TTL
+	restarts    uint64   // Redis.restarts when it connected
+	dispatching bool     // the hook is running a command of it
+	tx          bool     // between MULTI and EXEC
+	queued      []string // keys that may have a TTL after EXEC
 }
 
-// blocking lists the commands that may wait for another one, which they must
-// not do with the turn. None of them gives a key a TTL.
+// blocking lists the commands that may wait for another command, which they must not do
+// while they hold cmdMu. None of them gives a key a TTL.
 var blocking = map[string]bool{
 	"BLPOP": true, "BRPOP": true, "BRPOPLPUSH": true, "BLMOVE": true, "BLMPOP": true,
 	"BZPOPMIN": true, "BZPOPMAX": true, "BZMPOP": true, "XREAD": true, "XREADGROUP": true,
 }
 
-// greeting lists the commands of a new connection. A Redis that is loading,
-// full, or a replica answers them all the same.
+// greeting lists the commands of a new connection. A Redis that is loading, full, or a
+// replica answers them nevertheless.
 var greeting = map[string]bool{"HELLO": true, "AUTH": true, "SELECT": true, "CLIENT": true}
 
-// hook is called before every command. It runs the command itself: with the
-// turn, so that the clock has been moved up to it and stands until it is done.
-// It reports whether the command has been dealt with.
+// hook is called before every command. It runs the command itself and holds cmdMu, so
+// that the clock has been moved before the command and stands still until it is done. The
+// result reports whether the command has been handled.
 func (r *Redis) hook(c *server.Peer, cmd string, args ...string) bool {
 	p := r.peer(c)
-	if p == nil { // called by a script, which has the turn
+	if p == nil { // called by a script, which holds cmdMu
 		r.index.note(cmd, args, r.index.touch)
 		return false
 	}
-	if p.inside {
+	if p.dispatching {
 		return false
 	}
 	r.await()
 	if blocking[cmd] {
 		return false
 	}
-	r.turn.Lock()
-	defer r.turn.Unlock()
+	r.cmdMu.Lock()
+	defer r.cmdMu.Unlock()
 	r.move(false)
 	switch {
-	case r.outlived(p):
+	case r.outdated(p):
 		c.Close()
 	case r.failure != "" && !greeting[cmd]:
 		c.WriteError(r.failure)
@@ -55,11 +55,11 @@ func (r *Redis) hook(c *server.Peer, cmd string, args ...string) bool {
 	return true
 }
 
-// run has miniredis execute the command, and tells the index. r.turn is held.
+// run lets miniredis execute the command and updates the index. r.cmdMu is held.
 func (r *Redis) run(p *peer, c *server.Peer, cmd string, args []string) {
-	p.inside = true
+	p.dispatching = true
 	r.srv.Dispatch(c, append([]string{cmd}, args...))
-	p.inside = false
+	p.dispatching = false
 
 	touch := r.index.touch
 	if p.tx {
@@ -77,9 +77,9 @@ func (r *Redis) run(p *peer, c *server.Peer, cmd string, args []string) {
 	}
 }
 
-// peer returns what is known of the connection; nil for the stand-in through
-// which a script calls commands. That one comes with a context from its
-// script, whereas a connection gets its context from its first command.
+// peer returns the record of the connection. It returns nil for the stand-in connection
+// through which a script calls commands. That one has a context from its script, but a
+// client's connection gets its context with its first command.
 func (r *Redis) peer(c *server.Peer) *peer {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -87,7 +87,7 @@ func (r *Redis) peer(c *server.Peer) *peer {
 	if ok || c.Ctx != nil {
 		return p
 	}
-	p = &peer{life: r.life}
+	p = &peer{restarts: r.restarts}
 	r.peers[c] = p
 	c.OnDisconnect(func() {
 		r.mu.Lock()
@@ -97,7 +97,7 @@ func (r *Redis) peer(c *server.Peer) *peer {
 	return p
 }
 
-// await waits while the Redis hangs. Close and Restart end it too.
+// await waits while the Redis hangs. Close and Restart end the wait too.
 func (r *Redis) await() {
 	for {
 		r.mu.Lock()
@@ -110,10 +110,10 @@ func (r *Redis) await() {
 	}
 }
 
-// outlived reports whether the connection is one of a Redis that has been
-// closed or restarted.
-func (r *Redis) outlived(p *peer) bool {
+// outdated reports whether the connection was made before the Redis was restarted or
+// closed.
+func (r *Redis) outdated(p *peer) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.closed || p.life != r.life
+	return r.closed || p.restarts != r.restarts
 }

@@ -9,14 +9,14 @@ import (
 	"github.com/alicebob/miniredis/v2"
 )
 
-// index knows which keys may run out when, so that time can pass without a
-// look at every key. It is told of commands that may give a key a TTL, and asks
-// miniredis what became of that key before the clock moves next. It never
-// knows of a key too late, since the clock stands still from the command on;
-// that a key was deleted or prolonged is noticed when its old time has come.
+// index knows when each key may run out, so that time can pass without a look at every
+// key. It is told of each command that may give a key a TTL, and asks miniredis for the
+// TTL before the clock moves next. The clock stands still between the command and that
+// question, so the index never learns of a key too late. If a key was deleted or got a
+// longer TTL, the index finds that at the key's old time.
 type index struct {
 	fresh     map[string]struct{}  // may have been given a TTL since the last move
-	scheduled map[string]time.Time // the item of the key that counts
+	scheduled map[string]time.Time // the one valid item of each key
 	heap      deadlines
 	dbs       []int // databases that have been selected
 }
@@ -44,8 +44,8 @@ func (x *index) use(db int) {
 	}
 }
 
-// settle schedules the fresh keys. now is what the clock shows.
-func (x *index) settle(m *miniredis.Miniredis, now time.Time) {
+// apply schedules the fresh keys. now is the time of the clock.
+func (x *index) apply(m *miniredis.Miniredis, now time.Time) {
 	for key := range x.fresh {
 		for _, db := range x.dbs {
 			if ttl := m.DB(db).TTL(key); ttl > 0 {
@@ -56,7 +56,7 @@ func (x *index) settle(m *miniredis.Miniredis, now time.Time) {
 	clear(x.fresh)
 }
 
-// schedule has the key looked at then, or before.
+// schedule makes the index look at the key at that time or before.
 func (x *index) schedule(key string, at time.Time) {
 	if before, ok := x.scheduled[key]; ok && !at.Before(before) {
 		return
@@ -67,13 +67,13 @@ func (x *index) schedule(key string, at time.Time) {
 
 // dueBy reports whether a key may run out by target.
 func (x *index) dueBy(m *miniredis.Miniredis, now, target time.Time) bool {
-	x.settle(m, now)
+	x.apply(m, now)
 	return len(x.heap) > 0 && !x.heap[0].at.After(target)
 }
 
-// due returns what runs out when the clock moves from now to target, in order.
+// due returns the keys that run out when the clock moves from now to target, in order.
 func (x *index) due(m *miniredis.Miniredis, now, target time.Time) []expiry {
-	x.settle(m, now)
+	x.apply(m, now)
 	var out []expiry
 	for len(x.heap) > 0 && !x.heap[0].at.After(target) {
 		item := heap.Pop(&x.heap).(deadline)
@@ -84,7 +84,7 @@ func (x *index) due(m *miniredis.Miniredis, now, target time.Time) []expiry {
 		for _, db := range x.dbs {
 			ttl := m.DB(db).TTL(item.key)
 			switch at := now.Add(ttl); {
-			case ttl <= 0: // deleted, or made to stay
+			case ttl <= 0: // deleted, or made persistent
 			case at.After(target):
 				x.schedule(item.key, at)
 			default:
@@ -96,8 +96,8 @@ func (x *index) due(m *miniredis.Miniredis, now, target time.Time) []expiry {
 	return out
 }
 
-// note tells the index of a command that is about to run or has just run. keys
-// are handed to touch, which may put them off until EXEC.
+// note tells the index of a command that is about to run or has just run. Its keys are
+// passed to touch, which may postpone them until EXEC.
 func (x *index) note(cmd string, args []string, touch func(key string)) {
 	if from, ok := expiring[cmd]; ok && len(args) > from && (cmd != "SET" || len(args) > 2) {
 		touch(args[from])
@@ -112,8 +112,8 @@ func (x *index) note(cmd string, args []string, touch func(key string)) {
 	}
 }
 
-// expiring lists the commands that can give a key a TTL, and where its name
-// stands.
+// expiring lists the commands that can give a key a TTL, with the position of the key
+// among the arguments.
 var expiring = map[string]int{
 	"SET": 0, "SETEX": 0, "PSETEX": 0, "GETEX": 0,
 	"EXPIRE": 0, "PEXPIRE": 0, "EXPIREAT": 0, "PEXPIREAT": 0,
@@ -126,7 +126,7 @@ type deadline struct {
 	at  time.Time
 }
 
-// deadlines implements [heap.Interface], the earliest first.
+// deadlines implements [heap.Interface], with the earliest first.
 type deadlines []deadline
 
 // Len implements [heap.Interface].

@@ -8,20 +8,20 @@ import (
 	"sync"
 )
 
-// host is what stands where a URL needs a host. Nothing listens there.
+// host is the host in URLs. No port is open there.
 const host = "127.0.0.1"
 
 // firstPort is the first of the ports that clients seem to come from.
 const firstPort = 49152
 
-// network is a [net.Listener] in memory, and the only way to it.
+// network is a [net.Listener] in memory, with the function that dials it.
 type network struct {
 	arrivals chan net.Conn
 	quit     chan struct{} // closed by Close
 
 	mu     sync.Mutex // guards the fields below
 	closed bool
-	down   bool // refuses, as a host does that does not run
+	down   bool // refuses connections, like a host that does not run
 	port   int
 	conns  map[*memConn]struct{} // the server's ends
 }
@@ -35,7 +35,7 @@ func newNetwork() *network {
 	}
 }
 
-// dial connects. It waits for Accept, as long as ctx lasts.
+// dial connects. It waits for Accept until ctx ends.
 func (n *network) dial(ctx context.Context) (*memConn, error) {
 	near, far, err := n.connect()
 	if err != nil {
@@ -53,7 +53,7 @@ func (n *network) dial(ctx context.Context) (*memConn, error) {
 	return nil, err
 }
 
-// connect makes a connection that drop knows of.
+// connect makes a connection and registers it for drop.
 func (n *network) connect() (near, far *memConn, err error) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
@@ -74,7 +74,7 @@ func (n *network) connect() (near, far *memConn, err error) {
 	return near, far, nil
 }
 
-// fail refuses connections from now on, and breaks those that there are.
+// fail refuses new connections from now on and breaks the existing ones.
 func (n *network) fail() {
 	n.mu.Lock()
 	n.down = true

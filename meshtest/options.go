@@ -7,24 +7,23 @@ import (
 	"time"
 )
 
-// ErrOption is wrapped by the error of [NewRedis] for an option with a value
-// that makes no sense.
+// ErrOption is wrapped by the error of [NewRedis] for an option with an invalid value.
 var ErrOption = errors.New("meshtest: invalid option")
 
-// DefaultTick is how often a Redis looks for keys that have run out when no
-// command makes it look. See [WithTick].
+// DefaultTick is the interval at which a Redis looks for keys that have run out while no
+// command comes. See [WithTick].
 const DefaultTick = 50 * time.Millisecond
 
 // Option changes how a [Redis] behaves.
 type Option func(*config) error
 
-// config is what the options set.
+// config holds the values that the options set.
 type config struct {
-	tick      time.Duration
-	addr      string
-	events    string // notify-keyspace-events after a start
-	mute      bool   // never publish an expired event
-	forbidden bool   // CONFIG is refused
+	tick            time.Duration
+	addr            string
+	events          string // notify-keyspace-events after a start
+	noExpiredEvents bool   // never publish an expired event
+	noConfig        bool   // CONFIG is refused
 }
 
 func newConfig(opts []Option) (config, error) {
@@ -37,8 +36,8 @@ func newConfig(opts []Option) (config, error) {
 	return c, nil
 }
 
-// WithTick sets how often keys that ran out are looked for while no command
-// comes in: the longest that an expired event may be late. Defaults to
+// WithTick sets the interval at which the Redis looks for keys that have run out while no
+// command comes. An expired event may be late by this time at most. Defaults to
 // [DefaultTick].
 func WithTick(d time.Duration) Option {
 	return func(c *config) error {
@@ -50,9 +49,9 @@ func WithTick(d time.Duration) Option {
 	}
 }
 
-// WithAddr makes the Redis listen on a TCP address too, so that other
-// processes can reach it. "127.0.0.1:0" picks a free port: [Redis.Addr] says
-// which. It does not work inside a testing/synctest bubble.
+// WithAddr makes the Redis listen on a TCP address too, so that other processes can reach
+// it. "127.0.0.1:0" picks a free port, which [Redis.Addr] returns. WithAddr does not work
+// inside a testing/synctest bubble.
 func WithAddr(addr string) Option {
 	return func(c *config) error {
 		if _, _, err := net.SplitHostPort(addr); err != nil {
@@ -63,8 +62,8 @@ func WithAddr(addr string) Option {
 	}
 }
 
-// WithKeyspaceEvents sets notify-keyspace-events from the start, as an
-// operator does in redis.conf: "Ex", "KEA". Defaults to "", as Redis does.
+// WithKeyspaceEvents sets notify-keyspace-events from the start, like redis.conf: "Ex",
+// "KEA". Defaults to "", as in Redis.
 func WithKeyspaceEvents(flags string) Option {
 	return func(c *config) error {
 		canonical, ok := canonicalEvents(flags)
@@ -76,21 +75,20 @@ func WithKeyspaceEvents(flags string) Option {
 	}
 }
 
-// WithoutExpiredEvents makes the Redis publish no expired event, whatever
-// notify-keyspace-events says: as if each were lost.
+// WithoutExpiredEvents makes the Redis publish no expired event, whatever the setting
+// notify-keyspace-events says, as if each event were lost.
 func WithoutExpiredEvents() Option {
 	return func(c *config) error {
-		c.mute = true
+		c.noExpiredEvents = true
 		return nil
 	}
 }
 
-// WithConfigForbidden makes the Redis answer CONFIG as managed services do: it
-// does not know the command. [WithKeyspaceEvents] is then the only way to have
-// expired events.
+// WithConfigForbidden makes the Redis refuse CONFIG as an unknown command, as managed
+// services do. Expired events then need [WithKeyspaceEvents].
 func WithConfigForbidden() Option {
 	return func(c *config) error {
-		c.forbidden = true
+		c.noConfig = true
 		return nil
 	}
 }

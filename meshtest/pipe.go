@@ -12,13 +12,13 @@ import (
 )
 
 const (
-	// requestLimit is what a client may send ahead before it has to wait, as
-	// it would for a full socket buffer.
+	// requestLimit limits the bytes that a client may send ahead. Then it has to wait, as
+	// for a full socket buffer.
 	requestLimit = 256 << 10
-	// replyLimit is what a client may leave unread before it is cut off: hard
-	// limit of client-output-buffer-limit for pub/sub clients in redis.conf.
-	// Until then the server never waits for a client, as it would on a
-	// net.Pipe: there one slow subscriber stops every command.
+	// replyLimit limits the bytes that a client may leave unread before its connection is
+	// cut. It is the hard limit of client-output-buffer-limit for pub/sub clients in
+	// redis.conf. Below the limit the server never waits for a client. On a net.Pipe it
+	// would, and one slow subscriber would stop every command.
 	replyLimit = 32 << 20
 )
 
@@ -27,7 +27,7 @@ type memConn struct {
 	in, out       *stream
 	local, remote net.Addr // nil: memAddr
 	once          sync.Once
-	onClose       func() // called once by Close or abort; nil: nothing
+	onClose       func() // called once by Close or abort; may be nil
 }
 
 // memPipe returns the two ends of a new connection to a Redis.
@@ -37,8 +37,8 @@ func memPipe() (client, srv *memConn) {
 	return &memConn{in: replies, out: requests}, &memConn{in: requests, out: replies}
 }
 
-// socketPipe returns the two ends of a new connection to a Server: with room
-// for some data on the way in either direction, as between two sockets.
+// socketPipe returns the two ends of a new connection to a Server. Both directions have a
+// buffer, like two sockets.
 func socketPipe(client, srv net.Addr) (near, far *memConn) {
 	up, down := newStream(requestLimit, false), newStream(requestLimit, false)
 	return &memConn{in: down, out: up, local: client, remote: srv}, &memConn{in: up, out: down, local: srv, remote: client}
@@ -56,7 +56,7 @@ func (c *memConn) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// Close implements [net.Conn]. The other end may still read what was written.
+// Close implements [net.Conn]. The other end may still read the data that was written.
 func (c *memConn) Close() error {
 	c.in.end(net.ErrClosed, opError("write", syscall.EPIPE))
 	c.out.end(io.EOF, net.ErrClosed)
@@ -64,7 +64,7 @@ func (c *memConn) Close() error {
 	return nil
 }
 
-// abort ends the connection as a reset does: what is under way is lost.
+// abort ends the connection like a reset. Data on the way is lost.
 func (c *memConn) abort() {
 	for _, s := range []*stream{c.in, c.out} {
 		s.drop()
@@ -130,19 +130,19 @@ func refused() error { return opError("dial", syscall.ECONNREFUSED) }
 // stream is one direction of a connection.
 type stream struct {
 	limit  int
-	cutOff bool // a full stream is an error, not a reason to wait
+	cutOff bool // if the stream is full, fail instead of waiting
 
-	// mu guards the fields below; cond tells of each change to them.
+	// mu guards the fields below. Each change to them signals cond.
 	mu       sync.Mutex
 	cond     *sync.Cond
 	buf      bytes.Buffer
-	readErr  error // what a reader gets once buf is empty; nil: it waits
-	writeErr error // what a writer gets; nil: it may write
+	readErr  error // the result of a read once buf is empty; nil: it waits
+	writeErr error // the result of a write; nil: it succeeds
 	readBy   alarm
 	writeBy  alarm
 }
 
-// alarm is a deadline that wakes whoever waits.
+// alarm is a deadline. Its timer wakes waiting readers and writers.
 type alarm struct {
 	at    time.Time
 	timer *time.Timer
@@ -176,8 +176,8 @@ func (s *stream) read(p []byte) (int, error) {
 	}
 }
 
-// write puts all of p into the stream. full says that the reader is to be cut
-// off, since it left too much unread.
+// write puts all of p into the stream. full says that the reader left too much unread, so
+// that its connection must be cut.
 func (s *stream) write(p []byte) (n int, full bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -205,8 +205,8 @@ func (s *stream) write(p []byte) (n int, full bool, err error) {
 	}
 }
 
-// end sets what readers and writers get from now on, and stops the alarms. The
-// first end stands, except that whoever closed its own end hears that.
+// end sets the errors of readers and writers from now on, and stops the alarms. The first
+// errors stay, except that an end that closed itself gets net.ErrClosed.
 func (s *stream) end(readErr, writeErr error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -228,14 +228,14 @@ func (s *stream) end(readErr, writeErr error) {
 	s.cond.Broadcast()
 }
 
-// drop forgets what has not been read.
+// drop discards unread data.
 func (s *stream) drop() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.buf = bytes.Buffer{}
 }
 
-// setDeadline sets one of the stream's two alarms; the zero time turns it off.
+// setDeadline sets one of the stream's two alarms. The zero time turns it off.
 func (s *stream) setDeadline(a *alarm, t time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -253,8 +253,8 @@ func (s *stream) setDeadline(a *alarm, t time.Time) {
 	s.cond.Broadcast()
 }
 
-// wake is what alarms call. One that rang before its time, which happens where
-// the deadline was not taken from the monotonic clock, is set again.
+// wake is called by the alarms. If an alarm fires early, which happens if its deadline
+// has no monotonic clock reading, wake sets it again.
 func (s *stream) wake() {
 	s.mu.Lock()
 	defer s.mu.Unlock()

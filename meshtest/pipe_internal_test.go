@@ -29,7 +29,8 @@ func TestPipeDeadlines(t *testing.T) {
 		require.True(t, ne.Timeout())
 		require.Equal(t, time.Second, time.Since(began))
 
-		// A longer one wakes nobody early, none at all lets it wait.
+		// A later deadline does not wake the reader early, and without a deadline it
+		// waits.
 		require.NoError(t, client.SetDeadline(time.Now().Add(time.Second)))
 		require.NoError(t, client.SetDeadline(time.Time{}))
 		time.AfterFunc(time.Hour, func() { _, _ = srv.Write([]byte("x")) })
@@ -51,7 +52,7 @@ func TestPipeClose(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, srv.Close())
 	got, err := io.ReadAll(client)
-	require.NoError(t, err, "what was written before the end arrives, then EOF")
+	require.NoError(t, err, "data written before the end arrives, then EOF")
 	require.Equal(t, "bye", string(got))
 	_, err = client.Write([]byte("x"))
 	require.ErrorIs(t, err, syscall.EPIPE)
@@ -63,7 +64,7 @@ func TestPipeClose(t *testing.T) {
 	require.NoError(t, client.Close())
 }
 
-func TestPipeAbortLosesWhatIsUnderWay(t *testing.T) {
+func TestPipeAbortLosesUnreadData(t *testing.T) {
 	t.Parallel()
 	client, srv := memPipe()
 	_, err := srv.Write([]byte("lost"))

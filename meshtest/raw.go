@@ -1,23 +1,22 @@
 package meshtest
 
-// message is a frame that is not Mesh's.
+// message is a frame that is not one of the Mesh protocol.
 type message struct {
 	kind int
 	data []byte
 }
 
-// Write sends a frame as it is, for a server that speaks a protocol of its own
-// beside Mesh's (Server.ServeConn), or to see what it does with garbage. kind
-// is websocket.TextMessage or BinaryMessage; with CloseMessage and what
-// websocket.FormatCloseMessage returns, the client chooses the close code.
+// Write sends a frame as it is. Use it for a server that speaks a protocol of its own
+// beside Mesh's (Server.ServeConn), or to test the server with invalid frames. kind is
+// websocket.TextMessage or BinaryMessage. To choose a close code, use CloseMessage with
+// data from websocket.FormatCloseMessage.
 //
-// The error is a [*CloseError] where the connection has ended, which the
-// server may do while it reads.
+// The error is a [*CloseError] if the connection has ended. The server may end it as soon
+// as it reads the frame.
 func (c *Client) Write(kind int, data []byte) error { return c.writeMessage(kind, data) }
 
-// NextMessage returns the next frame that is not Mesh's (binary, or no JSON
-// object with a command) and that the test has not had yet, and waits for it.
-// It fails the test if none comes.
+// NextMessage waits for the next frame that is not one of the Mesh protocol (binary, or
+// not a JSON object with a command), and returns it. It fails the test if none comes.
 func (c *Client) NextMessage() (kind int, data []byte) {
 	c.tb.Helper()
 	var m message
@@ -29,7 +28,7 @@ func (c *Client) NextMessage() (kind int, data []byte) {
 		return true
 	})
 	if !found {
-		c.fail("no frame of another protocol within %v, but %s%s", c.timeout, c.otherPushes(), c.plight())
+		c.fail("no frame of another protocol within %v, but %s%s", c.timeout, c.otherPushes(), c.diagnosis())
 	}
 	return m.kind, m.data
 }

@@ -15,53 +15,53 @@ import (
 	"github.com/redis/go-redis/v9/maintnotifications"
 )
 
-// ErrClosed is returned where a [Redis] has been closed.
+// ErrClosed is returned if a [Redis] has been closed.
 var ErrClosed = errors.New("meshtest: redis is closed")
 
-// Redis is an in-process Redis with a running clock and expired events. Its
-// methods may be called from any goroutine.
+// Redis is an in-process Redis with a running clock and expired events. Its methods are
+// safe for concurrent use.
 type Redis struct {
 	cfg     config
 	mini    *miniredis.Miniredis
 	srv     *server.Server
 	started time.Time
 
-	// turn is held while a command runs and while the clock moves, so that
-	// neither sees the other half done. It guards time, index and failure, and
-	// is taken before mu and before miniredis's own lock.
-	turn    sync.Mutex
+	// cmdMu is held while a command runs and while the clock moves, so that neither sees
+	// the other half done. It guards time, index and failure. It is taken before mu and
+	// before miniredis's own lock.
+	cmdMu   sync.Mutex
 	time    clock
 	index   index
 	failure string // what every command answers; "": none
 
-	// mu guards the fields below. Nothing is done under it that could wait.
-	mu      sync.Mutex
-	closed  bool
-	cut     bool
-	hung    chan struct{} // non-nil while commands wait; closed when they may go on
-	events  string        // notify-keyspace-events, canonical
-	runID   string
-	life    uint64 // counts restarts
-	peers   map[*server.Peer]*peer
-	conns   map[*memConn]*link
-	clients map[*redis.Client]*link // those that Client returned
-	links   []*link                 // of all options
+	// mu guards the fields below. It is never held across an operation that could wait.
+	mu       sync.Mutex
+	closed   bool
+	cut      bool
+	hung     chan struct{} // non-nil while commands wait; closed when they may go on
+	events   string        // notify-keyspace-events, canonical
+	runID    string
+	restarts uint64 // counts restarts
+	peers    map[*server.Peer]*peer
+	conns    map[*memConn]*link
+	clients  map[*redis.Client]*link // made by Client
+	links    []*link                 // of all options
 
 	listener net.Listener
 	stop     chan struct{}
-	wg       sync.WaitGroup // the ticker, and all that serves TCP
+	wg       sync.WaitGroup // the ticker and the goroutines that serve TCP
 }
 
-// TB is the part of [testing.TB] that this package uses. It keeps package
-// testing out of programs that only call [NewRedis].
+// TB is the part of [testing.TB] that this package uses. It keeps package testing out of
+// programs that only call [NewRedis].
 type TB interface {
 	Helper()
 	Cleanup(func())
 	Fatalf(format string, args ...any)
 }
 
-// StartRedis is [NewRedis] for a test: it ends the test if it fails, and
-// closes the Redis when the test is over.
+// StartRedis is [NewRedis] for a test. If it fails, it ends the test. The Redis is closed
+// when the test is over.
 func StartRedis(t TB, opts ...Option) *Redis {
 	t.Helper()
 	r, err := NewRedis(opts...)
@@ -77,8 +77,8 @@ func StartRedis(t TB, opts ...Option) *Redis {
 	return r
 }
 
-// NewRedis starts a Redis that holds nothing. Call [Redis.Close] when done.
-// An error wraps [ErrOption], or says why it cannot listen (see [WithAddr]).
+// NewRedis starts an empty Redis. Call [Redis.Close] when done. The error wraps
+// [ErrOption], or says why the Redis cannot listen (see [WithAddr]).
 func NewRedis(opts ...Option) (*Redis, error) {
 	cfg, err := newConfig(opts)
 	if err != nil {
@@ -114,8 +114,8 @@ func NewRedis(opts ...Option) (*Redis, error) {
 	return r, nil
 }
 
-// boot starts miniredis without a listener, which only its Dial can do, and
-// puts this package's commands in front of it.
+// boot starts miniredis without a listener, which only its Dial can do, and registers
+// this package's commands in front of miniredis's own.
 func (r *Redis) boot() error {
 	conn, err := r.mini.Dial()
 	if err != nil {
@@ -127,7 +127,7 @@ func (r *Redis) boot() error {
 	r.srv = r.mini.Server()
 	r.time.init(r.mini, r.started)
 	r.index.init()
-	if !r.cfg.forbidden {
+	if !r.cfg.noConfig {
 		if err := r.srv.Register("CONFIG", r.cmdConfig); err != nil {
 			return fmt.Errorf("meshtest: register CONFIG: %w", err)
 		}
@@ -136,9 +136,9 @@ func (r *Redis) boot() error {
 	return nil
 }
 
-// Client returns a new go-redis client of this Redis, connected in memory. It
-// is closed with the Redis; the caller may close it before. Give each server
-// one of its own: [Redis.CutClient] and [Server.Kill] cut all that use it.
+// Client returns a new go-redis client of this Redis, connected in memory. Redis.Close
+// closes it. The caller may close it before. Give each server a client of its own,
+// because [Redis.CutClient] and [Server.Kill] cut all users of a client.
 func (r *Redis) Client() *redis.Client {
 	opts, l := r.options()
 	c := redis.NewClient(opts)
@@ -150,36 +150,35 @@ func (r *Redis) Client() *redis.Client {
 	return c
 }
 
-// link is the way that one client's connections take; what it holds is
-// guarded by Redis.mu.
+// link is the path of one client's connections. Redis.mu guards its fields.
 type link struct {
 	opts     *redis.Options // as the caller has changed them
 	cut      bool           // by CutClient
-	refusals int            // how often a connection was refused
-	refused  time.Time      // when that was last
+	refusals int            // number of refused connections
+	refused  time.Time      // time of the last one
 }
 
-// probePause is how long go-redis sleeps before it tries again to reach a
-// server that refused as many connections as the pool is large; that its
-// client has been closed it sees only then.
+// probePause is the time for which go-redis sleeps before it dials again after as many
+// refusals as the pool is large. Only then does it notice that its client has been
+// closed.
 const probePause = time.Second
 
-// retryPause is how long after a refusal a client has dialled again, if it does:
-// one that has been closed meanwhile does not notice before.
+// retryPause returns the time after a refusal by which a client has dialled again, if it
+// does. Only then does it notice that it has been closed.
 func retryPause(opts *redis.Options) time.Duration {
-	pause := 100 * time.Millisecond // what go-redis makes of 0
+	pause := 100 * time.Millisecond // the default of go-redis
 	if opts.DialerRetryTimeout > 0 {
 		pause = opts.DialerRetryTimeout
 	}
 	return pause + 50*time.Millisecond
 }
 
-// awaitProbe waits until a closed client is through with that, so that nothing
-// of it is left: a synctest bubble would take that for a deadlock.
+// awaitProbe waits until a closed client has noticed that it is closed, so that none of
+// its goroutines is left. A synctest bubble would report a deadlock otherwise.
 func (r *Redis) awaitProbe(l *link) {
 	poolSize := l.opts.PoolSize
 	if poolSize <= 0 {
-		poolSize = 10 * runtime.GOMAXPROCS(0) // what go-redis makes of it
+		poolSize = 10 * runtime.GOMAXPROCS(0) // the default of go-redis
 	}
 	for {
 		r.mu.Lock()
@@ -195,38 +194,38 @@ func (r *Redis) awaitProbe(l *link) {
 			return
 		}
 		time.Sleep(left)
-		settle()
+		yield()
 	}
 }
 
-// ample is more connections than are ever wanted at once: go-redis keeps the
-// timers of those who wait for one, for whoever waits next in this process. One
-// that was made in a synctest bubble ends the process when it is used outside.
-const ample = 1024
+// largePool is more connections than are ever wanted at once. If callers have to wait for a
+// connection, go-redis keeps their timers for later callers in this process. The process
+// ends if a timer from a synctest bubble is used outside of it.
+const largePool = 1024
 
-// Options returns new options for a client of this Redis that the caller makes
-// and closes: for other timeouts, pool sizes, database numbers. Make the pool no
-// smaller where callers might wait for a connection in a synctest bubble:
-// go-redis then mixes up its timers with other tests'. The address in
-// them is a literal without meaning; connections are made by [Redis.Dial].
+// Options returns new options for a client of this Redis that the caller makes and
+// closes, for example with other timeouts, pool sizes or database numbers. If callers
+// might wait for a connection in a synctest bubble, do not make the pool smaller:
+// go-redis then shares their timers with other tests. The address in the options is a
+// literal without meaning. [Redis.Dial] makes the connections.
 func (r *Redis) Options() *redis.Options {
 	opts, _ := r.options()
 	return opts
 }
 
-// options returns those of a client, and the link of its connections.
+// options returns the options of a client, and the link of its connections.
 func (r *Redis) options() (*redis.Options, *link) {
 	l := &link{}
 	l.opts = &redis.Options{
-		Addr:     "127.0.0.1:6379", // a name would be looked up, outside any bubble
-		PoolSize: ample,
+		Addr:     "127.0.0.1:6379", // a host name would be looked up, outside any bubble
+		PoolSize: largePool,
 		Dialer: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			if err := ctx.Err(); err != nil {
 				return nil, err
 			}
 			return r.dial(l)
 		},
-		// Both would only ask for commands that miniredis does not know.
+		// Both would only send commands that miniredis does not know.
 		DisableIdentity:          true,
 		MaintNotificationsConfig: &maintnotifications.Config{Mode: maintnotifications.ModeDisabled},
 	}
@@ -236,8 +235,8 @@ func (r *Redis) options() (*redis.Options, *link) {
 	return l.opts, l
 }
 
-// Dial returns a new in-memory connection, for clients other than go-redis. It
-// fails with [ErrClosed], or as a refused connection does after [Redis.Cut].
+// Dial returns a new in-memory connection, for clients other than go-redis. It fails with
+// [ErrClosed], or like a refused connection after [Redis.Cut].
 func (r *Redis) Dial() (net.Conn, error) {
 	return r.dial(&link{})
 }
@@ -250,7 +249,7 @@ func (r *Redis) dial(l *link) (net.Conn, error) {
 	return c, nil
 }
 
-// connect makes a connection that the cuts and Close know of.
+// connect makes a connection and registers it for the cuts and Close.
 func (r *Redis) connect(l *link) (*memConn, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -269,14 +268,13 @@ func (r *Redis) connect(l *link) (*memConn, error) {
 		r.mu.Unlock()
 	}
 	r.conns[srv] = l
-	// Under mu: once Close has set closed, nobody is in here any more, and
-	// miniredis may be closed.
+	// This is under mu, so that no call runs here once Close has set closed and closes
+	// miniredis.
 	r.srv.ServeConn(srv)
 	return client, nil
 }
 
-// Addr returns the TCP address that the Redis listens on, "" without
-// [WithAddr].
+// Addr returns the TCP address that the Redis listens on, or "" without [WithAddr].
 func (r *Redis) Addr() string {
 	if r.listener == nil {
 		return ""
@@ -284,17 +282,16 @@ func (r *Redis) Addr() string {
 	return r.listener.Addr().String()
 }
 
-// Mini returns the miniredis underneath, to look at data and to change it.
-// What needs the clock or the hooks of this package goes wrong through it: do
-// not call SetError, SetTime, ClockTTL, FastForward, Restart or Close of it. A
-// key that got its TTL from its SetTTL runs out up to a second late, without
-// an event.
+// Mini returns the miniredis underneath, to look at its data and change it. Do not use it
+// for anything that needs the clock or the hooks of this package: do not call SetError,
+// SetTime, ClockTTL, FastForward, Restart or Close of it. A key that got its TTL from its
+// SetTTL runs out up to a second late, without an event.
 func (r *Redis) Mini() *miniredis.Miniredis { return r.mini }
 
-// Close closes the clients, ends every connection and waits until nothing of
-// the Redis and its clients runs any more: up to a second after it refused
-// them. Commands that wait after [Redis.Hang] end
-// unanswered. Closing again does nothing.
+// Close closes the clients, ends every connection, and waits until no goroutine of the
+// Redis and its clients runs any more. That takes up to a second if the Redis refused
+// their connections. Commands that wait after [Redis.Hang] end without an answer. Closing
+// again does nothing.
 func (r *Redis) Close() error {
 	r.mu.Lock()
 	if r.closed {
@@ -330,8 +327,8 @@ func (r *Redis) Close() error {
 	return errors.Join(errs...)
 }
 
-// connections lists what is connected now, over one link or (nil) any. r.mu is
-// held.
+// connections lists the open connections over one link, or over all links if over is nil.
+// r.mu is held.
 func (r *Redis) connections(over *link) []*memConn {
 	conns := make([]*memConn, 0, len(r.conns))
 	for c, l := range r.conns {

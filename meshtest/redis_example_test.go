@@ -9,7 +9,7 @@ import (
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-// A Redis in the process, whose keys run out and say so.
+// This example starts a Redis in the process and receives an expired event.
 func ExampleNewRedis() {
 	ctx := context.Background()
 	r, err := meshtest.NewRedis(meshtest.WithKeyspaceEvents("Ex"))
@@ -25,7 +25,7 @@ func ExampleNewRedis() {
 	client := r.Client()
 	sub := client.Subscribe(ctx, "__keyevent@0__:expired")
 	defer func() { _ = sub.Close() }()
-	if _, err := sub.Receive(ctx); err != nil { // subscribed
+	if _, err := sub.Receive(ctx); err != nil { // wait until it is subscribed
 		log.Fatal(err)
 	}
 	if err := client.Set(ctx, "typing:ada", 1, time.Hour).Err(); err != nil {
@@ -41,7 +41,7 @@ func ExampleNewRedis() {
 	// Output: __keyevent@0__:expired typing:ada
 }
 
-// Clients notice that their connections break, and find them again.
+// This example cuts all connections to Redis. Clients notice that and reconnect later.
 func ExampleRedis_Cut() {
 	ctx := context.Background()
 	r, err := meshtest.NewRedis()

@@ -19,22 +19,21 @@ const (
 	startTime = 30 * time.Second
 	// stopTime limits the shutdown of a part, and the wait for handlers.
 	stopTime = 10 * time.Second
-	// deadTime is what the shutdown of a killed server gets: it cannot reach
-	// its Redis, so that waiting for it is no use.
-	deadTime = 250 * time.Millisecond
+	// killedStopTime limits the shutdown of a killed server. It cannot reach its Redis, so
+	// waiting is of no use.
+	killedStopTime = 250 * time.Millisecond
 )
 
-// Lifecycle is what has to be started before it serves and shut down after:
-// a [github.com/meshpresence/mesh.Server], or whatever type of the app has
-// these two methods.
+// Lifecycle is a part that must be started before it serves and shut down afterwards: a
+// [github.com/meshpresence/mesh.Server], or any type of the app with these two methods.
 type Lifecycle interface {
 	Start(ctx context.Context) error
 	Shutdown(ctx context.Context) error
 }
 
-// Server serves a handler over connections in memory: no port is opened, and
-// it works in a synctest bubble. Its methods may be called from any goroutine,
-// but see [Client] for what fails a test.
+// Server serves a handler over connections in memory. It opens no port and works in a
+// synctest bubble. Its methods are safe for concurrent use. See [Client] for methods that
+// fail a test.
 type Server struct {
 	tb      TB
 	parts   []Lifecycle
@@ -53,15 +52,15 @@ type Server struct {
 	clients map[*Client]struct{}
 }
 
-// StartServer starts a server and serves it to clients in memory. When the
-// test is over it is shut down, and what goes wrong then fails the test: heal
-// the Redis before, if it was cut or hung.
+// StartServer starts a server and serves it to clients in memory. The server is shut down
+// when the test is over. An error in the shutdown fails the test, so heal the Redis
+// before if it was cut or hung.
 //
-// h is what the app mounts: a *mesh.Server alone, or a mux with the app's
-// middleware and a *mesh.Server at some path. If h has the methods of
-// [Lifecycle], as a *mesh.Server has, they are called; and so are those of
-// parts, in this order and backwards to stop. What is in neither the test
-// starts and shuts down by itself. To start what runs already does nothing.
+// h is the handler that the app mounts: a *mesh.Server alone, or a mux with the app's
+// middleware and a *mesh.Server at some path. If h has the methods of [Lifecycle], as a
+// *mesh.Server has, StartServer calls them. It starts h and the parts in this order and
+// stops them in reverse. The test must start and shut down any other part by itself.
+// Starting a running server again does nothing.
 //
 //	server := meshtest.StartServer(t, srv)
 //	server := meshtest.StartServer(t, mux, srv) // srv is mounted at mux's "/ws"
@@ -81,9 +80,9 @@ func StartServer(t TB, h http.Handler, parts ...Lifecycle) *Server {
 	return s
 }
 
-// NewServer is [StartServer] without a test: for an Example, or a main. Call
-// [Server.Close] when done. An error says which part did not start; those
-// that did are shut down then.
+// NewServer is [StartServer] without a test, for an Example or a main. Call
+// [Server.Close] when done. If a part does not start, the error says which one, and the
+// parts before it are shut down.
 func NewServer(h http.Handler, parts ...Lifecycle) (*Server, error) {
 	return newServer(noTest{}, h, parts)
 }
@@ -113,14 +112,14 @@ func newServer(t TB, h http.Handler, parts []Lifecycle) (*Server, error) {
 			return c, nil
 		},
 	}}
-	go func() { // ends with the listener, which Close closes; awaited there
+	go func() { // ends when Close closes the listener; Close waits for it
 		defer close(s.served)
-		_ = s.http.Serve(s.network) // always an error, and always that one
+		_ = s.http.Serve(s.network) // always returns an error, after Close
 	}()
 	return s, nil
 }
 
-// start starts the parts. Where one fails it stops those before it.
+// start starts the parts. If one fails, it stops that one and those before it.
 func (s *Server) start() error {
 	for i, p := range s.parts {
 		ctx, cancel := context.WithTimeout(context.Background(), startTime)
@@ -151,7 +150,7 @@ func shutdown(parts []Lifecycle, within time.Duration) error {
 	return errors.Join(errs...)
 }
 
-// counted is h with its calls counted, so that Close can wait for them.
+// counted returns h with its calls counted, so that Close can wait for them.
 func (s *Server) counted(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		s.mu.Lock()
@@ -166,40 +165,39 @@ func (s *Server) counted(h http.Handler) http.Handler {
 			s.mu.Lock()
 			defer s.mu.Unlock()
 			s.running--
-			s.rest()
+			s.closeIfIdle()
 		}()
 		h.ServeHTTP(w, r)
 	})
 }
 
-// rest tells Close when the last handler has returned. s.mu is held.
-func (s *Server) rest() {
+// closeIfIdle closes idle when the last handler has returned. s.mu is held.
+func (s *Server) closeIfIdle() {
 	if s.closing && s.running == 0 {
 		close(s.idle)
 	}
 }
 
-// URL returns "http://" and a host that only [Server.HTTPClient] can reach:
-// paths are to be appended.
+// URL returns "http://" and a host that only [Server.HTTPClient] can reach. Append the
+// path.
 func (s *Server) URL() string { return "http://" + host }
 
-// HTTPClient returns a client for plain requests to the same handler: to sign
-// in and get a cookie, say, before [Server.Connect]. It reaches nothing else.
+// HTTPClient returns a client for plain requests to the same handler, for example to sign
+// in and get a cookie before [Server.Connect]. It reaches no other host.
 func (s *Server) HTTPClient() *http.Client { return s.web }
 
-// Kill makes the server dead for everybody else, as kill -9 or a power cut
-// does: first the connections of its Redis clients are cut (see
-// [Redis.CutClient]), so that it can tell nobody, then those of its own
-// clients, without a close frame. Nobody gets through to it any more. Its
-// entries leave when the others find that its lease has run out: at the latest
-// LeaseTTL + 1 s after its last renewal, 11 s by default.
+// Kill makes the server look dead to all others, as kill -9 or a power cut does. First it
+// cuts the connections of the server's Redis clients (see [Redis.CutClient]), so that the
+// server can publish nothing. Then it cuts those of its own clients, without a close
+// frame. No new connection reaches the server. Its entries end when the other servers
+// find that its lease has run out: at most LeaseTTL + 1 s after its last renewal, 11 s by
+// default.
 //
-//	server.Kill(redis, client) // client is what mesh.Options.Redis was given
+//	server.Kill(redis, client) // client is the one in mesh.Options.Redis
 //
-// In the process the server goes on running, without anybody to speak to: its
-// hooks are still called, and it is stopped at the end. Do not heal its
-// clients. One that other servers use too is cut for all of them. A client
-// that r did not make fails the test.
+// In the process the server still runs, without connections: its hooks are still called,
+// and it is stopped at the end. Do not heal its clients. If other servers use one of the
+// clients, it is cut for all of them. A client that r did not make fails the test.
 func (s *Server) Kill(r *Redis, clients ...*redis.Client) {
 	s.tb.Helper()
 	for _, c := range clients {
@@ -214,17 +212,17 @@ func (s *Server) Kill(r *Redis, clients ...*redis.Client) {
 	s.network.fail()
 }
 
-// Close shuts the parts down, which closes their WebSockets with code 1012,
-// then breaks what connections are left, and waits until nothing of the server
-// runs any more. An error says what did not end in time, or could not. Closing
-// again waits for the first time and returns the same. [StartServer] calls it
-// when the test is over.
+// Close shuts the parts down, which closes their WebSockets with code 1012. Then it
+// breaks the remaining connections and waits until no goroutine of the server runs any
+// more. The error says which part failed or did not end in time. Another Close waits for
+// the first one and returns the same error. After [StartServer] it is called when the
+// test is over.
 func (s *Server) Close() error {
 	s.mu.Lock()
 	again, killed := s.closing, s.killed
 	if !again {
 		s.closing = true
-		s.rest()
+		s.closeIfIdle()
 	}
 	s.mu.Unlock()
 	if !again {
@@ -238,8 +236,8 @@ func (s *Server) Close() error {
 func (s *Server) close(killed bool) error {
 	var err error
 	if killed {
-		// It cannot reach Redis and says so; the second time only waits.
-		_ = shutdown(s.parts, deadTime)
+		// The first shutdown cannot reach Redis and fails. The second one only waits.
+		_ = shutdown(s.parts, killedStopTime)
 		_ = shutdown(s.parts, stopTime)
 	} else {
 		err = shutdown(s.parts, stopTime)
@@ -262,13 +260,13 @@ func (s *Server) close(killed bool) error {
 	return err
 }
 
-// noTest stands in for a test where there is none.
+// noTest is the TB of a server without a test.
 type noTest struct{}
 
 // Helper implements [TB].
 func (noTest) Helper() {}
 
-// Cleanup implements [TB]. What there is to clean up, Server.Close does.
+// Cleanup implements [TB]. Server.Close does the cleanup.
 func (noTest) Cleanup(func()) {}
 
 // Fatalf implements [TB].

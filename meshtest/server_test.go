@@ -21,7 +21,7 @@ import (
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-// inBoth runs a test in a bubble and outside.
+// inBoth runs a test in a bubble and in real time.
 func inBoth(t *testing.T, test func(t *testing.T)) {
 	t.Helper()
 	t.Run("bubble", func(t *testing.T) { inBubble(t, test) })
@@ -73,20 +73,20 @@ func TestKillServer(t *testing.T) {
 		ann.Join("lobby")
 		require.Equal(t, []string{ann.ID()}, bob.Subscribe("lobby").IDs())
 
-		time.Sleep(time.Minute) // off the beginning
+		time.Sleep(time.Minute) // so that the first renewals are over
 		began := time.Now()
 		one.Kill(r, client)
 		require.Equal(t, meshtest.CloseError{Code: 1006}, ann.AwaitClose())
 		_, err := one.Dial()
 		require.ErrorContains(t, err, "connection refused")
-		bob.NoUpdate(6 * time.Second) // LeaseTTL, less the third of it after which it is renewed
+		bob.NoUpdate(6 * time.Second) // LeaseTTL, less the third of it after which the lease is renewed
 		bob.ExpectUpdate("leave", "lobby", ann.ID())
 		require.LessOrEqual(t, time.Since(began), 11*time.Second)
 		bob.NoUpdate(time.Minute)
 	})
 }
 
-// A server that is killed for good costs its test little.
+// The shutdown of a server that stays killed takes little time.
 func TestKillServerInRealTime(t *testing.T) {
 	t.Parallel()
 	r := meshtest.StartRedis(t)
@@ -102,7 +102,7 @@ func TestKillServerInRealTime(t *testing.T) {
 	require.Equal(t, 1006, closed.Code)
 }
 
-func TestCutClientCutsThatOneOnly(t *testing.T) {
+func TestCutClientCutsOnlyThatClient(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		r := meshtest.StartRedis(t)
 		client, other := r.Client(), r.Client()
@@ -111,14 +111,14 @@ func TestCutClientCutsThatOneOnly(t *testing.T) {
 		ann, bob := one.Connect(t), two.Connect(t)
 
 		require.NoError(t, r.CutClient(client))
-		_, err := ann.Call("mesh/join-room", map[string]any{"roomName": "lobby"})
-		require.Equal(t, "EUNAVAILABLE", meshtest.CodeOf(err))
+		joined := ann.Join("lobby")
+		require.True(t, joined.Success && joined.Stale && joined.Has(ann.ID()))
 		require.True(t, bob.Join("lobby").Success)
 		require.True(t, bob.Subscribe("lobby").Success)
 		bob.NoUpdate(time.Minute)
 
 		require.NoError(t, r.HealClient(client))
-		bob.ExpectUpdate("join", "lobby", ann.ID()) // what ann asked for
+		bob.ExpectUpdate("join", "lobby", ann.ID()) // the join that Redis did not have yet
 
 		stranger := redis.NewClient(r.Options())
 		defer func() { require.NoError(t, stranger.Close()) }()
@@ -127,7 +127,7 @@ func TestCutClientCutsThatOneOnly(t *testing.T) {
 	})
 }
 
-func TestServeAnAppsOwnHandler(t *testing.T) {
+func TestServeHandlerOfTheApp(t *testing.T) {
 	inBoth(t, func(t *testing.T) {
 		srv := newMesh(t, meshtest.StartRedis(t).Client(), func(o *mesh.Options) {
 			o.Authenticate = func(_ context.Context, r *http.Request) (any, error) {
@@ -158,7 +158,7 @@ func TestServeAnAppsOwnHandler(t *testing.T) {
 		_, err := server.Dial()
 		refused, ok := errors.AsType[*meshtest.HandshakeError](err)
 		require.True(t, ok, "%v", err)
-		require.Equal(t, http.StatusNotFound, refused.Status, "it is not at /ws")
+		require.Equal(t, http.StatusNotFound, refused.Status, "the server is not at /ws")
 
 		_, err = server.Dial(meshtest.WithPath("/live"))
 		require.EqualError(t, err, "meshtest: handshake refused: 426 too old")
@@ -182,7 +182,7 @@ func TestServeAnAppsOwnHandler(t *testing.T) {
 	})
 }
 
-// An app that upgrades by itself, with a protocol of its own beside Mesh's.
+// The app upgrades by itself and speaks a protocol of its own beside Mesh's.
 func TestServeConnWithAnotherProtocol(t *testing.T) {
 	inBoth(t, func(t *testing.T) {
 		srv := newMesh(t, meshtest.StartRedis(t).Client())
@@ -209,6 +209,27 @@ func TestServeConnWithAnotherProtocol(t *testing.T) {
 	})
 }
 
+func TestLevels(t *testing.T) {
+	inBoth(t, func(t *testing.T) {
+		srv := newMesh(t, meshtest.StartRedis(t).Client())
+		server := meshtest.StartServer(t, srv)
+		for want, opts := range map[int][]meshtest.ConnectOption{
+			1: nil, 2: {meshtest.WithLevel(2), meshtest.WithPath("/ws?a=b")},
+		} {
+			c := server.Connect(t, opts...)
+			answer, err := c.Call("mesh/unsubscribe-presence", map[string]any{"roomName": "lobby"})
+			if want == 1 {
+				require.NoError(t, err)
+				require.Equal(t, "false", string(answer))
+				require.False(t, c.PublishState("lobby", map[string]any{}, meshtest.StateOptions{}))
+			} else {
+				require.Equal(t, "ENOTFOUND", meshtest.CodeOf(err))
+			}
+			require.Equal(t, want, c.Subscribe("lobby").Level)
+		}
+	})
+}
+
 func TestShutdownIsSeen(t *testing.T) {
 	inBoth(t, func(t *testing.T) {
 		srv := newMesh(t, meshtest.StartRedis(t).Client())
@@ -232,7 +253,7 @@ func TestServerWithoutATest(t *testing.T) {
 	ann, err := server.Dial()
 	require.NoError(t, err)
 	require.True(t, ann.Join("lobby").Success)
-	require.Panics(t, func() { ann.SetMetadata("mine", "") }, "refused, and no test to fail")
+	require.Panics(t, func() { ann.SetMetadata("mine", "") }, "refused without a test")
 	require.NoError(t, server.Close())
 	require.Equal(t, 1012, ann.AwaitClose().Code)
 	ann.Close()
@@ -244,7 +265,7 @@ func TestServerWithoutATest(t *testing.T) {
 	require.Error(t, err)
 }
 
-// part is a Lifecycle that writes down what is asked of it.
+// part is a Lifecycle that records its calls.
 type part struct {
 	name string
 	err  error
@@ -282,14 +303,15 @@ func TestConnectOptionsAreChecked(t *testing.T) {
 	for name, opt := range map[string]meshtest.ConnectOption{
 		"path":    meshtest.WithPath("ws"),
 		"timeout": meshtest.WithTimeout(0),
+		"level":   meshtest.WithLevel(0),
 	} {
 		_, err := server.Dial(opt)
 		require.ErrorIs(t, err, meshtest.ErrOption, name)
 	}
 }
 
-// Where no connection id comes, the client says so.
-func TestDialAServerThatIsNotMesh(t *testing.T) {
+// If no connection id comes, the error says so.
+func TestDialAnotherKindOfServer(t *testing.T) {
 	inBubble(t, func(t *testing.T) {
 		var upgrader websocket.Upgrader
 		server := meshtest.StartServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -300,7 +322,7 @@ func TestDialAServerThatIsNotMesh(t *testing.T) {
 			if r.URL.Path == "/bye" {
 				_ = ws.WriteMessage(websocket.CloseMessage, websocket.FormatCloseMessage(4000, "bye"))
 			}
-			_, _, _ = ws.ReadMessage() // until the client goes
+			_, _, _ = ws.ReadMessage() // until the client closes
 			_ = ws.Close()
 		}))
 		_, err := server.Dial(meshtest.WithTimeout(time.Minute))

@@ -26,8 +26,8 @@ func (r *Redis) accept() {
 	}
 }
 
-// bridge joins a TCP connection to a new one in memory, which gives it the
-// same buffers and the same faults. It is called by accept only.
+// bridge connects a TCP connection to a new one in memory, which gives it the same
+// buffers and the same faults. Only accept calls it.
 func (r *Redis) bridge(conn net.Conn) {
 	mem, err := r.connect(&link{})
 	if err != nil {

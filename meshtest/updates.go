@@ -11,17 +11,17 @@ import (
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// Update is what a subscriber is told of one change in a room.
+// Update is one change in a room, as a subscriber receives it.
 type Update struct {
 	Type         string // "join", "leave" or "state"
-	ConnectionID string // whom it is about
+	ConnectionID string // the connection that changed
 	Room         string
 	Time         time.Time       // by Redis's clock
 	Metadata     json.RawMessage // of the connection, in a join; nil: none
-	State        json.RawMessage // in a state: the object, or nil where it has ended
+	State        json.RawMessage // in a state: the object, or nil if the state has ended
 	Seq          uint64
 	Epoch        string
-	Repair       bool // makes good for something missed
+	Repair       bool // the update corrects something that the server had missed
 }
 
 // String returns the type, the connection, the room and the state or metadata.
@@ -41,7 +41,7 @@ func (u Update) String() string {
 	return text
 }
 
-// decodeUpdate reads an update. What cannot be read shows as an empty one.
+// decodeUpdate decodes an update. It returns an empty one if the payload is unreadable.
 func decodeUpdate(payload json.RawMessage) Update {
 	var w struct {
 		Type         string          `json:"type"`
@@ -63,51 +63,51 @@ func decodeUpdate(payload json.RawMessage) Update {
 	}
 }
 
-// NextUpdate returns the next update that the test has not had yet, and waits
-// for it. It fails the test if none comes. Updates of one room come in order;
-// those of different rooms in any.
+// NextUpdate waits for the next update that no earlier call has returned, and returns it.
+// It fails the test if none comes. Updates of one room come in order. Updates of
+// different rooms come in any order.
 func (c *Client) NextUpdate() (u Update) {
 	c.tb.Helper()
 	if !c.await(c.timeout, func() bool { return c.takeUpdate(&u) }) {
-		c.fail("no update within %v%s", c.timeout, c.plight())
+		c.fail("no update within %v%s", c.timeout, c.diagnosis())
 	}
 	return u
 }
 
-// ExpectUpdate is [Client.NextUpdate] that fails the test if the next update
-// is not of that type, about that connection, in that room.
+// ExpectUpdate is [Client.NextUpdate], but fails the test if the next update has another
+// type, connection or room.
 func (c *Client) ExpectUpdate(kind, room, connectionID string) Update {
 	c.tb.Helper()
 	want := Update{Type: kind, Room: room, ConnectionID: connectionID}
 	var u Update
 	switch {
 	case !c.await(c.timeout, func() bool { return c.takeUpdate(&u) }):
-		c.fail("no update within %v, want %v%s", c.timeout, want, c.plight())
+		c.fail("no update within %v, want %v%s", c.timeout, want, c.diagnosis())
 	case u.Type != kind || u.Room != room || u.ConnectionID != connectionID:
 		c.fail("got %v, want %v", u, want)
 	}
 	return u
 }
 
-// AwaitUpdate waits for an update that match accepts and returns it; those
-// before it are passed over, and the test does not get them again. It fails
-// the test if none comes.
+// AwaitUpdate waits for an update that match accepts, and returns it. It discards the
+// updates before it. It fails the test if none comes.
 func (c *Client) AwaitUpdate(match func(u Update) bool) (u Update) {
 	c.tb.Helper()
 	var others []Update
 	end := time.Now().Add(c.timeout)
 	for c.await(time.Until(end), func() bool { return c.takeUpdate(&u) }) {
-		if match(u) { // without mu: it may ask for an ID
+		if match(u) { // without mu, because match may call ID
 			return u
 		}
 		others = append(others, u)
 	}
-	c.fail("no such update within %v, but %s%s", c.timeout, list(others), c.plight())
+	c.fail("no such update within %v, but %s%s", c.timeout, list(others), c.diagnosis())
 	return Update{}
 }
 
-// NoUpdate fails the test if there is an update that it has not had, or one
-// comes within d. In a synctest bubble what is due after exactly d is included.
+// NoUpdate fails the test if there is an update that no call has returned, or if one
+// comes within d. In a synctest bubble that includes updates that are due after exactly
+// d.
 func (c *Client) NoUpdate(d time.Duration) {
 	c.tb.Helper()
 	c.await(d, func() bool { return len(c.updates) > 0 })
@@ -118,10 +118,10 @@ func (c *Client) NoUpdate(d time.Duration) {
 	}
 }
 
-// Updates returns the updates that have come and the test has not had yet. It
-// does not wait for more, except in a synctest bubble for what is due now.
+// Updates returns the received updates that no earlier call has returned. It does not
+// wait for more, except in a synctest bubble for those that are due now.
 func (c *Client) Updates() []Update {
-	settle()
+	yield()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	got := c.updates
@@ -129,25 +129,25 @@ func (c *Client) Updates() []Update {
 	return got
 }
 
-// NextPush returns the payload of the next push of that command that the test
-// has not had yet, and waits for it: what the app sends by Connection.Send,
-// ConnectionManager.Send and RoomManager.Send. It fails the test if none comes.
-// Of different commands it does not keep the order.
+// NextPush waits for the next push of that command that no earlier call has returned, and
+// returns its payload. Pushes are messages that the app sends with Connection.Send,
+// ConnectionManager.Send and RoomManager.Send. It fails the test if none comes. The order
+// between pushes of different commands is not kept.
 func (c *Client) NextPush(command string) (payload json.RawMessage) {
 	c.tb.Helper()
 	if !c.await(c.timeout, func() bool { return c.takePush(command, &payload, nil) }) {
-		c.fail("no push %q within %v, but %s%s", command, c.timeout, c.otherPushes(), c.plight())
+		c.fail("no push %q within %v, but %s%s", command, c.timeout, c.otherPushes(), c.diagnosis())
 	}
 	return payload
 }
 
-// NoPush fails the test if there is a push of that command that it has not
-// had, or one comes within d.
+// NoPush fails the test if there is a push of that command that no call has returned, or
+// if one comes within d.
 func (c *Client) NoPush(command string, d time.Duration) {
 	c.tb.Helper()
 	var got json.RawMessage
 	came := c.await(d, func() bool { return c.takePush(command, &got, nil) })
-	settle()
+	yield()
 	c.mu.Lock()
 	came = came || c.takePush(command, &got, nil)
 	c.mu.Unlock()
@@ -158,8 +158,8 @@ func (c *Client) NoPush(command string, d time.Duration) {
 	}
 }
 
-// AwaitEnded waits until the server says that the client's subscription of a
-// room has ended, because a guard refuses it now.
+// AwaitEnded waits until the server says that the client's subscription of a room has
+// ended, because a guard now refuses it.
 func (c *Client) AwaitEnded(room string) {
 	c.tb.Helper()
 	ofRoom := func(payload json.RawMessage) bool {
@@ -168,7 +168,7 @@ func (c *Client) AwaitEnded(room string) {
 	}
 	var payload json.RawMessage
 	if !c.await(c.timeout, func() bool { return c.takePush(wire.PushPresenceEnded, &payload, ofRoom) }) {
-		c.fail("the subscription of %q has not ended within %v, but %s%s", room, c.timeout, c.otherPushes(), c.plight())
+		c.fail("the subscription of %q has not ended within %v, but %s%s", room, c.timeout, c.otherPushes(), c.diagnosis())
 		return
 	}
 	c.mu.Lock()
@@ -185,8 +185,8 @@ func (c *Client) takeUpdate(u *Update) bool {
 	return true
 }
 
-// takePush takes the oldest push of a command whose payload match (nil: any)
-// accepts. c.mu is held.
+// takePush takes the oldest push of a command whose payload match accepts. A nil match
+// accepts any. c.mu is held.
 func (c *Client) takePush(command string, payload *json.RawMessage, match func(json.RawMessage) bool) bool {
 	i := slices.IndexFunc(c.pushes, func(p push) bool {
 		return p.command == command && (match == nil || match(p.payload))
@@ -199,8 +199,8 @@ func (c *Client) takePush(command string, payload *json.RawMessage, match func(j
 	return true
 }
 
-// plight says what may keep things from coming.
-func (c *Client) plight() string {
+// diagnosis says why nothing may come: the connection has ended, or the subscriptions.
+func (c *Client) diagnosis() string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.end != nil {
@@ -229,15 +229,15 @@ func (c *Client) otherPushes() string {
 	return list(names)
 }
 
-// listed is how much a message tells of what came.
-const listed = 20
+// maxListed limits the number of items in a failure message.
+const maxListed = 20
 
-// list says what came, the last of it if it is much.
+// list describes the last items for a failure message.
 func list[T any](items []T) string {
 	if len(items) == 0 {
 		return "nothing came"
 	}
-	left := max(0, len(items)-listed)
+	left := max(0, len(items)-maxListed)
 	items = items[left:]
 	texts := make([]string, len(items))
 	for i, item := range items {
@@ -250,6 +250,6 @@ func list[T any](items []T) string {
 	return "there came: " + text
 }
 
-// settle lets what is due now happen first: in a synctest bubble time goes on
-// only when nobody has anything left to do.
-func settle() { time.Sleep(time.Nanosecond) }
+// yield lets everything happen first that is due now. In a synctest bubble, time moves on
+// only when all goroutines wait.
+func yield() { time.Sleep(time.Nanosecond) }

@@ -5,12 +5,13 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// Member is a connection in a list of who is present.
+// Member is a connection in a list of members.
 type Member struct {
 	ID       string          `json:"id"`
 	Metadata json.RawMessage `json:"metadata"` // nil: none
@@ -24,28 +25,28 @@ func (m Member) String() string {
 	return m.ID + " " + string(m.Metadata)
 }
 
-// Snapshot is the answer to [Client.Join], [Client.Subscribe] and
-// [Client.State].
+// Snapshot is the answer to [Client.Join], [Client.Subscribe] and [Client.State].
 type Snapshot struct {
-	// Success is false where the server refused: a guard said no, or the room
-	// is not tracked.
+	// Success is false if the server refused: a guard refused, or the room is not
+	// tracked.
 	Success bool
-	// Present are who is in the room, in no particular order. It is empty in
-	// the answer to a join of a room that the client may be in but not see.
+	// Level is the level of the connection. Only the answer to a subscribe has it.
+	Level int
+	// Present lists the members of the room, in no particular order. It is empty in the
+	// answer to a join if the client may be in the room but not see it.
 	Present []Member
-	// States are what those in the room have published, by connection id. The
-	// answer to a join has none.
+	// States holds the states of the members by connection id. The answer to a join has
+	// none.
 	States map[string]json.RawMessage
-	// Total is how many are in the room, where Present are only some of them;
-	// otherwise 0.
+	// Total is the number of members if Present lists only some of them, and otherwise 0.
 	Total int
-	// Stale says that Redis did not answer: this is what was known last.
+	// Stale says that Redis did not answer, so that this is the last known state.
 	Stale bool
 	Seq   uint64
 	Epoch string
 }
 
-// IDs returns the ids of those present, sorted.
+// IDs returns the ids of the members in Present, sorted.
 func (s Snapshot) IDs() []string {
 	ids := make([]string, len(s.Present))
 	for i, m := range s.Present {
@@ -55,12 +56,12 @@ func (s Snapshot) IDs() []string {
 	return ids
 }
 
-// Has reports whether a connection is present.
+// Has reports whether Present lists a connection.
 func (s Snapshot) Has(connectionID string) bool {
 	return slices.ContainsFunc(s.Present, func(m Member) bool { return m.ID == connectionID })
 }
 
-// String returns what an answer says, with metadata and states as text.
+// String returns the answer as text, with metadata and states.
 func (s Snapshot) String() string {
 	if !s.Success {
 		return "refused"
@@ -70,37 +71,37 @@ func (s Snapshot) String() string {
 		present[i] = m.String()
 	}
 	slices.Sort(present)
-	text := fmt.Sprintf("present %v", present)
+	var text strings.Builder
+	text.WriteString(fmt.Sprintf("present %v", present))
 	for _, id := range slices.Sorted(maps.Keys(s.States)) {
-		text += fmt.Sprintf(", state of %s %s", id, s.States[id])
+		text.WriteString(fmt.Sprintf(", state of %s %s", id, s.States[id]))
 	}
 	if s.Total > 0 {
-		text += fmt.Sprintf(", %d in all", s.Total)
+		text.WriteString(fmt.Sprintf(", %d in all", s.Total))
 	}
 	if s.Stale {
-		text += ", stale"
+		text.WriteString(", stale")
 	}
-	return text
+	return text.String()
 }
 
-// StateOptions say how a state is published. The zero value: until it is
-// replaced, cleared, or its connection leaves; and everybody is told.
+// StateOptions say how a state is published. With the zero value the state lasts until it
+// is replaced or cleared or its connection leaves, and all subscribers receive it.
 type StateOptions struct {
-	// ExpireAfter is how long the state lives, in steps of a millisecond.
+	// ExpireAfter is the lifetime of the state, in whole milliseconds.
 	ExpireAfter time.Duration
-	// Silent stores the state without telling anybody.
+	// Silent stores the state without an update to subscribers.
 	Silent bool
 }
 
-// Join enters a room. The answer lists the client too, where it may see the
-// room.
+// Join joins a room. The answer lists the client too, if it may see the room.
 func (c *Client) Join(room string) Snapshot {
 	c.tb.Helper()
 	s, _ := c.askSnapshot(wire.CommandJoinRoom, room)
 	return s
 }
 
-// askSnapshot reports too whether it was answered.
+// askSnapshot also reports whether the command was answered.
 func (c *Client) askSnapshot(command, room string) (s Snapshot, ok bool) {
 	c.tb.Helper()
 	ok = c.ask(command, inRoom(room), &s)
@@ -118,7 +119,7 @@ func orNil(data json.RawMessage) json.RawMessage {
 	return data
 }
 
-// Leave leaves a room; it does no harm where the client is not in.
+// Leave leaves a room. It does nothing if the client is not in the room.
 func (c *Client) Leave(room string) {
 	c.tb.Helper()
 	var answer wire.Success
@@ -127,8 +128,8 @@ func (c *Client) Leave(room string) {
 	}
 }
 
-// Subscribe asks for who is in a room and for updates from then on. Where it
-// is refused, Success is false and nothing comes.
+// Subscribe asks for the members of a room and for updates from then on. If the server
+// refuses, Success is false and no updates come.
 func (c *Client) Subscribe(room string) Snapshot {
 	c.tb.Helper()
 	s, ok := c.askSnapshot(wire.CommandSubscribePresence, room)
@@ -140,8 +141,8 @@ func (c *Client) Subscribe(room string) Snapshot {
 	return s
 }
 
-// Unsubscribe ends the updates about a room, and reports whether there was a
-// subscription.
+// Unsubscribe ends the updates of a room, and reports whether there was a subscription.
+// At level 2 (see [WithLevel]) it fails the test if there was none.
 func (c *Client) Unsubscribe(room string) (was bool) {
 	c.tb.Helper()
 	if c.ask(wire.CommandUnsubscribePresence, inRoom(room), &was) {
@@ -152,9 +153,11 @@ func (c *Client) Unsubscribe(room string) (was bool) {
 	return was
 }
 
-// PublishState publishes a state, whatever encodes to a JSON object, in a room
-// that the client is in. It reports whether that was done: not where the
-// client is not in the room or may not see it, or the room is not tracked.
+// PublishState publishes a state in a room that the client is in. The state is any value
+// that encodes to a JSON object. PublishState returns false if the client is not in the
+// room or may not see it, the room is not tracked, the state is too large or not an
+// object, or Redis does not answer. At level 2 (see [WithLevel]) it fails the test in
+// these cases. [Client.Call] returns the error.
 func (c *Client) PublishState(room string, state any, opts StateOptions) (done bool) {
 	c.tb.Helper()
 	data, err := json.Marshal(state)
@@ -171,16 +174,16 @@ func (c *Client) PublishState(room string, state any, opts StateOptions) (done b
 	return done
 }
 
-// ClearState ends the client's state in a room, and reports whether that was
-// done, as [Client.PublishState] does.
+// ClearState ends the client's state in a room. Its result is that of
+// [Client.PublishState].
 func (c *Client) ClearState(room string) (done bool) {
 	c.tb.Helper()
 	c.ask(wire.CommandClearPresenceState, inRoom(room), &done)
 	return done
 }
 
-// State asks for who is in a room and their states, without a subscription.
-// The members in the answer have no metadata.
+// State asks for the members of a room and their states, without a subscription. The
+// members in the answer have no metadata.
 func (c *Client) State(room string) Snapshot {
 	c.tb.Helper()
 	var answer struct {
@@ -196,21 +199,21 @@ func (c *Client) State(room string) Snapshot {
 	return s
 }
 
-// Metadata asks for the client's own metadata, nil where it has none.
+// Metadata asks for the client's own metadata. It is nil if the client has none.
 func (c *Client) Metadata() json.RawMessage {
 	c.tb.Helper()
 	return c.askMetadata(wire.CommandGetMyConnectionMetadata, struct{}{})
 }
 
-// MetadataOf asks for a connection's metadata, nil where it has none or the
-// client has no room in common with it.
+// MetadataOf asks for a connection's metadata. It is nil if the connection has none or
+// shares no room with the client.
 func (c *Client) MetadataOf(connectionID string) json.RawMessage {
 	c.tb.Helper()
 	return c.askMetadata(wire.CommandGetConnectionMetadata, wire.GetMetadataRequest{ConnectionID: wire.Name(connectionID)})
 }
 
-// RoomMetadata asks for a room's metadata, nil where it has none or the
-// client may not see the room.
+// RoomMetadata asks for a room's metadata. It is nil if the room has none or the client
+// may not see the room.
 func (c *Client) RoomMetadata(room string) json.RawMessage {
 	c.tb.Helper()
 	return c.askMetadata(wire.CommandGetRoomMetadata, inRoom(room))
@@ -223,11 +226,11 @@ func (c *Client) askMetadata(command string, payload any) json.RawMessage {
 	return orNil(answer.Metadata)
 }
 
-// SetMetadata sets the client's own metadata, whatever encodes to JSON. The
-// strategy is "replace", "merge" or "deepMerge" (a mesh.Strategy, as a string);
-// "" is "replace". A server without Options.ClientMetadata refuses it,
-// and so may that function: that is an error answer, which fails the test. To
-// look at it call "mesh/set-my-connection-metadata" by [Client.Call].
+// SetMetadata sets the client's own metadata to any value that encodes to JSON. The
+// strategy is "replace", "merge" or "deepMerge" (a mesh.Strategy, as a string). "" means
+// "replace". A server without Options.ClientMetadata refuses it, and that function may
+// refuse it too. A refusal is an error answer and fails the test. To examine the error,
+// send "mesh/set-my-connection-metadata" with [Client.Call].
 func (c *Client) SetMetadata(metadata any, strategy string) {
 	c.tb.Helper()
 	data, err := json.Marshal(metadata)

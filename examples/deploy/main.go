@@ -1,7 +1,7 @@
-// Command deploy is a presence server as one would deploy it: Redis and times
-// from the environment, probes, and an end that clients do not notice. The file
-// deployment.yaml beside it is how Kubernetes runs it; settings.go has the
-// variables.
+// Command deploy is a presence server in the form in which you would deploy it. It reads
+// its settings from the environment, answers probes, and shuts down without an outage for
+// clients. The file deployment.yaml in this directory runs it on Kubernetes. settings.go
+// lists the environment variables.
 //
 //	REDIS_URL=redis://localhost:6379 go run ./examples/deploy
 package main
@@ -37,16 +37,16 @@ func main() {
 	}
 }
 
-// run serves until ctx ends. It listens before it has reached Redis, so that
-// the probes can say what it waits for.
+// run serves until ctx ends. It listens before it has reached Redis, so that the probes
+// can report what it waits for.
 func run(ctx context.Context, cfg settings, logger *slog.Logger) (err error) {
 	client := cfg.redis()
-	defer func() { err = errors.Join(err, client.Close()) }() // last: leaves are still written to it
+	defer func() { err = errors.Join(err, client.Close()) }() // last, because leaves are still written to it
 	srv, err := mesh.NewServer(mesh.Options{
 		Redis:          client,
 		AllowedOrigins: cfg.origins,
 		Logger:         logger,
-		// Authenticate and guards are where an app says who may do what.
+		// An app adds Authenticate and guards here.
 	})
 	if err != nil {
 		return err
@@ -72,10 +72,10 @@ func run(ctx context.Context, cfg settings, logger *slog.Logger) (err error) {
 	}()
 	logger.Info("listening", "addr", ln.Addr().String(), "stopsWithin", cfg.stopTime().String())
 
-	// However long Redis takes to answer: the readiness probe fails meanwhile.
+	// This waits until Redis answers. The readiness probe fails until then.
 	err = srv.Start(ctx)
 	switch {
-	case ctx.Err() != nil: // told to end before that
+	case ctx.Err() != nil: // stopped before it was ready
 		err = nil
 	case err == nil:
 		logger.Info("ready")
@@ -89,26 +89,26 @@ func run(ctx context.Context, cfg settings, logger *slog.Logger) (err error) {
 	return err
 }
 
-// handler mounts the socket and the probes. Neither probe asks Redis: while it
-// is away sockets stay, and all pods would fail their probes at once.
+// handler mounts the socket and the probes. Neither probe depends on Redis. Sockets stay
+// open while Redis is away, and otherwise all pods would fail their probes at once.
 func handler(srv *mesh.Server) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("/ws", srv)
 	mux.Handle("/readyz", srv.ReadyHandler())
-	mux.HandleFunc("/livez", func(http.ResponseWriter, *http.Request) {}) // 200: the process can answer
+	mux.HandleFunc("/livez", func(http.ResponseWriter, *http.Request) {}) // 200 as long as the process answers
 	return mux
 }
 
-// stop ends everything in the order in which nothing is missed: sockets while
-// the probes still answer and Redis still takes leaves, then what is left of
-// presence, then HTTP. Its own deadlines hold, since the signal has ended the
-// context of everything else. They add up to cfg.stopTime at most.
+// stop shuts everything down in an order that loses nothing. First it closes the sockets,
+// while the probes still answer and Redis still accepts leaves. Then it ends the rest of
+// presence, and then HTTP. It uses deadlines of its own, because the signal has ended the
+// context. They add up to cfg.stopTime at most.
 func stop(cfg settings, srv *mesh.Server, web *http.Server, logger *slog.Logger) error {
 	logger.Info("draining", "spread", cfg.spread.String())
 	ctx, cancel := context.WithTimeout(context.Background(), cfg.spread+cutOff)
 	defer cancel()
 	if err := srv.Drain(ctx, cfg.spread); err != nil && !errors.Is(err, mesh.ErrNotStarted) {
-		logger.Warn("not drained", "error", err) // Shutdown closes what is left
+		logger.Warn("not drained", "error", err) // Shutdown closes the remaining sockets
 	}
 	logger.Info("shutting down")
 	ctx, cancel = context.WithTimeout(context.Background(), cfg.shutdown)

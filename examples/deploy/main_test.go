@@ -26,12 +26,12 @@ import (
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-var web = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 30 * time.Second}
+var web = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 2 * time.Minute}
 
-// built is where the program goes; it ends with the tests.
+// built is the directory for the program. It is removed after the tests.
 var built string
 
-// binary is the program as it is deployed.
+// binary builds the program as it is deployed and returns its path.
 var binary = sync.OnceValues(func() (string, error) {
 	path := filepath.Join(built, "deploy")
 	if out, err := exec.Command("go", "build", "-o", path, ".").CombinedOutput(); err != nil {
@@ -51,17 +51,26 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
+// long skips a test of the whole program if -short is set.
+func long(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("left out by -short: builds the program")
+	}
+}
+
 // pod is the program in a process of its own.
 type pod struct {
 	t     *testing.T
 	cmd   *exec.Cmd
 	addr  string
 	ended <-chan struct{}
-	lines chan string // of its log
+	lines chan string // lines of its log
 }
 
 func startPod(t *testing.T, env ...string) *pod {
 	t.Helper()
+	long(t)
 	path, err := binary()
 	require.NoError(t, err)
 	p := &pod{t: t, cmd: exec.Command(path), lines: make(chan string, 1000)}
@@ -74,7 +83,7 @@ func startPod(t *testing.T, env ...string) *pod {
 	require.NoError(t, out.Close())
 	require.NoError(t, err)
 	t.Cleanup(func() {
-		_ = p.cmd.Process.Kill() // fails where it has ended, as it should have
+		_ = p.cmd.Process.Kill() // fails if it has ended, which is expected
 		<-p.ended
 		for range p.lines {
 		}
@@ -90,7 +99,7 @@ func startPod(t *testing.T, env ...string) *pod {
 	return p
 }
 
-// awaitLog returns what the first group of a pattern matches in the log.
+// awaitLog waits for a log line that matches a pattern, and returns its last group.
 func (p *pod) awaitLog(pattern *regexp.Regexp) string {
 	p.t.Helper()
 	for line := range p.lines {
@@ -98,11 +107,11 @@ func (p *pod) awaitLog(pattern *regexp.Regexp) string {
 			return m[len(m)-1]
 		}
 	}
-	require.FailNow(p.t, "it ended without saying "+pattern.String())
+	require.FailNow(p.t, "it ended without the log line "+pattern.String())
 	return ""
 }
 
-// probe returns status and text of an answer; 0: there is none.
+// probe returns the status and text of an answer, or 0 if there is none.
 func (p *pod) probe(path string) (int, string) {
 	resp, err := web.Get("http://" + p.addr + path)
 	if err != nil {
@@ -123,7 +132,7 @@ func (p *pod) awaitProbe(code int) string {
 		var got int
 		got, text = p.probe("/readyz")
 		return got == code
-	}, 30*time.Second, 10*time.Millisecond)
+	}, 2*time.Minute, 10*time.Millisecond)
 	return text
 }
 
@@ -135,18 +144,18 @@ func (p *pod) dial() (*websocket.Conn, *http.Response, error) {
 	return ws, resp, err
 }
 
-// exits waits for the end of the process and returns its status.
+// exits waits for the end of the process and returns its exit code.
 func (p *pod) exits() int {
 	p.t.Helper()
 	select {
 	case <-p.ended:
 	case <-time.After(time.Minute):
-		require.FailNow(p.t, "it has not ended")
+		require.FailNow(p.t, "the process has not ended")
 	}
 	return p.cmd.ProcessState.ExitCode()
 }
 
-// present follows how many are in a room, and how many left it.
+// present counts the joins and leaves in a room.
 func present(t *testing.T, r *meshtest.Redis, room string) (joined, left func() int, p *mesh.PresenceManager) {
 	t.Helper()
 	p, err := mesh.NewPresenceManager(mesh.Options{Redis: r.Client()})
@@ -178,7 +187,7 @@ func present(t *testing.T, r *meshtest.Redis, room string) (joined, left func() 
 			return counts[kind]
 		}
 	}
-	require.Eventually(t, func() bool { return of(mesh.EventSnapshot)() == 1 }, 10*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return of(mesh.EventSnapshot)() == 1 }, 2*time.Minute, 5*time.Millisecond)
 	return of(mesh.EventJoin), of(mesh.EventLeave), p
 }
 
@@ -205,7 +214,7 @@ func TestDeploy(t *testing.T) {
 			ends <- time.Now()
 		})
 	}
-	require.Eventually(t, func() bool { return joined() == sockets }, 20*time.Second, 5*time.Millisecond)
+	require.Eventually(t, func() bool { return joined() == sockets }, 2*time.Minute, 5*time.Millisecond)
 
 	begun := time.Now()
 	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
@@ -217,7 +226,7 @@ func TestDeploy(t *testing.T) {
 	assert.Equal(t, http.StatusServiceUnavailable, resp.StatusCode)
 	assert.NotEmpty(t, resp.Header.Get("Retry-After"))
 	code, _ := p.probe("/livez")
-	assert.Equal(t, http.StatusOK, code, "it lives")
+	assert.Equal(t, http.StatusOK, code, "the process lives")
 
 	reading.Wait()
 	close(ends)
@@ -226,7 +235,7 @@ func TestDeploy(t *testing.T) {
 		at = append(at, end.Sub(begun))
 	}
 	slices.Sort(at)
-	for i, d := range at { // however slow the machine is, none is early
+	for i, d := range at { // none is early, even on a slow machine
 		turn := spread * time.Duration(i+1) / (sockets + 1)
 		assert.GreaterOrEqual(t, d, turn-time.Millisecond, "socket %d", i)
 	}
@@ -246,7 +255,7 @@ func TestDeploy(t *testing.T) {
 	}
 }
 
-// While there is no Redis the program waits, and says so; told to end it does.
+// Without Redis the program waits and says so. It still ends on a signal.
 func TestDeployWithoutRedis(t *testing.T) {
 	t.Parallel()
 	r := meshtest.StartRedis(t, meshtest.WithAddr("127.0.0.1:0"))
@@ -262,6 +271,7 @@ func TestDeployWithoutRedis(t *testing.T) {
 
 func TestDeployWithBadSettings(t *testing.T) {
 	t.Parallel()
+	long(t)
 	path, err := binary()
 	require.NoError(t, err)
 	cmd := exec.CommandContext(t.Context(), path)

@@ -10,26 +10,26 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// cutOff is what a drain may take longer than its spread: sockets that do not
-// answer their close frame are cut off after two seconds, and hooks may run.
+// cutOff is the time that a drain may take longer than its spread. Sockets that do not
+// answer their close frame are cut off after two seconds, and hooks may still run.
 const cutOff = 5 * time.Second
 
-// settings come from the environment.
+// settings holds the settings from the environment.
 type settings struct {
-	// redis connects to REDIS_URL: redis://user:password@host:6379/0, with
-	// rediss:// for TLS. A cluster is given by further nodes:
-	// redis://host:6379?addr=host2:6379. Required.
+	// redis connects to REDIS_URL: redis://user:password@host:6379/0, or rediss:// for
+	// TLS. For a cluster, give further nodes: redis://host:6379?addr=host2:6379.
+	// Required.
 	redis func() redis.UniversalClient
 	// listen is LISTEN_ADDR. Defaults to ":8080".
 	listen string
-	// origins are ALLOWED_ORIGINS, separated by commas. Defaults to none: the
-	// host that the request was sent to.
+	// origins are ALLOWED_ORIGINS, separated by commas. Defaults to none, which allows
+	// only the host that the request was sent to.
 	origins []string
-	// spread is DRAIN_SPREAD: how long sockets take to close, all in all.
-	// Defaults to 20s.
+	// spread is DRAIN_SPREAD, the time over which all sockets are closed. Defaults to
+	// 20s.
 	spread time.Duration
-	// shutdown is SHUTDOWN_TIMEOUT: how long what is left may take then.
-	// Defaults to 10s.
+	// shutdown is SHUTDOWN_TIMEOUT, the time limit for the rest of the shutdown. Defaults
+	// to 10s.
 	shutdown time.Duration
 }
 
@@ -50,7 +50,7 @@ func settingsFrom(getenv func(string) string) (settings, error) {
 	return s, errors.Join(errs[:]...)
 }
 
-// stopTime is how long the program takes to end after SIGTERM, at most.
+// stopTime is the longest time from SIGTERM to the end of the program.
 func (s settings) stopTime() time.Duration { return s.spread + cutOff + s.shutdown }
 
 func durationFrom(getenv func(string) string, name string, otherwise time.Duration) (time.Duration, error) {
@@ -68,8 +68,8 @@ func durationFrom(getenv func(string) string, name string, otherwise time.Durati
 	return d, nil
 }
 
-// redisFrom returns what connects to a URL. What is wrong with one is said
-// without it: it may hold a password.
+// redisFrom returns a function that connects to a URL. Its errors do not contain the URL,
+// which may hold a password.
 func redisFrom(text string) (func() redis.UniversalClient, error) {
 	if text == "" {
 		return nil, errors.New("REDIS_URL is required, such as redis://localhost:6379")

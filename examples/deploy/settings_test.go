@@ -50,7 +50,7 @@ func TestSettings(t *testing.T) {
 	assert.NotNil(t, opts.TLSConfig)
 }
 
-func TestSettingsRefused(t *testing.T) {
+func TestInvalidSettings(t *testing.T) {
 	t.Parallel()
 	for name, text := range map[string]string{"REDIS_URL": "", "DRAIN_SPREAD": "20", "SHUTDOWN_TIMEOUT": "0s"} {
 		env := map[string]string{"REDIS_URL": "redis://localhost"}
@@ -65,8 +65,8 @@ func TestSettingsRefused(t *testing.T) {
 	}
 }
 
-// The numbers in deployment.yaml fit each other and the program.
-func TestDeploymentFits(t *testing.T) {
+// The numbers in deployment.yaml agree with each other and with the program.
+func TestDeploymentMatchesSettings(t *testing.T) {
 	t.Parallel()
 	data, err := os.ReadFile("deployment.yaml")
 	require.NoError(t, err)

@@ -18,30 +18,30 @@ import (
 //go:embed page.html
 var page []byte
 
-// app is the streams of one instance.
+// app holds the streams of one instance.
 type app struct {
 	cfg      config
 	presence *mesh.PresenceManager
 
-	life context.Context // ends when streams shall
+	life context.Context // ends when all streams must end
 	end  context.CancelFunc
 
 	mu    sync.Mutex // guards conns
 	conns map[string]*conn
 }
 
-// conn is one connection: a stream, and the POSTs that carry its token.
+// conn is one connection: a stream, and the POST requests that carry its token.
 type conn struct {
-	id    string // everybody in the room is told
-	token string // nobody but the reader of the stream is
+	id    string // visible to all members of the room
+	token string // secret, known only to the reader of the stream
 	room  string
 
 	mu     sync.Mutex // guards the fields below
-	second time.Time  // when counting began
-	count  int        // POSTs since
+	second time.Time  // start of the current second
+	count  int        // POST requests since then
 }
 
-// Errors that are the example's own.
+// Errors of the example itself.
 var (
 	errEnding = errors.New("this instance is shutting down")
 	errFull   = errors.New("too many streams")
@@ -50,7 +50,7 @@ var (
 
 func newApp(cfg config, presence *mesh.PresenceManager) *app {
 	a := &app{cfg: cfg, presence: presence, conns: make(map[string]*conn)}
-	// A lifetime begins: that of streams, which endStreams ends.
+	// This context is the lifetime of all streams. endStreams ends it.
 	a.life, a.end = context.WithCancel(context.Background())
 	return a
 }
@@ -59,20 +59,20 @@ func (a *app) handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /{$}", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/html; charset=utf-8")
-		_, _ = w.Write(page) // fails where the client is gone
+		_, _ = w.Write(page) // fails if the client is gone
 	})
 	mux.HandleFunc("GET /events", a.events)
-	mux.HandleFunc("POST /join", a.act(a.join))
-	mux.HandleFunc("POST /leave", a.act(a.leave))
-	mux.HandleFunc("POST /state", a.act(a.state))
-	mux.HandleFunc("POST /alive", a.act(a.alive))
+	mux.HandleFunc("POST /join", a.post(a.join))
+	mux.HandleFunc("POST /leave", a.post(a.leave))
+	mux.HandleFunc("POST /state", a.post(a.state))
+	mux.HandleFunc("POST /alive", a.post(a.alive))
 	return mux
 }
 
-// endStreams ends every stream, and refuses new ones.
+// endStreams ends every stream and refuses new ones.
 func (a *app) endStreams() { a.end() }
 
-// open connects. Here a real app asks its session who that is; what it says
+// open connects. A real app checks its session here and takes the user from it. The user
 // becomes the connection's metadata, which guards may rely on.
 func (a *app) open(ctx context.Context, name, room string) (*conn, error) {
 	if name == "" || len(name) > 40 || !utf8.ValidString(name) || strings.ContainsFunc(name, unicode.IsControl) {
@@ -89,15 +89,15 @@ func (a *app) open(ctx context.Context, name, room string) (*conn, error) {
 	return c, nil
 }
 
-// close disconnects: the token is worth nothing any more, and the others in the
-// room are told of the leave. The request's context has ended by now.
+// close disconnects. The token is no longer valid, and the members of the room see the
+// leave. The request's context has ended by now.
 func (a *app) close(ctx context.Context, c *conn) {
 	a.remove(c)
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
 	if err := a.presence.Disconnect(ctx, c.id); err != nil {
-		// Redis is away: it is made up for when it is back, or by the other
-		// servers if this one is not there then.
+		// Redis does not answer. This server writes the leave when Redis is back. If this
+		// server has ended by then, the other servers do it.
 		a.cfg.log.Debug("disconnected, not written yet", "conn", c.id, "error", err)
 	}
 }
@@ -121,7 +121,8 @@ func (a *app) remove(c *conn) {
 	delete(a.conns, c.token)
 }
 
-// bearer returns whose token a request carries; nil: nobody's on this instance.
+// bearer returns the connection whose token a request carries, or nil if this instance
+// has no such connection.
 func (a *app) bearer(r *http.Request) *conn {
 	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	if !ok {
@@ -132,7 +133,8 @@ func (a *app) bearer(r *http.Request) *conn {
 	return a.conns[token]
 }
 
-// statuses say what a client is told about an error; its text stays here.
+// statuses maps errors to the HTTP status for the client. The text of the error is not
+// sent.
 var statuses = []struct {
 	is     error
 	status int
@@ -153,7 +155,7 @@ var statuses = []struct {
 	{mesh.ErrInvalidState, http.StatusBadRequest},
 }
 
-// refuse answers with the status that an error calls for.
+// refuse answers with the status for an error.
 func refuse(w http.ResponseWriter, err error) {
 	status := http.StatusInternalServerError
 	for _, s := range statuses {

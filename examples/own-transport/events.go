@@ -10,19 +10,19 @@ import (
 	"github.com/meshpresence/mesh"
 )
 
-// told is an event of presence as the page gets it.
-type told struct {
+// update is an event of presence in the form that the page gets.
+type update struct {
 	Type     mesh.EventType  `json:"type"`
 	ID       string          `json:"id,omitempty"`
 	Metadata json.RawMessage `json:"metadata,omitempty"`
 	State    json.RawMessage `json:"state"`             // null: it has ended, or there is none
 	Members  []mesh.Member   `json:"members,omitempty"` // of a snapshot
-	Total    int             `json:"total,omitempty"`   // how many there are: members may be fewer
-	Stale    bool            `json:"stale,omitempty"`   // Redis is away: this is what was known last
+	Total    int             `json:"total,omitempty"`   // number of members, of which Members may list only some
+	Stale    bool            `json:"stale,omitempty"`   // Redis does not answer: this is the last known state
 }
 
-func toldOf(e mesh.Event) told {
-	t := told{Type: e.Type, ID: e.ConnectionID, Metadata: e.Metadata, State: e.State}
+func updateOf(e mesh.Event) update {
+	t := update{Type: e.Type, ID: e.ConnectionID, Metadata: e.Metadata, State: e.State}
 	if e.Snapshot != nil {
 		t.Members, t.Total, t.Stale = e.Snapshot.Members, e.Snapshot.Total, e.Snapshot.Stale
 	}
@@ -35,10 +35,10 @@ type hello struct {
 	Token string `json:"token"`
 }
 
-// events is a connection, from the request to its end.
+// events serves a connection from the request to its end.
 func (a *app) events(w http.ResponseWriter, r *http.Request) {
-	// Another site's page could not read the stream, but with a session's cookie
-	// it would have whoever visits it be present.
+	// A page of another site could not read the stream. But with a session's cookie it
+	// could make its visitors appear in the room.
 	if site := r.Header.Get("Sec-Fetch-Site"); site == "cross-site" || site == "same-site" {
 		http.Error(w, http.StatusText(http.StatusForbidden), http.StatusForbidden)
 		return
@@ -52,43 +52,43 @@ func (a *app) events(w http.ResponseWriter, r *http.Request) {
 	}
 	defer a.close(r.Context(), c)
 
-	// The request's context ends when the client goes. It ends here, too, when
-	// the instance is to, and when a heartbeat could not be written.
+	// The request's context ends when the client disconnects. This one also ends when the
+	// instance shuts down, and when a ping could not be written.
 	ctx, cancel := context.WithCancelCause(r.Context())
 	defer context.AfterFunc(a.life, func() { cancel(errEnding) })()
-	var beats sync.WaitGroup
-	defer beats.Wait()
-	defer cancel(nil) // before the waiting
+	var pings sync.WaitGroup
+	defer pings.Wait()
+	defer cancel(nil) // runs before the wait
 
 	begun := false
-	// On behalf of the connection: rules that have guards decide about it, also
-	// later, when its metadata changes.
+	// The viewer is the connection. The guards of the room's rule decide about it, now
+	// and after each change of its metadata.
 	for event, err := range a.presence.Subscribe(ctx, c.room, mesh.SubscribeOptions{Viewer: c.id}) {
 		switch {
 		case err != nil && !begun:
 			refuse(w, err)
 			return
-		case err != nil: // why is for the log: the page comes back, and is told then if it may not
+		case err != nil: // the reason is only logged; the page reconnects, and then learns if it is refused
 			a.cfg.log.Debug("stream ended", "conn", c.id, "error", err)
-			_ = s.send("bye", struct{}{}) // fails where that is why
+			_ = s.send("bye", struct{}{}) // fails if the client is gone
 			return
 		case !begun:
 			begun = true
 			if s.begin(hello{ID: c.id, Token: c.token}) != nil {
 				return
 			}
-			beats.Go(func() { a.beat(ctx, s, cancel) })
+			pings.Go(func() { a.ping(ctx, s, cancel) })
 		}
-		if s.send("presence", toldOf(event)) != nil {
+		if s.send("presence", updateOf(event)) != nil {
 			return
 		}
 	}
 }
 
-// beat asks for a sign of life again and again, until ctx ends or one could not
-// be written.
-func (a *app) beat(ctx context.Context, s *stream, cancel context.CancelCauseFunc) {
-	t := time.NewTicker(a.cfg.beat)
+// ping asks the page for a sign of life at regular intervals, until ctx ends or a ping
+// could not be written.
+func (a *app) ping(ctx context.Context, s *stream, cancel context.CancelCauseFunc) {
+	t := time.NewTicker(a.cfg.ping)
 	defer t.Stop()
 	for {
 		select {
@@ -96,7 +96,7 @@ func (a *app) beat(ctx context.Context, s *stream, cancel context.CancelCauseFun
 		case <-ctx.Done():
 			return
 		}
-		if err := s.send("beat", struct{}{}); err != nil {
+		if err := s.send("ping", struct{}{}); err != nil {
 			cancel(err)
 			return
 		}

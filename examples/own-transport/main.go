@@ -1,6 +1,6 @@
-// Command own-transport has presence without WebSockets: a page hears who is in
-// a room by Server-Sent Events and says what it does by POST. mesh is used as a
-// PresenceManager alone.
+// Command own-transport offers presence without WebSockets. A page receives the members
+// of a room as Server-Sent Events, and sends its actions with POST. The program uses a
+// mesh.PresenceManager alone.
 //
 //	go run ./examples/own-transport        # needs a Redis on localhost:6379; open http://127.0.0.1:8080
 //
@@ -8,25 +8,26 @@
 //	curl -X POST -H 'Authorization: Bearer TOKEN' http://127.0.0.1:8080/join
 //	curl -d '{"typing":true}' -H 'Authorization: Bearer TOKEN' http://127.0.0.1:8080/state
 //
-// What to look at:
+// These parts matter most:
 //
-//   - app.events in events.go: the life of a connection. Connect, the events of
-//     PresenceManager.Subscribe as they come, Disconnect when the request ends.
-//   - Whose request it is (app.act in posts.go). The connection's id is no
-//     secret, everybody in the room sees it; so the stream begins with a token
-//     that only its reader learns, and every POST must carry it.
-//   - Signs of life. A write that succeeds says only that the kernel, or a
-//     proxy, has taken it: for a client that vanished it goes on succeeding for
-//     many minutes. So each heartbeat asks the page to answer, the answer is what
-//     calls Touch, and the rule's TTL ends what does not answer. A write that
-//     fails, or does not get through in time, ends the stream at once.
-//   - stream in stream.go: one event after the other, each with a deadline.
-//   - shutdown below: streams first, for http.Server.Shutdown waits for them.
+//   - app.events in events.go is the life of a connection: Connect, then the events of
+//     PresenceManager.Subscribe as they come, then Disconnect when the request ends.
+//   - app.post in posts.go checks the sender of a request. The connection's id is visible
+//     to all members of the room, so it is not a secret. Therefore the stream begins with
+//     a token that only its reader learns, and every POST must carry it.
+//   - app.ping in events.go keeps connections alive. A successful write only means that
+//     the kernel or a proxy has accepted the data. If a client has vanished, writes still
+//     succeed for many minutes. So the server sends pings, the page answers each with a
+//     POST, and the answer calls Touch. The rule's TTL ends entries of clients that do
+//     not answer. If a write fails or takes too long, the stream ends at once.
+//   - stream in stream.go writes one event after the other, each with a deadline.
+//   - shutdown in this file ends the streams first, because http.Server.Shutdown waits
+//     for them.
 //
-// Behind several instances a POST must get to the one that has the stream (a
-// sticky session, or the instance's own address in the first event): a
-// connection's entries are written by the server that it is connected to. Serve
-// it by HTTP/2 (TLS): by HTTP/1.1 browsers open at most six streams to a host.
+// With several instances, a POST must reach the instance that has the stream, for example
+// with sticky sessions, or with the instance's own address in the first event. Only the
+// server that a connection is connected to writes its entries. Serve the streams over
+// HTTP/2 (TLS), because browsers open at most six HTTP/1.1 connections to a host.
 package main
 
 import (
@@ -46,21 +47,20 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// patience is how long Redis may take to answer at the start, and then how long
-// each step of the end may take.
-const patience = 10 * time.Second
+// timeout limits the start, and each step of the shutdown.
+const timeout = 10 * time.Second
 
-// config is what an instance needs.
+// config holds the settings of an instance.
 type config struct {
 	redis   *redis.Client
-	beat    time.Duration // between heartbeats
-	ttl     time.Duration // whoever has not answered for so long has left; a few beats
-	write   time.Duration // how long an event may take to be written
+	ping    time.Duration // between two pings
+	ttl     time.Duration // entries of connections that do not answer end after this time; a few pings
+	write   time.Duration // time limit for writing an event
 	streams int           // at most
 	log     *slog.Logger
 }
 
-// rooms are those that there are.
+// rooms matches the names of all rooms.
 var rooms = mesh.Regexp(regexp.MustCompile(`^[a-z0-9-]{1,40}$`))
 
 func main() {
@@ -69,7 +69,7 @@ func main() {
 	flag.Parse()
 	cfg := config{
 		redis: redis.NewClient(&redis.Options{Addr: *redisAddr}),
-		beat:  15 * time.Second, ttl: 40 * time.Second, write: 10 * time.Second, streams: 10_000,
+		ping:  15 * time.Second, ttl: 40 * time.Second, write: 10 * time.Second, streams: 10_000,
 		log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -99,8 +99,8 @@ func serve(ctx context.Context, cfg config, ln net.Listener) error {
 		Handler:           a.handler(),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
-		// No ReadTimeout and no WriteTimeout: either would end every stream when
-		// it is over. app.act and stream.send have their own.
+		// ReadTimeout and WriteTimeout would end every stream, so they are not set.
+		// app.post and stream.send set deadlines of their own.
 		MaxHeaderBytes: 16 << 10,
 		ErrorLog:       slog.NewLogLogger(cfg.log.Handler(), slog.LevelWarn),
 	}
@@ -118,32 +118,32 @@ func serve(ctx context.Context, cfg config, ln net.Listener) error {
 	return err
 }
 
-// start waits for Redis, for a while.
+// start waits for Redis, with a time limit.
 func start(ctx context.Context, presence *mesh.PresenceManager) error {
-	begin, cancel := context.WithTimeout(ctx, patience)
+	begin, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	err := presence.Start(begin)
 	if err != nil {
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 		defer cancel()
 		err = errors.Join(err, presence.Shutdown(end))
 	}
 	return err
 }
 
-// shutdown ends HTTP, then presence; Redis is closed last. http.Server.Shutdown
-// takes no new requests, so that pages come back elsewhere, has the streams end
-// (RegisterOnShutdown), each with its Disconnect, and waits for them. What it
-// did not get done in time presence.Shutdown does. ctx has ended.
+// shutdown ends HTTP first and then presence. The caller closes Redis last.
+// http.Server.Shutdown accepts no new requests, so that pages reconnect elsewhere. It
+// ends the streams (RegisterOnShutdown), each with its Disconnect, and waits for them. If
+// the time was not enough, presence.Shutdown does the rest. ctx has ended.
 func shutdown(ctx context.Context, presence *mesh.PresenceManager, hs *http.Server) error {
 	ctx = context.WithoutCancel(ctx)
-	step, cancel := context.WithTimeout(ctx, patience)
+	step, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	err := hs.Shutdown(step)
 	if err != nil {
 		err = errors.Join(err, hs.Close())
 	}
-	last, cancel := context.WithTimeout(ctx, patience)
+	last, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	return errors.Join(err, presence.Shutdown(last))
 }

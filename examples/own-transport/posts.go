@@ -15,16 +15,16 @@ import (
 const (
 	maxBody    = 16 << 10
 	bodyWithin = 10 * time.Second
-	perSecond  = 20 // POSTs of one connection
+	perSecond  = 20 // POST requests of one connection
 )
 
-// act is a POST on behalf of the connection whose token it carries. A page of
-// another site cannot make one: it has no token, and no cookie stands in for it.
-func (a *app) act(do func(ctx context.Context, c *conn, body []byte) error) http.HandlerFunc {
+// post handles a POST for the connection whose token it carries. A page of another site
+// cannot send one, because it has no token, and no cookie replaces the token.
+func (a *app) post(do func(ctx context.Context, c *conn, body []byte) error) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		c := a.bearer(r)
 		switch {
-		case c == nil: // not here, or not any more: the page opens a new stream
+		case c == nil: // not on this instance, or ended: the page opens a new stream
 			w.Header().Set("WWW-Authenticate", "Bearer")
 			http.Error(w, http.StatusText(http.StatusUnauthorized), http.StatusUnauthorized)
 			return
@@ -36,7 +36,7 @@ func (a *app) act(do func(ctx context.Context, c *conn, body []byte) error) http
 		if _, large := errors.AsType[*http.MaxBytesError](err); large {
 			err = mesh.ErrTooLarge
 		} else if err != nil {
-			refuse(w, err) // it has gone, or took too long: it may not get this
+			refuse(w, err) // the client is gone or too slow, and may not receive this
 			return
 		}
 		if err == nil {
@@ -50,7 +50,7 @@ func (a *app) act(do func(ctx context.Context, c *conn, body []byte) error) http
 	}
 }
 
-// readBody reads what a request carries, in limited time and of limited size.
+// readBody reads the body of a request, limited in size and time.
 func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	ctl := http.NewResponseController(w)
 	if err := ctl.SetReadDeadline(time.Now().Add(bodyWithin)); err != nil {
@@ -60,10 +60,10 @@ func readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return body, ctl.SetReadDeadline(time.Time{}) // or the request's context would end then
+	return body, ctl.SetReadDeadline(time.Time{}) // otherwise the request's context would end at the deadline
 }
 
-// tooMany counts a POST.
+// tooMany counts a POST and reports whether the connection has sent too many.
 func (c *conn) tooMany(now time.Time) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -83,7 +83,7 @@ func (a *app) leave(ctx context.Context, c *conn, _ []byte) error {
 	return err
 }
 
-// state publishes the body, a JSON object; null ends what was published.
+// state publishes the body, a JSON object. null clears the state.
 func (a *app) state(ctx context.Context, c *conn, body []byte) error {
 	if bytes.Equal(bytes.TrimSpace(body), []byte("null")) {
 		return a.presence.ClearState(ctx, c.room, c.id)
@@ -91,6 +91,6 @@ func (a *app) state(ctx context.Context, c *conn, body []byte) error {
 	return a.presence.PublishState(ctx, c.room, c.id, json.RawMessage(body), mesh.StateOptions{})
 }
 
-// alive answers a heartbeat. Whoever had been silent for too long is joined
-// again by it.
+// alive answers a ping. If the entry has ended because of silence, this makes it join
+// again.
 func (a *app) alive(_ context.Context, c *conn, _ []byte) error { return a.presence.Touch(c.id) }

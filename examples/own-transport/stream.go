@@ -8,14 +8,14 @@ import (
 	"time"
 )
 
-// stream writes Server-Sent Events to one response. Events and heartbeats come
-// from two goroutines.
+// stream writes Server-Sent Events to one response. Events and pings come from two
+// goroutines.
 type stream struct {
 	w      http.ResponseWriter
 	ctl    *http.ResponseController
 	within time.Duration
 
-	mu sync.Mutex // one event after the other; held while it is written
+	mu sync.Mutex // held while an event is written, so that events do not mix
 }
 
 func newStream(w http.ResponseWriter, within time.Duration) *stream {
@@ -26,17 +26,17 @@ func newStream(w http.ResponseWriter, within time.Duration) *stream {
 func (s *stream) begin(h hello) error {
 	head := s.w.Header()
 	head.Set("Content-Type", "text/event-stream")
-	head.Set("Cache-Control", "no-store") // a token is in it
-	head.Set("X-Accel-Buffering", "no")   // nginx would keep events until it has some KiB
+	head.Set("Cache-Control", "no-store") // the stream contains a token
+	head.Set("X-Accel-Buffering", "no")   // otherwise nginx would buffer events
 	head.Set("X-Content-Type-Options", "nosniff")
 	return s.send("hello", h)
 }
 
-// send writes one event through to the network. A client that does not read
-// holds up nobody but itself: meanwhile the subscription keeps what happens, up
-// to a bound (mesh.ErrSlowConsumer), and when the time is over the write fails.
+// send writes one event through to the network. A client that does not read blocks only
+// its own stream. The subscription buffers events for it, up to a limit
+// (mesh.ErrSlowConsumer), and the write fails after its deadline.
 func (s *stream) send(event string, v any) error {
-	data, err := json.Marshal(v) // of one line, whatever is in it
+	data, err := json.Marshal(v) // always one line
 	if err != nil {
 		return err
 	}
@@ -51,15 +51,15 @@ func (s *stream) send(event string, v any) error {
 	if err := s.ctl.Flush(); err != nil {
 		return err
 	}
-	// By HTTP/2 a deadline that passes ends the stream even if nothing is being
-	// written then.
+	// With HTTP/2, a deadline that passes ends the stream even if nothing is being
+	// written.
 	return s.ctl.SetWriteDeadline(time.Time{})
 }
 
-// last limits what the server itself has still to write: the end of the
-// response, which must not wait for a client that does not read.
+// last limits the time for the end of the response, which must not wait for a client that
+// does not read.
 func (s *stream) last() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_ = s.ctl.SetWriteDeadline(time.Now().Add(s.within)) // nothing to be done about it
+	_ = s.ctl.SetWriteDeadline(time.Now().Add(s.within)) // an error changes nothing
 }

@@ -1,6 +1,7 @@
-// Command own-upgrade puts presence beside a protocol of the app's own, on one
-// WebSocket. The app decides who gets in, upgrades the connection itself and
-// hands it to mesh.Server.ServeConn; frames that are not Mesh's come back to it.
+// Command own-upgrade offers presence and a protocol of the app's own on one WebSocket.
+// The app authenticates the client, upgrades the connection itself and passes it to
+// mesh.Server.ServeConn. Frames that are not of the Mesh protocol go to a function of the
+// app.
 //
 //	go run ./examples/own-upgrade        # needs a Redis on localhost:6379
 //
@@ -9,21 +10,21 @@
 //	ECHO hello                                               # the app's protocol
 //	{"id":1,"command":"mesh/join-room","payload":{"roomName":"lobby"}}
 //
-// What to look at:
+// These parts matter most:
 //
-//   - app.connect in app.go: authentication, then the app's own Upgrader with its
-//     check of the origin, then ServeConn, which owns the socket from there on
-//     and blocks until it has ended.
-//   - talk.hear in talk.go: the app's protocol. It answers by
-//     Connection.SendMessage and must not block: while it does, nothing is read
-//     from that socket. It counts for itself, since Limits.CommandsPerSecond
-//     counts Mesh's commands only.
-//   - passes in pass.go: who is there. What it says becomes the connection's
-//     metadata, which everybody in the room sees and which clients cannot set.
-//   - shutdown below: presence first, then HTTP, then Redis.
+//   - app.connect in app.go authenticates, upgrades with the app's own Upgrader and its
+//     check of the origin, and calls ServeConn. ServeConn owns the socket from there on
+//     and returns when the connection has ended.
+//   - talk.handle in talk.go is the app's protocol. It answers with
+//     Connection.SendMessage. It must not block, because nothing is read from the socket
+//     until it returns. It limits the rate itself, because Limits.CommandsPerSecond
+//     counts only commands of the Mesh protocol.
+//   - passes in pass.go identifies the user. The name becomes the connection's metadata.
+//     All members of the room see it, and clients cannot set it.
+//   - shutdown in this file ends presence first, then HTTP, then Redis.
 //
-// Options.AllowedOrigins, Options.Authenticate and Limits.UpgradesPerSecond are
-// about upgrades that mesh makes; here they would have no effect.
+// Options.AllowedOrigins, Options.Authenticate and Limits.UpgradesPerSecond apply to
+// upgrades by mesh. They have no effect here.
 package main
 
 import (
@@ -44,14 +45,13 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// patience is how long Redis may take to answer at the start, and then how long
-// the end may take.
-const patience = 10 * time.Second
+// timeout limits the start and the shutdown.
+const timeout = 10 * time.Second
 
-// minKey is how many bytes sign a pass at least.
+// minKey is the shortest key for passes, in bytes.
 const minKey = 16
 
-// config is what an instance needs.
+// config holds the settings of an instance.
 type config struct {
 	redis   *redis.Client
 	key     []byte   // signs passes; the same on all instances
@@ -62,7 +62,7 @@ type config struct {
 func main() {
 	addr := flag.String("addr", "127.0.0.1:8080", "`host:port` to listen on")
 	redisAddr := flag.String("redis", "localhost:6379", "`host:port` of Redis")
-	origins := flag.String("origins", "", "`list` of pages' origins, with commas between, as https://app.example.com")
+	origins := flag.String("origins", "", "comma-separated `list` of the origins of pages, such as https://app.example.com")
 	flag.Parse()
 	cfg := config{
 		redis: redis.NewClient(&redis.Options{Addr: *redisAddr}),
@@ -73,11 +73,11 @@ func main() {
 		cfg.origins = strings.Split(*origins, ",")
 	}
 	switch {
-	case len(cfg.key) > 0 && len(cfg.key) < minKey: // could be guessed, from any pass and without asking us
+	case len(cfg.key) > 0 && len(cfg.key) < minKey: // an attacker could guess it offline, from any pass
 		cfg.log.Error("DESK_KEY is too short", "bytes", len(cfg.key), "least", minKey)
 		os.Exit(2)
 	case len(cfg.key) == 0:
-		cfg.log.Info("DESK_KEY is not set: passes hold until this process ends, on this instance only")
+		cfg.log.Info("DESK_KEY is not set: passes are valid until this process ends, on this instance only")
 		cfg.key = []byte(rand.Text())
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
@@ -105,7 +105,7 @@ func serve(ctx context.Context, cfg config, ln net.Listener) error {
 		Handler:           newApp(cfg, srv),
 		ReadHeaderTimeout: 10 * time.Second,
 		IdleTimeout:       2 * time.Minute,
-		MaxHeaderBytes:    16 << 10, // kept for as long as a socket lives
+		MaxHeaderBytes:    16 << 10, // headers are kept for as long as a socket lives
 		ErrorLog:          slog.NewLogLogger(cfg.log.Handler(), slog.LevelWarn),
 	}
 	served := make(chan error, 1)
@@ -121,24 +121,24 @@ func serve(ctx context.Context, cfg config, ln net.Listener) error {
 	return err
 }
 
-// start waits for Redis, for a while.
+// start waits for Redis, with a time limit.
 func start(ctx context.Context, srv *mesh.Server) error {
-	begin, cancel := context.WithTimeout(ctx, patience)
+	begin, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	err := srv.Start(begin)
 	if err != nil {
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 		defer cancel()
 		err = errors.Join(err, srv.Shutdown(end))
 	}
 	return err
 }
 
-// shutdown ends the sockets, with code 1012, and then HTTP. The other way round
-// http.Server.Shutdown would return with every socket still open: it knows
-// nothing of those that were upgraded, by whomever. ctx has ended.
+// shutdown ends the sockets, with code 1012, and then HTTP. In the other order
+// http.Server.Shutdown would return with every socket still open, because it does not
+// track upgraded connections. ctx has ended.
 func shutdown(ctx context.Context, srv *mesh.Server, hs *http.Server) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), patience)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), timeout)
 	defer cancel()
 	err := srv.Shutdown(ctx)
 	if httpErr := hs.Shutdown(ctx); httpErr != nil {

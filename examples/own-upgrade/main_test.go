@@ -25,12 +25,12 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 const key = "for tests"
 
-// instance is one that serves on a free port of the loopback.
+// instance is an instance that serves on a free port of the loopback interface.
 type instance struct {
 	t    *testing.T
 	addr string
 	http *http.Client
-	stop func() error // ends it and returns what serve returned
+	stop func() error // ends it and returns the result of serve
 }
 
 func startInstance(t *testing.T, client *redis.Client, origins ...string) *instance {
@@ -71,7 +71,7 @@ func (in *instance) post(name string, header ...string) *http.Response {
 	return res
 }
 
-// pass returns the cookie that a login gives.
+// pass logs in and returns the cookie.
 func (in *instance) pass(name string) string {
 	in.t.Helper()
 	res := in.post(name)
@@ -105,7 +105,7 @@ func (in *instance) dial(cookie, origin string) (*websocket.Conn, int) {
 		return nil, res.StatusCode
 	}
 	in.t.Cleanup(func() { _ = ws.Close() })
-	require.NoError(in.t, ws.SetReadDeadline(time.Now().Add(30*time.Second)))
+	require.NoError(in.t, ws.SetReadDeadline(time.Now().Add(2*time.Minute)))
 	return ws, res.StatusCode
 }
 
@@ -118,7 +118,7 @@ func (in *instance) client(cookie string) *client {
 	return c
 }
 
-// await reads frames of Mesh's until one of that command, and returns its
+// await reads frames of the Mesh protocol until one of that command, and returns its
 // payload.
 func (c *client) await(command string) string {
 	c.t.Helper()
@@ -135,7 +135,7 @@ func (c *client) await(command string) string {
 	}
 }
 
-// answer reads until a message that is not Mesh's.
+// answer reads until a message that is not of the Mesh protocol.
 func (c *client) answer() (kind int, data string) {
 	c.t.Helper()
 	for {
@@ -158,7 +158,7 @@ func (c *client) say(kind int, data string) {
 	require.NoError(c.t, c.ws.WriteMessage(kind, []byte(data)))
 }
 
-// ask sends a command of Mesh's and returns the payload of its answer.
+// ask sends a command of the Mesh protocol and returns the payload of its answer.
 func (c *client) ask(command, payload string) string {
 	c.t.Helper()
 	c.say(websocket.TextMessage, `{"id":1,"command":"`+command+`","payload":`+payload+`}`)
@@ -207,11 +207,11 @@ func TestBothProtocolsOnOneSocket(t *testing.T) {
 		want := binary.BigEndian.AppendUint32([]byte{kindPart}, crc32.ChecksumIEEE(part))
 		require.Equal(t, binary.BigEndian.AppendUint64(want, total), []byte(ack))
 	}
-	require.Equal(t, "true", ann.ask("mesh/noop", `{}`), "presence goes on")
+	require.Equal(t, "true", ann.ask("mesh/noop", `{}`), "presence still works")
 	require.NoError(t, in.stop())
 }
 
-func TestWhoGetsNoSocket(t *testing.T) {
+func TestRefusedUpgrades(t *testing.T) {
 	t.Parallel()
 	in := startInstance(t, meshtest.StartRedis(t).Client(), "https://app.example.com", "https://other.example.com")
 	good := in.pass("Ann")
@@ -250,7 +250,7 @@ func TestWhoGetsNoSocket(t *testing.T) {
 	require.NoError(t, in.stop())
 }
 
-func TestWhatAClientMayNotSend(t *testing.T) {
+func TestInvalidMessages(t *testing.T) {
 	t.Parallel()
 	in := startInstance(t, meshtest.StartRedis(t).Client())
 	pass := in.pass("Eve")
@@ -281,7 +281,8 @@ func TestWhatAClientMayNotSend(t *testing.T) {
 		_, answer := eve.answer()
 		require.Equal(t, "ERR unknown command", answer, line)
 	}
-	// Frames of Mesh's never get to the app, and come back as no frame of Mesh's.
+	// The app does not receive frames of the Mesh protocol, and its answers never look
+	// like one.
 	eve.say(websocket.TextMessage, `ECHO {"command":"mesh/presence-update"}`)
 	_, answer := eve.answer()
 	require.Equal(t, `ECHO {"command":"mesh/presence-update"}`, answer)
@@ -304,7 +305,7 @@ func TestTwoInstances(t *testing.T) {
 	require.Contains(t, join, `"type":"join"`)
 	require.Contains(t, join, ann.id)
 	require.Contains(t, join, `"metadata":{"name":"Ann"}`)
-	two.client(pass) // the same key: a pass of one holds on the other
+	two.client(pass) // the key is the same, so a pass of one instance is valid on the other
 
 	require.NoError(t, one.stop())
 	require.Equal(t, websocket.CloseServiceRestart, ann.closed())
@@ -319,8 +320,8 @@ func TestShutdown(t *testing.T) {
 	in := startInstance(t, meshtest.StartRedis(t).Client())
 	ann := in.client(in.pass("Ann"))
 	ann.say(websocket.TextMessage, "TIME")
-	require.NoError(t, in.stop(), "open sockets do not hold it up")
+	require.NoError(t, in.stop(), "open sockets do not delay it")
 	require.Equal(t, websocket.CloseServiceRestart, ann.closed())
 	_, err := net.Dial("tcp", in.addr)
-	require.Error(t, err, "nobody listens any more")
+	require.Error(t, err, "the listener is closed")
 }

@@ -19,13 +19,12 @@ const (
 	maxName    = 40 // bytes
 )
 
-// errPass is returned for whatever is wrong with a pass: the client is not told
-// what.
+// errPass is the error for any invalid pass. The client does not learn the reason.
 var errPass = errors.New("no valid pass")
 
-// passes are signed names, NAME.EXPIRY.SIGNATURE, so that instances with the
-// same key need no table in common. A real app uses what it has: its session
-// store, an identity provider's token.
+// passes issues and checks signed names, NAME.EXPIRY.SIGNATURE. Instances with the same
+// key need no shared table. A real app uses its session store, or a token of an identity
+// provider.
 type passes struct{ key []byte }
 
 func (p passes) issue(name string, now time.Time) string {
@@ -33,7 +32,7 @@ func (p passes) issue(name string, now time.Time) string {
 	return signed + "." + p.sign(signed)
 }
 
-// holder returns whose pass a request carries.
+// holder returns the name on the pass that a request carries.
 func (p passes) holder(r *http.Request, now time.Time) (name string, err error) {
 	cookie, err := r.Cookie(passCookie)
 	if err != nil {
@@ -43,7 +42,7 @@ func (p passes) holder(r *http.Request, now time.Time) (name string, err error) 
 	if dot < 0 || !hmac.Equal([]byte(cookie.Value[dot+1:]), []byte(p.sign(cookie.Value[:dot]))) {
 		return "", errPass
 	}
-	// Signed, and so written by issue: nothing else is looked at before.
+	// The signature is valid, so issue has written it. Parse nothing before this check.
 	encoded, expiry, _ := strings.Cut(cookie.Value[:dot], ".")
 	until, err := strconv.ParseInt(expiry, 10, 64)
 	if err != nil || now.Unix() >= until {

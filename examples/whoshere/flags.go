@@ -16,29 +16,29 @@ import (
 // errHelp says that -h was given and answered.
 var errHelp = flag.ErrHelp
 
-// config is what the flags say.
+// config holds the values of the flags.
 type config struct {
 	addr           string
 	redis          *redis.Options // nil: a Redis in this process
-	track          *regexp.Regexp // the rooms to show who is in
+	track          *regexp.Regexp // the tracked rooms
 	ttl            time.Duration  // 0: silence alone ends nothing
 	ping           time.Duration
 	lease          time.Duration
-	clientMetadata bool // whether people may name themselves
+	clientMetadata bool // whether clients may set their name
 }
 
-// parseFlags returns an error that names the flag. It writes to out only for
-// -h, and then returns errHelp.
+// parseFlags returns an error that names the flag. It writes to out only for -h, and then
+// returns errHelp.
 func parseFlags(args []string, out io.Writer) (config, error) {
 	cfg := config{track: regexp.MustCompile(`^.+$`)}
 	fs := flag.NewFlagSet("whoshere", flag.ContinueOnError)
 	fs.SetOutput(io.Discard)
 	fs.StringVar(&cfg.addr, "addr", "127.0.0.1:8080", "`host:port` to listen on")
 	redisURL := fs.String("redis", "", "`URL` of a Redis, as redis://host:6379/0 (default: one in this process)")
-	fs.Func("track", "`regexp` of the rooms to show who is in (default ^.+$)", cfg.setTrack)
-	fs.DurationVar(&cfg.ttl, "ttl", 0, "people who fall silent leave after this `duration`; 0: never")
+	fs.Func("track", "`regexp` of the rooms with presence (default ^.+$)", cfg.setTrack)
+	fs.DurationVar(&cfg.ttl, "ttl", 0, "silent people leave after this `duration`; 0: never")
 	fs.DurationVar(&cfg.ping, "ping", 30*time.Second, "`duration` between two pings")
-	fs.DurationVar(&cfg.lease, "lease", 10*time.Second, "people of a server that died leave after this `duration`")
+	fs.DurationVar(&cfg.lease, "lease", 10*time.Second, "people of a dead server leave after this `duration`")
 	fs.BoolVar(&cfg.clientMetadata, "client-metadata", true, "let people choose their name and colour")
 	err := fs.Parse(args)
 	if errors.Is(err, flag.ErrHelp) {
@@ -59,8 +59,8 @@ func parseFlags(args []string, out io.Writer) (config, error) {
 	return cfg, err
 }
 
-// parseRedisURL keeps the URL out of its errors, which package flag would not:
-// it may hold a password.
+// parseRedisURL returns errors without the URL, which may hold a password. Errors of
+// package flag would contain it.
 func parseRedisURL(s string) (*redis.Options, error) {
 	opts, err := redis.ParseURL(s)
 	if err == nil {
@@ -78,7 +78,7 @@ func (c *config) setTrack(s string) error {
 	return err
 }
 
-// validate checks what no single flag's own parser does.
+// validate checks values that the flags' own parsers accept.
 func (c *config) validate() error {
 	if _, _, err := net.SplitHostPort(c.addr); err != nil {
 		return fmt.Errorf("invalid value %q for flag -addr: want host:port", c.addr)

@@ -1,11 +1,11 @@
-// Command whoshere serves a page that shows who is in a room, live: names, who
-// is typing, where everybody's pointer is. Each tab is a connection of its own;
-// the page shows the tabs of one user as one.
+// Command whoshere serves a page that shows the people in a room, live: their names, the
+// marks of those that type, and their pointers. Each tab is a connection of its own. The page shows the
+// tabs of one user as one person.
 //
 //	go run github.com/meshpresence/mesh/examples/whoshere@latest
 //
-// Without -redis it runs a Redis of its own, in this process. With it, any
-// number of these share their rooms:
+// Without -redis the program runs a Redis in its own process. With -redis, any number of
+// servers share their rooms:
 //
 //	whoshere -redis redis://localhost:6379 -addr 127.0.0.1:8081
 //	whoshere -redis redis://localhost:6379 -addr 127.0.0.1:8082
@@ -31,9 +31,9 @@ import (
 )
 
 const (
-	// startTimeout is how long Redis may take to answer.
+	// startTimeout limits the wait for Redis at the start.
 	startTimeout = 10 * time.Second
-	// shutdownTimeout is how long sockets and requests get to end in peace.
+	// shutdownTimeout limits the shutdown of sockets and requests.
 	shutdownTimeout = 10 * time.Second
 )
 
@@ -41,7 +41,7 @@ func main() {
 	os.Exit(run(os.Args[1:], os.Stderr))
 }
 
-// run returns the exit status: 2 for flags that cannot be.
+// run returns the exit code. It is 2 if the flags are invalid.
 func run(args []string, stderr io.Writer) int {
 	cfg, err := parseFlags(args, stderr)
 	switch {
@@ -66,8 +66,8 @@ func run(args []string, stderr io.Writer) int {
 	return 0
 }
 
-// serve runs until ctx ends. What it opens it closes in reverse order, Redis
-// last: the leaves of those who were here are still written to it.
+// serve runs until ctx ends. It closes everything in reverse order, Redis last, because
+// the last leaves are still written to it.
 func serve(ctx context.Context, cfg config, logger *slog.Logger) (err error) {
 	client, closeRedis, err := openRedis(cfg, logger)
 	if err != nil {
@@ -111,8 +111,7 @@ func serve(ctx context.Context, cfg config, logger *slog.Logger) (err error) {
 	}
 }
 
-// start waits for Redis, but not for ever: whoever typed the command should
-// learn of a wrong URL.
+// start waits for Redis, with a time limit, so that the user learns of a wrong URL.
 func start(ctx context.Context, srv *mesh.Server) error {
 	ctx, cancel := context.WithTimeout(ctx, startTimeout)
 	defer cancel()
@@ -125,9 +124,9 @@ func start(ctx context.Context, srv *mesh.Server) error {
 	return err
 }
 
-// shutdown ends the presence server, sockets and all, then HTTP: the other way
-// round does not work, since http.Server.Shutdown knows nothing of the sockets
-// that were taken from it. ctx may have ended; only its values are used.
+// shutdown ends the presence server with its sockets, and then HTTP. In the other order
+// it would not work, because http.Server.Shutdown does not track upgraded connections.
+// ctx may have ended. Only its values are used.
 func shutdown(ctx context.Context, srv *mesh.Server, hs *http.Server) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer cancel()
@@ -138,7 +137,7 @@ func shutdown(ctx context.Context, srv *mesh.Server, hs *http.Server) error {
 	return err
 }
 
-// newServer makes the presence server: every room that -track matches.
+// newServer makes the presence server. It tracks every room that -track matches.
 func newServer(cfg config, client *redis.Client, logger *slog.Logger) (*mesh.Server, error) {
 	opts := mesh.Options{
 		Redis:        client,
@@ -157,14 +156,14 @@ func newServer(cfg config, client *redis.Client, logger *slog.Logger) (*mesh.Ser
 	return srv, srv.TrackPresence(mesh.Regexp(cfg.track), mesh.PresenceOptions{TTL: cfg.ttl})
 }
 
-// openRedis connects to -redis, or starts one in this process. The function it
-// returns closes what it opened.
+// openRedis connects to -redis, or starts a Redis in this process. It also returns a
+// function that closes it.
 func openRedis(cfg config, logger *slog.Logger) (*redis.Client, func() error, error) {
 	if cfg.redis != nil {
 		client := redis.NewClient(cfg.redis)
 		return client, client.Close, nil
 	}
-	logger.Info("redis runs in this process: nothing is kept, and nobody else sees it")
+	logger.Info("redis runs in this process: its data ends with it, and other servers cannot use it")
 	r, err := meshtest.NewRedis()
 	if err != nil {
 		return nil, nil, fmt.Errorf("start redis: %w", err)
@@ -172,8 +171,8 @@ func openRedis(cfg config, logger *slog.Logger) (*redis.Client, func() error, er
 	return r.Client(), r.Close, nil
 }
 
-// visitURL is what to type into a browser: an address that listens everywhere
-// is visited as localhost.
+// visitURL returns the URL for a browser. For a listener on all addresses it uses
+// localhost.
 func visitURL(addr net.Addr) string {
 	host, port, err := net.SplitHostPort(addr.String())
 	if err != nil {

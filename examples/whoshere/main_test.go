@@ -57,7 +57,7 @@ func TestRunRefusesBadFlags(t *testing.T) {
 	for _, tt := range []struct {
 		name string
 		args []string
-		want string // in what is printed
+		want string // part of the output
 	}{
 		{"no such flag", []string{"-nope"}, "-nope"},
 		{"an argument", []string{"lobby"}, `"lobby"`},
@@ -97,12 +97,12 @@ func TestHelp(t *testing.T) {
 	}
 }
 
-// testConfig is what handler tests serve with.
+// testConfig is the configuration of the handler in tests.
 func testConfig() config {
 	return config{track: regexp.MustCompile(`^.+$`), ping: 1500 * time.Millisecond, clientMetadata: true}
 }
 
-// get asks a handler whose socket answers 418.
+// get sends a request to a handler whose socket answers 418.
 func get(t *testing.T, cfg config, method, target string, header ...string) *http.Response {
 	t.Helper()
 	socket := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusTeapot) })
@@ -160,7 +160,7 @@ func TestHandler(t *testing.T) {
 	}
 }
 
-func TestPageCarriesSettings(t *testing.T) {
+func TestPageHasSettings(t *testing.T) {
 	t.Parallel()
 	page := body(t, get(t, testConfig(), "GET", "/"))
 	require.Contains(t, page, `<meta name="ping-interval" content="1500">`)
@@ -180,14 +180,14 @@ func TestUnchangedFilesAreNotSentAgain(t *testing.T) {
 	require.Empty(t, body(t, again))
 }
 
-// What the policy forbids must not be needed: the browser would only say so
-// in its console.
-func TestPageKeepsItsOwnPolicy(t *testing.T) {
+// The page must not need anything that its policy forbids, because a browser would report
+// that only in its console.
+func TestPageObeysItsPolicy(t *testing.T) {
 	t.Parallel()
 	page := body(t, get(t, testConfig(), "GET", "/"))
 	require.NotRegexp(t, `<script[^>]*>[^<]`, page, "inline script")
 	require.NotRegexp(t, `(?i)<style|\sstyle=|\son[a-z]+=`, page, "inline style or handler")
-	require.NotRegexp(t, `(src|href)="(https?:)?//`, page, "something from elsewhere")
+	require.NotRegexp(t, `(src|href)="(https?:)?//`, page, "a file of another server")
 	for _, ref := range regexp.MustCompile(`(?:src|href)="([^"/]+)"`).FindAllStringSubmatch(page, -1) {
 		require.Equal(t, 200, get(t, testConfig(), "GET", "/"+ref[1]).StatusCode, ref[1])
 	}
@@ -207,13 +207,13 @@ func TestAcceptPerson(t *testing.T) {
 	long := strings.Repeat("ü", maxName)
 	for _, tt := range []struct {
 		name, proposed string
-		want           person // none: refused
+		want           person // empty: refused
 	}{
 		{"taken", `{"name":"Ann","color":"#4F46e5"}`, person{"u1", "Ann", "#4F46e5"}},
 		{"trimmed", ` {"name":"  Ann ","color":"#000000"}`, person{"u1", "Ann", "#000000"}},
 		{"the rest is dropped", `{"name":"Ann","color":"#000000","isAdmin":true}`, person{"u1", "Ann", "#000000"}},
 		{"the user stays", `{"name":"Ann","userId":"u2","UserID":"u3"}`, person{"u1", "Ann", ""}},
-		{"the user stays, whatever it is said to be", `{"name":"Ann","userId":{}}`, person{"u1", "Ann", ""}},
+		{"the user stays, even if sent as an object", `{"name":"Ann","userId":{}}`, person{"u1", "Ann", ""}},
 		{"forty characters", `{"name":"` + long + `","color":"#000000"}`, person{"u1", long, "#000000"}},
 		{"forty-one", `{"name":"` + long + `x","color":"#000000"}`, person{}},
 		{"markup is only text", `{"name":"<b>x</b>","color":"#000000"}`, person{"u1", "<b>x</b>", "#000000"}},
@@ -235,7 +235,7 @@ func TestAcceptPerson(t *testing.T) {
 			got, err := acceptPerson(t.Context(), m, json.RawMessage(tt.proposed))
 			if tt.want == (person{}) {
 				ce, ok := errors.AsType[*mesh.CommandError](err)
-				require.True(t, ok, "an error that the client is told")
+				require.True(t, ok, "an error for the client")
 				require.Equal(t, "EINVALID", ce.Code)
 				require.Nil(t, got)
 				return
@@ -249,7 +249,7 @@ func TestAcceptPerson(t *testing.T) {
 func TestAuthenticate(t *testing.T) {
 	t.Parallel()
 	as := func(key string) person {
-		got, err := authenticate(t.Context(), httptest.NewRequest("GET", "/ws?key="+key, nil))
+		got, err := authenticate(t.Context(), httptest.NewRequest(http.MethodGet, "/ws?key="+key, nil))
 		require.NoError(t, err)
 		return got.(person)
 	}
@@ -259,7 +259,7 @@ func TestAuthenticate(t *testing.T) {
 	require.Regexp(t, "^[a-z2-7]{16}$", ann.UserID)
 	require.Equal(t, "Guest "+ann.UserID[:4], ann.Name)
 	for _, key := range []string{"", "short", strings.Repeat("x", maxKey+1)} {
-		require.NotEqual(t, as(key).UserID, as(key).UserID, "no key, or none that would do")
+		require.NotEqual(t, as(key).UserID, as(key).UserID, "no valid key")
 	}
 }
 

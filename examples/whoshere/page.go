@@ -16,7 +16,7 @@ import (
 //go:embed page
 var embedded embed.FS
 
-// files are those of the page, by name.
+// files holds the files of the page, by name.
 var files = mustSub(embedded, "page")
 
 func mustSub(fsys fs.FS, dir string) fs.FS {
@@ -27,8 +27,8 @@ func mustSub(fsys fs.FS, dir string) fs.FS {
 	return sub
 }
 
-// contentTypes are those of the files above, by extension; what the machine
-// believes about extensions does not matter.
+// contentTypes maps the extensions of the files to their types. It does not use the types
+// that the machine has for extensions.
 var contentTypes = map[string]string{
 	".html": "text/html; charset=utf-8",
 	".js":   "text/javascript; charset=utf-8",
@@ -36,8 +36,8 @@ var contentTypes = map[string]string{
 	".svg":  "image/svg+xml",
 }
 
-// securityHeaders go with every answer. The page needs nothing but its own
-// files and its own socket, which 'self' covers, and never parses HTML.
+// securityHeaders are sent with every answer. The page needs only its own files and its
+// own socket, which 'self' allows, and never parses HTML.
 var securityHeaders = map[string]string{
 	"Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; " +
 		"base-uri 'none'; form-action 'none'; frame-ancestors 'none'; " +
@@ -47,8 +47,7 @@ var securityHeaders = map[string]string{
 	"X-Content-Type-Options":     "nosniff",
 }
 
-// newHandler serves the page at / with the files it consists of, and the
-// socket at /ws.
+// newHandler serves the page at / with its files, and the socket at /ws.
 func newHandler(cfg config, socket http.Handler) (http.Handler, error) {
 	index, err := renderIndex(cfg)
 	if err != nil {
@@ -74,7 +73,7 @@ func newHandler(cfg config, socket http.Handler) (http.Handler, error) {
 	return withHeaders(mux), nil
 }
 
-// renderIndex fills in what the page cannot learn from the socket.
+// renderIndex fills in the settings that the page cannot learn from the socket.
 func renderIndex(cfg config) ([]byte, error) {
 	tmpl, err := template.ParseFS(files, "index.html")
 	if err != nil {
@@ -91,8 +90,8 @@ func renderIndex(cfg config) ([]byte, error) {
 	return page.Bytes(), nil
 }
 
-// serveBytes serves a file that browsers keep but ask about each time: after a
-// restart with other files they get the new ones.
+// serveBytes serves a file. Browsers keep it but ask for a newer version each time, so
+// that they get new files after a restart.
 func serveBytes(name string, body []byte) http.Handler {
 	sum := sha256.Sum256(body)
 	etag := `"` + hex.EncodeToString(sum[:8]) + `"`

@@ -20,24 +20,24 @@ import (
 // maxName is in characters (code points).
 const maxName = 40
 
-// A key shorter than minKey characters could be guessed; one longer than
-// maxKey is not the page's.
+// A key shorter than minKey characters could be guessed. The page's keys are not longer
+// than maxKey.
 const minKey, maxKey = 22, 128
 
 var colorPattern = regexp.MustCompile(`^#[0-9a-fA-F]{6}$`)
 
-// person is the metadata of a connection: how it is shown to the others. All
-// tabs of one user have the same UserID, and the page groups them by it.
+// person is the metadata of a connection. It is how the others see the user. All tabs of
+// one user have the same UserID, and the page groups them by it.
 type person struct {
 	UserID string `json:"userId"`
 	Name   string `json:"name"`
 	Color  string `json:"color,omitempty"` // none: the page picks one by UserID
 }
 
-// authenticate is the Authenticate hook. There are no accounts here: a browser
-// makes up a secret key and keeps it, and who has the key is that user. The
-// others are shown only a hash of it, so nobody can pass for somebody else. An
-// application reads its session here instead.
+// authenticate is the Authenticate hook. This example has no accounts. A browser makes up
+// a secret key and keeps it, and the key identifies the user. The others see only a hash
+// of it, so that they cannot impersonate the user. A real application reads its session
+// here.
 func authenticate(_ context.Context, r *http.Request) (any, error) {
 	key := r.URL.Query().Get("key")
 	if len(key) < minKey || len(key) > maxKey {
@@ -48,9 +48,8 @@ func authenticate(_ context.Context, r *http.Request) (any, error) {
 	return person{UserID: id, Name: "Guest " + id[:4]}, nil
 }
 
-// acceptPerson is the server's word on what people may say about themselves.
-// What it returns is stored: a checked name and colour, and the user whom
-// authenticate saw, whatever else was sent.
+// acceptPerson checks the metadata that a client wants to set. It returns the metadata to
+// store: a checked name and colour, and always the user id from authenticate.
 func acceptPerson(_ context.Context, m mesh.Member, proposed json.RawMessage) (any, error) {
 	p, err := parsePerson(proposed)
 	if err != nil {
@@ -86,9 +85,9 @@ func parsePerson(data []byte) (person, error) {
 	return p, nil
 }
 
-// invisible reports characters that would make a name look like another, or
-// like nothing: controls, and marks of direction and width. The joiner is one
-// too, but families and flags are made with it.
+// invisible reports characters that would make a name look like another one, or empty:
+// control characters, and marks of direction and width. The joiner is one of them, but it
+// is allowed, because emoji of families and flags need it.
 func invisible(r rune) bool {
 	const joiner = '\u200d'
 	return unicode.IsControl(r) || unicode.Is(unicode.Cf, r) && r != joiner

@@ -1,9 +1,9 @@
-// Package api lists what the public packages export, so that no change of it
-// goes unnoticed. The listings are in the directory api at the root, one file
-// per package and one line per name, in the manner of Go's own. After a change
-// of the API:
+// Package api lists the exported names of the public packages, so that no change of the
+// API goes unnoticed. The listings are in the directory api at the root, one file per
+// package and one line per name, in the style of Go's own api directory. After a change
+// of the API run
 //
 //	go test ./internal/api -update
 //
-// and a line in CHANGELOG.md in the same commit: .ci/api looks for it.
+// and add a line to CHANGELOG.md in the same commit. The script .ci/api checks that.
 package api

@@ -10,7 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// scratch is a directory with a script of .ci in it.
+// scratch is a directory with a copy of a script of .ci.
 type scratch struct {
 	t   *testing.T
 	dir string
@@ -40,7 +40,7 @@ func (s *scratch) write(file, text string) {
 func (s *scratch) run(name string, args ...string) (string, error) {
 	cmd := exec.Command(name, args...)
 	cmd.Dir = s.dir
-	// No settings of this machine, and a name for the commits.
+	// The commits need a name, and settings of this machine must not apply.
 	cmd.Env = append(os.Environ(), "GIT_CONFIG_GLOBAL=/dev/null", "GIT_CONFIG_NOSYSTEM=1", "GOFLAGS=",
 		"GIT_AUTHOR_NAME=a", "GIT_AUTHOR_EMAIL=a@b", "GIT_COMMITTER_NAME=a", "GIT_COMMITTER_EMAIL=a@b")
 	out, err := cmd.CombinedOutput()
@@ -77,7 +77,7 @@ func (s *scratch) fails(script, want string) {
 	assert.Contains(s.t, out, want)
 }
 
-// history is a repository in which the API has a listing and one said change.
+// history returns a repository whose API has a listing and one documented change.
 func history(t *testing.T) *scratch {
 	t.Helper()
 	s := newScratch(t, "api", "git")
@@ -122,7 +122,7 @@ func TestAPIAcrossMerges(t *testing.T) {
 	s.git("merge", "-q", "--no-ff", "-m", "clean merge", "side")
 	s.passes("api", "commits")
 
-	// A merge that changes what none of its parents had.
+	// A merge that changes lines that none of its parents changed.
 	s.git("checkout", "-q", "-b", "other")
 	s.commit("something else again", "7", "other.go")
 	s.git("checkout", "-q", "main")
@@ -134,7 +134,7 @@ func TestAPIAcrossMerges(t *testing.T) {
 	s.git("commit", "-q", "--amend", "-m", "merge that says so")
 	s.passes("api", "commits")
 
-	// A branch whose change did not survive its merge is asked all the same.
+	// A branch whose change was dropped by its merge is checked nevertheless.
 	s.git("checkout", "-q", "-b", "dropped")
 	s.commit("unsaid on a branch", "9", "api/mesh.txt")
 	s.git("checkout", "-q", "main")

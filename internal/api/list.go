@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// list returns one line per exported constant, variable, function, type,
-// struct field, interface method and method of pkg, sorted. Types are written
-// as seen from pkg. Names of parameters are left out: they are not the API.
+// list returns one sorted line per exported constant, variable, function, type, struct
+// field, interface method and method of pkg. Types are written as seen from pkg.
+// Parameter names are left out, because they are not part of the API.
 func list(pkg *types.Package) []string {
 	l := &lister{pkg: pkg}
 	for _, name := range pkg.Scope().Names() {
@@ -57,7 +57,7 @@ func (l *lister) typeName(obj *types.TypeName) {
 	case *types.Interface:
 		l.add("type %s interface", name)
 		l.interfaceMethods(obj.Name(), t)
-		return // its method set says the same again
+		return // the method set of an interface would repeat this
 	default:
 		l.add("type %s %s", name, l.text(t))
 	}
@@ -68,7 +68,7 @@ func (l *lister) fields(name string, t *types.Struct) {
 	for i := range t.NumFields() {
 		field := t.Field(i)
 		if inner, ok := field.Type().Underlying().(*types.Struct); ok && field.Embedded() && !field.Exported() {
-			l.fields(name, inner) // its fields can be had by name
+			l.fields(name, inner) // promoted fields can be used by name
 		}
 		if !field.Exported() {
 			continue
@@ -98,7 +98,7 @@ func (l *lister) interfaceMethods(name string, t *types.Interface) {
 	}
 }
 
-// methods lists those that come from embedded fields too.
+// methods lists the methods of named, including promoted ones.
 func (l *lister) methods(named *types.Named) {
 	values := types.NewMethodSet(named)
 	all := types.NewMethodSet(types.NewPointer(named))
@@ -140,8 +140,8 @@ func (l *lister) text(t types.Type) string {
 	})
 }
 
-// nameless takes the names of parameters and results out of t. It leaves those
-// of a generic function: its type parameters cannot be bound a second time.
+// nameless removes the names of parameters and results from t. It leaves a generic
+// function as it is, because its type parameters cannot be bound a second time.
 func nameless(t types.Type) types.Type {
 	switch t := t.(type) {
 	case *types.Pointer:

@@ -20,6 +20,9 @@ const root = "../.."
 
 func TestListings(t *testing.T) {
 	t.Parallel()
+	if testing.Short() {
+		t.Skip("left out by -short: type-checks every package and what it imports")
+	}
 	dirs, err := directories(root)
 	require.NoError(t, err)
 	require.Contains(t, dirs, ".")
@@ -85,8 +88,8 @@ func missing(mark, a, b string) string {
 	return out.String()
 }
 
-// fileName is the listing of the package in dir: mesh.txt, meshtest.txt,
-// a-b.txt of a package b in a.
+// fileName returns the name of the listing for the package in dir: mesh.txt,
+// meshtest.txt, or a-b.txt for a package b in a.
 func fileName(dir string) string {
 	if dir = path.Clean(dir); dir == "." {
 		return "mesh.txt"

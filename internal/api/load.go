@@ -16,8 +16,8 @@ import (
 	"strings"
 )
 
-// directories returns those below root that hold a package which others can
-// import, "." for root itself.
+// directories returns the directories below root that hold an importable package, "."
+// for root itself.
 func directories(root string) ([]string, error) {
 	var dirs []string
 	err := filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
@@ -40,8 +40,8 @@ func directories(root string) ([]string, error) {
 	return dirs, err
 }
 
-// holdsPackage says whether dir holds a Go file that is no test. (A command
-// shows itself later, by its package's name.)
+// holdsPackage reports whether dir holds a Go file that is not a test. Commands are
+// recognised later by their package name.
 func holdsPackage(dir string) (bool, error) {
 	files, err := filepath.Glob(filepath.Join(dir, "*.go"))
 	for _, file := range files {
@@ -52,7 +52,7 @@ func holdsPackage(dir string) (bool, error) {
 	return false, err
 }
 
-// nested says whether dir belongs to a module of its own below root.
+// nested reports whether dir belongs to a separate module below root.
 func nested(root, dir string) bool {
 	for dir != "." {
 		if _, err := os.Stat(filepath.Join(root, dir, "go.mod")); err == nil {
@@ -63,8 +63,8 @@ func nested(root, dir string) bool {
 	return false
 }
 
-// load returns the package in dir with its types, as the compiler left them in
-// the build cache: reading the source of everything it imports takes seconds.
+// load returns the package in dir with its types, from the export data in the build
+// cache. Reading the source of all imports would take seconds.
 func load(dir string) (*types.Package, error) {
 	cmd := exec.Command("go", "list", "-export", "-deps", "-json=ImportPath,Export", ".")
 	cmd.Dir = dir
@@ -73,11 +73,11 @@ func load(dir string) (*types.Package, error) {
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		first := strings.SplitAfterN(stderr.String(), "\n", 6) // one line and another for each package
+		first := strings.SplitAfterN(stderr.String(), "\n", 6) // the first lines; the compiler prints a line per package
 		return nil, fmt.Errorf("go list in %s: %w\n%s", dir, err, strings.Join(first[:min(5, len(first))], ""))
 	}
 	exports := map[string]string{}
-	last := "" // with -deps the package itself comes after all that it imports
+	last := "" // with -deps the package itself comes last
 	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
 		var p struct{ ImportPath, Export string }
 		if err := dec.Decode(&p); errors.Is(err, io.EOF) {

@@ -49,8 +49,8 @@ func BenchmarkSchedule(b *testing.B) {
 	})
 }
 
-// BenchmarkTick handles one tick with 100,000 timers armed, spread over all
-// slots and none of them due.
+// BenchmarkTick handles one tick with 100,000 armed timers in all slots, none of which
+// is due.
 func BenchmarkTick(b *testing.B) {
 	w := NewWheel(DefaultStep)
 	timers := make([]Timer, many)
@@ -61,11 +61,11 @@ func BenchmarkTick(b *testing.B) {
 		w.collect(w.handled + 1)
 	}
 	if w.expired.head != nil {
-		b.Fatal("ran into the timers")
+		b.Fatal("a timer was due")
 	}
 }
 
-// heap returns the bytes of the heap in use after a collection.
+// heap returns the bytes of the heap in use after a garbage collection.
 func heap() uint64 {
 	runtime.GC()
 	var m runtime.MemStats

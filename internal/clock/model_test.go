@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// model is what a wheel is meant to do, as a sorted list.
+// model is a sorted list of timers with the specified behaviour of a wheel.
 type model struct {
 	origin time.Time
 	armed  []modelTimer
@@ -31,7 +31,7 @@ func (m *model) schedule(id int, after time.Duration) {
 	if rest := at % DefaultStep; rest > 0 {
 		at += DefaultStep - rest
 	}
-	if at == now { // that tick has been handled
+	if at == now { // that tick has been handled already
 		at += DefaultStep
 	}
 	m.order++
@@ -44,7 +44,7 @@ func (m *model) cancel(id int) bool {
 	return len(m.armed) < n
 }
 
-// due takes out what has to have fired by now, in order.
+// due removes the timers that must have fired by now, and returns their ids in order.
 func (m *model) due() (ids []int) {
 	slices.SortFunc(m.armed, func(a, b modelTimer) int {
 		return cmp.Or(cmp.Compare(a.at, b.at), cmp.Compare(a.order, b.order))
@@ -57,15 +57,19 @@ func (m *model) due() (ids []int) {
 }
 
 func TestAgainstModel(t *testing.T) {
-	for seed := range uint64(20) {
+	seeds := uint64(20)
+	if testing.Short() {
+		seeds = 5
+	}
+	for seed := range seeds {
 		t.Run("", func(t *testing.T) {
 			inBubble(t, DefaultStep, func(t *testing.T, w *Wheel) { compare(t, w, seed) })
 		})
 	}
 }
 
-// compare does random things to a wheel and to the model, and expects the
-// same timers to fire in the same order.
+// compare makes random calls to a wheel and to the model. The same timers must fire in
+// the same order.
 func compare(t *testing.T, w *Wheel, seed uint64) {
 	rnd := rand.New(rand.NewPCG(seed, 0))
 	m := &model{origin: w.origin}
@@ -79,7 +83,7 @@ func compare(t *testing.T, w *Wheel, seed uint64) {
 		case 2:
 			time.Sleep(time.Duration(rnd.Int64N(int64(3 * DefaultStep))))
 		case 3:
-			if rnd.IntN(20) == 0 { // several turns
+			if rnd.IntN(20) == 0 { // up to two turns
 				time.Sleep(time.Duration(rnd.Int64N(int64(2 * slots * DefaultStep))))
 			}
 			time.Sleep(time.Duration(rnd.Int64N(int64(time.Second))))

@@ -10,8 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// block arms a timer that keeps the wheel from ticking, as a paused process
-// would, from one step from now on for d.
+// block arms a timer that blocks the wheel for d, from the next step on, like a pause of
+// the process.
 func block(w *Wheel, t *Timer, d time.Duration) {
 	w.Schedule(t, 1, func() { time.Sleep(d) })
 }
@@ -42,7 +42,7 @@ func TestStall(t *testing.T) {
 					assert.Zero(t, w.LastStall())
 					return
 				}
-				require.NotZero(t, seen, "known to the first function that is late")
+				require.NotZero(t, seen, "set before the first late function is called")
 				assert.Equal(t, seen, w.LastStall())
 				assert.Equal(t, 10*time.Minute-test.pause-DefaultStep, time.Since(seen))
 			})
@@ -50,7 +50,7 @@ func TestStall(t *testing.T) {
 	}
 }
 
-func TestStallWithinATick(t *testing.T) {
+func TestStallWithinTick(t *testing.T) {
 	inBubble(t, DefaultStep, func(t *testing.T, w *Wheel) {
 		var blocker, other Timer
 		var seen time.Time
@@ -62,7 +62,7 @@ func TestStallWithinATick(t *testing.T) {
 	})
 }
 
-func TestCatchesUpInOrderAfterAPause(t *testing.T) {
+func TestMissedTimersFireInOrderAfterPause(t *testing.T) {
 	inBubble(t, DefaultStep, func(t *testing.T, w *Wheel) {
 		start := time.Now()
 		var blocker Timer
@@ -78,7 +78,7 @@ func TestCatchesUpInOrderAfterAPause(t *testing.T) {
 		time.Sleep(time.Minute + DefaultStep)
 		synctest.Wait()
 		order := got.take()
-		assert.Len(t, order, 60, "all that were due are made up for at once")
+		assert.Len(t, order, 60, "all due timers fire at once")
 		time.Sleep(time.Minute)
 		synctest.Wait()
 		order = append(order, got.take()...)
@@ -87,8 +87,8 @@ func TestCatchesUpInOrderAfterAPause(t *testing.T) {
 	})
 }
 
-// A pause of many turns must cost one turn, not one step per missed tick.
-func TestLongPauseIsBounded(t *testing.T) {
+// After a pause of many turns the wheel must go round once and skip the other ticks.
+func TestWorkAfterLongPauseIsBounded(t *testing.T) {
 	inBubble(t, time.Nanosecond, func(t *testing.T, w *Wheel) {
 		var blocker Timer
 		block(w, &blocker, 1000*time.Hour) // 3.6e15 ticks
@@ -104,7 +104,7 @@ func TestLongPauseIsBounded(t *testing.T) {
 	})
 }
 
-func TestLongPauseSparesWhatIsNotDue(t *testing.T) {
+func TestLongPauseDoesNotFireTimersEarly(t *testing.T) {
 	inBubble(t, DefaultStep, func(t *testing.T, w *Wheel) {
 		start := time.Now()
 		var blocker, due, later Timer

@@ -1,17 +1,17 @@
 package clock
 
-// Timer is one timer of a Wheel. The zero Timer is ready for use and is meant
-// to be embedded: arming it allocates nothing. It must not be copied while it
-// is armed, and belongs to one wheel from its first use on.
+// Timer is one timer of a Wheel. The zero value is ready for use and meant to be
+// embedded: arming it allocates nothing. It must not be copied while it is armed. From
+// its first use on it belongs to one wheel.
 type Timer struct {
-	// All guarded by the wheel's mu.
+	// The wheel's mu guards all fields.
 	next, prev *Timer
 	in         *list // nil: not armed
 	due        int64 // tick
 	fire       func()
 }
 
-// list is a doubly linked list of timers, in the order of arming.
+// list is a doubly linked list of timers in the order of arming.
 type list struct{ head, tail *Timer }
 
 // push appends t, which is in no list.
@@ -25,7 +25,7 @@ func (l *list) push(t *Timer) {
 	l.tail = t
 }
 
-// unlink takes t out of the list that it is in.
+// unlink removes t from its list.
 func (t *Timer) unlink() {
 	if t.prev == nil {
 		t.in.head = t.next

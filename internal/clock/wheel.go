@@ -1,7 +1,7 @@
-// Package clock is a timing wheel: a great many timers, most of which are
-// cancelled or put off before they run out, for the price of one goroutine.
-// It also notices when it was itself kept from running, so that nobody is
-// judged silent by a clock that stood still.
+// Package clock is a timing wheel. It runs a very large number of timers, most of
+// which are cancelled or put off before they fire, on one goroutine. It also notices
+// if it was itself kept from running, so that a connection is not treated as silent
+// after a stall.
 package clock
 
 import (
@@ -9,63 +9,63 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/meshpresence/mesh/internal/wait"
 )
 
 const (
-	// DefaultStep is the step of a wheel that is given none.
+	// DefaultStep is the step of a wheel if none is given.
 	DefaultStep = 50 * time.Millisecond
-	// StallAfter is how late a tick has to be handled to count as a stall.
+	// StallAfter is the delay of a tick above which it counts as a stall.
 	StallAfter = 500 * time.Millisecond
 
-	// slots is how many ticks one turn of the wheel has. A timer that is
-	// further away than that is looked at once per turn (at 50 ms: every
-	// 205 s), which is why there is one level of slots and not several.
+	// slots is the number of ticks in one turn of the wheel. A timer that is further
+	// away is looked at once per turn (at 50 ms: every 205 s). That is cheap enough
+	// for a single level of slots.
 	slots    = 4096
 	slotMask = slots - 1
 )
 
-// Wheel runs timers in steps: each fires at the first multiple of the step,
-// counted from the making of the wheel, at or after its time. So none fires
-// early, and none more than one step late plus what the scheduler adds.
-// Scheduling and cancelling take constant time. While no timer is armed the
-// wheel does not tick. All methods are safe for concurrent use.
+// Wheel runs timers in steps. Each timer fires at the first multiple of the step,
+// counted from the creation of the wheel, at or after its time. So no timer fires
+// early, and none fires more than one step late plus the delay of the scheduler.
+// Scheduling and cancelling take constant time. While no timer is armed the wheel
+// does not tick. All methods are safe for concurrent use.
 //
-// Timers of one tick fire in the order in which they were scheduled, ticks
-// in their order, except that after a pause of a whole turn (4096 steps) the
-// order of what was missed is not kept.
+// Timers of one tick fire in the order in which they were scheduled, and ticks follow
+// in order. After a pause of a whole turn (4096 steps) the order of the missed timers
+// is not kept.
 type Wheel struct {
-	step   time.Duration
-	origin time.Time // tick n is due at origin + n·step
-	// stalled is the time since origin at which the last stall was noticed;
-	// 0: never.
-	stalled atomic.Int64
-	wake    chan struct{} // capacity 1: the first timer was armed
+	step      time.Duration
+	origin    time.Time    // tick n is due at origin + n·step
+	lastStall atomic.Int64 // when the last stall was noticed, since origin; 0: never
+	wake      wait.Signal  // the first timer was armed
 
-	// running guards stop and done, and serialises Start and Stop. It is held
-	// while Stop waits, so nothing that a timer calls may take it.
+	// running guards stop and exited, and serialises Start and Stop. It is held while
+	// Stop waits, so no function of a timer may take it.
 	running sync.Mutex
 	stop    chan struct{} // nil: not running
 	exited  chan struct{}
 
-	mu      sync.Mutex    // guards everything below and the fields of every Timer
-	started time.Duration // of the last Start, since origin: no stall counts from before
+	mu      sync.Mutex    // guards the following, and the fields of every Timer
+	started time.Duration // time of the last Start, since origin; earlier stalls do not count
 	armed   int           // timers in slots and expired
-	handled int64         // the last tick that was handled, or needed no handling
-	expired list          // due, waiting for their turn on the wheel's goroutine
+	handled int64         // the last tick that was handled or skipped
+	expired list          // timers that are due and not yet called
 	slots   [slots]list
 }
 
-// NewWheel returns a wheel that ticks every step, or every DefaultStep if
-// step is not positive. It fires nothing before Start.
+// NewWheel returns a wheel that ticks every step, or every DefaultStep if step is not
+// positive. No timer fires before Start.
 func NewWheel(step time.Duration) *Wheel {
 	if step <= 0 {
 		step = DefaultStep
 	}
-	return &Wheel{step: step, origin: time.Now(), wake: make(chan struct{}, 1)}
+	return &Wheel{step: step, origin: time.Now(), wake: wait.NewSignal()}
 }
 
-// Start begins to fire timers, those scheduled before included. It does
-// nothing if the wheel is running, and may be called again after Stop.
+// Start starts the wheel. Timers that were scheduled before fire as well. Start does
+// nothing if the wheel is running. It may be called again after Stop.
 func (w *Wheel) Start() {
 	w.running.Lock()
 	defer w.running.Unlock()
@@ -76,12 +76,12 @@ func (w *Wheel) Start() {
 	w.started = time.Since(w.origin)
 	w.mu.Unlock()
 	w.stop, w.exited = make(chan struct{}), make(chan struct{})
-	go w.run(w.stop, w.exited) // ends at stop, awaited in Stop
+	go w.run(w.stop, w.exited) // Stop ends it and waits for it
 }
 
-// Stop ends the firing and waits for the call under way, if any, to return.
-// Timers that are armed stay so and do not fire. It does nothing if the wheel
-// is not running. It must not be called by a timer.
+// Stop stops the wheel and waits until the running function, if any, has returned.
+// Armed timers stay armed and do not fire. Stop does nothing if the wheel is not
+// running. A timer's function must not call it.
 func (w *Wheel) Stop() {
 	w.running.Lock()
 	defer w.running.Unlock()
@@ -93,18 +93,18 @@ func (w *Wheel) Stop() {
 	w.stop, w.exited = nil, nil
 }
 
-// Schedule arms t: after that time, rounded up to the next step, the wheel's
-// goroutine calls fire, once. If t is armed already, that is put off (or
-// brought forward) and fire replaces the old function.
+// Schedule arms t: after the given time, rounded up to the next step, the wheel's
+// goroutine calls fire once. If t is already armed, the new time and function replace
+// the old ones.
 //
-// Fire must not block, and may call Schedule and Cancel, also for t itself.
-// As with Cancel, an earlier call that was just beginning may still come.
+// fire must not block. It may call Schedule and Cancel, also for t itself. As with
+// Cancel, an earlier call that is just beginning may still come.
 func (w *Wheel) Schedule(t *Timer, after time.Duration, fire func()) {
 	now := time.Since(w.origin)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if t.in == nil {
-		w.arming(now)
+		w.noteArmed(now)
 	} else {
 		t.unlink()
 	}
@@ -113,11 +113,11 @@ func (w *Wheel) Schedule(t *Timer, after time.Duration, fire func()) {
 	w.slots[t.due&slotMask].push(t)
 }
 
-// Cancel disarms t and reports whether it was armed. If so, its function will
-// not be called. If not, its function was never scheduled, has run, or is
-// about to run: the wheel lets go of its lock before it calls, so a call may
-// still begin after a Cancel that returned false. Whoever must know looks, in
-// the function, at its own state under its own lock.
+// Cancel disarms t and reports whether it was armed. If it was, its function will not
+// be called. If it was not, the function was never scheduled, has run, or is about to
+// run: the wheel releases its lock before the call, so the call may still begin after
+// Cancel has returned false. A function for which this matters checks its own state
+// under its own lock.
 func (w *Wheel) Cancel(t *Timer) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -130,35 +130,31 @@ func (w *Wheel) Cancel(t *Timer) bool {
 	return true
 }
 
-// Armed returns how many timers are armed.
+// Armed returns the number of armed timers.
 func (w *Wheel) Armed() int {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.armed
 }
 
-// LastStall returns when the wheel last noticed that it was more than
-// StallAfter late, because the process was paused or starved or a timer's
-// function blocked; the zero time if never. It is set before the functions
-// that are late are called. While no timer is armed nothing is noticed.
+// LastStall returns the time at which the wheel last noticed that it was more than
+// StallAfter late, or the zero time. The process was then paused or starved, or a
+// timer's function blocked. LastStall is set before the late functions are called.
+// While no timer is armed, no stall is noticed.
 func (w *Wheel) LastStall() time.Time {
-	d := w.stalled.Load()
+	d := w.lastStall.Load()
 	if d == 0 {
 		return time.Time{}
 	}
 	return w.origin.Add(time.Duration(d))
 }
 
-// arming counts a timer that was not armed before. The first one wakes the
-// wheel, which slept: the ticks that it slept through had nothing to do.
-// The caller holds mu.
-func (w *Wheel) arming(now time.Duration) {
+// noteArmed counts a timer that was not armed before. The first one wakes the wheel;
+// the ticks during its sleep are skipped. The caller holds mu.
+func (w *Wheel) noteArmed(now time.Duration) {
 	if w.armed == 0 {
 		w.handled = max(w.handled, int64(now/w.step))
-		select {
-		case w.wake <- struct{}{}:
-		default: // it has been told and has not looked yet
-		}
+		w.wake.Set()
 	}
 	w.armed++
 }
@@ -175,3 +171,118 @@ func (w *Wheel) dueTick(now, after time.Duration) int64 {
 	}
 	return tick
 }
+
+// run is the wheel's goroutine.
+func (w *Wheel) run(stop <-chan struct{}, exited chan<- struct{}) {
+	defer close(exited)
+	sleep := time.NewTimer(time.Hour)
+	defer sleep.Stop()
+	for {
+		pause, idle := w.untilNext()
+		if idle {
+			select {
+			case <-stop:
+				return
+			case <-w.wake:
+				continue
+			}
+		}
+		sleep.Reset(pause)
+		select {
+		case <-stop:
+			return
+		case <-sleep.C:
+		}
+		if !w.advance(stop) {
+			return
+		}
+	}
+}
+
+// untilNext returns the time until the next tick. idle says that no timer is armed.
+func (w *Wheel) untilNext() (pause time.Duration, idle bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.armed == 0 {
+		return 0, true
+	}
+	return w.at(w.handled+1) - time.Since(w.origin), false
+}
+
+// advance handles every tick that is due. After a long pause it goes round the wheel
+// only once, however many turns were missed: all due timers of a slot fire together,
+// regardless of their turn. It returns false if the wheel was stopped.
+func (w *Wheel) advance(stop <-chan struct{}) bool {
+	now := time.Since(w.origin)
+	last := int64(now / w.step)
+	w.mu.Lock()
+	w.noteStall(now, w.handled+1)
+	w.handled = max(w.handled, last-slots)
+	w.mu.Unlock()
+	for w.collect(last) {
+		for {
+			select {
+			case <-stop:
+				return false
+			default:
+			}
+			fire := w.pop()
+			if fire == nil {
+				break
+			}
+			fire()
+		}
+	}
+	return true
+}
+
+// collect moves the due timers of the next tick to expired. It returns false if that
+// tick is after last.
+func (w *Wheel) collect(last int64) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.handled >= last {
+		return false
+	}
+	w.handled++
+	for t := w.slots[w.handled&slotMask].head; t != nil; {
+		next := t.next
+		if t.due <= w.handled {
+			t.unlink()
+			w.expired.push(t)
+		}
+		t = next
+	}
+	return true
+}
+
+// pop disarms the first expired timer and returns its function, or nil if there is
+// none. Timers leave expired one by one, so that a function can still cancel or put
+// off the timers after it.
+func (w *Wheel) pop() func() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	t := w.expired.head
+	if t == nil {
+		return nil
+	}
+	t.unlink()
+	w.armed--
+	fire := t.fire
+	t.fire = nil
+	// The functions before this one may have taken long, or the process may have been
+	// paused between them.
+	w.noteStall(time.Since(w.origin), t.due)
+	return fire
+}
+
+// noteStall records a stall if the tick is handled too late. Only the wheel's
+// goroutine calls it, and holds mu.
+func (w *Wheel) noteStall(now time.Duration, tick int64) {
+	if now-max(w.at(tick), w.started) > StallAfter {
+		w.lastStall.Store(int64(now))
+	}
+}
+
+// at returns the time at which a tick is due, since origin.
+func (w *Wheel) at(tick int64) time.Duration { return time.Duration(tick) * w.step }

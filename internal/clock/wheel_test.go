@@ -17,8 +17,9 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// record collects what timers did. synctest.Wait orders what they did before
-// what the test does next, but nothing orders it the other way round.
+// record collects values from functions of timers. synctest.Wait orders those functions
+// before the test's next step, but nothing orders the test's steps before them. So
+// record has a lock.
 type record[T any] struct {
 	mu  sync.Mutex // guards got
 	got []T
@@ -30,7 +31,7 @@ func (r *record[T]) add(v T) {
 	r.got = append(r.got, v)
 }
 
-// take returns what was added since the last take.
+// take returns the values since the last take.
 func (r *record[T]) take() []T {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -77,13 +78,13 @@ func TestFiresNeverEarlyAndAtMostOneStepLate(t *testing.T) {
 	})
 }
 
-func TestScheduleAtATickFiresAtALaterOne(t *testing.T) {
+func TestScheduleDuringTickFiresAtLaterTick(t *testing.T) {
 	inBubble(t, DefaultStep, func(t *testing.T, w *Wheel) {
 		start := time.Now()
 		var a, b Timer
 		var at record[time.Duration]
 		w.Schedule(&a, time.Second, func() {
-			// The tick at this very moment is being handled: 0 means the next.
+			// The present tick is being handled, so 0 means the next one.
 			w.Schedule(&b, 0, func() { at.add(time.Since(start)) })
 		})
 		time.Sleep(2 * time.Second)
@@ -92,7 +93,7 @@ func TestScheduleAtATickFiresAtALaterOne(t *testing.T) {
 	})
 }
 
-func TestScheduleAgainReplaces(t *testing.T) {
+func TestScheduleReplacesEarlierSchedule(t *testing.T) {
 	inBubble(t, DefaultStep, func(t *testing.T, w *Wheel) {
 		start := time.Now()
 		var timer Timer
@@ -136,7 +137,7 @@ func TestTimersOfOneTickCancelEachOther(t *testing.T) {
 		var got record[string]
 		w.Schedule(&first, time.Second, func() {
 			got.add("first")
-			assert.True(t, w.Cancel(&second), "due, and not yet called")
+			assert.True(t, w.Cancel(&second), "due and not yet called")
 			w.Schedule(&third, time.Second, func() { got.add("third, later") })
 			w.Schedule(&first, 500*time.Millisecond, func() { got.add("first again") })
 		})
@@ -149,7 +150,7 @@ func TestTimersOfOneTickCancelEachOther(t *testing.T) {
 	})
 }
 
-func TestKeepsOrderWithinATickAndBetweenTicks(t *testing.T) {
+func TestFiresInOrderWithinAndBetweenTicks(t *testing.T) {
 	inBubble(t, DefaultStep, func(t *testing.T, w *Wheel) {
 		timers := make([]Timer, 300)
 		var got record[int]
@@ -176,11 +177,11 @@ func TestIdleWheelDoesNotTick(t *testing.T) {
 		time.Sleep(1000 * time.Hour)
 		synctest.Wait()
 		assert.Equal(t, []time.Duration{5}, fired.take())
-		assert.Zero(t, w.LastStall(), "sleeping is not stalling")
+		assert.Zero(t, w.LastStall(), "an idle wheel does not stall")
 	})
 }
 
-func TestSchedulesBeforeStartAndAfterStop(t *testing.T) {
+func TestScheduleBeforeStartAndAfterStop(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := NewWheel(DefaultStep)
@@ -204,12 +205,12 @@ func TestSchedulesBeforeStartAndAfterStop(t *testing.T) {
 		time.Sleep(DefaultStep)
 		synctest.Wait()
 		assert.EqualValues(t, 2, fired.Load(), "started again")
-		assert.Zero(t, w.LastStall(), "a wheel that does not run does not stall")
+		assert.Zero(t, w.LastStall(), "a stopped wheel does not stall")
 		w.Stop()
 	})
 }
 
-func TestStopWaitsForTheCallUnderWay(t *testing.T) {
+func TestStopWaitsForRunningFunction(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := NewWheel(DefaultStep)
@@ -221,7 +222,7 @@ func TestStopWaitsForTheCallUnderWay(t *testing.T) {
 		time.Sleep(time.Second)
 		w.Stop()
 		assert.True(t, done.Load())
-		assert.False(t, next.Load(), "nothing fires once Stop was called")
+		assert.False(t, next.Load(), "no timer fires after Stop was called")
 	})
 }
 
@@ -257,7 +258,7 @@ func TestConcurrentUse(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	require.Eventually(t, func() bool { return w.Armed() == 0 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return w.Armed() == 0 }, 2*time.Minute, time.Millisecond)
 	w.Stop()
 	assert.Positive(t, fired.Load())
 }

@@ -1,5 +1,5 @@
-// Package histogram counts durations in fixed buckets. Observing costs two
-// atomic additions and no lock.
+// Package histogram counts durations in fixed buckets. An observation costs two atomic
+// additions and no lock.
 package histogram
 
 import (
@@ -12,21 +12,21 @@ import (
 // concurrent use.
 type Histogram struct {
 	bounds []time.Duration // ascending; never changed
-	counts []atomic.Uint64 // one more than bounds: the last is what is above all of them
+	counts []atomic.Uint64 // one more than bounds; the last counts durations above all bounds
 	sum    atomic.Int64    // ns
 }
 
-// New returns a histogram with these upper bounds, which belong to their
-// buckets and must ascend.
+// New returns a histogram with these upper bounds. A bound belongs to its bucket. The
+// bounds must ascend.
 func New(bounds ...time.Duration) *Histogram {
 	return &Histogram{bounds: bounds, counts: make([]atomic.Uint64, len(bounds)+1)}
 }
 
-// Observe counts a duration. A negative one, which only a clock that was set
-// can bring about, counts as 0.
+// Observe counts a duration. A negative duration, which only a clock step can cause,
+// counts as 0.
 func (h *Histogram) Observe(d time.Duration) { h.ObserveN(d, 1) }
 
-// ObserveN counts a duration n times; n below 1 does nothing.
+// ObserveN counts a duration n times. It does nothing if n is below 1.
 func (h *Histogram) ObserveN(d time.Duration, n int) {
 	if n < 1 {
 		return
@@ -37,15 +37,15 @@ func (h *Histogram) ObserveN(d time.Duration, n int) {
 	h.sum.Add(int64(d) * int64(n))
 }
 
-// Counts is what a [Histogram] had counted at one time. It does not change.
+// Counts are the counts of a [Histogram] at one time. They do not change.
 type Counts struct {
-	Bounds  []time.Duration // shared: callers must not change it
-	Buckets []uint64        // each by itself, not added up; one more than Bounds
+	Bounds  []time.Duration // shared; callers must not change it
+	Buckets []uint64        // not cumulative; one more than Bounds
 	Sum     time.Duration
 }
 
-// Counts returns what has been counted. What comes in meanwhile may be in the
-// buckets and not in the sum, or the other way round.
+// Counts returns the current counts. A concurrent observation may be in the buckets and
+// not in the sum, or the reverse.
 func (h *Histogram) Counts() Counts {
 	c := Counts{Bounds: h.bounds, Buckets: make([]uint64, len(h.counts)), Sum: time.Duration(h.sum.Load())}
 	for i := range h.counts {
@@ -54,8 +54,8 @@ func (h *Histogram) Counts() Counts {
 	return c
 }
 
-// Calls are bounds for calls to Redis, and what else a network and a Redis
-// take part in: from 0.1 ms to 2 s, after which they are given up.
+// Calls returns bounds for calls to Redis and other operations over a network: from 0.1
+// ms to 2 s, when they are given up.
 func Calls() []time.Duration {
 	return []time.Duration{
 		100 * time.Microsecond, 250 * time.Microsecond, 500 * time.Microsecond,
@@ -66,7 +66,7 @@ func Calls() []time.Duration {
 	}
 }
 
-// Lags are bounds for how late something was that is promised within a second:
+// Lags returns bounds for the delay of operations that are promised within a second:
 // from 10 ms to a minute.
 func Lags() []time.Duration {
 	return []time.Duration{

@@ -7,182 +7,181 @@ import (
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// receive takes one event of the room, in the order in which they came. size is
-// that of its message. It copies what it keeps.
+// receive handles one event of the room. Events come in the order of their arrival.
+// size is the size of the message. receive copies what it keeps.
 func (m *mirror) receive(ev *store.Event, size int, now time.Time) {
-	if m.stage == reading || m.stage == folding {
-		m.putAside(newParcel(ev, size, now), now)
+	if m.read.buffersEvents() {
+		m.bufferPending(newBufferedEvent(ev, size, now), now)
 		return
 	}
-	if !m.live || m.want > CauseVerify {
-		// The snapshot will be read later, and contains it.
+	if !m.live || m.read.needsSnapshot() {
+		// The snapshot will be read later, and contains the event.
 		return
 	}
 	pos := &m.past.pos
 	switch {
 	case follows(*pos, ev) && ev.Epoch == pos.Epoch:
 		m.apply(ev, now)
-		m.unhold(now)
-	case begins(ev) && ev.Epoch != pos.Epoch && !m.past.left(ev.Epoch):
+		m.applyEarly(now)
+	case beginsEpoch(ev) && ev.Epoch != pos.Epoch && !m.past.hasLeft(ev.Epoch):
 		m.adopt(ev, now)
 	case ev.Epoch != pos.Epoch:
-		// Somewhere in another epoch, or back in one that we had left. There
-		// is no waiting for the first event of it: what it lacks of the old
-		// members, only a snapshot tells.
-		m.fetch(CauseEpoch, now)
+		// The event is in the middle of another epoch, or in one that the mirror has
+		// left. Waiting for the first event of the epoch would not help: only a
+		// snapshot shows which of the old members are missing in it.
+		m.fetchSnapshot(CauseEpoch, now)
 	case ev.Seq <= pos.Seq:
-		m.repeated(ev, now)
+		m.handleDuplicate(ev, now)
 	case ev.Seq == pos.Seq+1:
-		m.fetch(CauseFork, now)
+		m.fetchSnapshot(CauseFork, now)
 	default:
-		m.hold(newParcel(ev, size, now), now)
+		m.bufferEarly(newBufferedEvent(ev, size, now), now)
 	}
 	m.rearm()
 }
 
-// putAside keeps an event for when the snapshot has been read.
-func (m *mirror) putAside(p parcel, now time.Time) {
-	if m.spoiled {
+// bufferPending buffers an event until the snapshot has been read.
+func (m *mirror) bufferPending(e bufferedEvent, now time.Time) {
+	if m.read.spoiled {
 		return
 	}
-	if !m.pending.add(p, maxPending) {
+	if !m.pending.add(e, maxPending) {
 		m.hub.counters.overflows.Add(1)
 		m.pending.clear()
-		m.spoiled = true
-		m.worsen(CauseOverflow, now)
+		m.read.spoiled = true
+		m.read.require(CauseOverflow, now)
 	}
-	if m.stage != folding {
+	if m.read.stage != stageMerging {
 		return
 	}
-	if m.spoiled {
+	if m.read.spoiled {
 		m.discard(now)
 	} else {
-		m.merge(now)
+		m.mergeBuffered(now)
 	}
 	m.rearm()
 }
 
-// repeated handles an event whose number has been seen.
-func (m *mirror) repeated(ev *store.Event, now time.Time) {
+// handleDuplicate handles an event whose seq the mirror has passed.
+func (m *mirror) handleDuplicate(ev *store.Event, now time.Time) {
 	tag, known := m.past.recall(ev.Seq)
 	switch {
 	case known && tag == ev.Tag:
 		m.hub.counters.duplicates.Add(1)
 	case known:
-		m.fetch(CauseFork, now) // another history with the same numbers
-	case now.Sub(m.landedAt) <= afterglow:
+		m.fetchSnapshot(CauseFork, now) // another history with the same numbers
+	case now.Sub(m.read.installedAt) <= snapshotOverlap:
 		m.hub.counters.duplicates.Add(1) // the snapshot contains it
 	default:
 		m.hub.counters.duplicates.Add(1)
-		m.hub.suspects.add(m, now)
+		m.hub.toCompare.add(m.room, now)
 	}
 }
 
-// hold keeps an event that came before its time.
-func (m *mirror) hold(p parcel, now time.Time) {
-	if m.held.has(p.ev.Seq) {
+// bufferEarly buffers an early event.
+func (m *mirror) bufferEarly(e bufferedEvent, now time.Time) {
+	if m.early.has(e.ev.Seq) {
 		m.hub.counters.duplicates.Add(1)
 		return
 	}
-	if !m.held.add(p, maxHeld) {
-		m.fetch(CauseGap, now)
+	if !m.early.add(e, maxEarly) {
+		m.fetchSnapshot(CauseGap, now)
 		return
 	}
-	m.hub.counters.held.Add(1)
+	m.hub.counters.early.Add(1)
 }
 
-// unhold applies the held events whose turn has come.
-func (m *mirror) unhold(now time.Time) {
-	for len(m.held.list) > 0 {
-		next := m.held.numbered(m.past.pos.Seq + 1)
+// applyEarly applies the early events that are no longer early.
+func (m *mirror) applyEarly(now time.Time) {
+	for len(m.early.list) > 0 {
+		next := m.early.take(m.past.pos.Seq + 1)
 		if next == nil {
 			return
 		}
 		if !follows(m.past.pos, next.ev) {
-			m.fetch(CauseFork, now)
+			m.fetchSnapshot(CauseFork, now)
 			return
 		}
 		m.apply(next.ev, now)
 	}
 }
 
-// apply does what the next event says, and tells it.
+// apply applies the next event and delivers the change.
 func (m *mirror) apply(ev *store.Event, now time.Time) {
 	m.past.advance(ev)
-	m.enact(ev, now)
-	m.pass(now)
+	m.applyChange(ev, now)
+	m.reachCheckpoint(now)
 	m.wakeWatchers()
-	m.arrivals.wake(m.past.pos.Seq)
+	m.seqWaiters.wake(m.past.pos.Seq)
 }
 
-// adopt goes on to a new epoch, which a write to the room has begun: Redis had lost
-// the room, or had not kept it while it was empty.
+// adopt moves to a new epoch that a write to the room has begun. Redis had lost the
+// room, or had not kept it while it was empty.
 func (m *mirror) adopt(ev *store.Event, now time.Time) {
-	m.held.clear()
-	m.checkpoint = checkpoint{}
-	m.doubtAll(now)
+	m.early.clear()
+	m.sub.checkpoint = checkpoint{}
+	m.markAllUnconfirmed(now)
 	m.past.jump(ev.Position())
-	m.hub.counters.epochs.Add(1)
-	m.enact(ev, now)
+	m.applyChange(ev, now)
 	m.wakeWaiters()
 }
 
-// enact changes the roster as the event says, and tells the sinks.
-func (m *mirror) enact(ev *store.Event, now time.Time) {
-	m.hub.counters.count(ev.Type)
-	if m.roster.outlives(ev) {
+// applyChange changes the members as the event says, and delivers the change.
+func (m *mirror) applyChange(ev *store.Event, now time.Time) {
+	m.hub.counters.countEvent(ev.Type)
+	if m.members.newerThan(ev) {
 		return
 	}
-	// Whatever the event says, its connection is not in doubt any more: it
-	// was there, or it has left.
-	m.confirm(ev.Conn)
-	old, next := m.roster.change(ev)
+	// Every event confirms its connection: it is a member, or it has left.
+	m.unconfirmed.remove(ev.Conn)
+	old, next := m.members.change(ev)
 	switch {
 	case next == nil && old != nil:
-		m.tell(&wire.Update{Type: wire.UpdateLeave, ConnectionID: ev.Conn, Timestamp: ev.At})
-	case next == nil && ev.Type != store.Left && now.Sub(m.landedAt) > afterglow:
-		// A change of someone who is not here. (Right after a paged snapshot
-		// it may be: the page was read when that one had left already.)
-		m.fetch(CauseInconsistent, now)
+		m.deliver(&wire.Update{Type: wire.UpdateLeave, ConnectionID: ev.Conn, Timestamp: ev.At})
+	case next == nil && ev.Type != store.Left && now.Sub(m.read.installedAt) > snapshotOverlap:
+		// The connection is no member. (Right after a paged snapshot that is possible:
+		// the page may have been read after the connection left.)
+		m.fetchSnapshot(CauseInconsistent, now)
 	case next == nil:
 	case old == nil:
-		m.welcome(next, ev.At, ev.At, false)
+		m.deliverJoin(next, ev.At, ev.At, false)
 	case ev.Type == store.State:
 		if next.State == nil || !next.StateSilent {
-			m.tellState(next, ev.At, false)
+			m.deliverState(next, ev.At, false)
 		}
 	case ev.Type == store.Joined, ev.Type == store.Replaced:
-		if stateNews(old, next) {
-			m.tellState(next, ev.At, false)
+		if stateDiffers(old, next) {
+			m.deliverState(next, ev.At, false)
 		}
 	}
 }
 
-// welcome tells that a member joined, and its state if it is to be told.
-func (m *mirror) welcome(who *Member, joined, at int64, repair bool) {
-	m.tell(&wire.Update{Type: wire.UpdateJoin, ConnectionID: who.Conn, Timestamp: joined, Metadata: who.Meta(), Repair: repair})
-	if who.State != nil && !who.StateSilent {
-		m.tellState(who, at, repair)
+// deliverJoin delivers a join, and the member's state unless it is silent.
+func (m *mirror) deliverJoin(member *Member, joined, at int64, repair bool) {
+	m.deliver(&wire.Update{Type: wire.UpdateJoin, ConnectionID: member.Conn, Timestamp: joined, Metadata: member.Meta(), Repair: repair})
+	if member.State != nil && !member.StateSilent {
+		m.deliverState(member, at, repair)
 	}
 }
 
-// tellState tells a member's state; null if it has none.
-func (m *mirror) tellState(who *Member, at int64, repair bool) {
-	m.tell(&wire.Update{Type: wire.UpdateState, ConnectionID: who.Conn, Timestamp: at, State: who.State, Repair: repair})
+// deliverState delivers a member's state, or null if it has none.
+func (m *mirror) deliverState(member *Member, at int64, repair bool) {
+	m.deliver(&wire.Update{Type: wire.UpdateState, ConnectionID: member.Conn, Timestamp: at, State: member.State, Repair: repair})
 }
 
-// pass checks the checkpoint that the mirror has come to.
-func (m *mirror) pass(now time.Time) {
-	c := m.checkpoint
+// reachCheckpoint checks whether the mirror has passed the checkpoint, and with the
+// right tag.
+func (m *mirror) reachCheckpoint(now time.Time) {
+	c := m.sub.checkpoint
 	if c.until.IsZero() || c.pos.Epoch != m.past.pos.Epoch || m.past.pos.Seq < c.pos.Seq {
 		return
 	}
-	m.checkpoint = checkpoint{}
+	m.sub.checkpoint = checkpoint{}
 	if m.past.pos != c.pos {
-		m.fetch(CauseFork, now)
+		m.fetchSnapshot(CauseFork, now)
 		return
 	}
-	if m.serial == c.serial {
-		m.compared, m.era = true, c.era
+	if m.sub.serial == c.serial {
+		m.sub.compared, m.generation = true, c.generation
 	}
 }

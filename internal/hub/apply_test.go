@@ -10,9 +10,9 @@ import (
 	"github.com/meshpresence/mesh/internal/store"
 )
 
-func TestWhatEventsTell(t *testing.T) {
+func TestUpdatesOfEvents(t *testing.T) {
 	t.Parallel()
-	// Each case begins with a (state 1), b (silent state 2) and c (no state).
+	// Each case begins with the members a (state 1), b (silent state 2) and c (no state).
 	tests := []struct {
 		name string
 		do   func(r *fakeRedis) string
@@ -33,7 +33,7 @@ func TestWhatEventsTell(t *testing.T) {
 		{"clear", func(r *fakeRedis) string { return r.state(room, "a", "", false) }, []string{"state a"}},
 		{"clear of a silent state", func(r *fakeRedis) string { return r.state(room, "b", "", false) }, []string{"state b"}},
 		{"silent clear", func(r *fakeRedis) string { return r.state(room, "a", "", true) }, []string{"state a"}},
-		{"clear where nothing was known", func(r *fakeRedis) string { return r.state(room, "c", "", false) }, []string{"state c"}},
+		{"clear of no state", func(r *fakeRedis) string { return r.state(room, "c", "", false) }, []string{"state c"}},
 		{"metadata", func(r *fakeRedis) string { return r.meta(room, "a", `{"n":"z"}`) }, nil},
 		{"replaced, alike", func(r *fakeRedis) string {
 			return r.join(room, "a", withEntry("e2"), withState("1", false))
@@ -45,25 +45,25 @@ func TestWhatEventsTell(t *testing.T) {
 			return r.join(room, "a", withEntry("e2"), withState("9", true))
 		}, nil},
 		{"replaced, without state", func(r *fakeRedis) string { return r.join(room, "a", withEntry("e2")) }, []string{"state a"}},
-		{"replaced, silent state now told", func(r *fakeRedis) string {
+		{"replaced, silent state no longer silent", func(r *fakeRedis) string {
 			return r.join(room, "b", withEntry("e2"), withState("2", false))
 		}, []string{"state b 2"}},
 		{"replaced, nothing before or after", func(r *fakeRedis) string { return r.join(room, "c", withEntry("e2")) }, nil},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			live(t, func(t *testing.T, h *house) {
+			inBubble(t, func(t *testing.T, h *harness) {
 				h.redis.join(room, "a", withState("1", false))
 				h.redis.join(room, "b", withState("2", true))
 				h.redis.join(room, "c")
 				s := h.watch()
 				h.send(tt.do(h.redis))
-				assert.Equal(t, tt.want, s.heard())
+				assert.Equal(t, tt.want, s.takeLines())
 				for _, u := range s.updates {
 					assert.EqualValues(t, 4, u.Seq)
 				}
-				h.agree(s)
-				// The mirror is what a fresh snapshot would be.
+				h.checkSink(s)
+				// The mirror equals a new snapshot.
 				v, ok := h.hub.View(room)
 				assert.True(t, ok)
 				truth := h.redis.copy(room)
@@ -73,7 +73,7 @@ func TestWhatEventsTell(t *testing.T) {
 					assert.Equal(t, string(rec.Meta), string(m.Meta()))
 					assert.Equal(t, string(rec.State), string(m.State))
 				}
-				h.pass(11 * time.Second)
+				h.sleep(11 * time.Second)
 				assert.Equal(t, 1, h.snapshots())
 			})
 		})
@@ -82,14 +82,14 @@ func TestWhatEventsTell(t *testing.T) {
 
 func TestOrder(t *testing.T) {
 	t.Parallel()
-	// Each case is what comes of the joins of c1 to c4, numbered 2 to 5, in a
-	// room where c0 is.
+	// c0 is in the room, and c1 to c4 join it, as events 2 to 5. Each case is an order
+	// of their arrival.
 	repair := func(n int) string { return fmt.Sprintf(`join c%d {"n":"c%d"} repair`, n, n) }
 	plain := func(n int) string { return fmt.Sprintf(`join c%d {"n":"c%d"}`, n, n) }
 	tests := []struct {
 		name  string
 		order []int
-		// at once, and after 100 ms more
+		// at once, and after another 100 ms
 		want, later []string
 		snapshots   int
 	}{
@@ -102,7 +102,7 @@ func TestOrder(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			live(t, func(t *testing.T, h *house) {
+			inBubble(t, func(t *testing.T, h *harness) {
 				h.redis.join(room, "c0")
 				s := h.watch()
 				messages := []string{""}
@@ -112,66 +112,66 @@ func TestOrder(t *testing.T) {
 				for _, i := range tt.order {
 					h.send(messages[i])
 				}
-				assert.Equal(t, tt.want, s.heard())
-				_, settled := h.hub.View(room)
-				assert.Equal(t, true, settled, "a view waits for what was overtaken")
-				h.pass(90 * time.Millisecond)
-				h.pass(20 * time.Millisecond)
-				assert.Equal(t, tt.later, s.heard())
-				h.agree(s)
+				assert.Equal(t, tt.want, s.takeLines())
+				_, ok := h.hub.View(room)
+				assert.Equal(t, true, ok, "a view waits for the events before an early one")
+				h.sleep(90 * time.Millisecond)
+				h.sleep(20 * time.Millisecond)
+				assert.Equal(t, tt.later, s.takeLines())
+				h.checkSink(s)
 				assert.Equal(t, tt.snapshots, h.snapshots())
-				h.pass(11 * time.Second)
+				h.sleep(11 * time.Second)
 				assert.Equal(t, tt.snapshots, h.snapshots())
 			})
 		})
 	}
 }
 
-func TestHeldEventsWaitOnlySoLong(t *testing.T) {
-	live(t, func(t *testing.T, h *house) {
+func TestEarlyEventsWaitLimitedTime(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *harness) {
 		h.redis.join(room, "a")
 		s := h.watch()
 		lost := h.redis.join(room, "b")
 		h.send(h.redis.join(room, "c"))
-		h.pass(99 * time.Millisecond)
-		assert.Empty(t, s.heard())
+		h.sleep(99 * time.Millisecond)
+		assert.Empty(t, s.takeLines())
 		assert.Equal(t, 1, h.snapshots())
 		assert.Equal(t, 1, h.hub.Stats().Waiting)
-		h.pass(5 * time.Millisecond)
-		assert.Equal(t, []string{`join b {"n":"b"} repair`, `join c {"n":"c"} repair`}, s.heard())
+		h.sleep(5 * time.Millisecond)
+		assert.Equal(t, []string{`join b {"n":"b"} repair`, `join c {"n":"c"} repair`}, s.takeLines())
 		assert.EqualValues(t, 1, h.hub.Stats().Snapshots[CauseGap])
-		assert.EqualValues(t, 1, h.hub.Stats().Held)
-		h.send(lost) // it was only late
-		assert.Empty(t, s.heard())
+		assert.EqualValues(t, 1, h.hub.Stats().Early)
+		h.send(lost) // it was late, not lost
+		assert.Empty(t, s.takeLines())
 		assert.Equal(t, 2, h.snapshots())
 	})
 }
 
-func TestTooManyHeldEvents(t *testing.T) {
-	live(t, func(t *testing.T, h *house) {
+func TestTooManyEarlyEvents(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *harness) {
 		h.redis.join(room, "a")
 		s := h.watch()
 		h.redis.join(room, "lost")
-		for i := range maxHeld + 1 {
+		for i := range maxEarly + 1 {
 			h.send(h.redis.join(room, fmt.Sprintf("c%d", i)))
 		}
-		h.pass(5 * time.Millisecond) // not the 100 ms
-		assert.Len(t, s.heard(), maxHeld+2)
-		h.agree(s)
+		h.sleep(5 * time.Millisecond) // less than earlyTimeout
+		assert.Len(t, s.takeLines(), maxEarly+2)
+		h.checkSink(s)
 	})
 }
 
-func TestAnotherHistory(t *testing.T) {
+func TestFork(t *testing.T) {
 	t.Parallel()
 	tests := []struct {
 		name string
-		do   func(h *house) // Redis went back from 5 events to 3
+		do   func(h *harness) // Redis went back from 5 events to 3
 		want []string
 	}{
-		{"the same numbers again", func(h *house) {
+		{"the same numbers again", func(h *harness) {
 			h.send(h.redis.join(room, "x"))
 		}, []string{`join x {"n":"x"} repair`}},
-		{"counted on to where we were", func(h *house) {
+		{"counted up to the old position", func(h *harness) {
 			h.redis.join(room, "x")
 			h.redis.join(room, "y")
 			h.send(h.redis.join(room, "z"))
@@ -179,7 +179,7 @@ func TestAnotherHistory(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			live(t, func(t *testing.T, h *house) {
+			inBubble(t, func(t *testing.T, h *harness) {
 				for _, c := range []string{"a", "b"} {
 					h.redis.join(room, c)
 				}
@@ -187,74 +187,74 @@ func TestAnotherHistory(t *testing.T) {
 				h.send(h.redis.join(room, "c"))
 				back := h.redis.copy(room)
 				h.send(h.redis.join(room, "d"), h.redis.leave(room, "a"))
-				s.heard()
+				s.takeLines()
 				h.redis.wipe(room, back)
 				tt.do(h)
-				h.pass(5 * time.Millisecond)
-				// a is there again; d is not in Redis, and unconfirmed.
-				assert.Equal(t, append([]string{`join a {"n":"a"} repair`}, tt.want...), s.heard())
+				h.sleep(5 * time.Millisecond)
+				// a is back. d is not in Redis and is unconfirmed.
+				assert.Equal(t, append([]string{`join a {"n":"a"} repair`}, tt.want...), s.takeLines())
 				assert.EqualValues(t, 1, h.hub.Stats().Snapshots[CauseFork])
 				for _, u := range s.updates {
 					assert.Equal(t, s.updates[0].Epoch, u.Epoch)
 				}
 				v, _ := h.hub.View(room)
 				assert.EqualValues(t, 5, min(v.Seq, 5), "seq must not fall")
-				h.pass(12 * time.Second)
-				assert.Equal(t, []string{"leave d repair"}, s.heard())
-				h.agree(s)
+				h.sleep(12 * time.Second)
+				assert.Equal(t, []string{"leave d repair"}, s.takeLines())
+				h.checkSink(s)
 			})
 		})
 	}
 }
 
-func TestEventsThatMakeNoSense(t *testing.T) {
-	live(t, func(t *testing.T, h *house) {
+func TestUnreadableAndInconsistentEvents(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *harness) {
 		h.redis.join(room, "a")
 		s := h.watch()
-		h.pass(2 * time.Second)
+		h.sleep(2 * time.Second)
 		h.redis.join(room, "b")
-		h.send("what is this")
-		h.pass(5 * time.Millisecond)
-		assert.Equal(t, []string{`join b {"n":"b"} repair`}, s.heard())
-		assert.EqualValues(t, 1, h.hub.Stats().Garbled)
+		h.send("no event")
+		h.sleep(5 * time.Millisecond)
+		assert.Equal(t, []string{`join b {"n":"b"} repair`}, s.takeLines())
+		assert.EqualValues(t, 1, h.hub.Stats().Unreadable)
 
-		// A state of someone whom the mirror should know, and does not.
-		h.pass(2 * time.Second)
+		// A state of a member that the mirror lacks.
+		h.sleep(2 * time.Second)
 		m := h.hub.mirror(room)
 		m.mu.Lock()
-		m.roster.remove("b")
+		m.members.remove("b")
 		m.mu.Unlock()
 		s.mu.Lock()
 		delete(s.present, "b")
 		s.mu.Unlock()
 		h.send(h.redis.state(room, "b", "1", false))
-		h.pass(5 * time.Millisecond)
-		assert.Equal(t, []string{`join b {"n":"b"} repair`, "state b 1 repair"}, s.heard())
+		h.sleep(5 * time.Millisecond)
+		assert.Equal(t, []string{`join b {"n":"b"} repair`, "state b 1 repair"}, s.takeLines())
 		assert.EqualValues(t, 1, h.hub.Stats().Snapshots[CauseInconsistent])
 	})
 }
 
-func TestOldEventsFromBeforeMemory(t *testing.T) {
-	live(t, func(t *testing.T, h *house) {
+func TestDuplicateOlderThanKeptTags(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *harness) {
 		old := h.redis.join(room, "a")
 		s := h.watch()
 		for range recentTags * 3 {
 			h.send(h.redis.state(room, "a", "1", false))
 		}
-		s.heard()
-		h.pass(2 * time.Second)
+		s.takeLines()
+		h.sleep(2 * time.Second)
 		_, before, _ := h.redis.calls()
 		h.send(old)
-		h.pass(time.Second)
+		h.sleep(time.Second)
 		_, after, _ := h.redis.calls()
-		assert.Equal(t, before+1, after, "compared, to be sure")
+		assert.Equal(t, before+1, after, "compared as a precaution")
 		assert.Equal(t, 1, h.snapshots())
-		assert.Empty(t, s.heard())
+		assert.Empty(t, s.takeLines())
 	})
 }
 
-func TestOwnWritesAreSeen(t *testing.T) {
-	live(t, func(t *testing.T, h *house) {
+func TestViewShowsOwnWrites(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *harness) {
 		h.watch()
 		m := h.redis.join(room, "a")
 		pos := h.redis.copy(room).pos
@@ -266,19 +266,19 @@ func TestOwnWritesAreSeen(t *testing.T) {
 		assert.True(t, ok)
 		assert.Equal(t, 1, v.Total)
 		assert.Equal(t, 100*time.Millisecond, time.Since(began))
-		h.hub.Expect(room, pos) // has come already
+		h.hub.Expect(room, pos) // already reached
 		_, ok = h.hub.View(room)
 		assert.True(t, ok)
 		assert.Equal(t, 100*time.Millisecond, time.Since(began))
 
-		// The event is lost: nobody waits longer than 250 ms.
+		// The event is lost. A view waits up to 250 ms for it.
 		h.redis.join(room, "b")
 		h.hub.Expect(room, h.redis.copy(room).pos)
 		began = time.Now()
 		_, ok = h.hub.View(room)
 		assert.False(t, ok)
-		assert.Equal(t, inFlight, time.Since(began))
-		h.pass(time.Second)
-		assert.Equal(t, []string{"a", "b"}, h.watch().ids(), "and it was found out")
+		assert.Equal(t, deliveryDelay, time.Since(began))
+		h.sleep(time.Second)
+		assert.Equal(t, []string{"a", "b"}, h.watch().ids(), "the loss was detected")
 	})
 }

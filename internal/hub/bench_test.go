@@ -9,13 +9,13 @@ import (
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// deafSink takes what it is told and forgets it.
-type deafSink struct{ told int }
+// countingSink counts the updates that it gets.
+type countingSink struct{ updates int }
 
-func (s *deafSink) Deliver(*wire.Update) { s.told++ }
+func (s *countingSink) Deliver(*wire.Update) { s.updates++ }
 
-// watched returns a hub with the room of so many members watched by so many
-// sinks, and where the room stands.
+// watched returns a hub that watches the room with the given numbers of members and
+// sinks, and the room's position.
 func watched(b testing.TB, members, sinks int) (*Hub, store.Position) {
 	b.Helper()
 	redis := newFakeRedis()
@@ -28,14 +28,14 @@ func watched(b testing.TB, members, sinks int) (*Hub, store.Position) {
 	h.Start()
 	b.Cleanup(h.Stop)
 	for range sinks {
-		if err := h.Watch(b.Context(), room, &deafSink{}, func(View) {}); err != nil {
+		if err := h.Watch(b.Context(), room, &countingSink{}, func(View) {}); err != nil {
 			b.Fatal(err)
 		}
 	}
 	return h, redis.copy(room).pos
 }
 
-// BenchmarkEvent is one event to many sinks of a room with few or many members.
+// BenchmarkEvent delivers one event to many sinks of a room with few or many members.
 func BenchmarkEvent(b *testing.B) {
 	for _, bb := range []struct{ members, sinks int }{{10_000, 1}, {10_000, 100}, {10_000, 10_000}, {100, 1}, {100_000, 1}} {
 		b.Run(fmt.Sprintf("members=%d/sinks=%d", bb.members, bb.sinks), func(b *testing.B) {
@@ -52,8 +52,8 @@ func BenchmarkEvent(b *testing.B) {
 	}
 }
 
-// BenchmarkJoinAnswer is a join of a room with few or many members, what it is
-// answered with, at most 100 of them, and the leave.
+// BenchmarkJoinAnswer joins a room with few or many members, makes the answer, which
+// lists at most 100 of them, and leaves.
 func BenchmarkJoinAnswer(b *testing.B) {
 	for _, members := range []int{10, 49, 1000, 100_000} {
 		b.Run(fmt.Sprint(members), func(b *testing.B) {
@@ -76,12 +76,12 @@ func BenchmarkJoinAnswer(b *testing.B) {
 	}
 }
 
-// BenchmarkFurtherWatcher is one more watcher of a room with many members.
+// BenchmarkFurtherWatcher adds one watcher to a watched room with many members.
 func BenchmarkFurtherWatcher(b *testing.B) {
 	h, _ := watched(b, 10_000, 1)
 	h.cfg.Listed = 0
 	for b.Loop() {
-		s := &deafSink{}
+		s := &countingSink{}
 		_ = h.Watch(b.Context(), room, s, func(v View) { _, _ = v.Present.Size(), v.States() })
 		h.Unwatch(room, s)
 	}

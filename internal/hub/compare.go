@@ -6,65 +6,26 @@ import (
 	"time"
 
 	"github.com/meshpresence/mesh/internal/store"
+	"github.com/meshpresence/mesh/internal/wait"
 )
 
 const (
-	// roomsPerCall is how many positions are asked for in one call.
+	// roomsPerCall bounds the positions of one call.
 	roomsPerCall = 500
 	// compareTimeout bounds one such call.
 	compareTimeout = 5 * time.Second
-	// bucketsAtOnce is how many buckets are compared at a time.
+	// bucketsAtOnce bounds the buckets that are compared at the same time.
 	bucketsAtOnce = 8
-	// gather is how long a comparison that was asked for waits for others.
-	gather = 20 * time.Millisecond
+	// compareDelay is the time for which a requested comparison waits for others.
+	compareDelay = 20 * time.Millisecond
 )
 
-// suspects are the mirrors to be compared with Redis soon.
-type suspects struct {
-	wake chan struct{}
-
-	mu    sync.Mutex // guards the following
-	since map[*mirror]time.Time
-}
-
-func newSuspects() *suspects {
-	return &suspects{wake: make(chan struct{}, 1), since: make(map[*mirror]time.Time)}
-}
-
-// add asks for a comparison of m. Who Redis is must be known from the given
-// time or later.
-func (s *suspects) add(m *mirror, since time.Time) {
-	s.mu.Lock()
-	if s.since[m].Before(since) {
-		s.since[m] = since
-	}
-	s.mu.Unlock()
-	select {
-	case s.wake <- struct{}{}:
-	default:
-	}
-}
-
-// take empties the set.
-func (s *suspects) take() (list []*mirror, since time.Time) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	for m, at := range s.since {
-		list = append(list, m)
-		if at.After(since) {
-			since = at
-		}
-	}
-	clear(s.since)
-	return list, since
-}
-
-// compareLoop compares what is suspect, and everything from time to time,
-// until the hub stops.
+// compareLoop compares the queued rooms soon and all rooms at intervals, until the
+// hub stops.
 func (h *Hub) compareLoop() {
 	every := time.NewTicker(h.cfg.CompareEvery)
 	defer every.Stop()
-	failed := 0
+	failures := 0
 	for {
 		var list []*mirror
 		var since time.Time
@@ -72,114 +33,102 @@ func (h *Hub) compareLoop() {
 		case <-h.ctx.Done():
 			return
 		case <-every.C:
-			list, since = h.all(), time.Now()
-		case <-h.suspects.wake:
-			if !h.pause(gather) {
+			list, since = h.allMirrors(), time.Now()
+		case <-h.toCompare.wake:
+			if wait.For(h.ctx, compareDelay) != nil {
 				return
 			}
-			list, since = h.suspects.take()
+			list, since = h.queuedMirrors()
 		}
-		unseen := h.compare(list, since)
-		if len(unseen) == 0 {
-			failed = 0
+		failed := h.compare(list, since)
+		if len(failed) == 0 {
+			failures = 0
 			continue
 		}
-		failed++
-		if !h.pause(backoff(failed, firstRetry, lastRetry)) {
+		failures++
+		if wait.For(h.ctx, jitter(retryBackoff.After(failures))) != nil {
 			return
 		}
-		for _, m := range unseen {
-			h.suspects.add(m, since)
+		for _, m := range failed {
+			h.toCompare.add(m.room, since)
 		}
 	}
 }
 
-// pause waits; false: the hub stops.
-func (h *Hub) pause(d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-h.ctx.Done():
-		return false
+// queuedMirrors empties the compareQueue and returns the mirrors of its rooms.
+func (h *Hub) queuedMirrors() (list []*mirror, since time.Time) {
+	rooms, since := h.toCompare.take()
+	for _, room := range rooms {
+		if m := h.mirror(room); m != nil {
+			list = append(list, m)
+		}
 	}
+	return list, since
 }
 
-// compare compares mirrors with Redis. It returns those that it could not,
-// because Redis did not answer.
-func (h *Hub) compare(list []*mirror, since time.Time) (unseen []*mirror) {
-	if len(list) == 0 {
-		return nil
-	}
-	checks := make([]check, 0, len(list))
+// compare compares mirrors with Redis. It returns those for which Redis did not
+// answer.
+func (h *Hub) compare(list []*mirror, since time.Time) (failed []*mirror) {
+	buckets := make(map[int][]comparePoint)
 	for _, m := range list {
-		if c, ok := m.standing(); ok {
-			checks = append(checks, c)
+		if c, ok := m.comparePoint(); ok {
+			n := h.cfg.Bucket(m.room)
+			buckets[n] = append(buckets[n], c)
 		}
 	}
-	if len(checks) == 0 {
+	if len(buckets) == 0 {
 		return nil
 	}
-	e := h.generation.learn(h.ctx, since)
-	buckets := make(map[int][]check)
-	for _, c := range checks {
-		b := h.cfg.Bucket(c.mirror.room)
-		buckets[b] = append(buckets[b], c)
+	g := h.generation.learn(h.ctx, since)
+	work := make([][]comparePoint, 0, len(buckets))
+	for _, points := range buckets {
+		work = append(work, points)
 	}
-	var (
-		wg sync.WaitGroup
-		mu sync.Mutex // guards unseen
-	)
-	slots := make(chan struct{}, bucketsAtOnce)
-	for _, checks := range buckets {
-		slots <- struct{}{}
-		wg.Go(func() {
-			defer func() { <-slots }()
-			left := h.compareBucket(checks, e, since)
-			mu.Lock()
-			defer mu.Unlock()
-			unseen = append(unseen, left...)
-		})
-	}
-	wg.Wait()
-	return unseen
+	var mu sync.Mutex // guards failed
+	_ = wait.Each(h.ctx, len(work), bucketsAtOnce, func(i int) error {
+		rest := h.compareBucket(work[i], g, since)
+		mu.Lock()
+		defer mu.Unlock()
+		failed = append(failed, rest...)
+		return nil // the other buckets are compared all the same
+	})
+	return failed
 }
 
-// compareBucket compares mirrors of one bucket and returns those that it could
-// not.
-func (h *Hub) compareBucket(checks []check, e era, since time.Time) (unseen []*mirror) {
-	for len(checks) > 0 {
-		n := min(len(checks), roomsPerCall)
-		if err := h.compareSome(checks[:n], e, since); err != nil {
-			h.warn("mesh: cannot compare rooms; trying again", "rooms", len(checks), "error", err)
-			for _, c := range checks {
-				unseen = append(unseen, c.mirror)
+// compareBucket compares mirrors of one bucket and returns those for which Redis did
+// not answer.
+func (h *Hub) compareBucket(points []comparePoint, g generation, since time.Time) (failed []*mirror) {
+	for len(points) > 0 {
+		n := min(len(points), roomsPerCall)
+		if err := h.compareSome(points[:n], g, since); err != nil {
+			h.warn("mesh: cannot compare rooms; trying again", "rooms", len(points), "error", err)
+			for _, c := range points {
+				failed = append(failed, c.mirror)
 			}
-			return unseen
+			return failed
 		}
-		checks = checks[n:]
+		points = points[n:]
 	}
 	return nil
 }
 
-// check is where a mirror stood before Redis was asked.
-type check struct {
+// comparePoint is the position of a mirror before Redis was asked for its own.
+type comparePoint struct {
 	mirror *mirror
 	pos    store.Position
 	empty  bool
 	serial uint64
 }
 
-// compareSome compares as many rooms as fit one call.
-func (h *Hub) compareSome(checks []check, e era, since time.Time) error {
-	rooms := make([]string, len(checks))
-	for i := range checks {
-		// Once more: other calls may have taken their time.
-		if c, ok := checks[i].mirror.standing(); ok {
-			checks[i] = c
+// compareSome compares the mirrors of one call.
+func (h *Hub) compareSome(points []comparePoint, g generation, since time.Time) error {
+	rooms := make([]string, len(points))
+	for i := range points {
+		// Again, because the calls before may have taken long.
+		if c, ok := points[i].mirror.comparePoint(); ok {
+			points[i] = c
 		}
-		rooms[i] = checks[i].mirror.room
+		rooms[i] = points[i].mirror.room
 	}
 	ctx, cancel := context.WithTimeout(h.ctx, compareTimeout)
 	defer cancel()
@@ -187,73 +136,71 @@ func (h *Hub) compareSome(checks []check, e era, since time.Time) error {
 	if err != nil {
 		return err
 	}
-	h.counters.compared.Add(uint64(len(rooms)))
-	for i := range min(len(checks), len(positions)) {
-		checks[i].mirror.judge(checks[i], positions[i], e, since)
+	for i := range min(len(points), len(positions)) {
+		points[i].mirror.applyComparison(points[i], positions[i], g, since)
 	}
 	return nil
 }
 
-// standing returns where the mirror stands. False: there is nothing to
-// compare, it waits for its subscription or for a snapshot.
-func (m *mirror) standing() (check, bool) {
+// comparePoint returns the mirror's position. It returns false if the mirror waits
+// for its subscription or a snapshot, so that there is nothing to compare.
+func (m *mirror) comparePoint() (comparePoint, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	c := check{mirror: m, pos: m.past.pos, empty: m.roster.len() == 0, serial: m.serial}
-	return c, m.comparable()
+	c := comparePoint{mirror: m, pos: m.past.pos, empty: m.members.len() == 0, serial: m.sub.serial}
+	return c, m.canCompare()
 }
 
-func (m *mirror) comparable() bool {
-	return m.live && m.subscribed && !m.closed && m.want <= CauseVerify && m.stage != reading && m.stage != folding
+func (m *mirror) canCompare() bool {
+	return m.live && m.sub.confirmed && !m.closed && !m.read.needsSnapshot() && !m.read.buffersEvents()
 }
 
-// judge compares the mirror with what Redis said. Before is where the mirror
-// stood when Redis was asked; events may have come since, and others may be
-// on their way.
-func (m *mirror) judge(before check, p store.Position, e era, asked time.Time) {
+// applyComparison compares the mirror with the position that Redis returned. before
+// is the mirror's position when Redis was asked. Events may have arrived since, and
+// others may be on their way.
+func (m *mirror) applyComparison(before comparePoint, p store.Position, g generation, asked time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if !m.comparable() || m.serial != before.serial {
-		return // it has been, or will be, compared otherwise
+	if !m.canCompare() || m.sub.serial != before.serial {
+		return // another comparison or a snapshot follows
 	}
-	switch m.verdict(before, p) {
+	switch m.compareWith(before, p) {
 	case same:
-		m.compared, m.era = true, e
+		m.sub.compared, m.generation = true, g
 		m.wakeWaiters()
 	case behind:
-		m.checkpoint = checkpoint{pos: p, until: time.Now().Add(inFlight), asked: asked, era: e, serial: m.serial}
+		m.sub.checkpoint = checkpoint{pos: p, until: time.Now().Add(deliveryDelay), asked: asked, generation: g, serial: m.sub.serial}
 	case differs:
-		m.fetch(m.standsElsewhere(), asked)
+		m.fetchSnapshot(m.compareCause(), asked)
 	}
 	m.rearm()
 }
 
-// standsElsewhere returns the cause of a snapshot that is wanted because Redis
-// stands where the mirror cannot come to.
-func (m *mirror) standsElsewhere() Cause {
-	if !m.compared {
+// compareCause returns the cause of a snapshot after a comparison.
+func (m *mirror) compareCause() Cause {
+	if !m.sub.compared {
 		return CauseResubscribed
 	}
 	return CauseCompare
 }
 
-// verdict is what a comparison came to.
-type verdict byte
+// comparison is the result of a comparison.
+type comparison byte
 
 const (
-	same    verdict = iota
-	behind          // the mirror has yet to come to Redis's position, or cannot
-	differs         // there is no way from one to the other
+	same    comparison = iota
+	behind             // the mirror has not reached the position of Redis; events may be on their way
+	differs            // no event leads from one to the other
 )
 
-func (m *mirror) verdict(before check, p store.Position) verdict {
+func (m *mirror) compareWith(before comparePoint, p store.Position) comparison {
 	pos := m.past.pos
 	switch {
 	case p == pos:
 		return same
 	case p.None():
-		// Either it is empty, or its first events came after Redis was asked.
-		if m.roster.len() == 0 || before.empty {
+		// Either the room is empty, or its first events came after Redis was asked.
+		if m.members.len() == 0 || before.empty {
 			return same
 		}
 		return differs
@@ -267,7 +214,7 @@ func (m *mirror) verdict(before check, p store.Position) verdict {
 	case before.pos.Epoch == p.Epoch && p.Seq < before.pos.Seq:
 		return differs // Redis went back
 	}
-	// The mirror has come through that number since, or stands there.
+	// The mirror has passed the position since Redis was asked, or is at it.
 	if tag, known := m.past.recall(p.Seq); known && tag != p.Tag {
 		return differs
 	}

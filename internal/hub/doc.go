@@ -1,20 +1,20 @@
-// Package hub keeps a mirror of every room that somebody on this server
-// watches, and decides what its subscribers see: a view of the room, then
-// every later change in order.
+// Package hub keeps a mirror of every room with a subscriber on this server. It
+// decides what subscribers see: a view of the room, then every later change in
+// order.
 //
-// A mirror follows the room's events, each of which says which one came
-// before it. What does not fit, and what a comparison with Redis finds
-// missing, is made good by a snapshot: subscribers are told exactly the
-// difference between what they know and what is true.
+// A mirror applies the events of its room. Each event names the event before it,
+// so a mirror notices a missing one. If an event does not fit, or a comparison
+// with Redis finds a difference, the hub reads a snapshot of the room and delivers
+// exactly the difference to the subscribers.
 //
-// Where Redis may have lost something, who is missing from a snapshot has left
-// or was lost: such members are in doubt. They are listed on until their owners
-// have written them again, or say that they have left, or their time is up.
+// If Redis may have lost writes, a member that is missing from a snapshot has
+// either left or been lost. Such a member is unconfirmed. It stays listed until
+// its owner writes it again, its owner says that it has left, or its time is over.
 //
 // # Locks
 //
-// Hub.mu guards which mirrors there are; each mirror has a lock of its own
-// for everything in it. Neither is taken while the other is held, and none is
-// held across a call to the store. The locks of alarms, jobs, comparisons and
-// joins are innermost: nothing else is taken under them.
+// Hub.mu guards the set of mirrors. Each mirror has its own lock for its contents.
+// No goroutine holds both, and none holds either of them across a call to the
+// store. The locks of timers, snapshotQueue, compareQueue and recentJoins are
+// innermost: code that holds one of them takes no other lock.
 package hub

@@ -9,75 +9,76 @@ import (
 // askTimeout bounds one question about the generation.
 const askTimeout = 2 * time.Second
 
-// generation knows which Redis process answers, and asks again only where the
-// last answer is too old for the question.
-type generation struct {
-	store Store
-	turn  chan struct{} // holds one token; who has it may ask
+// generationCache keeps the generation of Redis. It asks again only if the last
+// answer is too old for the caller.
+type generationCache struct {
+	ask  func(context.Context) (id string, ok bool)
+	lock chan struct{} // holds one token; its holder may ask
 
 	mu        sync.Mutex // guards the following
 	asked     bool
-	at        time.Time // when the last answer was asked for
-	current   era
-	learnable bool // an answer came at least once
+	askedAt   time.Time // of the last answer
+	current   generation
+	learnable bool // at least one answer had an id
 }
 
-// era is one answer to the question which Redis process this is.
-type era struct {
-	id string // empty: not known
-	// trusted says that not knowing means nothing: it never could be known.
-	trusted bool
+// generation is one answer of Redis about its generation.
+type generation struct {
+	id string // empty: unknown
+	// neverKnown says that no answer has ever had an id. An unknown generation then
+	// does not mean that anything has changed.
+	neverKnown bool
 }
 
-// since reports whether the Redis process may be another one than it was at
-// the earlier era.
-func (e era) since(earlier era) bool {
-	if e.id == "" {
-		return !e.trusted
+// mayDifferFrom reports whether Redis may have lost acknowledged writes since the
+// earlier answer.
+func (g generation) mayDifferFrom(earlier generation) bool {
+	if g.id == "" {
+		return !g.neverKnown
 	}
-	return e.id != earlier.id
+	return g.id != earlier.id
 }
 
-func newGeneration(s Store) *generation {
-	g := &generation{store: s, turn: make(chan struct{}, 1)}
-	g.turn <- struct{}{}
-	return g
+func newGenerationCache(ask func(context.Context) (id string, ok bool)) *generationCache {
+	c := &generationCache{ask: ask, lock: make(chan struct{}, 1)}
+	c.lock <- struct{}{}
+	return c
 }
 
-// learn returns an answer that was asked for at the given time or later; the
-// zero time takes any. Callers that want it together ask together. Who is
-// content with the last answer does not wait for the next: while a node of a
-// cluster is out of reach that takes long, and fails.
-func (g *generation) learn(ctx context.Context, notBefore time.Time) era {
-	if e, ok := g.known(notBefore); ok {
-		return e
+// learn returns the generation as of notBefore or later; the zero time accepts any
+// answer. Concurrent callers share one question. A caller that accepts the last
+// answer does not wait for the next one: while a node of a cluster is unreachable,
+// a question takes long and fails.
+func (c *generationCache) learn(ctx context.Context, notBefore time.Time) generation {
+	if g, ok := c.known(notBefore); ok {
+		return g
 	}
 	select {
-	case <-g.turn:
+	case <-c.lock:
 	case <-ctx.Done():
-		return era{}
+		return generation{}
 	}
-	defer func() { g.turn <- struct{}{} }()
-	if e, ok := g.known(notBefore); ok {
-		return e
+	defer func() { c.lock <- struct{}{} }()
+	if g, ok := c.known(notBefore); ok {
+		return g
 	}
 	now := time.Now()
 	ctx, cancel := context.WithTimeout(ctx, askTimeout)
 	defer cancel()
-	id, ok := g.store.Generation(ctx)
+	id, ok := c.ask(ctx)
 	if !ok {
 		id = ""
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.learnable = g.learnable || id != ""
-	g.asked, g.at, g.current = true, now, era{id: id, trusted: !g.learnable}
-	return g.current
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.learnable = c.learnable || id != ""
+	c.asked, c.askedAt, c.current = true, now, generation{id: id, neverKnown: !c.learnable}
+	return c.current
 }
 
-// known returns the last answer, if it is recent enough.
-func (g *generation) known(notBefore time.Time) (era, bool) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.current, g.asked && !g.at.Before(notBefore)
+// known returns the last answer and whether it is recent enough.
+func (c *generationCache) known(notBefore time.Time) (generation, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.current, c.asked && !c.askedAt.Before(notBefore)
 }

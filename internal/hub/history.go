@@ -7,25 +7,25 @@ import (
 )
 
 const (
-	// recentTags is how many events back a mirror knows a repeated one.
+	// recentTags is the number of tags that a mirror keeps to recognise duplicates.
 	recentTags = 64
-	// keptFloors is for how many epochs a mirror remembers how far it has
-	// counted to its subscribers.
-	keptFloors = 8
+	// maxFloors is the number of epochs for which a mirror keeps the highest seq
+	// that it showed.
+	maxFloors = 8
 )
 
-// history is where a mirror stands, how it came there, and what it has
-// numbered updates with.
+// history is the position of a mirror, the tags of the events before it, and the
+// numbers that updates carry.
 type history struct {
 	pos store.Position
-	// tags are those of the last events up to pos, without a hole: the tag of
+	// tags are the tags of the last events up to pos, without holes. The tag of
 	// event s is tags[(s-base)%recentTags].
 	tags   []string
 	base   uint64
-	floors []floor // by last use; the last one is what updates carry
+	floors []floor // by last use; updates carry the last one
 }
 
-// floor is the highest seq that was shown to subscribers in an epoch.
+// floor is the highest seq of an epoch that was shown to subscribers.
 type floor struct {
 	epoch string
 	seq   uint64
@@ -34,17 +34,17 @@ type floor struct {
 // follows reports whether the event is the one right after pos.
 func follows(pos store.Position, ev *store.Event) bool {
 	if pos.None() {
-		return begins(ev)
+		return beginsEpoch(ev)
 	}
 	return ev.Epoch == pos.Epoch && ev.Seq == pos.Seq+1 && ev.Prev == pos.Tag
 }
 
-// begins reports whether the event is the first of its epoch. Its number is 1,
-// unless the room had members whose numbers are of an epoch that was lost.
-func begins(ev *store.Event) bool { return ev.Prev == "-" }
+// beginsEpoch reports whether the event is the first of its epoch. Its seq is 1,
+// unless the room had members from a lost epoch with higher numbers.
+func beginsEpoch(ev *store.Event) bool { return ev.Prev == "-" }
 
-// advance moves on to the event right after pos. It copies what it keeps: an
-// event's strings share memory with the whole message.
+// advance moves to the event right after pos. It copies the strings that it keeps,
+// because those of an event share memory with the whole message.
 func (h *history) advance(ev *store.Event) {
 	h.pos.Seq, h.pos.Tag = ev.Seq, strings.Clone(ev.Tag)
 	if len(h.tags) < recentTags {
@@ -52,18 +52,18 @@ func (h *history) advance(ev *store.Event) {
 	} else {
 		h.tags[(ev.Seq-h.base)%recentTags] = h.pos.Tag
 	}
-	h.raise()
+	h.raiseFloor()
 }
 
-// jump moves to any position; what came before it is not known.
+// jump moves to any position. The tags before it are then unknown.
 func (h *history) jump(p store.Position) {
 	h.pos = store.Position{Epoch: strings.Clone(p.Epoch), Seq: p.Seq, Tag: strings.Clone(p.Tag)}
 	h.base = p.Seq
 	h.tags = append(h.tags[:0], h.pos.Tag)
-	h.raise()
+	h.raiseFloor()
 }
 
-// recall returns the tag of event seq of this epoch, if it is remembered.
+// recall returns the tag of event seq of the current epoch, if it is kept.
 func (h *history) recall(seq uint64) (string, bool) {
 	if seq > h.pos.Seq || h.pos.Seq-seq >= uint64(len(h.tags)) {
 		return "", false
@@ -71,9 +71,8 @@ func (h *history) recall(seq uint64) (string, bool) {
 	return h.tags[(seq-h.base)%recentTags], true
 }
 
-// left reports whether the mirror has been in that epoch and gone on to
-// another.
-func (h *history) left(epoch string) bool {
+// hasLeft reports whether the mirror was in that epoch and has moved to another.
+func (h *history) hasLeft(epoch string) bool {
 	for i := range h.floors {
 		if h.floors[i].epoch == epoch {
 			return epoch != h.pos.Epoch
@@ -82,9 +81,9 @@ func (h *history) left(epoch string) bool {
 	return false
 }
 
-// raise keeps the numbers that subscribers see from falling. A room that
-// Redis knows nothing of keeps the last epoch's.
-func (h *history) raise() {
+// raiseFloor keeps the numbers that subscribers see from falling. If Redis does not
+// know the room, the numbers of the last epoch stay.
+func (h *history) raiseFloor() {
 	if h.pos.None() {
 		return
 	}
@@ -102,13 +101,13 @@ func (h *history) raise() {
 		}
 		kept = append(kept, f)
 	}
-	if len(kept) == keptFloors {
+	if len(kept) == maxFloors {
 		kept = append(kept[:0], kept[1:]...)
 	}
 	h.floors = append(kept, next)
 }
 
-// shown returns the epoch and seq that subscribers are told.
+// shown returns the epoch and seq that updates carry.
 func (h *history) shown() (epoch string, seq uint64) {
 	if len(h.floors) == 0 {
 		return "", 0

@@ -6,18 +6,17 @@ import (
 	"github.com/meshpresence/mesh/internal/store"
 )
 
-// burstGap is how long after one resubscription another one belongs to the
-// same burst.
+// burstGap is the longest time between two resubscriptions of one burst.
 const burstGap = time.Second
 
-// burst is a time in which subscriptions were lost and confirmed again.
+// burst is the last resubscription burst.
 type burst struct {
 	began, last time.Time
 }
 
-// HandleSubscribed is called when Redis has confirmed the subscription to a
-// room's events; again says that it had been confirmed before, so that events
-// may have been lost in between.
+// HandleSubscribed is called when Redis has confirmed the subscription to a room's
+// events. again says that it had been confirmed before, so that events may have
+// been missed since.
 func (h *Hub) HandleSubscribed(room string, again bool) {
 	m := h.mirror(room)
 	if m == nil {
@@ -31,8 +30,8 @@ func (h *Hub) HandleSubscribed(room string, again bool) {
 	m.resubscribed(now, since)
 }
 
-// joinBurst returns when the burst of resubscriptions began that is going on.
-// What Redis is gets asked once per burst.
+// joinBurst returns the start of the present resubscription burst. The generation is
+// asked for once per burst.
 func (h *Hub) joinBurst(now time.Time) time.Time {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -43,108 +42,107 @@ func (h *Hub) joinBurst(now time.Time) time.Time {
 	return h.burst.began
 }
 
-// resubscribed lets the mirror follow its events again.
+// resubscribed makes the mirror follow its events again.
 func (m *mirror) resubscribed(now, since time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
 		return
 	}
-	m.subscribed = true
-	m.missedSome(now)
-	m.failed, m.retryAt = 0, time.Time{}
-	if m.want == CauseVerify {
-		m.want = causeNone
+	m.sub.confirmed = true
+	m.mayHaveMissed(now)
+	m.read.failures, m.read.retryAt = 0, time.Time{}
+	if m.read.want == CauseVerify {
+		m.read.want = causeNone
 	}
-	// Owners may have been cut off as well.
-	m.putOffDoubts(now)
-	if m.want != causeNone {
-		m.needed = since
+	// The owners may have been disconnected as well.
+	m.extendUnconfirmed(now)
+	if m.read.want != causeNone {
+		m.read.needed = since
 		if !m.live {
-			m.needed = time.Time{} // there is nobody to tell a leave of
+			m.read.needed = time.Time{} // there are no members that could be lost
 		}
-		m.request(now)
+		m.scheduleRead(now)
 	} else {
-		m.hub.suspects.add(m, since)
+		m.hub.toCompare.add(m.room, since)
 	}
 	m.rearm()
 }
 
-// missedSome notes that events may have been lost just now.
-func (m *mirror) missedSome(now time.Time) {
-	m.serial++
-	m.compared = false
-	m.checkpoint = checkpoint{}
-	switch m.stage {
-	case reading:
-		m.spoiled = true
+// mayHaveMissed notes that events may have been missed just now.
+func (m *mirror) mayHaveMissed(now time.Time) {
+	m.sub.serial++
+	m.sub.compared = false
+	m.sub.checkpoint = checkpoint{}
+	switch m.read.stage {
+	case stageReading:
+		m.read.spoiled = true
 		m.pending.clear()
-		m.worsen(CauseResubscribed, now)
-	case folding:
-		m.worsen(CauseResubscribed, now)
+		m.read.require(CauseResubscribed, now)
+	case stageMerging:
+		m.read.require(CauseResubscribed, now)
 		m.stopReading(now)
 	}
 }
 
-// HandleLost is called when the connection that carries events is gone. Until
-// their subscriptions are confirmed again and they were compared with Redis,
-// mirrors show what they knew, as stale.
-func (h *Hub) HandleLost() {
+// HandleDisconnect is called when the listener's connection has ended. Until their
+// subscriptions are confirmed again and they have been compared with Redis, mirrors
+// show their last contents, as stale.
+func (h *Hub) HandleDisconnect() {
 	now := time.Now()
 	h.joinBurst(now)
-	h.counters.lost.Add(1)
-	for _, m := range h.all() {
-		m.cutOff(now)
+	h.counters.listenerDisconnects.Add(1)
+	for _, m := range h.allMirrors() {
+		m.disconnected(now)
 	}
 }
 
-// cutOff notes that no events come any more.
-func (m *mirror) cutOff(now time.Time) {
+// disconnected notes that no events arrive.
+func (m *mirror) disconnected(now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
 		return
 	}
-	m.subscribed = false
-	m.missedSome(now)
-	if len(m.held.list) > 0 {
-		m.held.clear()
-		m.worsen(CauseGap, now)
+	m.sub.confirmed = false
+	m.mayHaveMissed(now)
+	if len(m.early.list) > 0 {
+		m.early.clear()
+		m.read.require(CauseGap, now)
 	}
-	m.retryAt = time.Time{}
+	m.read.retryAt = time.Time{}
 	m.rearm()
 	m.wakeWaiters()
 }
 
-// HandleAway is called where Redis did not answer this server. It does not
-// answer owners either: members in doubt get their full time from when it is
-// back, and everything is compared then.
-func (h *Hub) HandleAway() {
-	for _, m := range h.all() {
+// HandleRedisAway is called if Redis did not answer this server. It probably does
+// not answer owners either. So unconfirmed members get their full time when Redis is
+// back, and every room is compared then.
+func (h *Hub) HandleRedisAway() {
+	for _, m := range h.allMirrors() {
 		m.mu.Lock()
-		m.outage = m.outage || m.doubts != nil
+		m.read.outage = m.read.outage || !m.unconfirmed.empty()
 		m.mu.Unlock()
 	}
 	h.Resync()
 }
 
-// Resync compares every watched room with Redis, because anything may have
-// been missed.
+// Resync compares every room with Redis, because anything may have been missed.
 func (h *Hub) Resync() {
 	now := time.Now()
-	for _, m := range h.all() {
+	for _, m := range h.allMirrors() {
 		m.mu.Lock()
-		if !m.closed && m.subscribed {
-			m.missedSome(now)
-			m.request(now)
-			m.hub.suspects.add(m, now)
+		if !m.closed && m.sub.confirmed {
+			m.mayHaveMissed(now)
+			m.scheduleRead(now)
+			m.hub.toCompare.add(m.room, now)
 			m.rearm()
 		}
 		m.mu.Unlock()
 	}
 }
 
-// HandleEvent takes one message of a room's channel.
+// HandleEvent handles one message of a room's channel.
 func (h *Hub) HandleEvent(room, payload string) {
 	m := h.mirror(room)
 	if h.ctx.Err() != nil {
@@ -162,31 +160,30 @@ func (h *Hub) HandleEvent(room, payload string) {
 		return
 	}
 	if err != nil {
-		h.counters.garbled.Add(1)
+		h.counters.unreadable.Add(1)
 		h.warn("mesh: cannot read an event", "room", room, "error", err)
-		m.garbled(now)
+		m.handleUnreadable(now)
 		return
 	}
 	m.receive(&ev, len(payload), now)
 }
 
-// garbled makes good for an event that could not be read.
-func (m *mirror) garbled(now time.Time) {
+// handleUnreadable handles an event that could not be decoded.
+func (m *mirror) handleUnreadable(now time.Time) {
 	switch {
-	case m.stage == reading:
-		m.spoiled = true
-		m.worsen(CauseGarbled, now)
-	case m.stage == folding:
+	case m.read.stage == stageReading:
+		m.read.spoiled = true
+		m.read.require(CauseUnreadable, now)
+	case m.read.stage == stageMerging:
 		m.discard(now)
 	case m.live:
-		m.fetch(CauseGarbled, now)
+		m.fetchSnapshot(CauseUnreadable, now)
 	}
 	m.rearm()
 }
 
-// Expect tells the hub that the room has reached a position, because this
-// server wrote it. Views and new watchers wait for the mirror to come there
-// too, but not long.
+// Expect tells the hub that the room has reached a position with a write of this
+// server. Views and new watchers wait a short time for the mirror to reach it, too.
 func (h *Hub) Expect(room string, p store.Position) {
 	m := h.mirror(room)
 	if m == nil || p.None() {
@@ -194,9 +191,9 @@ func (h *Hub) Expect(room string, p store.Position) {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	e := &m.expected
+	e := &m.sub.expected
 	if e.pos.Epoch == p.Epoch && e.pos.Seq >= p.Seq {
 		return
 	}
-	*e = expectation{pos: p, until: time.Now().Add(inFlight)}
+	*e = expectation{pos: p, until: time.Now().Add(deliveryDelay)}
 }

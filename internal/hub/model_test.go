@@ -10,23 +10,24 @@ import (
 	"github.com/stretchr/testify/assert"
 )
 
-// chaos is a random history of one room, and a network between Redis and the
-// hub that loses, doubles and reorders.
+// chaos is a random history of one room, with a network between Redis and the hub
+// that loses, duplicates and reorders messages.
 type chaos struct {
-	*house
-	// mu is held but while time passes: between runs on another goroutine.
+	*harness
+	// mu is held except while the test sleeps, because betweenPages runs on another
+	// goroutine.
 	mu    sync.Mutex
 	rand  *rand.Rand
 	conns int
 	sinks []*fakeSink
-	inbox []string // on their way, not heard yet
+	inbox []string // on their way
 	saved *fakeRoom
 	lossy bool
 }
 
 func (c *chaos) chance(percent int) bool { return c.rand.IntN(100) < percent }
 
-// change does something to the room and puts what it publishes on its way.
+// change changes the room and sends the event.
 func (c *chaos) change() {
 	conn := fmt.Sprintf("c%d", c.rand.IntN(c.conns))
 	value := fmt.Sprint(c.rand.IntN(4))
@@ -46,7 +47,7 @@ func (c *chaos) change() {
 	}
 }
 
-// publish loses a message, or doubles it, or puts it before another.
+// publish sends a message. It may lose it, duplicate it, or reorder it.
 func (c *chaos) publish(message string) {
 	if message == "" || (c.lossy && c.chance(4)) {
 		return
@@ -60,29 +61,29 @@ func (c *chaos) publish(message string) {
 	}
 }
 
-// deliver lets some messages arrive.
+// deliver delivers some messages.
 func (c *chaos) deliver(n int) {
 	n = min(n, len(c.inbox))
 	c.send(c.inbox[:n]...)
 	c.inbox = c.inbox[n:]
 }
 
-// mishap is something that does not happen every day.
-func (c *chaos) mishap() {
+// fault causes one fault.
+func (c *chaos) fault() {
 	switch c.rand.IntN(9) {
 	case 0:
-		c.hub.HandleLost()
+		c.hub.HandleDisconnect()
 		c.inbox = nil
-		c.pass(time.Duration(c.rand.IntN(300)) * time.Millisecond)
+		c.sleep(time.Duration(c.rand.IntN(300)) * time.Millisecond)
 		c.hub.HandleSubscribed(room, true)
 	case 1:
-		c.inbox = nil // and nobody noticed
+		c.inbox = nil // unnoticed
 		if c.chance(50) {
 			c.hub.HandleSubscribed(room, true)
 		}
 	case 2:
 		c.saved = c.redis.copy(room)
-	case 3: // failover to where we were once, a moment or a while ago
+	case 3: // failover to an earlier copy
 		if c.saved != nil {
 			c.redis.wipe(room, c.saved)
 			c.redis.set(func(f *fakeRedis) { f.generation = fmt.Sprint("G", c.rand.IntN(3)) })
@@ -90,7 +91,7 @@ func (c *chaos) mishap() {
 	case 4:
 		c.redis.wipe(room, nil)
 	case 5:
-		c.redis.set(func(f *fakeRedis) { f.away = !f.away })
+		c.redis.set(func(f *fakeRedis) { f.down = !f.down })
 	case 6:
 		c.hub.Resync()
 	case 7:
@@ -99,18 +100,18 @@ func (c *chaos) mishap() {
 			c.sinks = c.sinks[:n-1]
 		}
 	case 8:
-		c.pass(time.Duration(c.rand.IntN(13)) * time.Second)
+		c.sleep(time.Duration(c.rand.IntN(13)) * time.Second)
 	}
 }
 
-// pass lets time go by.
-func (c *chaos) pass(d time.Duration) {
+// sleep sleeps without mu.
+func (c *chaos) sleep(d time.Duration) {
 	if !c.lossy {
-		c.deliver(len(c.inbox)) // nothing is late
+		c.deliver(len(c.inbox)) // without losses no event is late
 	}
 	c.mu.Unlock()
 	defer c.mu.Lock()
-	c.house.pass(d)
+	c.harness.sleep(d)
 }
 
 // watch adds a sink.
@@ -120,11 +121,11 @@ func (c *chaos) watch() {
 	}
 	c.mu.Unlock()
 	defer c.mu.Lock()
-	c.sinks = append(c.sinks, c.house.watch())
+	c.sinks = append(c.sinks, c.harness.watch())
 }
 
-// between is what happens while a room is read in pages.
-func (c *chaos) between(string) {
+// betweenPages changes the room while it is read in pages.
+func (c *chaos) betweenPages(string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for range c.rand.IntN(6) {
@@ -139,16 +140,16 @@ func TestChaos(t *testing.T) {
 	t.Parallel()
 	for seed := range uint64(60) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			live(t, func(t *testing.T, h *house) { runChaos(h, seed) })
+			inBubble(t, func(t *testing.T, h *harness) { runChaos(h, seed) })
 		})
 	}
 }
 
-func runChaos(h *house, seed uint64) {
-	c := &chaos{house: h, rand: rand.New(rand.NewPCG(seed, 1)), conns: 2 + int(seed%7), lossy: seed%3 != 0}
+func runChaos(h *harness, seed uint64) {
+	c := &chaos{harness: h, rand: rand.New(rand.NewPCG(seed, 1)), conns: 2 + int(seed%7), lossy: seed%3 != 0}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	h.redis.set(func(f *fakeRedis) { f.paged, f.between = seed%2 == 0, c.between })
+	h.redis.set(func(f *fakeRedis) { f.paged, f.betweenPages = seed%2 == 0, c.betweenPages })
 	h.redis.join(room, "c0")
 	c.watch()
 	for range 400 {
@@ -157,25 +158,25 @@ func runChaos(h *house, seed uint64) {
 			c.deliver(c.rand.IntN(4))
 		}
 		if c.chance(20) {
-			c.pass(time.Duration(c.rand.IntN(40)) * time.Millisecond)
+			c.sleep(time.Duration(c.rand.IntN(40)) * time.Millisecond)
 		}
 		if c.chance(3) && len(c.sinks) < 6 {
 			c.watch()
 		}
 		if c.lossy && c.chance(3) {
-			c.mishap()
+			c.fault()
 		}
 	}
-	// Redis is back and all is quiet: everybody comes to know the truth.
-	h.redis.set(func(f *fakeRedis) { f.away, f.between = false, nil })
+	// Redis is back, and nothing changes any more. All sinks then learn the truth.
+	h.redis.set(func(f *fakeRedis) { f.down, f.betweenPages = false, nil })
 	c.deliver(len(c.inbox))
 	if seed%4 < 2 {
 		h.hub.HandleSubscribed(room, true)
 	}
-	c.pass(45 * time.Second)
+	c.sleep(45 * time.Second)
 	c.watch()
 	for _, s := range c.sinks {
-		h.agree(s)
+		h.checkSink(s)
 		assert.False(h.t, c.sinks[len(c.sinks)-1].view.Stale)
 	}
 	if !c.lossy {

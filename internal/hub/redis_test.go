@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -11,9 +12,9 @@ import (
 	"github.com/meshpresence/mesh/internal/store"
 )
 
-var errAway = errors.New("redis is away")
+var errDown = errors.New("redis is down")
 
-// fakeRoom is a room as Redis holds it.
+// fakeRoom is a room in Redis.
 type fakeRoom struct {
 	pos     store.Position
 	members map[string]store.Record
@@ -21,36 +22,34 @@ type fakeRoom struct {
 
 func (r *fakeRoom) clone() *fakeRoom {
 	c := &fakeRoom{pos: r.pos, members: make(map[string]store.Record)}
-	for k, v := range r.members {
-		c.members[k] = v
-	}
+	maps.Copy(c.members, r.members)
 	return c
 }
 
-// fakeRedis is a Store, and what owners do to it. Every change returns the
+// fakeRedis is a Store with methods for the changes of owners. Every change returns the
 // message that it would publish.
 type fakeRedis struct {
 	mu    sync.Mutex
 	rooms map[string]*fakeRoom
 	count int // for tags and epochs
 
-	generation string // empty: cannot be learned
-	away       bool
-	paged      bool
-	bereft     bool                   // counts more members than it has
-	lost       func(room string) bool // cannot be asked for its position
-	delay      time.Duration
-	swallowed  func(room string) bool // reading it takes as long as a call may
-	asking     time.Duration          // that long it takes to ask for the generation, in vain
-	// between is called without the lock after the position was read and
-	// before the records are, where paged.
-	between func(room string)
-	// snapped is called without the lock once all has been read.
-	snapped func(room string)
+	generation      string // empty: unknown
+	down            bool
+	paged           bool
+	incomplete      bool                   // counts more members than it has
+	unreachable     func(room string) bool // its position cannot be read
+	delay           time.Duration
+	hangs           func(room string) bool // reading it takes as long as a call may take
+	generationDelay time.Duration          // of questions for the generation, which then fail
+	// betweenPages is called without the lock after the position was read and before
+	// the records are read, if the room is read in pages.
+	betweenPages func(room string)
+	// afterRead is called without the lock after everything was read.
+	afterRead func(room string)
 
 	snapshots   int
 	reading     int
-	mostReading int
+	maxReading  int
 	positions   int
 	generations int
 }
@@ -63,11 +62,11 @@ func (f *fakeRedis) Snapshot(ctx context.Context, room string) (store.Snapshot, 
 	f.mu.Lock()
 	f.snapshots++
 	f.reading++
-	f.mostReading = max(f.mostReading, f.reading)
-	delay, between, snapped := f.delay, f.between, f.snapped
-	swallowed := f.swallowed != nil && f.swallowed(room)
+	f.maxReading = max(f.maxReading, f.reading)
+	delay, betweenPages, afterRead := f.delay, f.betweenPages, f.afterRead
+	hangs := f.hangs != nil && f.hangs(room)
 	f.mu.Unlock()
-	if swallowed {
+	if hangs {
 		delay = 1800 * time.Millisecond
 	}
 	defer func() {
@@ -81,18 +80,18 @@ func (f *fakeRedis) Snapshot(ctx context.Context, room string) (store.Snapshot, 
 		return store.Snapshot{}, ctx.Err()
 	}
 	f.mu.Lock()
-	if f.away || swallowed {
+	if f.down || hangs {
 		f.mu.Unlock()
-		return store.Snapshot{}, errAway
+		return store.Snapshot{}, errDown
 	}
 	var s store.Snapshot
-	s.Paged, s.Lost = f.paged, f.bereft
+	s.Paged, s.Incomplete = f.paged, f.incomplete
 	if r := f.rooms[room]; r != nil {
 		s.Position = r.pos
 	}
 	f.mu.Unlock()
-	if s.Paged && between != nil {
-		between(room)
+	if s.Paged && betweenPages != nil {
+		betweenPages(room)
 	}
 	f.mu.Lock()
 	if r := f.rooms[room]; r != nil {
@@ -102,8 +101,8 @@ func (f *fakeRedis) Snapshot(ctx context.Context, room string) (store.Snapshot, 
 	}
 	f.mu.Unlock()
 	slices.SortFunc(s.Records, func(a, b store.Record) int { return int(a.Seq) - int(b.Seq) })
-	if snapped != nil {
-		snapped(room)
+	if afterRead != nil {
+		afterRead(room)
 	}
 	return s, nil
 }
@@ -113,8 +112,8 @@ func (f *fakeRedis) Positions(_ context.Context, rooms []string) ([]store.Positi
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.positions++
-	if f.away || f.lost != nil && slices.ContainsFunc(rooms, f.lost) {
-		return nil, errAway
+	if f.down || f.unreachable != nil && slices.ContainsFunc(rooms, f.unreachable) {
+		return nil, errDown
 	}
 	list := make([]store.Position, len(rooms))
 	for i, room := range rooms {
@@ -128,12 +127,12 @@ func (f *fakeRedis) Positions(_ context.Context, rooms []string) ([]store.Positi
 func (f *fakeRedis) Generation(context.Context) (string, bool) {
 	f.mu.Lock()
 	f.generations++
-	asking := f.asking
+	delay := f.generationDelay
 	f.mu.Unlock()
-	time.Sleep(max(asking, time.Millisecond))
+	time.Sleep(max(delay, time.Millisecond))
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.generation, f.generation != "" && !f.away && asking == 0
+	return f.generation, f.generation != "" && !f.down && delay == 0
 }
 
 // set changes settings under the lock.
@@ -143,14 +142,14 @@ func (f *fakeRedis) set(change func(*fakeRedis)) {
 	change(f)
 }
 
-// calls returns how many calls of each kind there have been.
+// calls returns the number of calls of each kind.
 func (f *fakeRedis) calls() (snapshots, positions, generations int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.snapshots, f.positions, f.generations
 }
 
-// wipe makes Redis forget the room; with a copy from before, go back to it.
+// wipe deletes the room, or sets it back to an earlier copy.
 func (f *fakeRedis) wipe(room string, back *fakeRoom) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -160,7 +159,7 @@ func (f *fakeRedis) wipe(room string, back *fakeRoom) {
 	}
 }
 
-// copy returns the room as it is.
+// copy returns a copy of the room.
 func (f *fakeRedis) copy(room string) *fakeRoom {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -170,7 +169,7 @@ func (f *fakeRedis) copy(room string) *fakeRoom {
 	return &fakeRoom{members: map[string]store.Record{}}
 }
 
-// advance moves a room one event on, under the lock.
+// advance moves a room to its next position. The caller holds the lock.
 func (f *fakeRedis) advance(room string) (r *fakeRoom, prev string) {
 	f.count++
 	r = f.rooms[room]
@@ -184,8 +183,8 @@ func (f *fakeRedis) advance(room string) (r *fakeRoom, prev string) {
 	return r, prev
 }
 
-// write does one change of kind t and returns its message; empty: there was
-// nothing to change.
+// write makes one change of kind t and returns its message, or an empty string if
+// there was nothing to change.
 func (f *fakeRedis) write(t store.EventType, room string, rec store.Record) string {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -202,36 +201,36 @@ func (f *fakeRedis) write(t store.EventType, room string, rec store.Record) stri
 	}
 	r, prev := f.advance(room)
 	now := time.Now().UnixMilli()
-	told := rec
+	written := rec
 	switch t {
 	case store.Joined, store.Replaced:
-		told.JoinedAt = now
+		written.JoinedAt = now
 		if present {
-			told.JoinedAt = old.JoinedAt
+			written.JoinedAt = old.JoinedAt
 		}
 	case store.State:
 		next := old
 		next.State, next.StateSilent = rec.State, rec.StateSilent
-		told = next
+		written = next
 	case store.Meta:
 		next := old
 		next.Meta = rec.Meta
-		told = next
+		written = next
 	}
-	told.Seq = r.pos.Seq
+	written.Seq = r.pos.Seq
 	if t == store.Left {
 		delete(r.members, rec.Conn)
-		told = store.Record{Conn: rec.Conn, Entry: old.Entry, Seq: r.pos.Seq}
+		written = store.Record{Conn: rec.Conn, Entry: old.Entry, Seq: r.pos.Seq}
 	} else {
-		if told.Entry == "" {
-			told.Entry = "e"
+		if written.Entry == "" {
+			written.Entry = "e"
 		}
-		r.members[rec.Conn] = told
+		r.members[rec.Conn] = written
 	}
 	if t == store.State {
-		told.Meta = nil // as the scripts have it
+		written.Meta = nil // as in the scripts
 	}
-	return encodeEvent(t, r.pos, prev, now, told)
+	return encodeEvent(t, r.pos, prev, now, written)
 }
 
 func (f *fakeRedis) join(room, conn string, more ...func(*store.Record)) string {
@@ -268,7 +267,7 @@ func withEntry(entry string) func(*store.Record) {
 	return func(r *store.Record) { r.Entry = entry }
 }
 
-// encodeEvent writes a message as the scripts do.
+// encodeEvent encodes a message like the scripts.
 func encodeEvent(t store.EventType, p store.Position, prev string, at int64, r store.Record) string {
 	flag := "."
 	if r.StateSilent {

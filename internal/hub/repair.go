@@ -6,163 +6,125 @@ import (
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// install makes the finished fold the mirror, and tells the sinks the
-// difference.
+// install makes the completed merge the mirror, and delivers the difference to the
+// sinks.
 func (m *mirror) install(now time.Time) {
-	f := m.fold
-	m.hub.counters.snapshots[m.want].Add(1)
-	if m.outage {
-		// Redis was away: owners could not write their members either.
-		m.putOffDoubts(now)
-		m.outage = false
+	p := m.read.merge
+	m.hub.counters.snapshots[m.read.want].Add(1)
+	if m.read.outage {
+		// Owners could not write their members while Redis was away.
+		m.extendUnconfirmed(now)
+		m.read.outage = false
 	}
-	old, known := m.roster, m.live
+	old, known := m.members, m.live
 	var left []*Member
 	if known {
-		left = m.missing(f, now)
+		left = m.missing(p, now)
 	}
-	for _, who := range f.roster.list {
-		if old.get(who.Conn) == nil || m.doubts == nil {
+	for _, member := range p.members.list {
+		if old.get(member.Conn) == nil || m.unconfirmed.empty() {
 			continue
 		}
-		if _, kept := f.kept[who.Conn]; !kept {
-			m.confirm(who.Conn)
+		if _, still := p.unconfirmed[member.Conn]; !still {
+			m.unconfirmed.remove(member.Conn)
 		}
 	}
-	m.past.jump(f.pos)
-	m.roster, m.era = f.roster, f.era
-	m.live, m.compared, m.want = true, true, causeNone
-	m.landedAt = now
-	rest := m.pending.take()
-	m.stage, m.fold, m.foldUntil, m.spoiled = idle, nil, time.Time{}, false
-	m.held.clear()
-	m.checkpoint = checkpoint{}
-	m.rejudge()
+	m.past.jump(p.pos)
+	m.members, m.generation = p.members, p.generation
+	m.live, m.sub.compared, m.read.want = true, true, causeNone
+	m.read.installedAt = now
+	rest := m.pending.takeAll()
+	m.read.stop()
+	m.early.clear()
+	m.sub.checkpoint = checkpoint{}
+	m.unconfirmed.schedule()
 	if known {
-		m.tellDifference(&old, left)
+		m.deliverDifference(&old, left)
+	} else {
+		m.deliverListed()
 	}
-	for _, p := range rest {
-		m.receive(p.ev, p.size, now)
+	for _, e := range rest {
+		m.receive(e.ev, e.size, now)
 	}
 	m.wakeWaiters()
 }
 
-// missing goes through the members that the snapshot lacks. It returns those
-// who have left, and puts the others into the snapshot, in doubt.
-func (m *mirror) missing(f *fold, now time.Time) (left []*Member) {
-	lost := m.lost(f)
-	for _, who := range m.roster.list {
-		if f.roster.get(who.Conn) != nil {
+// missing goes through the members that the snapshot lacks. It returns those that
+// have left, and adds the others to the snapshot as unconfirmed.
+func (m *mirror) missing(p *pagedMerge, now time.Time) (left []*Member) {
+	lost := m.mayHaveLostMembers(p)
+	for _, member := range m.members.list {
+		if p.members.get(member.Conn) != nil {
 			continue
 		}
-		until, doubted := m.doubts[who.Conn]
+		until, unconfirmed := m.unconfirmed.has(member.Conn)
 		switch {
-		case doubted && until.After(f.readAt):
-		case !doubted && lost:
-			m.doubt(who.Conn, now)
+		case unconfirmed && until.After(p.readAt):
+		case !unconfirmed && lost:
+			m.markUnconfirmed(member.Conn, now)
 		default:
-			// Where it was in doubt, this snapshot was read after its time
-			// was up, and still lacks it.
-			m.confirm(who.Conn)
-			left = append(left, who)
+			// If it was unconfirmed, its time was over before this snapshot was read,
+			// and the snapshot still lacks it.
+			m.unconfirmed.remove(member.Conn)
+			left = append(left, member)
 			continue
 		}
-		f.keep(who)
+		p.addUnconfirmed(member)
 	}
 	return left
 }
 
-// keep lists a member that Redis does not have.
-func (f *fold) keep(who *Member) {
-	if f.kept == nil {
-		f.kept = make(map[string]struct{})
-	}
-	f.kept[who.Conn] = struct{}{}
-	f.roster.put(who)
-}
-
-// lost reports whether the snapshot may lack members because Redis lost
-// acknowledged writes, not because they left: another epoch (or none), a
-// history that went back or shows other tags, another Redis process, or fewer
-// records than are counted.
-func (m *mirror) lost(f *fold) bool {
+// mayHaveLostMembers reports whether the snapshot may lack members because Redis
+// lost acknowledged writes. The signs are another epoch (or none), a position that
+// went back or shows other tags, another generation, or fewer records than Redis
+// counts.
+func (m *mirror) mayHaveLostMembers(p *pagedMerge) bool {
 	pos := m.past.pos
 	switch {
-	case f.began.Epoch != pos.Epoch, f.began.Seq < pos.Seq:
+	case p.began.Epoch != pos.Epoch, p.began.Seq < pos.Seq:
 		return true
-	case f.began.Seq == pos.Seq && f.began.Tag != pos.Tag, m.want == CauseFork:
+	case p.began.Seq == pos.Seq && p.began.Tag != pos.Tag, m.read.want == CauseFork:
 		return true
 	}
-	return f.lost || f.era.since(m.era)
+	return p.incomplete || p.generation.mayDifferFrom(m.generation)
 }
 
-// tellDifference tells the sinks how the roster differs from the old one.
-func (m *mirror) tellDifference(old *roster, left []*Member) {
+// deliverDifference delivers the changes from the old members to the present ones.
+func (m *mirror) deliverDifference(old *members, left []*Member) {
 	at := m.hub.cfg.Now()
-	for _, who := range left {
-		m.tell(&wire.Update{Type: wire.UpdateLeave, ConnectionID: who.Conn, Timestamp: at, Repair: true})
+	for _, member := range left {
+		m.deliver(&wire.Update{Type: wire.UpdateLeave, ConnectionID: member.Conn, Timestamp: at, Repair: true})
 	}
-	for _, who := range m.roster.list {
-		before := old.get(who.Conn)
+	for _, member := range m.members.list {
+		before := old.get(member.Conn)
 		switch {
-		case before == who:
-		case before == nil && who.JoinedAt > 0:
-			m.welcome(who, who.JoinedAt, at, true)
+		case before == member:
+		case before == nil && member.JoinedAt > 0:
+			m.deliverJoin(member, member.JoinedAt, at, true)
 		case before == nil:
-			m.welcome(who, at, at, true)
-		case stateNews(before, who):
-			m.tellState(who, at, true)
+			m.deliverJoin(member, at, at, true)
+		case stateDiffers(before, member):
+			m.deliverState(member, at, true)
 		}
 	}
 }
 
-// doubtAll puts every member in doubt, for the full time.
-func (m *mirror) doubtAll(now time.Time) {
-	for _, who := range m.roster.list {
-		m.doubt(who.Conn, now)
-	}
-	m.rejudge()
-}
-
-// doubt notes that Redis lost a member whose owner may write it again. The
-// caller has rejudge called.
-func (m *mirror) doubt(conn string, now time.Time) {
-	if m.doubts == nil {
-		m.doubts = make(map[string]time.Time)
-	}
-	if m.askAt.IsZero() {
-		m.askAt = now.Add(askAfter)
-	}
-	m.doubts[conn] = now.Add(m.hub.cfg.Unconfirmed)
-	m.hub.counters.unconfirmed.Add(1)
-}
-
-// confirm ends a member's doubt, if there was one.
-func (m *mirror) confirm(conn string) {
-	if m.doubts == nil {
+// deliverListed delivers the members that a view lists, with their silent states,
+// to the sinks of WatchNow, which have seen an empty room. It does not deliver all
+// members of a large room, because those might exceed a socket's queue.
+func (m *mirror) deliverListed() {
+	if len(m.sinks.list) == 0 {
 		return
 	}
-	delete(m.doubts, conn)
-	if len(m.doubts) == 0 {
-		m.doubts = nil
-		m.judgeAt, m.askAt = time.Time{}, time.Time{}
-	}
-}
-
-// putOffDoubts gives every doubted member the full time again.
-func (m *mirror) putOffDoubts(now time.Time) {
-	for conn := range m.doubts {
-		m.doubts[conn] = now.Add(m.hub.cfg.Unconfirmed)
-	}
-	m.rejudge()
-}
-
-// rejudge notes when the first doubt's time is up.
-func (m *mirror) rejudge() {
-	m.judgeAt = time.Time{}
-	for _, until := range m.doubts {
-		if m.judgeAt.IsZero() || until.Before(m.judgeAt) {
-			m.judgeAt = until
+	at := m.hub.cfg.Now()
+	for _, member := range m.members.encodedView(m.hub.cfg.Listed).members {
+		joined := member.JoinedAt
+		if joined <= 0 {
+			joined = at
+		}
+		m.deliver(&wire.Update{Type: wire.UpdateJoin, ConnectionID: member.Conn, Timestamp: joined, Metadata: member.Meta(), Repair: true})
+		if member.State != nil {
+			m.deliverState(member, at, true)
 		}
 	}
 }

@@ -4,223 +4,220 @@ import (
 	"context"
 	"math/rand/v2"
 	"time"
+
+	"github.com/meshpresence/mesh/internal/wait"
 )
 
 const (
-	// readTimeout bounds one snapshot, all its pages together.
+	// readTimeout bounds the reading of one snapshot with all its pages.
 	readTimeout = 10 * time.Second
-	// Pauses before a snapshot is tried again because Redis did not answer.
-	firstRetry, lastRetry = 100 * time.Millisecond, 3 * time.Second
-	// Pauses between snapshots of a room that needs one right after another.
-	firstPause, lastPause = 25 * time.Millisecond, 2 * time.Second
-	// freeReads is how many snapshots in quick succession need no pause.
+	// freeReads is the number of snapshots in quick succession that need no pause.
 	freeReads = 2
 )
 
-// fetch notes that a snapshot is wanted, unless one is already: then it will
-// be read later, or the one under way shows all that was known. The Redis
-// process has to be asked who it is at the given time or later.
-func (m *mirror) fetch(why Cause, asked time.Time) {
-	if m.want >= why || m.want > CauseVerify {
-		return
-	}
-	m.want, m.needed = why, asked
-	if why != CauseVerify {
-		m.held.clear()
-		m.checkpoint = checkpoint{}
-	}
-	m.request(time.Now())
-}
+var (
+	// retryBackoff is the pause before the next attempt after Redis did not answer.
+	// jitter is applied to it.
+	retryBackoff = wait.Backoff{First: 100 * time.Millisecond, Last: 3 * time.Second}
+	// repeatBackoff is the pause between snapshots of a room that needs one soon after
+	// another. jitter is applied to it.
+	repeatBackoff = wait.Backoff{First: 25 * time.Millisecond, Last: 2 * time.Second}
+)
 
-// worsen notes that events were dropped: only a snapshot helps.
-func (m *mirror) worsen(why Cause, now time.Time) {
-	if m.want <= CauseVerify {
-		m.want, m.needed = why, now
-	}
-}
-
-// request queues the wanted snapshot, at once or after a pause.
-func (m *mirror) request(now time.Time) {
-	if m.want == causeNone || m.stage != idle || !m.subscribed || !m.retryAt.IsZero() {
-		return // HandleSubscribed, land or tick come back to it
-	}
-	if pause := m.pace(now); pause > 0 {
-		m.retryAt = now.Add(pause)
-		return
-	}
-	m.enqueue()
-}
-
-// pace returns how long to wait, so that a room which can never be read in
-// one piece does not keep Redis busy.
-func (m *mirror) pace(now time.Time) time.Duration {
-	if m.triedAt.IsZero() || now.Sub(m.triedAt) > afterglow {
-		m.churn = 0
+// jitter returns a random duration from d/2 to 3d/2.
+func jitter(d time.Duration) time.Duration {
+	if d <= 0 {
 		return 0
-	}
-	m.churn++
-	return backoff(m.churn-freeReads, firstPause, lastPause)
-}
-
-// backoff returns the n-th pause (from 1; below: none) of a doubling series,
-// with jitter of a half.
-func backoff(n int, first, last time.Duration) time.Duration {
-	if n < 1 {
-		return 0
-	}
-	d := last
-	if n < 16 {
-		d = min(first<<(n-1), last)
 	}
 	return d/2 + rand.N(d)
 }
 
-// enqueue hands the mirror to the jobs.
-func (m *mirror) enqueue() {
-	if m.closed || m.want == causeNone || m.stage != idle || !m.subscribed {
+// fetchSnapshot asks for a snapshot, unless one is already wanted: a snapshot that
+// is not being read yet will show everything, and one that is being read shows all
+// that was known. The generation of Redis must be known from the given time or
+// later.
+func (m *mirror) fetchSnapshot(cause Cause, asked time.Time) {
+	if m.read.want >= cause || m.read.needsSnapshot() {
 		return
 	}
-	m.stage = queued
-	m.hub.jobs.push(m)
+	m.read.want, m.read.needed = cause, asked
+	if cause != CauseVerify {
+		m.early.clear()
+		m.sub.checkpoint = checkpoint{}
+	}
+	m.scheduleRead(time.Now())
 }
 
-// takeSnapshot reads a mirror's room. It runs as a job.
-func (h *Hub) takeSnapshot(m *mirror) {
+// scheduleRead queues the wanted snapshot, at once or after a pause. If it cannot be
+// queued now, HandleSubscribed, finishRead or tick calls it again.
+func (m *mirror) scheduleRead(now time.Time) {
+	if m.read.want == causeNone || m.read.stage != stageIdle || !m.sub.confirmed || !m.read.retryAt.IsZero() {
+		return
+	}
+	if pause := m.readPause(now); pause > 0 {
+		m.read.retryAt = now.Add(pause)
+		return
+	}
+	m.enqueueRead()
+}
+
+// readPause returns the pause before the next snapshot, so that a room that can
+// never be read in one piece does not keep Redis busy.
+func (m *mirror) readPause(now time.Time) time.Duration {
+	if m.read.triedAt.IsZero() || now.Sub(m.read.triedAt) > snapshotOverlap {
+		m.read.repeats = 0
+		return 0
+	}
+	m.read.repeats++
+	return jitter(repeatBackoff.After(m.read.repeats - freeReads))
+}
+
+// enqueueRead queues the wanted snapshot.
+func (m *mirror) enqueueRead() {
+	if m.closed || m.read.want == causeNone || m.read.stage != stageIdle || !m.sub.confirmed {
+		return
+	}
+	m.read.stage = stageQueued
+	m.hub.toRead.push(m.room, m.takeSnapshot)
+}
+
+// takeSnapshot reads the mirror's room. The snapshotQueue calls it.
+func (m *mirror) takeSnapshot() {
+	h := m.hub
 	ctx, cancel := context.WithTimeout(h.ctx, readTimeout)
 	defer cancel()
 	needed, ok := m.leaveQueue()
 	if !ok {
 		return
 	}
-	e := h.generation.learn(ctx, needed)
+	g := h.generation.learn(ctx, needed)
 	readAt, later, ok := m.beginReading(needed)
 	for ; !later.IsZero(); readAt, later, ok = m.beginReading(later) {
-		e = h.generation.learn(ctx, later)
+		g = h.generation.learn(ctx, later)
 	}
 	if !ok {
 		return
 	}
 	snap, err := h.cfg.Store.Snapshot(ctx, m.room)
 	if err != nil {
-		m.land(nil, err)
+		m.finishRead(nil, err)
 		return
 	}
-	m.land(newFold(&snap, e, readAt), nil)
+	m.finishRead(newPagedMerge(&snap, g, readAt), nil)
 }
 
-// leaveQueue reports whether the snapshot is still wanted, and how fresh the
-// knowledge of Redis's generation must be.
+// leaveQueue reports whether the snapshot is still wanted, and from when on the
+// generation must be known.
 func (m *mirror) leaveQueue() (needed time.Time, ok bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.needed, m.mayRead()
+	return m.read.needed, m.mayRead()
 }
 
-// mayRead reports whether the queued snapshot can be read now; otherwise it
-// is not queued any more.
+// mayRead reports whether the queued snapshot can be read now. If not, it takes the
+// mirror out of the queue.
 func (m *mirror) mayRead() bool {
-	if m.closed || !m.subscribed || m.want == causeNone {
-		m.stage = idle
+	if m.closed || !m.sub.confirmed || m.read.want == causeNone {
+		m.read.stage = stageIdle
 		return false
 	}
 	return true
 }
 
-// beginReading starts putting events aside. Those that came before were
-// published before: the snapshot contains them. If the generation has to be
-// known from later than the given time by now, it begins nothing and returns
-// that time.
+// beginReading starts to buffer events. Earlier events are part of the snapshot. A
+// later request may need a generation that is known from a later time than the given
+// one. Then beginReading returns that time and begins nothing.
 func (m *mirror) beginReading(known time.Time) (readAt, later time.Time, ok bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if !m.mayRead() {
 		return time.Time{}, time.Time{}, false
 	}
-	if m.needed.After(known) {
-		return time.Time{}, m.needed, false
+	if m.read.needed.After(known) {
+		return time.Time{}, m.read.needed, false
 	}
 	now := time.Now()
-	if len(m.held.list) > 0 && m.want == CauseVerify {
-		m.want = CauseGap // what is held goes; the generation is known well enough
+	if len(m.early.list) > 0 && m.read.want == CauseVerify {
+		m.read.want = CauseGap // the early events are dropped below
 	}
-	m.held.clear()
-	m.checkpoint = checkpoint{}
-	m.stage, m.spoiled = reading, false
+	m.early.clear()
+	m.sub.checkpoint = checkpoint{}
+	m.read.stage, m.read.spoiled = stageReading, false
 	m.pending.clear()
 	m.rearm()
 	return now, time.Time{}, true
 }
 
-// land takes what was read.
-func (m *mirror) land(f *fold, err error) {
+// finishRead handles the result of a read.
+func (m *mirror) finishRead(p *pagedMerge, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {
 		return
 	}
 	now := time.Now()
-	m.triedAt = now
+	m.read.triedAt = now
 	switch {
 	case err != nil:
 		m.readFailed(err, now)
-	case m.spoiled || !m.subscribed:
-		m.failed = 0
+	case m.read.spoiled || !m.sub.confirmed:
+		m.read.failures = 0
 		m.discard(now)
 	default:
-		m.failed = 0
-		m.stage, m.fold = folding, f
-		m.merge(now)
+		m.read.failures = 0
+		m.read.stage, m.read.merge = stageMerging, p
+		m.mergeBuffered(now)
 	}
 	m.rearm()
 	m.wakeWaiters()
 }
 
-// readFailed puts the snapshot off. A mirror that only wanted to be sure goes
-// on with the events that came meanwhile.
+// readFailed schedules the next attempt. If the snapshot was only to verify
+// unconfirmed members, the mirror applies the events that were buffered.
 func (m *mirror) readFailed(err error, now time.Time) {
 	m.hub.counters.failures.Add(1)
 	m.hub.warn("mesh: cannot read a room; trying again", "room", m.room, "error", err)
-	m.failed++
-	m.outage = true
-	m.stage = idle
-	m.retryAt = now.Add(backoff(m.failed, firstRetry, lastRetry))
-	rest := m.pending.take()
-	if m.spoiled {
-		m.spoiled = false
-		m.worsen(CauseOverflow, now)
+	m.read.failures++
+	m.read.outage = true
+	m.read.stage = stageIdle
+	m.read.retryAt = now.Add(jitter(retryBackoff.After(m.read.failures)))
+	rest := m.pending.takeAll()
+	if m.read.spoiled {
+		m.read.spoiled = false
+		m.read.require(CauseOverflow, now)
 	}
-	if m.want == CauseVerify {
-		for _, p := range rest {
-			m.receive(p.ev, p.size, now)
+	if m.read.want == CauseVerify {
+		for _, e := range rest {
+			m.receive(e.ev, e.size, now)
 		}
 	}
 }
 
-// merge brings the snapshot and the events together, as far as they came.
-func (m *mirror) merge(now time.Time) {
-	switch m.fold.merge(&m.pending) {
+// mergeBuffered merges the buffered events into the snapshot.
+func (m *mirror) mergeBuffered(now time.Time) {
+	switch m.read.merge.merge(&m.pending) {
 	case complete:
 		m.install(now)
 	case broken:
 		m.discard(now)
 	case waiting:
-		if m.foldUntil.IsZero() {
-			m.foldUntil = now.Add(foldFor)
+		if m.read.mergeUntil.IsZero() {
+			m.read.mergeUntil = now.Add(mergeTimeout)
 		}
 	}
 }
 
-// discard gives up what was read, and reads again.
+// discard drops the snapshot and reads again.
 func (m *mirror) discard(now time.Time) {
 	m.hub.counters.discarded.Add(1)
 	m.stopReading(now)
-	m.triedAt = now
-	m.request(now)
+	m.read.triedAt = now
+	m.scheduleRead(now)
 }
 
-// stopReading drops what was read and the events put aside meanwhile.
+// stopReading drops the snapshot and the buffered events.
 func (m *mirror) stopReading(now time.Time) {
-	m.worsen(CauseOverflow, now)
-	m.stage, m.fold, m.foldUntil, m.spoiled = idle, nil, time.Time{}, false
+	m.read.require(CauseOverflow, now)
+	m.read.stop()
 	m.pending.clear()
 }

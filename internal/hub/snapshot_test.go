@@ -10,20 +10,20 @@ import (
 )
 
 func TestEventsWhileTheFirstSnapshotIsRead(t *testing.T) {
-	live(t, func(t *testing.T, h *house) {
+	inBubble(t, func(t *testing.T, h *harness) {
 		h.redis.join(room, "a")
 		h.redis.join(room, "b")
 		h.redis.set(func(f *fakeRedis) {
-			f.snapped = func(string) {
+			f.afterRead = func(string) {
 				h.send(f.leave(room, "a"), f.join(room, "c"))
 			}
 		})
 		s := h.watch()
-		h.redis.set(func(f *fakeRedis) { f.snapped = nil })
+		h.redis.set(func(f *fakeRedis) { f.afterRead = nil })
 		assert.Equal(t, []string{"b", "c"}, s.ids())
 		assert.EqualValues(t, 4, s.view.Seq)
-		assert.Empty(t, s.heard())
-		h.pass(11 * time.Second)
+		assert.Empty(t, s.takeLines())
+		h.sleep(11 * time.Second)
 		assert.Equal(t, 1, h.snapshots())
 	})
 }
@@ -45,33 +45,33 @@ func TestPagedSnapshot(t *testing.T) {
 	}
 	tests := []struct {
 		name      string
-		deliver   func(h *house, messages []string)
+		deliver   func(h *harness, messages []string)
 		snapshots int
 	}{
-		{"events come while reading", func(h *house, m []string) { h.send(m...) }, 1},
-		{"events come in disorder", func(h *house, m []string) {
+		{"events arrive while reading", func(h *harness, m []string) { h.send(m...) }, 1},
+		{"events arrive out of order", func(h *harness, m []string) {
 			for i := range m {
 				h.send(m[len(m)-1-i])
 			}
 			h.send(m...)
 		}, 1},
-		{"events come a little later", func(h *house, m []string) {
+		{"events arrive a little later", func(h *harness, m []string) {
 			time.AfterFunc(200*time.Millisecond, func() { h.send(m...) })
 		}, 1},
-		{"one event is lost", func(h *house, m []string) { h.send(m[0]); h.send(m[2:]...) }, 2},
-		{"all are lost", func(h *house, m []string) {}, 2},
-		{"another writer's tag", func(h *house, m []string) {
+		{"one event is lost", func(h *harness, m []string) { h.send(m[0]); h.send(m[2:]...) }, 2},
+		{"all events are lost", func(h *harness, m []string) {}, 2},
+		{"another writer's tag", func(h *harness, m []string) {
 			h.send(m[0], strings.Replace(m[1], " t", " x", 2))
 			h.send(m[2:]...)
 		}, 2},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			live(t, func(t *testing.T, h *house) {
+			inBubble(t, func(t *testing.T, h *harness) {
 				base(h.redis)
 				once := false
 				h.redis.set(func(f *fakeRedis) {
-					f.between = func(string) {
+					f.betweenPages = func(string) {
 						if !once {
 							once = true
 							tt.deliver(h, changes(f))
@@ -82,61 +82,61 @@ func TestPagedSnapshot(t *testing.T) {
 				assert.Equal(t, []string{"c1", "c2", "c3"}, s.ids())
 				assert.False(t, s.view.Stale)
 				assert.EqualValues(t, 13, s.view.Seq)
-				assert.Equal(t, `{"n":"z"}`, string(h.hub.mirror(room).roster.get("c3").Meta()))
+				assert.Equal(t, `{"n":"z"}`, string(h.hub.mirror(room).members.get("c3").Meta()))
 				assert.Equal(t, tt.snapshots, h.snapshots())
 				h.send(h.redis.state(room, "c1", "4", false))
-				assert.Equal(t, []string{"state c1 4"}, s.heard())
-				h.agree(s)
-				h.pass(11 * time.Second)
+				assert.Equal(t, []string{"state c1 4"}, s.takeLines())
+				h.checkSink(s)
+				h.sleep(11 * time.Second)
 				assert.Equal(t, tt.snapshots, h.snapshots())
 			})
 		})
 	}
 }
 
-func TestPageReadAfterAMemberHasLeft(t *testing.T) {
-	live(t, func(t *testing.T, h *house) {
+func TestPageReadAfterLeave(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *harness) {
 		h.redis.set(func(f *fakeRedis) { f.paged = true })
 		h.redis.join(room, "a")
 		h.redis.join(room, "b")
 		s := h.watch()
-		h.redis.join(room, "c") // lost: the next one shows a gap
+		h.redis.join(room, "c") // lost, so that the next event shows a gap
 		h.redis.set(func(f *fakeRedis) {
-			f.between = func(string) {
-				f.set(func(f *fakeRedis) { f.between = nil })
+			f.betweenPages = func(string) {
+				f.set(func(f *fakeRedis) { f.betweenPages = nil })
 				h.send(f.state(room, "b", "1", false), f.leave(room, "b"))
 			}
 		})
 		h.send(h.redis.join(room, "d"))
-		h.pass(150 * time.Millisecond)
-		assert.Equal(t, []string{"leave b repair", `join c {"n":"c"} repair`, `join d {"n":"d"} repair`}, s.heard())
+		h.sleep(150 * time.Millisecond)
+		assert.Equal(t, []string{"leave b repair", `join c {"n":"c"} repair`, `join d {"n":"d"} repair`}, s.takeLines())
 		assert.Equal(t, 2, h.snapshots())
-		h.agree(s)
+		h.checkSink(s)
 	})
 }
 
-func TestRoomBeginsAnewWhileItIsRead(t *testing.T) {
-	live(t, func(t *testing.T, h *house) {
+func TestNewEpochWhileReading(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *harness) {
 		h.redis.set(func(f *fakeRedis) { f.paged = true })
 		h.redis.join(room, "a")
 		h.redis.set(func(f *fakeRedis) {
-			f.between = func(string) {
-				f.set(func(f *fakeRedis) { f.between = nil })
+			f.betweenPages = func(string) {
+				f.set(func(f *fakeRedis) { f.betweenPages = nil })
 				f.wipe(room, nil)
 				h.send(f.join(room, "x"), f.join(room, "y"), f.join(room, "z"))
 			}
 		})
 		s := h.watch()
-		h.pass(15 * time.Second)
-		h.agree(s)
+		h.sleep(15 * time.Second)
+		h.checkSink(s)
 	})
 }
 
-func TestFirstEventsOfARoomWhileItIsRead(t *testing.T) {
-	live(t, func(t *testing.T, h *house) {
+func TestFirstEventsWhileReading(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *harness) {
 		h.redis.set(func(f *fakeRedis) {
 			f.paged = true
-			f.between = func(string) { h.send(f.join(room, "x"), f.join(room, "y")) }
+			f.betweenPages = func(string) { h.send(f.join(room, "x"), f.join(room, "y")) }
 		})
 		s := h.watch()
 		assert.Equal(t, []string{"x", "y"}, s.ids())
@@ -146,11 +146,11 @@ func TestFirstEventsOfARoomWhileItIsRead(t *testing.T) {
 }
 
 func TestTooManyEventsWhileReading(t *testing.T) {
-	live(t, func(t *testing.T, h *house) {
+	inBubble(t, func(t *testing.T, h *harness) {
 		h.redis.join(room, "a")
 		flood := true
 		h.redis.set(func(f *fakeRedis) {
-			f.snapped = func(string) {
+			f.afterRead = func(string) {
 				if !flood {
 					return
 				}
@@ -169,35 +169,35 @@ func TestTooManyEventsWhileReading(t *testing.T) {
 	})
 }
 
-func TestWaitingEventsAreBoundedInBytes(t *testing.T) {
+func TestBufferedEventsAreBoundedInBytes(t *testing.T) {
 	t.Parallel()
-	var p parcels
-	assert.True(t, p.add(parcel{size: maxWaitingBytes - 1}, 10))
-	assert.False(t, p.add(parcel{size: 2}, 10))
-	assert.True(t, p.add(parcel{size: 1}, 10))
-	p.drop(1)
-	assert.Equal(t, 1, p.bytes)
+	var b eventBuffer
+	assert.True(t, b.add(bufferedEvent{size: maxWaitingBytes - 1}, 10))
+	assert.False(t, b.add(bufferedEvent{size: 2}, 10))
+	assert.True(t, b.add(bufferedEvent{size: 1}, 10))
+	b.drop(1)
+	assert.Equal(t, 1, b.bytes)
 }
 
-func TestSubscriptionIsLostWhileReading(t *testing.T) {
+func TestSubscriptionEndsWhileReading(t *testing.T) {
 	t.Parallel()
 	for _, back := range []bool{true, false} {
 		t.Run(fmt.Sprint(back), func(t *testing.T) {
-			live(t, func(t *testing.T, h *house) {
+			inBubble(t, func(t *testing.T, h *harness) {
 				h.redis.join(room, "a")
 				once := false
 				h.redis.set(func(f *fakeRedis) {
-					f.snapped = func(string) {
+					f.afterRead = func(string) {
 						if once {
 							return
 						}
 						once = true
-						h.redis.join(room, "b") // nobody hears of it
+						h.redis.join(room, "b") // the event is lost
 						if back {
 							h.hub.HandleSubscribed(room, true)
 							return
 						}
-						h.hub.HandleLost()
+						h.hub.HandleDisconnect()
 						time.AfterFunc(50*time.Millisecond, func() { h.hub.HandleSubscribed(room, true) })
 					}
 				})
@@ -209,15 +209,15 @@ func TestSubscriptionIsLostWhileReading(t *testing.T) {
 	}
 }
 
-func TestSnapshotIsTriedAgain(t *testing.T) {
-	live(t, func(t *testing.T, h *house) {
+func TestSnapshotIsRetried(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *harness) {
 		h.redis.join(room, "a")
 		s := h.watch()
-		h.redis.set(func(f *fakeRedis) { f.away = true })
+		h.redis.set(func(f *fakeRedis) { f.down = true })
 		h.redis.join(room, "b")
 		h.send(h.redis.join(room, "c"))
-		h.pass(30 * time.Second)
-		assert.Empty(t, s.heard())
+		h.sleep(30 * time.Second)
+		assert.Empty(t, s.takeLines())
 		tries := h.snapshots() - 1
 		assert.Greater(t, tries, 5)
 		assert.Less(t, tries, 30)
@@ -229,36 +229,36 @@ func TestSnapshotIsTriedAgain(t *testing.T) {
 		v, ok := h.hub.StaleView(room)
 		assert.True(t, ok)
 		assert.True(t, v.Stale)
-		h.redis.set(func(f *fakeRedis) { f.away = false })
-		h.pass(5 * time.Second)
-		assert.Len(t, s.heard(), 2)
-		assert.Len(t, late.heard(), 2)
+		h.redis.set(func(f *fakeRedis) { f.down = false })
+		h.sleep(5 * time.Second)
+		assert.Len(t, s.takeLines(), 2)
+		assert.Len(t, late.takeLines(), 2)
 		assert.Zero(t, h.hub.Stats().Stale)
 	})
 }
 
-func TestRoomThatCannotBeReadInOnePieceIsReadSlowly(t *testing.T) {
-	live(t, func(t *testing.T, h *house) {
+func TestRoomThatChangesWhileReadingIsReadSlowly(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *harness) {
 		h.redis.set(func(f *fakeRedis) { f.paged = true })
 		h.redis.join(room, "a")
 		h.redis.set(func(f *fakeRedis) {
-			f.between = func(string) { f.state(room, "a", "1", false) } // its event never comes
+			f.betweenPages = func(string) { f.state(room, "a", "1", false) } // the event is lost
 		})
 		s := &fakeSink{t: t}
 		ctx := h.t.Context()
 		go func() { _ = h.hub.Watch(ctx, room, s, func(View) {}) }()
-		h.pass(time.Minute)
+		h.sleep(time.Minute)
 		assert.Less(t, h.snapshots(), 60)
 		h.hub.Stop()
 	})
 }
 
-func TestBackoff(t *testing.T) {
+func TestJitter(t *testing.T) {
 	t.Parallel()
-	assert.Zero(t, backoff(0, firstPause, lastPause))
+	assert.Zero(t, jitter(repeatBackoff.After(0)))
 	for n := 1; n < 100; n++ {
-		d := backoff(n, firstPause, lastPause)
-		assert.GreaterOrEqual(t, d, firstPause/2)
-		assert.Less(t, d, lastPause*3/2)
+		d := jitter(repeatBackoff.After(n))
+		assert.GreaterOrEqual(t, d, repeatBackoff.First/2)
+		assert.Less(t, d, repeatBackoff.Last*3/2)
 	}
 }

@@ -7,90 +7,47 @@ import (
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// Cause says why a snapshot was taken.
-type Cause byte
-
-// The causes of snapshots, in Stats by their names.
-const (
-	causeNone         Cause = iota
-	CauseVerify             // "verify": before unconfirmed members are told to have left
-	CauseFirst              // "first": of a room that was not mirrored
-	CauseGap                // "gap": an event did not come
-	CauseFork               // "fork": the tags show another history
-	CauseEpoch              // "epoch": an event of another epoch
-	CauseCompare            // "compare": Redis stands elsewhere
-	CauseResubscribed       // "resubscribed": the same, at the first look after events did not come for a while
-	CauseOverflow           // "overflow": events had to be dropped
-	CauseGarbled            // "unreadable": an event could not be read
-	CauseInconsistent       // "inconsistent": an event about someone who is absent
-	causes
-)
-
-// String returns the name of the cause.
-func (c Cause) String() string {
-	names := [causes]string{
-		"none", "verify", "first", "gap", "fork", "epoch", "compare", "resubscribed", "overflow", "unreadable", "inconsistent",
-	}
-	if c >= causes {
-		return "unknown"
-	}
-	return names[c]
-}
-
-// RepairCauses returns the causes for which a room that is mirrored already is
-// read again.
-func RepairCauses() []Cause {
-	var list []Cause
-	for why := CauseVerify; why < causes; why++ {
-		if why != CauseFirst {
-			list = append(list, why)
-		}
-	}
-	return list
-}
-
-// Stats counts what a hub did since it was made.
+// Stats are counts since the hub was made, and the present numbers of mirrors and
+// sinks.
 type Stats struct {
-	Rooms   int // mirrors, those that linger included
+	Rooms   int // mirrors, including those that linger
 	Sinks   int // subscriptions
 	Stale   int // mirrors that may have missed something
-	Waiting int // events that wait for others or for a snapshot
+	Waiting int // buffered events of all mirrors
 
-	Events     map[store.EventType]uint64 // applied
-	Duplicates uint64                     // events seen before
-	Held       uint64                     // events that came too early
-	Strays     uint64                     // events of rooms nobody watches
-	Garbled    uint64                     // events that could not be read
-	Overflows  uint64                     // times that too many events waited
-	Epochs     uint64                     // new epochs adopted from an event
-	Lost       uint64                     // connections of the listener that ended
+	Events              map[store.EventType]uint64 // events applied
+	Duplicates          uint64                     // events that the mirror had already applied
+	Early               uint64                     // early events
+	Strays              uint64                     // events of rooms without a mirror
+	Unreadable          uint64                     // events that could not be decoded
+	Overflows           uint64                     // times that an event buffer was full
+	ListenerDisconnects uint64                     // connections of the listener that ended
 
-	Told        map[string]uint64 // updates, each to all sinks of its room, by type
-	Delivered   uint64            // updates, counted once for each sink
-	Repairs     uint64            // those of them that made good for missed ones
-	Unconfirmed uint64            // members put in doubt
-	Disowned    uint64            // those of them whose owners said that they have left
-	Snapshots   map[Cause]uint64  // put to use, by cause
-	Discarded   uint64            // snapshots that could not be used
-	Failures    uint64            // snapshots that could not be read
-	Compared    uint64            // positions compared with Redis
+	Updates         map[string]uint64 // updates by type; one update to many sinks counts once
+	Delivered       uint64            // deliveries: updates counted once per sink
+	Repairs         uint64            // updates that repaired a missed change
+	Unconfirmed     uint64            // members that became unconfirmed
+	LeftUnconfirmed uint64            // unconfirmed members that left according to their owners
+	Snapshots       map[Cause]uint64  // snapshots that became the mirror, by cause
+	Discarded       uint64            // snapshots that were read and could not be used
+	Failures        uint64            // snapshots that could not be read
 }
 
-// counters is what Stats is made of.
+// counters are the sources of Stats.
 type counters struct {
 	joined, replaced, left, states, metas atomic.Uint64
 
-	joinsTold, leavesTold, statesTold, delivered atomic.Uint64
+	joinUpdates, leaveUpdates, stateUpdates, delivered atomic.Uint64
 
-	duplicates, held, strays, garbled, overflows, epochs, lost atomic.Uint64
+	duplicates, early, strays, unreadable, overflows, listenerDisconnects atomic.Uint64
 
-	repairs, unconfirmed, disowned, discarded, failures, compared atomic.Uint64
+	repairs, unconfirmed, leftUnconfirmed, discarded, failures atomic.Uint64
 
-	snapshots [causes]atomic.Uint64
+	snapshots [numCauses]atomic.Uint64
 }
 
-// count counts an event.
-func (c *counters) count(t store.EventType) {
+// countEvent counts an applied event.
+func (c *counters) countEvent(t store.EventType) {
 	switch t {
 	case store.Joined:
 		c.joined.Add(1)
@@ -105,15 +62,15 @@ func (c *counters) count(t store.EventType) {
 	}
 }
 
-// tell counts an update that so many sinks are told.
-func (c *counters) tell(u *wire.Update, sinks int) {
+// countUpdate counts an update that goes to the given number of sinks.
+func (c *counters) countUpdate(u *wire.Update, sinks int) {
 	switch u.Type {
 	case wire.UpdateJoin:
-		c.joinsTold.Add(1)
+		c.joinUpdates.Add(1)
 	case wire.UpdateLeave:
-		c.leavesTold.Add(1)
+		c.leaveUpdates.Add(1)
 	case wire.UpdateState:
-		c.statesTold.Add(1)
+		c.stateUpdates.Add(1)
 	}
 	c.delivered.Add(uint64(sinks))
 	if u.Repair {
@@ -121,8 +78,7 @@ func (c *counters) tell(u *wire.Update, sinks int) {
 	}
 }
 
-// Stats returns what the hub has counted. It looks at every mirror, each for a
-// moment, as the regular comparison does.
+// Stats returns the counts. It locks every mirror for a moment.
 func (h *Hub) Stats() Stats {
 	c := &h.counters
 	s := Stats{
@@ -130,26 +86,25 @@ func (h *Hub) Stats() Stats {
 			store.Joined: c.joined.Load(), store.Replaced: c.replaced.Load(), store.Left: c.left.Load(),
 			store.State: c.states.Load(), store.Meta: c.metas.Load(),
 		},
-		Duplicates: c.duplicates.Load(), Held: c.held.Load(), Strays: c.strays.Load(), Garbled: c.garbled.Load(),
-		Overflows: c.overflows.Load(), Epochs: c.epochs.Load(), Lost: c.lost.Load(),
-		Told: map[string]uint64{
-			wire.UpdateJoin: c.joinsTold.Load(), wire.UpdateLeave: c.leavesTold.Load(), wire.UpdateState: c.statesTold.Load(),
+		Duplicates: c.duplicates.Load(), Early: c.early.Load(), Strays: c.strays.Load(), Unreadable: c.unreadable.Load(),
+		Overflows: c.overflows.Load(), ListenerDisconnects: c.listenerDisconnects.Load(),
+		Updates: map[string]uint64{
+			wire.UpdateJoin: c.joinUpdates.Load(), wire.UpdateLeave: c.leaveUpdates.Load(), wire.UpdateState: c.stateUpdates.Load(),
 		},
 		Delivered: c.delivered.Load(), Repairs: c.repairs.Load(), Unconfirmed: c.unconfirmed.Load(),
-		Disowned:  c.disowned.Load(),
-		Snapshots: make(map[Cause]uint64, causes), Discarded: c.discarded.Load(), Failures: c.failures.Load(),
-		Compared: c.compared.Load(),
+		LeftUnconfirmed: c.leftUnconfirmed.Load(),
+		Snapshots:       make(map[Cause]uint64, numCauses), Discarded: c.discarded.Load(), Failures: c.failures.Load(),
 	}
-	for why := CauseVerify; why < causes; why++ {
-		if n := c.snapshots[why].Load(); n > 0 {
-			s.Snapshots[why] = n
+	for cause := CauseVerify; cause < numCauses; cause++ {
+		if n := c.snapshots[cause].Load(); n > 0 {
+			s.Snapshots[cause] = n
 		}
 	}
-	for _, m := range h.all() {
+	for _, m := range h.allMirrors() {
 		m.mu.Lock()
 		s.Rooms++
 		s.Sinks += len(m.sinks.list)
-		s.Waiting += len(m.held.list) + len(m.pending.list)
+		s.Waiting += len(m.early.list) + len(m.pending.list)
 		if m.stale() {
 			s.Stale++
 		}

@@ -6,108 +6,94 @@ import (
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// Listing is who was in a room at one moment, as clients are told. It does not
-// change, and is safe for concurrent use; copies are cheap.
+// Listing is the list of a room's members at one moment, in the form that clients
+// get. It is immutable and safe for concurrent use. Copies are cheap.
 type Listing struct {
-	Epoch string // as updates carry it; empty: nothing ever happened here
-	Seq   uint64 // updates with a higher one come later
+	Epoch string // as in updates; empty: the room has never had an event
+	Seq   uint64 // later updates have a higher one
 	Total int    // members of the room
-	Stale bool   // something may have been missed
-	// Bounded says that there are more members than are listed.
+	Stale bool   // the list may lack changes
+	// Bounded says that the room has more members than the list.
 	Bounded bool
-	// Present is the listed members as JSON, [{"id", "metadata"}]. It is shared:
+	// Present is the listed members as JSON, [{"id", "metadata"}]. It is shared;
 	// callers must not change it.
 	Present wire.Text
 }
 
-// View is a Listing, and what else a room looked like at that moment.
+// View is a Listing together with the members and their states.
 type View struct {
 	Listing
-	image *image
+	encoded *encodedView
 }
 
-// listing returns the mirror as it is. Conn is listed if it is a member.
-func (m *mirror) listing(stale bool, conn string) Listing {
-	limit := m.hub.cfg.Listed
-	l := Listing{Total: m.roster.len(), Stale: stale, Present: m.roster.present(limit, conn)}
-	l.Bounded = limit > 0 && l.Total > limit
-	l.Epoch, l.Seq = m.past.shown()
-	return l
-}
-
-// view returns a view of the mirror as it is.
-func (m *mirror) view(stale bool) View {
-	return View{Listing: m.listing(stale, ""), image: m.roster.picture(m.hub.cfg.Listed)}
-}
-
-// Members returns the members that the view lists. The list is shared:
-// callers must not change it.
+// Members returns the members that the view lists. The list is shared; callers
+// must not change it.
 func (v View) Members() []*Member {
-	if v.image == nil {
+	if v.encoded == nil {
 		return nil
 	}
-	return v.image.members
+	return v.encoded.members
 }
 
-// IDs returns the ids of the listed members as JSON, ["id"]. What IDs and States
-// return is made once and shared by all views of the same members: callers must
-// not change it.
+// IDs returns the ids of the listed members as JSON, ["id"]. The results of IDs and
+// States are encoded once and shared by all views of the same members; callers must
+// not change them.
 func (v View) IDs() []byte {
-	if v.image == nil {
+	if v.encoded == nil {
 		return []byte("[]")
 	}
-	return v.image.ids()
+	return v.encoded.ids()
 }
 
-// States returns the states of the listed members as JSON, {"id": state};
-// silent ones too.
+// States returns the states of the listed members as JSON, {"id": state}. Silent
+// states are included.
 func (v View) States() []byte {
-	if v.image == nil {
+	if v.encoded == nil {
 		return []byte("{}")
 	}
-	return v.image.states()
+	return v.encoded.states()
 }
 
-// image is the members that a view lists, at one moment, and their JSON once
-// somebody wanted it.
-type image struct {
+// encodedView is the members that a view lists, at one moment. Their JSON is
+// encoded on demand.
+type encodedView struct {
 	members []*Member
-	limit   int // how many there would be at most; 0 or less: no limit
+	limit   int // the most members that it would list; 0 or less: no limit
 
-	mu       sync.Mutex // guards the following
+	mu       sync.Mutex // guards encoding
 	encoding struct{ ids, states []byte }
 }
 
-func newImage(list []*Member, limit int) *image {
+func newEncodedView(list []*Member, limit int) *encodedView {
 	if limit > 0 && len(list) > limit {
 		list = list[:limit]
 	}
-	return &image{members: append([]*Member(nil), list...), limit: limit}
+	return &encodedView{members: append([]*Member(nil), list...), limit: limit}
 }
 
-// shows reports whether the image shows, or would show, the i-th member.
-func (i *image) shows(at int) bool { return i.limit <= 0 || at < i.limit }
+// shows reports whether the view lists, or would list, the member at index i.
+func (v *encodedView) shows(i int) bool { return v.limit <= 0 || i < v.limit }
 
-func (i *image) ids() []byte {
-	return i.once(&i.encoding.ids, func() []byte {
-		ids := make([]string, len(i.members))
-		for n, m := range i.members {
-			ids[n] = m.Conn
+func (v *encodedView) ids() []byte {
+	return v.once(&v.encoding.ids, func() []byte {
+		ids := make([]string, len(v.members))
+		for i, m := range v.members {
+			ids[i] = m.Conn
 		}
 		return wire.AppendIDs(nil, ids)
 	})
 }
 
-func (i *image) states() []byte {
-	return i.once(&i.encoding.states, func() []byte {
+func (v *encodedView) states() []byte {
+	return v.once(&v.encoding.states, func() []byte {
 		size := len(`{}`)
-		for _, m := range i.members {
+		for _, m := range v.members {
 			if m.State != nil {
 				size += len(m.Conn) + len(m.State) + len(`"":,`)
 			}
 		}
 		dst := append(make([]byte, 0, size), '{')
-		for _, m := range i.members {
+		for _, m := range v.members {
 			if m.State == nil {
 				continue
 			}
@@ -120,10 +106,10 @@ func (i *image) states() []byte {
 	})
 }
 
-// once returns a part of the encoding, made by build at the first call.
-func (i *image) once(part *[]byte, build func() []byte) []byte {
-	i.mu.Lock()
-	defer i.mu.Unlock()
+// once returns a part of the encoding. The first call builds it.
+func (v *encodedView) once(part *[]byte, build func() []byte) []byte {
+	v.mu.Lock()
+	defer v.mu.Unlock()
 	if *part == nil {
 		*part = build()
 	}

@@ -10,12 +10,12 @@ import (
 )
 
 func TestViews(t *testing.T) {
-	live(t, func(t *testing.T, h *house) {
+	inBubble(t, func(t *testing.T, h *harness) {
 		h.hub.cfg.Listed = 5
 		for i := range 20 {
 			h.redis.join(room, fmt.Sprintf("c%02d", i), withState(`1`, false))
 		}
-		require.NoError(t, h.hub.Watch(t.Context(), room, &deafSink{}, func(View) {}))
+		require.NoError(t, h.hub.Watch(t.Context(), room, &countingSink{}, func(View) {}))
 		view := func() View {
 			v, ok := h.hub.View(room)
 			require.True(t, ok)
@@ -30,10 +30,10 @@ func TestViews(t *testing.T) {
 		first := &v.States()[0]
 		assert.Same(t, first, &view().States()[0], "encoded once")
 
-		// What is not listed changes: c19 leaves, somebody else comes.
+		// Only members that are not listed change: c19 and c10 leave, d joins.
 		h.send(h.redis.leave(room, "c19"), h.redis.join(room, "d"), h.redis.leave(room, "c10"), h.redis.state(room, "d", "2", false))
 		assert.Equal(t, 19, view().Total)
-		assert.Same(t, first, &view().States()[0], "none of those listed has changed")
+		assert.Same(t, first, &view().States()[0], "no listed member has changed")
 		assert.EqualValues(t, 24, view().Seq)
 
 		h.send(h.redis.leave(room, "c00"))
@@ -52,10 +52,10 @@ func TestViews(t *testing.T) {
 	})
 }
 
-// What is not JSON, because somebody wrote to Redis by hand, is as good as
-// nothing: no frame with a whole room in it may become unreadable.
+// Invalid JSON, written to Redis by hand, counts as none. Otherwise a frame with a
+// whole room would be unreadable.
 func TestMembersWithBrokenJSON(t *testing.T) {
-	live(t, func(t *testing.T, h *house) {
+	inBubble(t, func(t *testing.T, h *harness) {
 		s := h.watch()
 		for i, broken := range []string{`{`, `1,2`, "\"\xff\"", ` `, ``} {
 			conn := fmt.Sprint("c", i)
@@ -65,9 +65,9 @@ func TestMembersWithBrokenJSON(t *testing.T) {
 			assert.Contains(t, text(v), `{"id":"`+conn+`","metadata":null}`)
 			assert.Equal(t, "{}", string(v.States()))
 			assert.Nil(t, v.Members()[i].Meta())
-			assert.Equal(t, []string{fmt.Sprintf(`join %s {"n":"%s"}`, conn, conn)}, s.heard())
+			assert.Equal(t, []string{fmt.Sprintf(`join %s {"n":"%s"}`, conn, conn)}, s.takeLines())
 			h.send(h.redis.state(room, conn, "1", false), h.redis.state(room, conn, broken, false))
-			assert.Equal(t, []string{"state " + conn + " 1", "state " + conn}, s.heard())
+			assert.Equal(t, []string{"state " + conn + " 1", "state " + conn}, s.takeLines())
 		}
 		for _, u := range s.updates {
 			assert.True(t, json.Valid(u.Frame().Bytes()), "%s", u.Frame().Bytes())
@@ -75,5 +75,5 @@ func TestMembersWithBrokenJSON(t *testing.T) {
 	})
 }
 
-// text returns who is present, as a view lists them.
+// text returns the listed members as JSON.
 func text(v View) string { return string(v.Present.Append(nil)) }

@@ -6,50 +6,63 @@ import (
 	"time"
 )
 
-// Watch lets the sink follow the room. Ready is called once with a view of
-// the room, before the first Deliver and as Deliver is: it must not block, and
-// must not call the hub. A sink that watches the room already gets a new view
-// and is not added twice.
+// Watch subscribes the sink to the room. ready is called once with a view of the
+// room, before the first Deliver. Like Deliver, it must not block and must not call
+// the hub. A sink that already watches the room gets a new view and is not added a
+// second time.
 //
-// The first watcher of a room on this server waits for the subscription and
-// the snapshot; further ones cost Redis nothing. Where Redis does not answer,
-// a room that is mirrored already is shown as stale. For one that is not,
-// Watch returns an error that wraps the context's, and the sink is not added.
+// The first watcher of a room on this server waits for the subscription and the
+// snapshot. Further watchers cost Redis nothing. If Redis does not answer, a
+// mirrored room is shown as stale. If the room is not mirrored, Watch returns an
+// error that wraps the context's error, and the sink is not added; see WatchNow.
 func (h *Hub) Watch(ctx context.Context, room string, sink Sink, ready func(View)) error {
-	m, err := h.hold(room)
+	m, err := h.acquire(room)
 	if err != nil {
 		return err
 	}
 	added, err := m.watch(ctx, sink, ready)
 	if !added {
-		h.release(m) // a sink that is there holds a reference of its own
+		h.release(m) // a sink that was there already has its own reference
 	}
 	return err
 }
 
-// watch adds the sink once there is something to show it.
+// watch adds the sink when the room can be shown.
 func (m *mirror) watch(ctx context.Context, sink Sink, ready func(View)) (added bool, err error) {
-	patience := time.NewTimer(inFlight)
-	defer patience.Stop()
-	patient := true
+	upToDate, err := m.lockReady(ctx)
+	if err != nil {
+		return false, err
+	}
+	defer m.mu.Unlock()
+	added = m.sinks.add(sink)
+	ready(m.view(!upToDate))
+	return added, nil
+}
+
+// lockReady waits until the room can be shown, and returns with m.mu held. upToDate
+// says that nothing can have been missed.
+func (m *mirror) lockReady(ctx context.Context) (upToDate bool, err error) {
+	var timeout *time.Timer
+	timedOut := false
 	for {
 		if err := ctx.Err(); err != nil {
 			return false, fmt.Errorf("mesh: watching a room: %w", err)
 		}
 		m.mu.Lock()
-		settled := m.settled(time.Now())
-		if m.live && (settled || !patient) {
-			added = m.sinks.add(sink)
-			ready(m.view(!settled))
-			m.mu.Unlock()
-			return added, nil
+		upToDate := m.upToDate(time.Now())
+		if m.live && (upToDate || timedOut) {
+			return upToDate, nil
 		}
-		changed := m.waitChange()
+		changed := m.nextChange()
 		m.mu.Unlock()
+		if timeout == nil {
+			timeout = time.NewTimer(deliveryDelay)
+			defer timeout.Stop()
+		}
 		select {
 		case <-changed:
-		case <-patience.C:
-			patient = false
+		case <-timeout.C:
+			timedOut = true
 			m.checkExpected()
 		case <-ctx.Done():
 		case <-m.hub.ctx.Done():
@@ -58,18 +71,52 @@ func (m *mirror) watch(ctx context.Context, sink Sink, ready func(View)) (added 
 	}
 }
 
-// checkExpected has the mirror compared if what this server wrote has not
-// come back yet: the event may be lost.
+// Load mirrors the room until release is called, and waits like Watch until the room
+// can be shown. The caller must call release. upToDate says that a view would not be
+// stale, so that Watch need not wait. The error wraps that of ctx, or is ErrStopped.
+func (h *Hub) Load(ctx context.Context, room string) (release func(), upToDate bool, err error) {
+	m, err := h.acquire(room)
+	if err != nil {
+		return func() {}, false, err
+	}
+	upToDate, err = m.lockReady(ctx)
+	if err == nil {
+		m.mu.Unlock()
+	}
+	return func() { h.release(m) }, upToDate, err
+}
+
+// WatchNow is like Watch and does not wait for Redis. The view is stale if something
+// may have been missed. If the room has not been read yet, the view is empty. When
+// the room has been read, the sink gets the listed members as repairs.
+func (h *Hub) WatchNow(room string, sink Sink, ready func(View)) error {
+	m, err := h.acquire(room)
+	if err != nil {
+		return err
+	}
+	m.mu.Lock()
+	added := m.sinks.add(sink)
+	ready(m.view(!m.upToDate(time.Now())))
+	m.mu.Unlock()
+	if !added {
+		h.release(m)
+	}
+	return nil
+}
+
+// checkExpected queues a comparison if an event of this server's own write has not
+// arrived. The event may be lost.
 func (m *mirror) checkExpected() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if !m.stale() && !m.fulfilled(time.Time{}) {
-		m.hub.suspects.add(m, time.Now())
+	if !m.stale() && !m.reachedExpected(time.Time{}) {
+		m.hub.toCompare.add(m.room, time.Now())
 	}
 }
 
-// Unwatch ends what Watch began. It reports whether the sink watched the
-// room; once it has returned, the sink is told nothing more of it.
+// Unwatch ends a subscription of Watch or WatchNow. It reports whether the sink
+// watched the room. After it has returned, the sink gets no more updates of the
+// room.
 func (h *Hub) Unwatch(room string, sink Sink) bool {
 	m := h.mirror(room)
 	if m == nil {
@@ -84,35 +131,35 @@ func (h *Hub) Unwatch(room string, sink Sink) bool {
 	return removed
 }
 
-// View returns a view of the room. It is false where this server does not
-// mirror the room, or something may have been missed: Redis has to be asked
-// then. It waits, at most 250 ms, for events that are known to be on their way.
+// View returns a view of the room. It returns false if this server does not mirror
+// the room or may have missed something; the caller must then ask Redis. View waits
+// up to 250 ms for events that are known to be on their way.
 func (h *Hub) View(room string) (View, bool) {
 	m := h.mirror(room)
 	if m == nil {
 		return View{}, false
 	}
-	var patience *time.Timer
+	var timeout *time.Timer
 	for {
 		m.mu.Lock()
 		if m.closed || m.stale() {
 			m.mu.Unlock()
 			return View{}, false
 		}
-		if m.settled(time.Now()) {
+		if m.upToDate(time.Now()) {
 			v := m.view(false)
 			m.mu.Unlock()
 			return v, true
 		}
-		changed := m.waitChange()
+		changed := m.nextChange()
 		m.mu.Unlock()
-		if patience == nil {
-			patience = time.NewTimer(inFlight)
-			defer patience.Stop()
+		if timeout == nil {
+			timeout = time.NewTimer(deliveryDelay)
+			defer timeout.Stop()
 		}
 		select {
 		case <-changed:
-		case <-patience.C:
+		case <-timeout.C:
 			m.checkExpected()
 			return View{}, false
 		case <-h.ctx.Done():
@@ -121,8 +168,8 @@ func (h *Hub) View(room string) (View, bool) {
 	}
 }
 
-// StaleView returns what is known of the room, in order or not, for when
-// Redis does not answer. It never waits; false: nothing is known.
+// StaleView returns the mirror's view of the room even if it is stale, for use while
+// Redis does not answer. It never waits. It returns false if the room is unknown.
 func (h *Hub) StaleView(room string) (View, bool) {
 	m := h.mirror(room)
 	if m == nil {
@@ -133,7 +180,22 @@ func (h *Hub) StaleView(room string) (View, bool) {
 	if m.closed || !m.live {
 		return View{}, false
 	}
-	return m.view(!m.settled(time.Now())), true
+	return m.view(!m.upToDate(time.Now())), true
+}
+
+// view returns a view of the mirror. The caller holds m.mu.
+func (m *mirror) view(stale bool) View {
+	return View{Listing: m.listing(stale, ""), encoded: m.members.encodedView(m.hub.cfg.Listed)}
+}
+
+// listing returns a listing of the mirror. If conn is a member, it is always listed.
+// The caller holds m.mu.
+func (m *mirror) listing(stale bool, conn string) Listing {
+	limit := m.hub.cfg.Listed
+	l := Listing{Total: m.members.len(), Stale: stale, Present: m.members.encodedList(limit, conn)}
+	l.Bounded = limit > 0 && l.Total > limit
+	l.Epoch, l.Seq = m.past.shown()
+	return l
 }
 
 // Watching reports whether any room is mirrored.

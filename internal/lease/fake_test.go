@@ -10,35 +10,36 @@ import (
 	"time"
 
 	"github.com/meshpresence/mesh/internal/store"
+	"github.com/meshpresence/mesh/internal/wait"
 )
 
 var errCut = errors.New("connection refused")
 
-// redis models what the lease scripts keep, with a clock of its own.
+// redis models the data of the lease scripts, with a clock of its own.
 type redis struct {
-	mu        sync.Mutex
-	start     time.Time
-	offset    time.Duration // the clock was stepped by
-	slowedAt  time.Time     // from then on the clock runs at half speed
-	instances map[string]int64
-	dead      map[string]int64
-	fences    map[string]bool
-	owned     map[string]map[store.OwnedRef]bool
-	left      map[string]int // entry -> leaves told
-	burials   map[string]int
-	calls     map[string]int
-	hear      map[string]func(string)
-	uncounted bool                           // says that nobody hears, whoever does
-	robin     bool                           // says so every other time, as the nodes of a cluster do in turn
-	turn      int64                          // of robin
-	refuse    string                         // an entry that cannot be ended
-	guard     func(inc string, lateMs int64) // sees every burial
+	mu            sync.Mutex
+	start         time.Time
+	offset        time.Duration // steps of the clock
+	slowedAt      time.Time     // from then on the clock runs at half speed
+	instances     map[string]int64
+	dead          map[string]int64
+	fences        map[string]bool
+	owned         map[string]map[store.EntryRef]bool
+	left          map[string]int // entry -> leaves
+	declaredDead  map[string]int
+	calls         map[string]int
+	hear          map[string]func(string)
+	uncounted     bool                           // PUBLISH counts no receiver
+	roundRobin    bool                           // it does so every other time, like the nodes of a cluster in turn
+	turn          int64                          // of roundRobin
+	refuse        string                         // an entry that cannot be ended
+	onDeclareDead func(inc string, lateMs int64) // called for each declared dead
 }
 
 func newRedis() *redis {
 	return &redis{
 		start: time.Now(), instances: map[string]int64{}, dead: map[string]int64{}, fences: map[string]bool{},
-		owned: map[string]map[store.OwnedRef]bool{}, left: map[string]int{}, burials: map[string]int{},
+		owned: map[string]map[store.EntryRef]bool{}, left: map[string]int{}, declaredDead: map[string]int{},
 		calls: map[string]int{}, hear: map[string]func(string){},
 	}
 }
@@ -56,21 +57,21 @@ func place(bucket int, inc string) string { return fmt.Sprint(bucket, " ", inc) 
 // own adds n entries and one connection to an incarnation in a bucket.
 func (r *redis) own(bucket int, inc string, n int) {
 	r.do(func() {
-		set := map[store.OwnedRef]bool{{Conn: "c" + inc}: true}
+		set := map[store.EntryRef]bool{{Conn: "c" + inc}: true}
 		for i := range n {
 			id := fmt.Sprint(i)
-			set[store.OwnedRef{Conn: "c" + id, Entry: fmt.Sprint(inc, "/", bucket, "/", i), Room: "room"}] = true
+			set[store.EntryRef{Conn: "c" + id, Entry: fmt.Sprint(inc, "/", bucket, "/", i), Room: "room"}] = true
 		}
 		r.owned[place(bucket, inc)] = set
 	})
 }
 
-// listenersLocked is what PUBLISH answers where there is a listener.
+// listenersLocked is the answer of PUBLISH if there is a listener.
 func (r *redis) listenersLocked() int64 {
 	if r.uncounted {
 		return 0
 	}
-	if r.robin {
+	if r.roundRobin {
 		r.turn++
 		return r.turn % 2
 	}
@@ -85,17 +86,17 @@ func (r *redis) flush() {
 	r.do(func() { clear(r.instances); clear(r.dead); clear(r.fences); clear(r.owned) })
 }
 
-// link is one server's way to redis.
+// link is the connection of one server to redis.
 type link struct {
 	r *redis
 
-	mu      sync.Mutex
-	cut     bool          // refuse
-	hang    bool          // let calls run into their deadline
-	latency time.Duration // of every call
-	paused  chan struct{} // the process stands still: not even deadlines count
-	inside  int           // calls under way
-	reaps   int           // cut after so many more Reap calls; 0: never
+	mu               sync.Mutex
+	cut              bool          // refuse calls
+	hang             bool          // let calls run into their deadline
+	latency          time.Duration // of every call
+	paused           chan struct{} // the process stalls: not even deadlines pass
+	inside           int           // calls in progress
+	cutAfterCleanUps int           // cut after so many more CleanUp calls; 0: never
 }
 
 func (k *link) set(f func()) { k.mu.Lock(); defer k.mu.Unlock(); f() }
@@ -104,14 +105,14 @@ func (k *link) stop() { k.set(func() { k.paused = make(chan struct{}) }) }
 
 func (k *link) cont() { k.set(func() { close(k.paused); k.paused = nil }) }
 
-// await waits until a call is under way.
+// await waits until a call is in progress.
 func (k *link) await() {
 	for inside := 0; inside == 0; k.set(func() { inside = k.inside }) {
 		time.Sleep(time.Millisecond)
 	}
 }
 
-// freeze blocks while the process stands still.
+// freeze blocks during a stall.
 func (k *link) freeze() {
 	k.mu.Lock()
 	paused := k.paused
@@ -121,7 +122,7 @@ func (k *link) freeze() {
 	}
 }
 
-// call runs a script, unless the link is cut; the answer may come late.
+// call runs a script unless the link is cut. The answer may be late.
 func (k *link) call(ctx context.Context, name string, script func()) error {
 	k.freeze()
 	k.mu.Lock()
@@ -136,11 +137,11 @@ func (k *link) call(ctx context.Context, name string, script func()) error {
 		<-ctx.Done()
 		return fmt.Errorf("%w: %w", store.ErrUnavailable, ctx.Err())
 	}
-	if err := sleep(ctx, latency/2+time.Microsecond); err != nil {
+	if err := wait.For(ctx, latency/2+time.Microsecond); err != nil {
 		return err
 	}
 	k.r.do(func() { k.r.calls[name]++; script() })
-	if err := sleep(ctx, latency/2+time.Microsecond); err != nil {
+	if err := wait.For(ctx, latency/2+time.Microsecond); err != nil {
 		return err
 	}
 	k.freeze()
@@ -155,14 +156,14 @@ func (k *link) Register(ctx context.Context, inc string, ttl time.Duration) (now
 	return now, err
 }
 
-func (k *link) Renew(ctx context.Context, inc string, ttl time.Duration, beat string, wantDead bool) (a store.Renewal, err error) {
+func (k *link) Renew(ctx context.Context, inc string, ttl time.Duration, echo string, wantDead bool) (a store.Renewal, err error) {
 	name := "renew"
 	if wantDead {
 		name = "renew+dead"
 	}
 	err = k.call(ctx, name, func() {
 		a.Now, a.Owned = k.r.nowLocked(), int64(len(k.r.owned[place(0, inc)]))
-		if _, a.Present = k.r.instances[inc]; a.Present {
+		if _, a.Listed = k.r.instances[inc]; a.Listed {
 			k.r.instances[inc] = a.Now + ttl.Milliseconds()
 		}
 		var first int64
@@ -176,33 +177,33 @@ func (k *link) Renew(ctx context.Context, inc string, ttl time.Duration, beat st
 			a.Dead = slices.Sorted(maps.Keys(k.r.dead))
 		}
 		if hear := k.r.hear[inc]; hear != nil {
-			a.Heard = k.r.listenersLocked()
-			hear(beat)
+			a.Receivers = k.r.listenersLocked()
+			hear(echo)
 		}
 	})
 	return a, err
 }
 
-// clockLocked is how the scripts check a judgment.
-func (r *redis) clockLocked(j store.Judgment) error {
-	if d := r.nowLocked() - j.Now; max(d, -d) > j.Tolerance.Milliseconds() {
+// clockLocked checks a clock proof as the scripts do.
+func (r *redis) clockLocked(proof store.ClockProof) error {
+	if d := r.nowLocked() - proof.Now; max(d, -d) > proof.Tolerance.Milliseconds() {
 		return store.ErrClock
 	}
 	return nil
 }
 
-func (k *link) Bury(ctx context.Context, j store.Judgment, inc string) (won bool, err error) {
+func (k *link) DeclareDeadIfExpired(ctx context.Context, proof store.ClockProof, inc string) (won bool, err error) {
 	var clock error
-	err = k.call(ctx, "bury", func() {
-		if clock = k.r.clockLocked(j); clock != nil {
+	err = k.call(ctx, "declare dead if expired", func() {
+		if clock = k.r.clockLocked(proof); clock != nil {
 			return
 		}
 		if deadline, ok := k.r.instances[inc]; ok && deadline <= k.r.nowLocked() {
 			delete(k.r.instances, inc)
 			k.r.dead[inc] = k.r.nowLocked()
-			k.r.burials[inc]++
-			if k.r.guard != nil {
-				k.r.guard(inc, k.r.nowLocked()-deadline)
+			k.r.declaredDead[inc]++
+			if k.r.onDeclareDead != nil {
+				k.r.onDeclareDead(inc, k.r.nowLocked()-deadline)
 			}
 			won = true
 		}
@@ -214,7 +215,7 @@ func (k *link) DeclareDead(ctx context.Context, inc string) error {
 	return k.call(ctx, "declare", func() { delete(k.r.instances, inc); k.r.dead[inc] = k.r.nowLocked() })
 }
 
-func (k *link) Cleaned(ctx context.Context, inc string) error {
+func (k *link) RemoveDead(ctx context.Context, inc string) error {
 	return k.call(ctx, "cleaned", func() { delete(k.r.dead, inc) })
 }
 
@@ -222,14 +223,14 @@ func (k *link) Fence(ctx context.Context, bucket int, inc string) error {
 	return k.call(ctx, "fence", func() { k.r.fences[place(bucket, inc)] = true })
 }
 
-func (k *link) OwnedPage(ctx context.Context, bucket int, inc string, cursor uint64) (refs []store.OwnedRef, next uint64, err error) {
+func (k *link) OwnedPage(ctx context.Context, bucket int, inc string, cursor uint64) (refs []store.EntryRef, next uint64, err error) {
 	err = k.call(ctx, "page", func() {
 		for ref := range k.r.owned[place(bucket, inc)] {
 			if refs = append(refs, ref); len(refs) == 300 {
 				break
 			}
 		}
-		if cursor < 2 && len(refs) == 300 { // what is left is found by another pass
+		if cursor < 2 && len(refs) == 300 { // another pass finds the rest
 			next = cursor + 1
 		}
 	})
@@ -241,16 +242,16 @@ func (k *link) OwnedSize(ctx context.Context, bucket int, inc string) (n int64, 
 	return n, err
 }
 
-func (k *link) Reap(ctx context.Context, j store.Judgment, items []store.ReapItem) (out []store.ReapStatus, err error) {
+func (k *link) CleanUp(ctx context.Context, proof store.ClockProof, items []store.CleanUpItem) (out []store.CleanUpStatus, err error) {
 	k.set(func() {
-		if k.reaps > 0 {
-			k.reaps--
-			k.cut = k.cut || k.reaps == 0
+		if k.cutAfterCleanUps > 0 {
+			k.cutAfterCleanUps--
+			k.cut = k.cut || k.cutAfterCleanUps == 0
 		}
 	})
 	var refused error
-	err = k.call(ctx, "reap", func() {
-		if refused = k.r.clockLocked(j); refused != nil {
+	err = k.call(ctx, "clean up", func() {
+		if refused = k.r.clockLocked(proof); refused != nil {
 			return
 		}
 		for _, it := range items {
@@ -258,15 +259,15 @@ func (k *link) Reap(ctx context.Context, j store.Judgment, items []store.ReapIte
 				refused = store.ErrUnavailable
 				continue
 			}
-			out = append(out, k.r.reapLocked(it))
+			out = append(out, k.r.cleanUpLocked(it))
 		}
 	})
 	return out, errors.Join(err, refused)
 }
 
-func (r *redis) reapLocked(it store.ReapItem) store.ReapStatus {
+func (r *redis) cleanUpLocked(it store.CleanUpItem) store.CleanUpStatus {
 	for key, set := range r.owned {
-		ref := store.OwnedRef{Conn: it.Conn, Entry: it.Entry, Room: it.Room}
+		ref := store.EntryRef{Conn: it.Conn, Entry: it.Entry, Room: it.Room}
 		if !set[ref] {
 			continue
 		}
@@ -283,17 +284,17 @@ func (r *redis) reapLocked(it store.ReapItem) store.ReapStatus {
 func (k *link) ForgetConnections(ctx context.Context, bucket int, inc string, conns []string) error {
 	return k.call(ctx, "forget", func() {
 		for _, c := range conns {
-			delete(k.r.owned[place(bucket, inc)], store.OwnedRef{Conn: c})
+			delete(k.r.owned[place(bucket, inc)], store.EntryRef{Conn: c})
 		}
 	})
 }
 
-func (k *link) Publish(ctx context.Context, channel, payload string) (heard int64, err error) {
+func (k *link) Publish(ctx context.Context, channel, payload string) (receivers int64, err error) {
 	err = k.call(ctx, "publish", func() {
 		if hear := k.r.hear[channel]; hear != nil {
-			heard = k.r.listenersLocked()
+			receivers = k.r.listenersLocked()
 			hear(payload)
 		}
 	})
-	return heard, err
+	return receivers, err
 }

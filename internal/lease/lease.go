@@ -1,14 +1,12 @@
-// Package lease keeps one server's place among the living. It renews the
-// server's lease in Redis, notices when the server itself was declared dead and
-// gives it a new incarnation, and declares dead, and cleans up after, other
-// servers whose lease ran out.
+// Package lease keeps the lease of one server in Redis. It renews the lease, gives the
+// server a new incarnation after the old one was declared dead or lost, declares other
+// servers dead after their lease has run out, and cleans up after them.
 //
-// Two rules carry everything. A server is dead from the moment that a script
-// moved its incarnation from the list of instances to the list of the dead, and
-// no earlier. And nobody moves it who has not been patient: whose own renewals
-// did not all succeed for one TTL, or who saw Redis's clock and its own
-// monotonic clock part in that time. So an outage, a failover or a clock step,
-// which hit all servers alike, bury nobody.
+// Two rules hold everywhere. A server is dead from the moment at which a script moved its
+// incarnation from the list of live servers to the list of dead ones, and no earlier. And
+// only a server in contact may declare others dead: for one TTL its own renewals all
+// succeeded, and the clock of Redis and its own monotonic clock agreed. An outage, a
+// failover or a clock step hits all servers alike, so no server is declared dead because of one.
 package lease
 
 import (
@@ -23,9 +21,9 @@ import (
 
 	"github.com/meshpresence/mesh/internal/limit"
 	"github.com/meshpresence/mesh/internal/store"
+	"github.com/meshpresence/mesh/internal/wait"
 )
 
-// Errors of Start and Resign.
 var (
 	// ErrStarted says that Start was called a second time, or after Stop.
 	ErrStarted = errors.New("mesh: lease was started before")
@@ -33,61 +31,57 @@ var (
 	ErrRunning = errors.New("mesh: lease is still being renewed")
 )
 
-// maxCall bounds every call to Redis; shorter where the TTL is.
+// maxCall bounds every call to Redis. With a short TTL the bound is a third of the TTL.
 const maxCall = 2 * time.Second
 
-// Store is what the lease needs of Redis; *store.Store has it. Every call may
-// be repeated, and returns when its context ends.
+// Store is the part of *store.Store that the lease uses. Every call may be repeated, and
+// returns when its context ends.
 type Store interface {
 	Register(ctx context.Context, inc string, ttl time.Duration) (nowMs int64, err error)
-	Renew(ctx context.Context, inc string, ttl time.Duration, beat string, wantDead bool) (store.Renewal, error)
-	Bury(ctx context.Context, j store.Judgment, inc string) (bool, error)
+	Renew(ctx context.Context, inc string, ttl time.Duration, echo string, wantDead bool) (store.Renewal, error)
+	DeclareDeadIfExpired(ctx context.Context, j store.ClockProof, inc string) (bool, error)
 	DeclareDead(ctx context.Context, inc string) error
-	Cleaned(ctx context.Context, inc string) error
+	RemoveDead(ctx context.Context, inc string) error
 	Fence(ctx context.Context, bucket int, inc string) error
-	OwnedPage(ctx context.Context, bucket int, inc string, cursor uint64) (refs []store.OwnedRef, next uint64, err error)
+	OwnedPage(ctx context.Context, bucket int, inc string, cursor uint64) (refs []store.EntryRef, next uint64, err error)
 	OwnedSize(ctx context.Context, bucket int, inc string) (int64, error)
-	Reap(ctx context.Context, j store.Judgment, items []store.ReapItem) ([]store.ReapStatus, error)
+	CleanUp(ctx context.Context, j store.ClockProof, items []store.CleanUpItem) ([]store.CleanUpStatus, error)
 	ForgetConnections(ctx context.Context, bucket int, inc string, conns []string) error
 	Publish(ctx context.Context, channel, payload string) (heard int64, err error)
 }
 
-// Config says how a Lease works. The callbacks must not block and must not call
-// Stop: all but OnBuried run on the goroutine that renews.
+// Config configures a Lease. The callbacks run on the goroutine that renews the lease, so
+// they must not block and must not call Stop.
 type Config struct {
 	// Store is required.
 	Store Store
-	// TTL is how long a lease lives without being renewed; required, at least
-	// a second makes sense.
+	// TTL is the lifetime of a lease without a renewal. It is required; less than a
+	// second makes no sense.
 	TTL time.Duration
-	// Buckets is how many buckets rooms are spread over. Defaults to 1.
+	// Buckets is the number of buckets. Defaults to 1.
 	Buckets int
-	// NewIncarnation makes a random id without ':' and space. Defaults to 26
-	// characters of base32.
+	// NewIncarnation makes a random id without ':' and space. Defaults to 26 characters
+	// of base32.
 	NewIncarnation func() string
-	// Control names the channel of an incarnation, on which Renew publishes
-	// its beats. Without it, or without Busy, there are no extra beats.
-	Control func(inc string) string
-	// Busy reports whether rooms are watched here: then a beat is published
-	// every second, so that a deaf listener is found soon.
-	Busy func() bool
+	// Channel returns the server channel of an incarnation, on which echoes are
+	// published. Without it, or without Watching, only renewals publish an echo.
+	Channel func(inc string) string
+	// Watching reports whether rooms are watched here. If so, an echo is published every
+	// second, so that a broken listener is found soon.
+	Watching func() bool
 
-	// OnRenew is told of every renewal that succeeded.
+	// OnRenew is called after each successful renewal.
 	OnRenew func(Renewed)
-	// OnReborn is told that this server was declared dead, or Redis forgot it,
-	// and now lives as another incarnation, already registered. stalled says
-	// that the process itself stood still for longer than its lease.
-	OnReborn func(old, new string, stalled bool)
-	// OnBuried is told that the cleaning up after a dead incarnation has
-	// ended, if this server buried it or ended any of its entries: entries says
-	// how many. May be called by two goroutines at once.
-	OnBuried func(inc string, entries int)
-	// OnAway is told of every renewal and beat that failed: Redis may be away.
+	// OnReregistered is called after this server was declared dead or lost from Redis,
+	// and has registered a new incarnation. stalled reports whether the process did not
+	// run for longer than its lease.
+	OnReregistered func(oldInc, newInc string, stalled bool)
+	// OnAway is called after each failed renewal or echo. Redis may be away.
 	OnAway func()
-	// OnDeaf is told that a published beat was not heard within two seconds, or
-	// within 0.3 s where Redis had nobody to pass it on to and had before: the
-	// listener does not listen where it should, make it anew.
-	OnDeaf func()
+	// OnNoEcho is called if an echo did not come back in time: within two seconds, or
+	// within 0.3 s if Redis counted no receiver although it had counted one before. The
+	// listener has to be reset.
+	OnNoEcho func()
 
 	// Logger defaults to none.
 	Logger *slog.Logger
@@ -95,35 +89,34 @@ type Config struct {
 
 // Renewed describes one successful renewal.
 type Renewed struct {
-	Now       int64 // Redis time, unix ms
-	Owned     int64 // entries and connections of this incarnation in bucket 0; -1: not known
-	Recovered bool  // the renewal before it had failed
+	Now       int64 // unix ms of the clock of Redis
+	Owned     int64 // entries and connections of this incarnation in bucket 0; -1: unknown
+	Recovered bool  // the renewal before this one failed
 }
 
-// Lease is one server's lease. Make it with New. All methods are safe for
-// concurrent use.
+// Lease is the lease of one server. All methods are safe for concurrent use.
 type Lease struct {
 	cfg      Config
 	log      *limit.Log
 	timeout  time.Duration // of one call
-	patience *patience
-	beats    *beats
-	reaper   *reaper
-	tally    tally
+	contact  *contact
+	echoes   *echoes
+	cleaner  *cleaner
+	counters counters
 
-	current atomic.Pointer[string]
-	fenced  atomic.Pointer[string] // an incarnation reported to Fenced
-	look    atomic.Bool            // renew at the next opportunity
-	wake    chan struct{}          // of capacity 1: fenced or look was set
+	current   atomic.Pointer[string]
+	fenced    atomic.Pointer[string] // an incarnation reported to Fenced
+	renewSoon atomic.Bool            // renew at the next opportunity
+	wake      wait.Signal            // set with fenced and renewSoon
 
 	mu      sync.Mutex // guards the fields below
 	started bool
 	stopped bool
-	cancel  context.CancelFunc // ends the loop; nil: never ran
-	done    chan struct{}      // closed when loop and reapers have ended
+	cancel  context.CancelFunc // ends the loop; nil: the loop never ran
+	done    chan struct{}      // closed when the loop and the cleaner have ended
 }
 
-// New makes a Lease that has not started.
+// New returns a Lease that has not started.
 func New(cfg Config) *Lease {
 	if cfg.Buckets <= 0 {
 		cfg.Buckets = 1
@@ -135,22 +128,22 @@ func New(cfg Config) *Lease {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	l := &Lease{
-		cfg:      cfg,
-		log:      limit.NewLog(cfg.Logger),
-		timeout:  min(maxCall, cfg.TTL/3),
-		patience: newPatience(cfg.TTL),
-		beats:    newBeats(),
-		wake:     make(chan struct{}, 1),
+		cfg:     cfg,
+		log:     limit.NewLog(cfg.Logger),
+		timeout: min(maxCall, cfg.TTL/3),
+		contact: newContact(cfg.TTL),
+		echoes:  newEchoes(),
+		wake:    wait.NewSignal(),
 	}
-	l.reaper = newReaper(l)
+	l.cleaner = newCleaner(l)
 	none := ""
 	l.current.Store(&none)
 	return l
 }
 
-// Start registers a new incarnation and returns when Redis has answered. From
-// then on the lease is renewed until Stop; ctx bounds Start alone. After an
-// error Start may be called again.
+// Start registers a new incarnation and returns after the answer of Redis. The lease is
+// renewed from then on until Stop. ctx bounds only Start itself. After an error Start may
+// be called again.
 func (l *Lease) Start(ctx context.Context) error {
 	l.mu.Lock()
 	if l.started || l.stopped {
@@ -173,16 +166,16 @@ func (l *Lease) Start(ctx context.Context) error {
 	if l.stopped { // Stop came in between; Resign still finds the incarnation
 		return ErrStarted
 	}
-	// The lifetime of the loop begins here: ctx lends its values only.
+	// The lifetime of the loop begins here. It takes only the values of ctx.
 	run, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	l.cancel, l.done = cancel, make(chan struct{})
-	l.beats.quiet(time.Now())
+	l.echoes.expectNone(time.Now())
 	go newLoop(l, sent).run(run, l.done)
 	return nil
 }
 
-// register registers an incarnation, takes the reading of the clock that comes
-// with it, and returns when the call was sent.
+// register registers an incarnation and notes the clock of Redis in the answer. It
+// returns the time at which it sent the call.
 func (l *Lease) register(ctx context.Context, inc string) (sent time.Time, err error) {
 	cctx, cancel := l.bound(ctx)
 	defer cancel()
@@ -191,13 +184,13 @@ func (l *Lease) register(ctx context.Context, inc string) (sent time.Time, err e
 	if err != nil {
 		return sent, err
 	}
-	l.patience.note(reading{sent: sent, got: time.Now(), redis: now})
+	l.contact.note(reading{sent: sent, got: time.Now(), redis: now})
 	return sent, nil
 }
 
-// Stop ends the renewing and waits until everything that the lease started has
-// ended, at most until ctx ends. It does not resign: the incarnation stays on
-// the list until its lease runs out. Stop may be called repeatedly.
+// Stop ends the renewals and waits until everything that the lease started has ended, or
+// until ctx ends. It does not resign: the incarnation stays on the list of live servers
+// until its lease runs out. Stop may be called repeatedly.
 func (l *Lease) Stop(ctx context.Context) error {
 	l.mu.Lock()
 	l.stopped = true
@@ -213,87 +206,76 @@ func (l *Lease) Stop(ctx context.Context) error {
 	case <-ctx.Done():
 	}
 	select {
-	case <-done: // both: what counts is that it has ended
+	case <-done: // it has ended too
 		return nil
 	default:
 		return fmt.Errorf("mesh: stop lease: %w", ctx.Err())
 	}
 }
 
-// Incarnation returns the current incarnation, "" before Start succeeded.
+// Incarnation returns the current incarnation, or "" before Start succeeded.
 func (l *Lease) Incarnation() string { return *l.current.Load() }
 
-// Judge reports whether this server may now end what belongs to others, and if
-// so gives the proof for Bury and Reap. It costs no call to Redis.
-func (l *Lease) Judge() (store.Judgment, bool) { return l.patience.judge(time.Now()) }
+// ClockProof reports whether this server is in contact. If so, it returns the clock proof
+// for DeclareDeadIfExpired and CleanUp. It makes no call to Redis.
+func (l *Lease) ClockProof() (store.ClockProof, bool) { return l.contact.proof(time.Now()) }
 
-// Now returns Redis's clock in unix ms, extrapolated by the monotonic clock
-// from what Redis answered last. It returns false if Redis never answered.
-func (l *Lease) Now() (redisUnixMs int64, ok bool) { return l.patience.now(time.Now()) }
+// Now returns the clock of Redis in unix ms, extrapolated with the monotonic clock from
+// its last answer. It returns false if Redis never answered.
+func (l *Lease) Now() (redisUnixMs int64, ok bool) { return l.contact.now(time.Now()) }
 
-// Fenced reports that Redis refused to write for inc because it has been
-// declared dead. If inc still is the current incarnation, a new one takes its
-// place at once, and OnReborn tells. Fenced does not block.
+// Fenced reports that Redis refused a write of inc because inc was declared dead. If inc
+// is still the current incarnation, the server reregisters at once. Fenced does not
+// block.
 func (l *Lease) Fenced(inc string) {
 	if inc != l.Incarnation() {
 		return
 	}
 	l.fenced.Store(&inc)
-	l.rouse()
+	l.wake.Set()
 }
 
-// Doubt says that there is reason to ask whether the lease still stands: it is
-// renewed at once. Doubt does not block.
-func (l *Lease) Doubt() { l.lookNow() }
+// RenewNow renews the lease as soon as possible, to learn whether it still exists. It
+// does not block.
+func (l *Lease) RenewNow() {
+	l.renewSoon.Store(true)
+	l.wake.Set()
+}
 
-// Suspend keeps this server from judging others until Trust: it has lost sight
-// of Redis for a moment, and may find another one.
+// Suspend ends the contact of this server until Resume. The server has lost its
+// connection to Redis for a moment and may find another Redis.
 func (l *Lease) Suspend() {
-	l.patience.suspend(true)
-	l.beats.lost()
+	l.contact.suspend(true)
+	l.echoes.disconnected()
 }
 
-// Trust ends Suspend: it is known which Redis this is. Where it is another one
-// than before, Distrust comes first.
-func (l *Lease) Trust() { l.patience.suspend(false) }
+// Resume ends Suspend, after the server has learned which Redis it talks to. If it is
+// another one than before, call ResetContact first.
+func (l *Lease) Resume() { l.contact.suspend(false) }
 
-// Distrust restarts patience, where the caller knows of a failover or a clock
-// that stepped: nobody is judged for one TTL. It leaves Suspend as it is.
-// Distrust does not block.
-func (l *Lease) Distrust() {
-	l.patience.restart()
-	l.lookNow()
+// ResetContact restarts the wait for contact after a failover or a clock step. The server
+// declares no other dead for one TTL. Suspend stays in force. ResetContact does not
+// block.
+func (l *Lease) ResetContact() {
+	l.contact.restart()
+	l.RenewNow()
 }
 
-// Heard reports a message that arrived on the control channel of this server.
-// What is not a beat is ignored.
-func (l *Lease) Heard(beat string) { l.beats.heard(beat) }
+// EchoReceived takes a message from the server channel. Messages other than echoes are
+// ignored.
+func (l *Lease) EchoReceived(echo string) { l.echoes.heard(echo) }
 
-// lookNow makes the loop renew at the next opportunity.
-func (l *Lease) lookNow() {
-	l.look.Store(true)
-	l.rouse()
-}
-
-// rouse wakes the loop.
-func (l *Lease) rouse() {
-	select {
-	case l.wake <- struct{}{}:
-	default:
-	}
-}
-
-// bound bounds one call to Redis.
+// bound returns a context for one call to Redis.
 func (l *Lease) bound(ctx context.Context) (context.Context, context.CancelFunc) {
 	return context.WithTimeout(ctx, l.timeout)
 }
 
-// ClockRefused handles an ErrClock for a call that took so long. A call that
-// dawdled on its way is refused although no clock has stepped: the reading
-// that is taken now will tell. Any other refusal restarts patience.
+// ClockRefused handles store.ErrClock from a call that took so long. A slow call is
+// refused although no clock has stepped; the renewal that follows tells. Any other
+// refusal ends the contact.
 func (l *Lease) ClockRefused(took time.Duration) {
-	if took <= l.patience.tolerance/2 && l.patience.stepped() {
-		l.log.Warn("mesh: redis clock is not where it was expected, judging nobody for one lease")
+	if took <= l.contact.tolerance/2 && l.contact.clockStepped() {
+		l.log.Warn("mesh: redis clock is not where it was expected, not declaring servers dead for one LeaseTTL")
 	}
-	l.lookNow()
+	l.RenewNow()
 }

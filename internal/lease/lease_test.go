@@ -12,14 +12,14 @@ import (
 	"github.com/meshpresence/mesh/internal/store"
 )
 
-// sim runs a test in a bubble, whose clock is its own.
+// sim runs a test in a synctest bubble.
 func sim(t *testing.T, f func(t *testing.T, r *redis)) {
 	t.Helper()
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) { f(t, newRedis()) })
 }
 
-// pass lets time go by, and then everything come to rest.
+// pass lets time pass until everything is idle.
 func pass(d time.Duration) { time.Sleep(d); synctest.Wait() }
 
 func check(t *testing.T, ok bool, format string, args ...any) {
@@ -29,11 +29,12 @@ func check(t *testing.T, ok bool, format string, args ...any) {
 	}
 }
 
-// nobodyBuried checks that these incarnations live and no other was buried.
-func nobodyBuried(t *testing.T, r *redis, living ...string) {
+// nobodyDeclaredDead checks that these incarnations are alive and no other was declared
+// dead.
+func nobodyDeclaredDead(t *testing.T, r *redis, living ...string) {
 	t.Helper()
 	r.do(func() {
-		check(t, len(r.burials) == 0, "buried: %v", r.burials)
+		check(t, len(r.declaredDead) == 0, "declared dead: %v", r.declaredDead)
 		for _, inc := range living {
 			_, ok := r.instances[inc]
 			check(t, ok, "%s is not on the list: %v", inc, r.instances)
@@ -41,8 +42,8 @@ func nobodyBuried(t *testing.T, r *redis, living ...string) {
 	})
 }
 
-// endedOnce checks that n entries of inc in a bucket were told to have left,
-// each once, and that nothing of it stays.
+// endedOnce checks that n entries of inc in a bucket left once each, and that nothing of
+// inc is left there.
 func endedOnce(t *testing.T, r *redis, bucket int, inc string, n int) {
 	t.Helper()
 	r.do(func() {
@@ -60,7 +61,7 @@ func endedOnce(t *testing.T, r *redis, bucket int, inc string, n int) {
 	})
 }
 
-func TestKilledServerIsBuriedOnceInTime(t *testing.T) {
+func TestKilledServerIsDeclaredDeadOnceInTime(t *testing.T) {
 	sim(t, func(t *testing.T, r *redis) {
 		const buckets, entries = 4, 1000
 		several := func(c *Config) { c.Buckets = buckets }
@@ -75,19 +76,17 @@ func TestKilledServerIsBuriedOnceInTime(t *testing.T) {
 		last := time.Now().Add(-c.Stats().LastRenewal)
 		c.kill()
 		time.Sleep(time.Until(last.Add(ttl - 10*time.Millisecond)))
-		nobodyBuried(t, r, "a1", "b1", "c1")
+		nobodyDeclaredDead(t, r, "a1", "b1", "c1")
 		time.Sleep(time.Until(last.Add(ttl + time.Second)))
-		r.do(func() { check(t, r.burials["c1"] == 1, "burials: %v", r.burials) })
+		r.do(func() { check(t, r.declaredDead["c1"] == 1, "declared dead: %v", r.declaredDead) })
 		for i := range buckets {
 			endedOnce(t, r, i, "c1", entries)
 		}
-		check(t, a.Stats().Buried+b.Stats().Buried == 1, "both or none buried it")
-		var sum int
-		a.view(func() { sum += a.buried["c1"] })
-		b.view(func() { sum += b.buried["c1"] })
-		check(t, sum == buckets*entries, "OnBuried told of %d entries", sum)
+		check(t, a.Stats().DeclaredDead+b.Stats().DeclaredDead == 1, "not declared dead by exactly one server")
+		sum := a.Stats().CleanedUp + b.Stats().CleanedUp
+		check(t, sum == buckets*entries, "%d entries cleaned up", sum)
 		pass(time.Minute)
-		r.do(func() { check(t, len(r.burials) == 1, "burials: %v", r.burials) })
+		r.do(func() { check(t, len(r.declaredDead) == 1, "declared dead: %v", r.declaredDead) })
 	})
 }
 
@@ -126,15 +125,15 @@ func TestTwoServersFindTheDeadAtStart(t *testing.T) {
 		defer a.kill()
 		defer b.kill()
 		pass(ttl - time.Second)
-		r.do(func() { check(t, len(r.burials) == 0 && len(r.left) == 0, "judged without patience") })
+		r.do(func() { check(t, len(r.declaredDead) == 0 && len(r.left) == 0, "declared dead without contact") })
 		pass(2 * time.Second)
-		r.do(func() { check(t, r.burials["old1"] == 1, "burials: %v", r.burials) })
+		r.do(func() { check(t, r.declaredDead["old1"] == 1, "declared dead: %v", r.declaredDead) })
 		endedOnce(t, r, 0, "old1", 10)
 		endedOnce(t, r, 0, "gone", 3)
 	})
 }
 
-func TestReaperDiesHalfWay(t *testing.T) {
+func TestCleanerDiesHalfway(t *testing.T) {
 	sim(t, func(t *testing.T, r *redis) {
 		a, b := newServer(t, r, "a").start(), newServer(t, r, "b")
 		c := newServer(t, r, "c").start()
@@ -142,17 +141,17 @@ func TestReaperDiesHalfWay(t *testing.T) {
 		b.start()
 		defer b.kill()
 		r.own(0, "c1", 1000)
-		a.set(func() { a.reaps = 3 }) // only a is patient by the time c is due
+		a.set(func() { a.cutAfterCleanUps = 3 }) // only a is in contact when c is due
 		c.kill()
 		pass(ttl - 500*time.Millisecond)
 		r.do(func() {
-			check(t, r.burials["c1"] == 1, "burials: %v", r.burials)
+			check(t, r.declaredDead["c1"] == 1, "declared dead: %v", r.declaredDead)
 			check(t, len(r.left) > 0 && len(r.left) < 1000, "%d left", len(r.left))
 		})
 		a.kill()
 		pass(2*ttl + 2*time.Second)
 		endedOnce(t, r, 0, "c1", 1000)
-		r.do(func() { check(t, r.burials["c1"] == 1, "burials: %v", r.burials) })
+		r.do(func() { check(t, r.declaredDead["c1"] == 1, "declared dead: %v", r.declaredDead) })
 	})
 }
 
@@ -213,7 +212,7 @@ func TestResign(t *testing.T) {
 		for i := range 3 {
 			r.own(i, "a1", 200)
 		}
-		r.step(time.Hour) // of oneself one is certain
+		r.step(time.Hour) // the clock does not matter for its own end
 		a.kill()
 		for range 2 {
 			if err := a.Resign(t.Context()); err != nil {
@@ -223,13 +222,21 @@ func TestResign(t *testing.T) {
 		for i := range 3 {
 			endedOnce(t, r, i, "a1", 200)
 		}
-		r.do(func() { check(t, len(r.instances) == 0 && len(r.burials) == 0, "still listed") })
+		r.do(func() { check(t, len(r.instances) == 0 && len(r.declaredDead) == 0, "still listed") })
 		a.set(func() { a.cut = true })
+		began := time.Now()
 		check(t, errors.Is(a.Resign(t.Context()), errCut), "Resign without Redis")
+		check(t, time.Since(began) >= resignWithin, "tried again")
+		ctx, cancel := context.WithTimeout(t.Context(), resignWithin/2)
+		defer cancel()
+		check(t, errors.Is(a.Resign(ctx), errCut), "Resign within its context")
+		check(t, time.Since(began) < 2*resignWithin, "not beyond its context")
+		time.AfterFunc(resignWithin/2, func() { a.set(func() { a.cut = false }) })
+		check(t, a.Resign(t.Context()) == nil, "Resign with a Redis that comes back")
 	})
 }
 
-// The bound holds for short leases and a Redis that is not near.
+// The time limit holds for short leases and a distant Redis.
 func TestShortLeases(t *testing.T) {
 	for _, short := range []time.Duration{time.Second, 2 * time.Second, 5 * time.Second} {
 		for _, latency := range []time.Duration{0, 5 * time.Millisecond, 30 * time.Millisecond} {
@@ -243,7 +250,7 @@ func TestShortLeases(t *testing.T) {
 					b.start()
 					defer a.kill()
 					pass(4*short + short/7)
-					nobodyBuried(t, r, "a1", "b1")
+					nobodyDeclaredDead(t, r, "a1", "b1")
 					r.own(0, "b1", 500)
 					last := time.Now().Add(-b.Stats().LastRenewal)
 					b.kill()
@@ -255,8 +262,8 @@ func TestShortLeases(t *testing.T) {
 	}
 }
 
-// Many servers that come, stand still, lose Redis and go at random never bury
-// one that renewed in time, and what the dead owned leaves once.
+// Many servers that start, stall, lose Redis and stop at random never declare one dead
+// that renewed in time. The entries of dead servers leave once.
 func TestRandomLives(t *testing.T) {
 	for seed := range uint64(20) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
@@ -266,8 +273,8 @@ func TestRandomLives(t *testing.T) {
 }
 
 func randomLives(t *testing.T, r *redis, rnd *rand.Rand) {
-	r.guard = func(inc string, late int64) {
-		check(t, late >= 0, "%s was buried %d ms early", inc, -late)
+	r.onDeclareDead = func(inc string, late int64) {
+		check(t, late >= 0, "%s was declared dead %d ms early", inc, -late)
 	}
 	var all []*server
 	for i := range 5 {
@@ -305,8 +312,8 @@ func randomLives(t *testing.T, r *redis, rnd *rand.Rand) {
 		for entry, n := range r.left {
 			check(t, n == 1, "%s left %d times", entry, n)
 		}
-		for inc, n := range r.burials {
-			check(t, n == 1, "%s was buried %d times", inc, n)
+		for inc, n := range r.declaredDead {
+			check(t, n == 1, "%s was declared dead %d times", inc, n)
 		}
 		for key, set := range r.owned {
 			check(t, len(set) == 0, "%s still owns %d", key, len(set))
@@ -314,8 +321,8 @@ func randomLives(t *testing.T, r *redis, rnd *rand.Rand) {
 	})
 }
 
-// What Redis refuses to end keeps the incarnation on the dead list, and keeps
-// nothing else from ending.
+// An entry that Redis refuses to end keeps the incarnation on the list of dead servers,
+// and keeps nothing else from ending.
 func TestRefusedEntries(t *testing.T) {
 	sim(t, func(t *testing.T, r *redis) {
 		a := newServer(t, r, "a").start()
@@ -335,15 +342,15 @@ func TestRefusedEntries(t *testing.T) {
 	})
 }
 
-// A list of the dead that is lost while a server cleans up comes back within two
-// heartbeats: should that server die, too, others must find it.
+// A list of dead servers that is lost during a cleanup comes back within two heartbeats.
+// If the cleaning server dies too, others must find it.
 func TestListOfTheDeadLost(t *testing.T) {
 	sim(t, func(t *testing.T, r *redis) {
 		r.own(0, "old", 10)
 		r.do(func() { r.dead["old"] = 1 })
 		a := newServer(t, r, "a").start()
 		defer a.kill()
-		pass(time.Second) // it waits for its patience
+		pass(time.Second) // it waits for contact
 		r.do(func() { clear(r.dead) })
 		pass(2*ttl/3 + 100*time.Millisecond)
 		r.do(func() {

@@ -9,54 +9,52 @@ import (
 const (
 	minRetry = 50 * time.Millisecond
 	maxRetry = time.Second
-	// late is how far behind its timer the loop may wake before the process is
-	// taken to have stood still as a whole.
-	late = 500 * time.Millisecond
-	// doubtStep is how often a burial looks whether it still has to wait for a
-	// beat that went to nobody.
-	doubtStep = 20 * time.Millisecond
+	// stallThreshold is the delay of the loop's timer that counts as a stall.
+	stallThreshold = 500 * time.Millisecond
+	// unheardStep is the pause before the next attempt to declare a server dead while an
+	// echo without a receiver is awaited.
+	unheardStep = 20 * time.Millisecond
 )
 
-// loop is what the renewing goroutine knows; nothing else touches it. Each step
-// does one thing, so that the look whether the process had stood still comes
-// before each of them.
+// loop is the state of the goroutine that renews. Only that goroutine uses it. Each step
+// does one thing, so that a stall is detected before each of them.
 type loop struct {
 	*Lease
 
-	seen    time.Time // when the process was last known to run
-	stalled bool      // it stood still past its lease, and no renewal has succeeded since
+	ranAt   time.Time // when the process was last known to run
+	stalled bool      // a stall was longer than the lease, and no renewal has succeeded since
 
 	renewAt   time.Time
 	failing   int       // failed renewals in a row
-	deadAsked time.Time // when the dead list was last read; zero: never
-	deadAt    time.Time // when to read it out of turn; zero: not
+	deadAsked time.Time // when the list of dead servers was last read; zero: never
+	deadAt    time.Time // when to read it before its time; zero: no need
 
-	foreign string    // who dies next, "" if there is nobody else
-	leaseTo time.Time // when its lease runs out
-	dueAt   time.Time // when to bury it
-	hurry   bool      // the last one was buried by this server: go on without jitter
+	candidate      string    // the server whose lease runs out first; "": there is no other
+	candidateUntil time.Time // when its lease runs out
+	declareAt      time.Time // when to declare it dead
+	skipJitter     bool      // this server won the last attempt and goes on without jitter
 
-	absent   bool      // the current incarnation is dead or forgotten
-	declared bool      // and has been put on the dead list
-	rebearAt time.Time // not before
+	ended        bool      // the current incarnation is dead or lost
+	declared     bool      // it is also on the list of dead servers
+	reregisterAt time.Time // no earlier than this
 
-	beatAt time.Time // of the next extra beat
+	echoAt time.Time // of the next extra echo
 }
 
-// newLoop makes the loop of a lease that was registered at born.
+// newLoop returns the loop of a lease that was registered at the given time.
 func newLoop(l *Lease, born time.Time) *loop {
 	return &loop{
 		Lease:   l,
-		seen:    born,
-		renewAt: born, // at once: it tells whom to wait for, and who is dead already
-		beatAt:  born.Add(beatEvery),
+		ranAt:   born,
+		renewAt: born, // the answer names the candidate and the dead servers
+		echoAt:  born.Add(echoInterval),
 	}
 }
 
-// run is the loop's goroutine. It ends with ctx, after the reapers.
+// run is the goroutine of the loop. It ends with ctx, after the cleaner.
 func (lp *loop) run(ctx context.Context, done chan<- struct{}) {
 	defer close(done)
-	defer lp.reaper.wait()
+	defer lp.cleaner.wait()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	planned := time.Now()
@@ -67,9 +65,9 @@ func (lp *loop) run(ctx context.Context, done chan<- struct{}) {
 		case <-timer.C:
 		case <-lp.wake:
 		}
-		now := lp.awake()
-		if now.Sub(planned) > late {
-			lp.beats.forgive()
+		now := lp.detectStall()
+		if now.Sub(planned) > stallThreshold {
+			lp.echoes.reset()
 		}
 		lp.step(ctx, now)
 		planned = lp.next()
@@ -77,20 +75,19 @@ func (lp *loop) run(ctx context.Context, done chan<- struct{}) {
 	}
 }
 
-// awake notes that the process runs now, and finds out whether it stood still
-// for longer than its lease before: SIGSTOP, a frozen container, a machine that
-// swaps. The monotonic clock goes on meanwhile. No call may take that long, so
-// nothing else explains it.
-func (lp *loop) awake() time.Time {
+// detectStall notes that the process runs now, and detects a stall that was longer than
+// the lease: SIGSTOP, a frozen container, a machine that swaps. The monotonic clock goes
+// on during a stall, and no call to Redis may take that long.
+func (lp *loop) detectStall() time.Time {
 	now := time.Now()
-	if gap := now.Sub(lp.seen); gap > lp.cfg.TTL {
+	if gap := now.Sub(lp.ranAt); gap > lp.cfg.TTL {
 		lp.stalled = true
 		lp.renewAt = now
-		lp.patience.restart()
-		lp.beats.forgive()
+		lp.contact.restart()
+		lp.echoes.reset()
 		lp.log.Warn("mesh: process stood still past its lease", "for", gap)
 	}
-	lp.seen = now
+	lp.ranAt = now
 	return now
 }
 
@@ -100,35 +97,35 @@ func (lp *loop) step(ctx context.Context, now time.Time) {
 		return
 	}
 	if inc := lp.fenced.Swap(nil); inc != nil && *inc == lp.Incarnation() {
-		lp.lost("fenced")
+		lp.incarnationEnded("fenced")
 	}
-	if lp.look.Swap(false) && lp.failing == 0 {
+	if lp.renewSoon.Swap(false) && lp.failing == 0 {
 		lp.renewAt = now
 	}
 	switch {
-	case lp.absent:
-		if !now.Before(lp.rebearAt) {
-			lp.rebear(ctx)
+	case lp.ended:
+		if !now.Before(lp.reregisterAt) {
+			lp.reregister(ctx)
 		}
 	case !now.Before(lp.renewAt):
 		lp.renew(ctx)
-	case lp.beats.overdue(now):
-		lp.deaf(now)
-	case lp.foreign != "" && !now.Before(lp.dueAt):
-		if lp.beats.doubtful() { // this may be another Redis: soon it is known
-			lp.dueAt = now.Add(doubtStep)
+	case lp.echoes.overdue(now):
+		lp.resetListener(now)
+	case lp.candidate != "" && !now.Before(lp.declareAt):
+		if lp.echoes.unheard() { // this may be another Redis
+			lp.declareAt = now.Add(unheardStep)
 			return
 		}
-		lp.bury(ctx)
-	case lp.beating() && !now.Before(lp.beatAt):
-		lp.beat(ctx)
+		lp.declareDead(ctx)
+	case lp.echoing() && !now.Before(lp.echoAt):
+		lp.sendEcho(ctx)
 	}
 }
 
-// next says when the next step is due.
+// next returns the time of the next step.
 func (lp *loop) next() time.Time {
-	if lp.absent {
-		return lp.rebearAt
+	if lp.ended {
+		return lp.reregisterAt
 	}
 	at := lp.renewAt
 	sooner := func(t time.Time) {
@@ -136,67 +133,66 @@ func (lp *loop) next() time.Time {
 			at = t
 		}
 	}
-	if lp.foreign != "" {
-		sooner(lp.dueAt)
+	if lp.candidate != "" {
+		sooner(lp.declareAt)
 	}
-	if t, ok := lp.beats.deafAt(); ok {
+	if t, ok := lp.echoes.deadline(); ok {
 		sooner(t)
 	}
-	if lp.beating() {
-		sooner(lp.beatAt)
+	if lp.echoing() {
+		sooner(lp.echoAt)
 	}
 	return at
 }
 
-// beating reports whether extra beats are wanted: none while Redis is away.
-func (lp *loop) beating() bool {
-	return lp.cfg.Busy != nil && lp.cfg.Control != nil && lp.failing == 0
+// echoing reports whether extra echoes are sent. They pause while Redis is away.
+func (lp *loop) echoing() bool {
+	return lp.cfg.Watching != nil && lp.cfg.Channel != nil && lp.failing == 0
 }
 
-// beat publishes an extra beat if rooms are watched here. Renewals publish one
-// each and move beatAt.
-func (lp *loop) beat(ctx context.Context) {
+// sendEcho publishes an extra echo if rooms are watched here. Each renewal publishes one
+// too and moves echoAt.
+func (lp *loop) sendEcho(ctx context.Context) {
 	sent := time.Now()
-	lp.beatAt = sent.Add(beatEvery)
-	if !lp.cfg.Busy() {
+	lp.echoAt = sent.Add(echoInterval)
+	if !lp.cfg.Watching() {
 		return
 	}
-	text, n := lp.beats.mint()
+	text, n := lp.echoes.next()
 	cctx, cancel := lp.bound(ctx)
 	defer cancel()
-	heard, err := lp.cfg.Store.Publish(cctx, lp.cfg.Control(lp.Incarnation()), text)
-	got := lp.awake()
-	if err != nil { // a beat is no renewal: patience does not suffer from it
+	receivers, err := lp.cfg.Store.Publish(cctx, lp.cfg.Channel(lp.Incarnation()), text)
+	got := lp.detectStall()
+	if err != nil { // contact depends on renewals only
 		lp.away()
-		lp.cfg.Logger.Debug("mesh: publish beat", "error", err)
+		lp.cfg.Logger.Debug("mesh: publish echo", "error", err)
 		return
 	}
-	lp.published(n, byPublish, heard, sent, got)
+	lp.published(n, byPublish, receivers, sent, got)
 }
 
-// published notes that Redis took a beat. Where it had nobody to pass it on to,
-// though the listener is not known to be without connection, the beat may have
-// gone to another Redis than the one that is listened to: after a failover
-// commands find the new master at once, and a subscription stays at the old one
-// for as long as that lives. Or it went to another node of the same cluster, and
-// will come back from there.
-func (lp *loop) published(n uint64, by way, heard int64, sent, at time.Time) {
-	lp.beats.published(n, by, heard, !lp.patience.suspended(), sent, at)
+// published notes that Redis took an echo. If Redis counted no receiver although the
+// listener is connected, the echo may have gone to another Redis than the listener's.
+// After a failover commands find the new master at once, but a subscription stays at the
+// old one for as long as that lives. Or the echo went to another node of the same
+// cluster, and comes back from there.
+func (lp *loop) published(n uint64, by route, receivers int64, sent, at time.Time) {
+	lp.echoes.published(n, by, receivers, !lp.contact.suspended(), sent, at)
 }
 
-// deaf has the listener made anew. Until it is known which Redis that comes out
-// at, nobody is judged: after a failover others may not have got through to
-// the new master, which lacks what they last told the old one.
-func (lp *loop) deaf(now time.Time) {
-	lp.patience.hold(now.Add(deafAfter))
-	lp.log.Warn("mesh: own beat did not come back, listener is made anew")
-	if lp.cfg.OnDeaf != nil {
-		lp.cfg.OnDeaf()
+// resetListener requests a new listener. Until it is known which Redis the listener
+// finds, this server declares no other dead: after a failover, the other servers may not
+// have reached the new master, and it lacks what they wrote last.
+func (lp *loop) resetListener(now time.Time) {
+	lp.contact.blockUntil(now.Add(echoTimeout))
+	lp.log.Warn("mesh: own echo did not come back, reconnecting the listener")
+	if lp.cfg.OnNoEcho != nil {
+		lp.cfg.OnNoEcho()
 	}
 }
 
-// retry is how long to wait after a failure.
-func (lp *loop) retry() time.Duration {
+// retryDelay returns the pause after a failure.
+func (lp *loop) retryDelay() time.Duration {
 	d := min(max(lp.cfg.TTL/20, minRetry), maxRetry)
 	return d + rand.N(d/4)
 }

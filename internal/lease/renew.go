@@ -3,123 +3,122 @@ package lease
 import (
 	"context"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/meshpresence/mesh/internal/store"
+	"github.com/meshpresence/mesh/internal/wait"
 )
 
 // renew renews the lease once and plans what follows from the answer.
 func (lp *loop) renew(ctx context.Context) {
 	inc := lp.Incarnation()
-	sent := lp.awake()
+	sent := lp.detectStall()
 	wantDead := lp.wantsDead(sent)
-	text, n := lp.beats.mint()
+	text, n := lp.echoes.next()
 
 	cctx, cancel := lp.bound(ctx)
 	answer, err := lp.cfg.Store.Renew(cctx, inc, lp.cfg.TTL, text, wantDead)
 	cancel()
-	got := lp.awake()
+	got := lp.detectStall()
 
 	switch {
-	case err == nil && !answer.Present:
-		lp.lost("not on the list")
+	case err == nil && !answer.Listed:
+		lp.incarnationEnded("not on the list")
 		return
 	case got.Sub(sent) > lp.cfg.TTL:
-		// The process stood still during the call: whatever the answer was,
-		// the lease may be gone since. awake has planned the next renewal.
+		// The process stalled during the call, so the lease may be gone whatever the
+		// answer says. detectStall has planned the next renewal.
 		return
 	case err != nil:
 		lp.renewFailed(ctx, got, err)
 		return
 	}
-	lp.published(n, byRenewal, answer.Heard, sent, got)
-	lp.beatAt = sent.Add(beatEvery)
+	lp.published(n, byRenewal, answer.Receivers, sent, got)
+	lp.echoAt = sent.Add(echoInterval)
 	if wantDead {
 		lp.deadAsked, lp.deadAt = sent, time.Time{}
 	}
 	lp.renewed(ctx, answer, reading{sent: sent, got: got, redis: answer.Now})
 }
 
-// renewFailed plans the next attempt. A failure breaks patience whatever its
-// reason: where one server did not get through, others may not have either.
+// renewFailed plans the next attempt. A failure for any reason ends the contact: if this
+// server did not reach Redis, others may not have reached it either.
 func (lp *loop) renewFailed(ctx context.Context, at time.Time, err error) {
 	if ctx.Err() != nil {
 		return
 	}
 	lp.failing++
-	lp.patience.restart()
-	lp.tally.add(func(t *tally) { t.failures++ })
+	lp.contact.restart()
+	lp.counters.add(func(c *counters) { c.failures++ })
 	lp.away()
-	lp.renewAt = at.Add(lp.retry())
-	lp.foreign = ""
+	lp.renewAt = at.Add(lp.retryDelay())
+	lp.candidate = ""
 	lp.log.Warn("mesh: renew lease", "error", err)
 }
 
-// away tells that Redis did not answer.
 func (lp *loop) away() {
 	if lp.cfg.OnAway != nil {
 		lp.cfg.OnAway()
 	}
 }
 
-// renewed takes in a renewal that succeeded.
+// renewed handles a successful renewal.
 func (lp *loop) renewed(ctx context.Context, answer store.Renewal, r reading) {
 	recovered := lp.failing > 0
 	lp.failing, lp.stalled = 0, false
-	lp.tally.add(func(t *tally) { t.renewals++; t.last = r.got })
-	if lp.patience.note(r) {
-		lp.log.Warn("mesh: redis clock stepped, judging nobody for one lease")
+	lp.counters.add(func(c *counters) { c.last = r.got })
+	if lp.contact.note(r) {
+		lp.log.Warn("mesh: redis clock stepped, not declaring servers dead for one LeaseTTL")
 	}
 
 	lp.renewAt = r.sent.Add(lp.cfg.TTL / 3)
-	if lp.patience.slow(r) { // a better reading is wanted soon
-		lp.renewAt = r.got.Add(lp.retry())
+	if lp.contact.slow(r) { // a better reading of the clock is needed soon
+		lp.renewAt = r.got.Add(lp.retryDelay())
 	}
 	if !lp.deadAt.IsZero() && lp.deadAt.Before(lp.renewAt) {
 		lp.renewAt = lp.deadAt
 	}
-	lp.watch(answer, r.got)
+	lp.planDeclare(answer, r.got)
 
 	if slices.Contains(answer.Dead, lp.Incarnation()) {
-		lp.lost("on the dead list")
+		lp.incarnationEnded("on the dead list")
 		return
 	}
-	if lp.deadAsked.Equal(r.sent) && len(answer.Dead) < deadListed {
-		lp.relist(ctx, answer.Dead)
+	if lp.deadAsked.Equal(r.sent) && len(answer.Dead) < maxDeadListed {
+		lp.redeclare(ctx, answer.Dead)
 	}
 	for _, inc := range answer.Dead {
-		lp.reaper.add(ctx, inc, false, time.Time{})
+		lp.cleaner.add(ctx, inc, false, time.Time{})
 	}
 	if lp.cfg.OnRenew != nil {
 		lp.cfg.OnRenew(Renewed{Now: answer.Now, Owned: answer.Owned, Recovered: recovered})
 	}
 }
 
-// relist puts incarnations back on the list of the dead that this server is
-// cleaning up after and that are not on it any more. Either the list was lost, or
-// another server has finished; then the cleaning here soon does, too.
-func (lp *loop) relist(ctx context.Context, dead []string) {
-	for _, inc := range lp.reaper.working() {
+// redeclare puts incarnations that this server is cleaning up after back on the list of
+// dead servers. Either the list was lost, or another server has finished. In the second
+// case this server finishes soon too.
+func (lp *loop) redeclare(ctx context.Context, dead []string) {
+	for _, inc := range lp.cleaner.working() {
 		if slices.Contains(dead, inc) {
 			continue
 		}
 		cctx, cancel := lp.bound(ctx)
 		err := lp.cfg.Store.DeclareDead(cctx, inc)
 		cancel()
-		if lp.awake(); err != nil {
-			lp.cfg.Logger.Debug("mesh: list a dead server again", "incarnation", inc, "error", err)
-			return // renewals must not wait for the others, and the next one asks again
+		if lp.detectStall(); err != nil {
+			lp.cfg.Logger.Debug("mesh: declare a dead server dead again", "incarnation", inc, "error", err)
+			return // do not delay renewals; the next one reads the list again
 		}
 	}
 }
 
-// wantsDead reports whether a renewal sent now should ask for the dead list: the
-// first one, about each third, each while this server cleans up after others, and
-// if a burial was left to another server. Asking every time would cost an idle
-// server its frugality.
+// wantsDead reports whether a renewal sent now should read the list of dead servers. That
+// is the first renewal, about every third one, each one during a cleanup, and one soon
+// after another server declared the candidate dead. Reading the list every time would
+// make idle servers expensive.
 func (lp *loop) wantsDead(now time.Time) bool {
-	if lp.deadAsked.IsZero() || len(lp.reaper.working()) > 0 {
+	if lp.deadAsked.IsZero() || len(lp.cleaner.working()) > 0 {
 		return true
 	}
 	if now.Sub(lp.deadAsked) >= lp.cfg.TTL*5/6 {
@@ -128,111 +127,107 @@ func (lp *loop) wantsDead(now time.Time) bool {
 	return !lp.deadAt.IsZero() && !now.Before(lp.deadAt)
 }
 
-// deadListed limits how many dead servers a renewal returns.
-const deadListed = 64
+// maxDeadListed is the most dead servers that a renewal returns.
+const maxDeadListed = 64
 
-// lost notes that the current incarnation has ended.
-func (lp *loop) lost(why string) {
-	if lp.absent {
+// incarnationEnded notes that the current incarnation is dead or lost.
+func (lp *loop) incarnationEnded(why string) {
+	if lp.ended {
 		return
 	}
-	lp.absent, lp.declared = true, false
-	lp.foreign = ""
-	lp.patience.restart()
+	lp.ended, lp.declared = true, false
+	lp.candidate = ""
+	lp.contact.restart()
 	lp.log.Warn("mesh: this server was declared dead or forgotten",
 		"incarnation", lp.Incarnation(), "why", why, "stalled", lp.stalled)
 }
 
-// rebear puts the ended incarnation on the dead list and registers a new one;
-// it is repeated until both have succeeded. The old one is declared dead even
-// where somebody did so before: what it had written after Redis forgot it must
-// be cleaned up too.
+// reregister puts the ended incarnation on the list of dead servers and registers a new
+// one. It is repeated until both succeed. The old incarnation is declared dead even if
+// that was done before: entries that it wrote after Redis lost it must be cleaned up too.
 //
-// Each attempt takes a fresh id. An attempt whose outcome is unknown may have
-// registered, run out and been buried by the next one; its id, fenced, would be
-// of no use. Such an id owns nothing and is buried like any other.
-func (lp *loop) rebear(ctx context.Context) {
+// Each attempt takes a new id. A failed attempt may still have registered its id, and
+// other servers may have declared that id dead and fenced it since. Such an id owns
+// nothing and is cleaned up like any other.
+func (lp *loop) reregister(ctx context.Context) {
 	old := lp.Incarnation()
 	if !lp.declared {
 		cctx, cancel := lp.bound(ctx)
 		err := lp.cfg.Store.DeclareDead(cctx, old)
 		cancel()
-		if at := lp.awake(); err != nil {
-			lp.rebearFailed(ctx, at, err)
+		if at := lp.detectStall(); err != nil {
+			lp.reregisterFailed(ctx, at, err)
 			return
 		}
-		lp.lockOut(ctx, old)
+		lp.fenceOld(ctx, old)
 		lp.declared = true
 	}
 	inc := lp.cfg.NewIncarnation()
-	lp.patience.restart()
+	lp.contact.restart()
 	sent, err := lp.register(ctx, inc)
-	got := lp.awake()
+	got := lp.detectStall()
 	if err != nil {
-		lp.rebearFailed(ctx, got, err)
+		lp.reregisterFailed(ctx, got, err)
 		return
 	}
-	if got.Sub(sent) > lp.cfg.TTL { // it stood still: this one may be dead too
-		lp.rebearAt = got
+	if got.Sub(sent) > lp.cfg.TTL { // a stall: this one may be dead too
+		lp.reregisterAt = got
 		return
 	}
-	lp.born(ctx, old, inc, sent, got)
+	lp.installIncarnation(ctx, old, inc, sent, got)
 }
 
-// lockOut fences an incarnation of this server in every bucket before the next
-// one begins: a batch of the old one that is still on its way must not replace
-// what the new one has written. Where that fails nobody waits for it: whoever
-// cleans up after the old one fences it too.
-func (lp *loop) lockOut(ctx context.Context, old string) {
-	for bucket := 0; bucket < lp.cfg.Buckets; bucket += fencesAtOnce {
-		var wg sync.WaitGroup
-		for b := bucket; b < min(bucket+fencesAtOnce, lp.cfg.Buckets); b++ {
-			wg.Go(func() {
-				cctx, cancel := lp.bound(ctx)
-				defer cancel()
-				if err := lp.cfg.Store.Fence(cctx, b, old); err != nil {
-					lp.cfg.Logger.Debug("mesh: lock out", "incarnation", old, "bucket", b, "error", err)
-				}
-			})
-		}
-		wg.Wait()
-		lp.awake()
+// fenceOld fences the old incarnation of this server in every bucket before the new one
+// begins, so that a late batch of the old one cannot replace what the new one has
+// written. A failure does not matter: cleaning up after the old incarnation fences it
+// too.
+func (lp *loop) fenceOld(ctx context.Context, old string) {
+	for first := 0; first < lp.cfg.Buckets; first += fencesAtOnce {
+		n := min(fencesAtOnce, lp.cfg.Buckets-first)
+		_ = wait.Each(ctx, n, n, func(i int) error {
+			cctx, cancel := lp.bound(ctx)
+			defer cancel()
+			if err := lp.cfg.Store.Fence(cctx, first+i, old); err != nil {
+				lp.cfg.Logger.Debug("mesh: fence incarnation", "incarnation", old, "bucket", first+i, "error", err)
+			}
+			return nil
+		})
+		lp.detectStall() // after each few, because all of them may take longer than the lease
 	}
 }
 
-// fencesAtOnce is how many buckets are locked at once.
+// fencesAtOnce is the number of buckets that are fenced at a time.
 const fencesAtOnce = 8
 
-// rebearFailed plans the next attempt to be reborn.
-func (lp *loop) rebearFailed(ctx context.Context, at time.Time, err error) {
-	lp.rebearAt = at.Add(lp.retry())
+func (lp *loop) reregisterFailed(ctx context.Context, at time.Time, err error) {
+	lp.reregisterAt = at.Add(lp.retryDelay())
 	if ctx.Err() != nil {
 		return
 	}
-	lp.log.Warn("mesh: register anew", "error", err)
+	lp.log.Warn("mesh: reregister server", "error", err)
 }
 
-// born puts inc in the place of old and tells the owner. The first renewal
-// follows after a moment, and no rebirth can follow earlier: a Redis that
-// forgets at once must not be run hot.
-func (lp *loop) born(ctx context.Context, old, inc string, sent, got time.Time) {
+// installIncarnation makes inc the current incarnation and calls OnReregistered. The
+// first renewal and the next reregistration follow after a pause, so that a Redis that
+// loses everything at once is not overloaded.
+func (lp *loop) installIncarnation(ctx context.Context, old, inc string, sent, got time.Time) {
 	stalled, cutOff := lp.stalled, lp.failing > 0
 	lp.current.Store(&inc)
-	lp.absent, lp.declared, lp.stalled, lp.failing = false, false, false, 0
-	lp.renewAt = got.Add(lp.retry())
-	lp.rebearAt = lp.renewAt
-	lp.beatAt = sent.Add(beatEvery)
-	lp.beats.quiet(got)
-	lp.tally.add(func(t *tally) { t.reborn++ })
-	lp.log.Info("mesh: server lives under a new incarnation", "old", old, "new", inc, "stalled", stalled)
-	if lp.cfg.OnReborn != nil {
-		lp.cfg.OnReborn(old, inc, stalled)
+	lp.ended, lp.declared, lp.stalled, lp.failing = false, false, false, 0
+	lp.renewAt = got.Add(lp.retryDelay())
+	lp.reregisterAt = lp.renewAt
+	lp.echoAt = sent.Add(echoInterval)
+	lp.echoes.expectNone(got)
+	lp.counters.add(func(c *counters) { c.reregistered++ })
+	lp.log.Info("mesh: server has a new incarnation", "old", old, "new", inc, "stalled", stalled)
+	if lp.cfg.OnReregistered != nil {
+		lp.cfg.OnReregistered(old, inc, stalled)
 	}
-	// Out of touch for a whole lease: what the subscriptions go over is as dead
-	// as what renewals went over, and would be found out by beats only, seconds
-	// after everything else is well.
-	if cutOff && lp.cfg.OnDeaf != nil {
-		lp.cfg.OnDeaf()
+	// The server was cut off for a whole lease. The connection of the listener is
+	// probably as dead as those of the renewals were, and only an echo would show that,
+	// seconds later.
+	if cutOff && lp.cfg.OnNoEcho != nil {
+		lp.cfg.OnNoEcho()
 	}
-	lp.reaper.add(ctx, old, false, time.Time{})
+	lp.cleaner.add(ctx, old, false, time.Time{})
 }

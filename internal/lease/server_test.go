@@ -8,47 +8,45 @@ import (
 	"time"
 )
 
-// rebirth is one call of OnReborn.
-type rebirth struct {
+// reregistration is one call of OnReregistered.
+type reregistration struct {
 	old, new string
 	stalled  bool
 	at       time.Time
 }
 
-// server is one Lease with its link and what its callbacks were told.
+// server is one Lease with its link and a record of its callbacks.
 type server struct {
 	*Lease
 	link
 	t *testing.T
 
-	seen    sync.Mutex
-	deaf    bool // its listener drops beats
-	busy    bool
-	deafs   int
-	births  []rebirth
-	buried  map[string]int
-	renewed []Renewed
+	seen            sync.Mutex
+	deaf            bool // its listener drops echoes
+	watching        bool
+	resets          int
+	reregistrations []reregistration
+	renewed         []Renewed
 }
 
 const ttl = 10 * time.Second
 
-// newServer makes a server called name: its incarnations are name1, name2, …
+// newServer returns a server with the incarnations name1, name2, ….
 func newServer(t *testing.T, r *redis, name string, change ...func(*Config)) *server {
 	t.Helper()
-	s := &server{link: link{r: r, latency: 2 * time.Millisecond}, t: t, buried: map[string]int{}}
+	s := &server{link: link{r: r, latency: 2 * time.Millisecond}, t: t}
 	n := 0
 	cfg := Config{
 		Store: &s.link, TTL: ttl,
 		NewIncarnation: func() string { n++; inc := fmt.Sprint(name, n); s.listen(inc); return inc },
-		Control:        func(inc string) string { return inc },
-		Busy:           func() bool { s.freeze(); s.seen.Lock(); defer s.seen.Unlock(); return s.busy },
+		Channel:        func(inc string) string { return inc },
+		Watching:       func() bool { s.freeze(); s.seen.Lock(); defer s.seen.Unlock(); return s.watching },
 		OnRenew:        func(a Renewed) { s.seen.Lock(); defer s.seen.Unlock(); s.renewed = append(s.renewed, a) },
-		OnDeaf:         func() { s.seen.Lock(); defer s.seen.Unlock(); s.deafs++ },
-		OnBuried:       func(inc string, n int) { s.seen.Lock(); defer s.seen.Unlock(); s.buried[inc] += n },
-		OnReborn: func(old, new string, stalled bool) {
+		OnNoEcho:       func() { s.seen.Lock(); defer s.seen.Unlock(); s.resets++ },
+		OnReregistered: func(oldInc, newInc string, stalled bool) {
 			s.seen.Lock()
 			defer s.seen.Unlock()
-			s.births = append(s.births, rebirth{old, new, stalled, time.Now()})
+			s.reregistrations = append(s.reregistrations, reregistration{oldInc, newInc, stalled, time.Now()})
 		},
 	}
 	for _, f := range change {
@@ -58,21 +56,21 @@ func newServer(t *testing.T, r *redis, name string, change ...func(*Config)) *se
 	return s
 }
 
-// listen delivers the beats of inc unless the server is deaf.
+// listen delivers the echoes of inc unless the server is deaf.
 func (s *server) listen(inc string) {
 	s.r.do(func() {
-		s.r.hear[inc] = func(beat string) {
+		s.r.hear[inc] = func(echo string) {
 			s.seen.Lock()
 			deaf := s.deaf
 			s.seen.Unlock()
 			if !deaf {
-				s.Heard(beat)
+				s.EchoReceived(echo)
 			}
 		}
 	})
 }
 
-// start starts a server that the test stops at its end.
+// start starts a server. The test has to stop it.
 func (s *server) start() *server {
 	s.t.Helper()
 	if err := s.Start(s.t.Context()); err != nil {
@@ -81,7 +79,7 @@ func (s *server) start() *server {
 	return s
 }
 
-// kill ends a server without a word.
+// kill stops a server without resigning.
 func (s *server) kill() {
 	s.t.Helper()
 	if err := s.Stop(context.WithoutCancel(s.t.Context())); err != nil {
@@ -89,5 +87,5 @@ func (s *server) kill() {
 	}
 }
 
-// view runs f with the callbacks' records locked.
+// view runs f with the records locked.
 func (s *server) view(f func()) { s.seen.Lock(); defer s.seen.Unlock(); f() }

@@ -7,61 +7,59 @@ import (
 	"github.com/meshpresence/mesh/internal/histogram"
 )
 
-// Stats is what a Lease has done so far.
+// Stats are the counters of a Lease.
 type Stats struct {
-	Renewals    uint64        // that succeeded
-	Failures    uint64        // renewals that failed
-	LastRenewal time.Duration // age of the last success; -1: none yet
-	Buried      uint64        // incarnations that this server declared dead
-	Reaped      uint64        // entries of the dead that this server ended
-	// Late is how long after the lease of a server that this one declared dead
-	// had run out each of its entries was ended, if this server did that, too.
+	Failures     uint64        // failed renewals
+	LastRenewal  time.Duration // age of the last successful one; -1: none yet
+	DeclaredDead uint64        // incarnations that this server declared dead
+	CleanedUp    uint64        // entries of dead servers that this server ended
+	// Late counts, by delay, the entries that this server ended of the incarnations that
+	// it declared dead. The delay is the time since the lease ran out.
 	Late histogram.Counts
-	// Trips is how long beats took from here to Redis and back over the listener.
-	Trips      histogram.Counts
-	Reborn     uint64        // new incarnations after the first
-	Deaf       uint64        // calls of OnDeaf
-	Patient    bool          // may judge others now
-	PatientIn  time.Duration // at the earliest; 0 does not promise Patient
-	ClockSteps uint64        // disagreements between Redis's clock and the monotonic one
+	// Trips counts the echoes that came back, by their round trip.
+	Trips          histogram.Counts
+	Reregistered   uint64        // new incarnations after the first
+	ListenerResets uint64        // calls of OnNoEcho
+	InContact      bool          // this server may declare others dead
+	ContactIn      time.Duration // time until contact at the earliest; 0 does not promise InContact
+	ClockSteps     uint64        // disagreements between the clock of Redis and the monotonic clock
 }
 
-// tally holds the counters behind Stats.
-type tally struct {
-	mu       sync.Mutex // guards the fields below
-	renewals uint64
-	failures uint64
-	last     time.Time
-	buried   uint64
-	reaped   uint64
-	reborn   uint64
+// counters holds the counters behind Stats.
+type counters struct {
+	mu           sync.Mutex // guards the fields below
+	failures     uint64
+	last         time.Time
+	declaredDead uint64
+	cleanedUp    uint64
+	reregistered uint64
 }
 
 // add changes the counters under the lock.
-func (t *tally) add(change func(*tally)) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	change(t)
+func (c *counters) add(change func(*counters)) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	change(c)
 }
 
-// Stats returns the counters. They are not of one single moment.
+// Stats returns the counters. They are not all of the same moment.
 func (l *Lease) Stats() Stats {
 	now := time.Now()
-	_, patient := l.patience.judge(now)
+	_, inContact := l.contact.proof(now)
 	s := Stats{
-		LastRenewal: -1,
-		Patient:     patient,
-		PatientIn:   l.patience.left(now),
-		ClockSteps:  l.patience.stepCount(),
-		Deaf:        l.beats.deafCount(),
-		Late:        l.reaper.late.Counts(),
-		Trips:       l.beats.trips.Counts(),
+		LastRenewal:    -1,
+		InContact:      inContact,
+		ContactIn:      l.contact.remaining(now),
+		ClockSteps:     l.contact.stepCount(),
+		ListenerResets: l.echoes.resets(),
+		Late:           l.cleaner.delays.Counts(),
+		Trips:          l.echoes.trips.Counts(),
 	}
-	l.tally.add(func(t *tally) {
-		s.Renewals, s.Failures = t.renewals, t.failures
-		s.Buried, s.Reaped, s.Reborn = t.buried, t.reaped, t.reborn
-		if !t.last.IsZero() {
-			s.LastRenewal = now.Sub(t.last)
+	l.counters.add(func(c *counters) {
+		s.Failures = c.failures
+		s.DeclaredDead, s.CleanedUp, s.Reregistered = c.declaredDead, c.cleanedUp, c.reregistered
+		if !c.last.IsZero() {
+			s.LastRenewal = now.Sub(c.last)
 		}
 	})
 	return s

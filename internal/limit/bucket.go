@@ -1,4 +1,5 @@
-// Package limit holds what comes per second, and what is logged, within bounds.
+// Package limit holds rate limits, a limited log, a shield around the app's log
+// handler, and a group of goroutines whose wait can be given up.
 package limit
 
 import "time"
@@ -11,14 +12,14 @@ type Bucket struct {
 	last   time.Time
 }
 
-// NewBucket returns a full bucket that lets perSecond through in the long run,
-// and that of burst seconds at once; perSecond not positive: one without limit.
+// NewBucket returns a full bucket. It gets perSecond tokens per second and holds the
+// tokens of burst seconds. If perSecond is not positive, there is no limit.
 func NewBucket(now time.Time, perSecond int, burst float64) Bucket {
 	rate := float64(max(perSecond, 0))
 	return Bucket{rate: rate, burst: burst * rate, tokens: burst * rate, last: now}
 }
 
-// Take takes one token; false: there is none.
+// Take takes one token. It returns false if there is none.
 func (b *Bucket) Take(now time.Time) bool {
 	if !b.Has(now) {
 		return false
@@ -27,7 +28,7 @@ func (b *Bucket) Take(now time.Time) bool {
 	return true
 }
 
-// Has reports whether there is a token to take.
+// Has reports whether there is a token.
 func (b *Bucket) Has(now time.Time) bool {
 	if b.rate == 0 {
 		return true
@@ -39,5 +40,13 @@ func (b *Bucket) Has(now time.Time) bool {
 	return b.tokens >= 1
 }
 
-// Return puts back a token that was taken.
+// Wait returns the time until there is a token, counted from the last Take or Has.
+func (b *Bucket) Wait() time.Duration {
+	if b.rate == 0 || b.tokens >= 1 {
+		return 0
+	}
+	return time.Duration((1 - b.tokens) / b.rate * float64(time.Second))
+}
+
+// Return puts back a taken token.
 func (b *Bucket) Return() { b.tokens = min(b.tokens+1, b.burst) }

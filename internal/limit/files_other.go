@@ -2,5 +2,5 @@
 
 package limit
 
-// OpenFiles returns false: this system has no such limit, or does not tell.
+// OpenFiles returns false, because the limit of this system is unknown.
 func OpenFiles() (int, bool) { return 0, false }

@@ -7,14 +7,13 @@ import (
 	"time"
 )
 
-// LogWait is how long a line may take to be written before the code that logs
-// it goes on without it.
+// LogWait is the longest time for which a caller waits until its line is written.
 const LogWait = 250 * time.Millisecond
 
-// Shield lets the library log through a slog.Handler of the app's that may
-// panic, end its goroutine, block, or call the library: each call of the handler
-// runs on a goroutine of its own, which is waited for at most LogWait. While a
-// call is late, nothing more is written. Safe for concurrent use.
+// Shield protects the library from the app's slog.Handler, which may panic, end its
+// goroutine, block, or call the library. Each call of the handler runs on its own
+// goroutine, and the caller waits for it for at most LogWait. While a call is late, all
+// further calls are dropped. A Shield is safe for concurrent use.
 type Shield struct {
 	late     atomic.Int64
 	panics   atomic.Uint64
@@ -22,11 +21,11 @@ type Shield struct {
 	dropped  atomic.Uint64
 }
 
-// ShieldCounts counts the handler's calls by their outcome.
+// ShieldCounts are the numbers of failed calls of the handler.
 type ShieldCounts struct {
-	Panics   uint64 // runtime.Goexit included
+	Panics   uint64 // including runtime.Goexit
 	Timeouts uint64
-	Dropped  uint64 // not made, because another one was late
+	Dropped  uint64 // not made, because another call was late
 }
 
 // Counts returns the counts so far.
@@ -34,7 +33,8 @@ func (s *Shield) Counts() ShieldCounts {
 	return ShieldCounts{Panics: s.panics.Load(), Timeouts: s.timeouts.Load(), Dropped: s.dropped.Load()}
 }
 
-// Logger returns a logger that writes to logger's handler; nil: to none.
+// Logger returns a logger that writes to logger's handler. If logger is nil, it
+// discards its lines.
 func (s *Shield) Logger(logger *slog.Logger) *slog.Logger {
 	if logger == nil || logger.Handler() == slog.DiscardHandler {
 		return slog.New(slog.DiscardHandler)
@@ -42,13 +42,13 @@ func (s *Shield) Logger(logger *slog.Logger) *slog.Logger {
 	return slog.New(&shielded{next: logger.Handler(), shield: s})
 }
 
-// shielded is a slog.Handler that calls another one.
+// shielded is a slog.Handler that calls another one through a Shield.
 type shielded struct {
 	next   slog.Handler
 	shield *Shield
 }
 
-// Enabled implements slog.Handler. It is false if next fails.
+// Enabled implements slog.Handler. It returns false if next fails.
 func (h *shielded) Enabled(ctx context.Context, level slog.Level) bool {
 	enabled, ok := shield(h.shield, func() bool { return h.next.Enabled(ctx, level) })
 	return ok && enabled
@@ -60,12 +60,12 @@ func (h *shielded) Handle(ctx context.Context, r slog.Record) error {
 	return err
 }
 
-// WithAttrs implements slog.Handler. If next fails, the attributes are left out.
+// WithAttrs implements slog.Handler. If next fails, the attributes are omitted.
 func (h *shielded) WithAttrs(attrs []slog.Attr) slog.Handler {
 	return h.with(func() slog.Handler { return h.next.WithAttrs(attrs) })
 }
 
-// WithGroup implements slog.Handler. If next fails, there is no group.
+// WithGroup implements slog.Handler. If next fails, the group is omitted.
 func (h *shielded) WithGroup(name string) slog.Handler {
 	return h.with(func() slog.Handler { return h.next.WithGroup(name) })
 }
@@ -78,26 +78,26 @@ func (h *shielded) with(f func() slog.Handler) slog.Handler {
 	return &shielded{next: next, shield: h.shield}
 }
 
-// How far a call has come.
+// The states of a call.
 const (
 	callRunning = iota
 	callReturned
 	callLate
 )
 
-// shield calls f and returns its result. Ok is false if f did not return in time,
-// or at all.
+// shield calls f and returns its result. ok is false if f panicked or did not return in
+// time.
 func shield[T any](s *Shield, f func() T) (value T, ok bool) {
 	if s.late.Load() > 0 {
 		s.dropped.Add(1)
 		return value, false
 	}
 	var state atomic.Int32
-	returned := make(chan *T, 1) // nil: it panicked
-	go func() {                  // ends with the call; a late one is counted
+	returned := make(chan *T, 1) // gets nil if f panicked
+	go func() {                  // ends with f; a late one is counted
 		var result *T
 		defer func() {
-			if recover(); result == nil {
+			if _ = recover(); result == nil {
 				s.panics.Add(1)
 			}
 			if !state.CompareAndSwap(callRunning, callReturned) {
@@ -114,7 +114,7 @@ func shield[T any](s *Shield, f func() T) (value T, ok bool) {
 	select {
 	case result = <-returned:
 	case <-t.C:
-		s.late.Add(1) // before it is known to be late: it counts itself out
+		s.late.Add(1) // before the state changes, because the late call subtracts itself
 		if state.CompareAndSwap(callRunning, callLate) {
 			s.timeouts.Add(1)
 			return value, false

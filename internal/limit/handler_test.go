@@ -13,20 +13,20 @@ import (
 	"github.com/stretchr/testify/assert"
 )
 
-// rude is a handler whose Handle does something else first.
-type rude struct {
+// appHandler is a handler that calls do first.
+type appHandler struct {
 	slog.Handler
 	do func()
 }
 
-func (h rude) Handle(ctx context.Context, r slog.Record) error {
+func (h appHandler) Handle(ctx context.Context, r slog.Record) error {
 	h.do()
 	return h.Handler.Handle(ctx, r)
 }
 
-func (h rude) WithAttrs([]slog.Attr) slog.Handler { h.do(); return nil }
+func (h appHandler) WithAttrs([]slog.Attr) slog.Handler { h.do(); return nil }
 
-// value panics when it is printed.
+// value panics if it is printed.
 type value struct{}
 
 func (value) String() string { panic("again") }
@@ -37,9 +37,9 @@ func TestShield(t *testing.T) {
 		var s Shield
 		var out bytes.Buffer
 		do := func() {}
-		log := s.Logger(slog.New(rude{slog.NewTextHandler(&out, nil), func() { do() }}))
+		log := s.Logger(slog.New(appHandler{slog.NewTextHandler(&out, nil), func() { do() }}))
 		log.Info("one")
-		assert.Contains(t, out.String(), "one", "when the call returns, the line is there")
+		assert.Contains(t, out.String(), "one", "the line is written when the call returns")
 		do = func() { panic(value{}) }
 		log.Info("two")
 		log.With("a", 1).Info("two")
@@ -55,8 +55,8 @@ func TestShield(t *testing.T) {
 		for range 100 {
 			log.Info("five")
 		}
-		assert.Equal(t, LogWait, time.Since(begun), "while it blocks nothing else waits")
-		assert.Equal(t, ShieldCounts{Panics: 4, Timeouts: 1, Dropped: 100}, s.Counts(), "what is not enabled is not handled")
+		assert.Equal(t, LogWait, time.Since(begun), "further calls do not wait while one blocks")
+		assert.Equal(t, ShieldCounts{Panics: 4, Timeouts: 1, Dropped: 100}, s.Counts(), "Handle is not called if Enabled fails")
 		close(release)
 		synctest.Wait()
 		do = func() {}

@@ -12,21 +12,20 @@ import (
 )
 
 const (
-	// LogEvery is how often a line of one kind is logged at most.
+	// LogEvery is the shortest time between two lines of one kind.
 	LogEvery = 10 * time.Second
-	// logKinds bounds how many kinds of lines are told apart; those beyond are
-	// one kind.
-	logKinds = 1024
-	// logText bounds the bytes of a text that is not the library's own.
-	logText = 256
+	// maxLogKinds bounds the kinds of lines. All further kinds are treated as one.
+	maxLogKinds = 1024
+	// maxLogText bounds the bytes of a text that is not the library's own.
+	maxLogText = 256
 )
 
-// Log writes log lines that may repeat: of one kind at most one every LogEvery,
-// with the number of those that were held back since the last one, as
-// "suppressed". What is held back is written at Debug. Safe for concurrent use.
+// Log writes log lines that may repeat. It writes at most one line of a kind per
+// LogEvery. Lines in between are suppressed: they are written at Debug, and the next
+// line of the kind has their number as "suppressed". A Log is safe for concurrent use.
 //
-// The number comes with the next line of the kind, and not by itself: a log
-// that has fallen silent says that nothing happens any more.
+// The number is written with the next line of the kind, and not by itself. So a silent
+// log means that nothing happens any more.
 type Log struct {
 	logger *slog.Logger
 
@@ -34,13 +33,13 @@ type Log struct {
 	kinds map[string]*kind
 }
 
-// kind is what a Log knows about one kind of line.
+// kind is the state of one kind of line.
 type kind struct {
-	last time.Time
-	held int
+	last       time.Time
+	suppressed int
 }
 
-// NewLog returns a Log that writes to logger; nil: to nobody.
+// NewLog returns a Log that writes to logger. If logger is nil, it discards its lines.
 func NewLog(logger *slog.Logger) *Log {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
@@ -48,34 +47,33 @@ func NewLog(logger *slog.Logger) *Log {
 	return &Log{logger: logger, kinds: make(map[string]*kind)}
 }
 
-// Info writes a line at Info; its kind is its text, which must be a constant.
-// It reports whether the line was written, not held back.
+// Info writes a line at Info. Its kind is its text, which must be a constant. Info
+// reports whether the line was written and not suppressed.
 func (l *Log) Info(text string, args ...any) bool { return l.write(slog.LevelInfo, text, text, args) }
 
-// Warn is Info at Warn.
+// Warn is like Info, at Warn.
 func (l *Log) Warn(text string, args ...any) bool { return l.write(slog.LevelWarn, text, text, args) }
 
-// Error is Info at Error.
+// Error is like Info, at Error.
 func (l *Log) Error(text string, args ...any) bool {
 	return l.write(slog.LevelError, text, text, args)
 }
 
-// As writes a line of a kind that is not its text: for lines of one text that
-// are about different things. There must be few kinds, none of them a client's
-// to choose.
+// As writes a line of the given kind, for lines with equal texts about different
+// things. There must be few kinds, and clients must not be able to choose them.
 func (l *Log) As(level slog.Level, kind, text string, args ...any) bool {
 	return l.write(level, kind, text, args)
 }
 
-// write is called by the functions above alone, which have been called by
-// whoever the line is to name as its source.
+// write writes a line. Only the methods above may call it, because it takes their
+// caller as the source of the line.
 func (l *Log) write(level slog.Level, kind, text string, args []any) bool {
 	now := time.Now()
-	held, ok := l.allow(kind, now)
+	suppressed, ok := l.allow(kind, now)
 	if !ok {
 		level = slog.LevelDebug
 	}
-	ctx := context.Background() // as slog's own functions without one
+	ctx := context.Background() // as in slog's functions without a context
 	if !l.logger.Enabled(ctx, level) {
 		return ok
 	}
@@ -83,21 +81,21 @@ func (l *Log) write(level slog.Level, kind, text string, args []any) bool {
 	runtime.Callers(3, caller[:]) // Callers, write, Warn
 	r := slog.NewRecord(now, level, text, caller[0])
 	r.Add(args...)
-	if held > 0 {
-		r.AddAttrs(slog.Int("suppressed", held))
+	if suppressed > 0 {
+		r.AddAttrs(slog.Int("suppressed", suppressed))
 	}
-	_ = l.logger.Handler().Handle(ctx, r) // as slog's own functions
+	_ = l.logger.Handler().Handle(ctx, r) // slog ignores the error, too
 	return ok
 }
 
-// allow reports whether a line of this kind may be written now, and how many
-// were held back since the last one.
-func (l *Log) allow(name string, now time.Time) (held int, ok bool) {
+// allow reports whether a line of this kind may be written now, and the number of
+// suppressed lines since the last one.
+func (l *Log) allow(name string, now time.Time) (suppressed int, ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	k := l.kinds[name]
-	if k == nil && len(l.kinds) >= logKinds {
-		name = "" // the rest, together
+	if k == nil && len(l.kinds) >= maxLogKinds {
+		name = "" // the one kind of all further lines
 		k = l.kinds[name]
 	}
 	if k == nil {
@@ -105,18 +103,18 @@ func (l *Log) allow(name string, now time.Time) (held int, ok bool) {
 		return 0, true
 	}
 	if now.Sub(k.last) < LogEvery {
-		k.held++
+		k.suppressed++
 		return 0, false
 	}
-	held, k.held, k.last = k.held, 0, now
-	return held, true
+	suppressed, k.suppressed, k.last = k.suppressed, 0, now
+	return suppressed, true
 }
 
 // plainError is the type of errors.New.
 var plainError = reflect.TypeOf(errors.New(""))
 
-// PanicText describes the value of a panic. It calls no methods of types that
-// may be an app's: those may panic as well.
+// PanicText describes the value of a panic. It calls no methods of the app's types,
+// because they may panic as well.
 func PanicText(value any) string {
 	if text, ok := value.(string); ok {
 		return Shorten(text)
@@ -131,7 +129,7 @@ func PanicText(value any) string {
 	switch t.PkgPath() {
 	case "runtime", "fmt":
 		return Shorten(fmt.Sprint(value))
-	case "": // a list or the like may hold an app's values
+	case "": // a composite type may hold values of the app's types
 		if k := t.Kind(); k <= reflect.Complex128 || k == reflect.String {
 			return Shorten(fmt.Sprint(value))
 		}
@@ -139,11 +137,11 @@ func PanicText(value any) string {
 	return Shorten(fmt.Sprintf("a value of type %T", value))
 }
 
-// Shorten cuts a text that is not the library's own down to what a log line may
-// hold of it.
+// Shorten cuts a text that is not the library's own to the length that a log line may
+// hold.
 func Shorten(text string) string {
-	if len(text) <= logText {
+	if len(text) <= maxLogText {
 		return text
 	}
-	return text[:logText] + "…"
+	return text[:maxLogText] + "…"
 }

@@ -13,7 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-func TestLogHoldsBackWhatRepeats(t *testing.T) {
+func TestLogSuppressesRepeatedLines(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		var out bytes.Buffer
@@ -23,8 +23,8 @@ func TestLogHoldsBackWhatRepeats(t *testing.T) {
 			time.Sleep(3 * time.Second)
 			require.False(t, l.Warn("lost", "n", 2))
 		}
-		require.True(t, l.Info("found"), "of another kind")
-		require.True(t, l.As(slog.LevelError, "lost x", "lost"), "of another kind by name")
+		require.True(t, l.Info("found"), "another kind")
+		require.True(t, l.As(slog.LevelError, "lost x", "lost"), "another kind by name")
 		require.Equal(t, 3, strings.Count(out.String(), "\n"))
 		require.NotContains(t, out.String(), "suppressed")
 		out.Reset()
@@ -33,11 +33,11 @@ func TestLogHoldsBackWhatRepeats(t *testing.T) {
 		require.Contains(t, out.String(), `level=WARN msg=lost n=3 suppressed=3`)
 		time.Sleep(LogEvery)
 		require.True(t, l.Warn("lost"))
-		require.Equal(t, 1, strings.Count(out.String(), "suppressed"), "they have been counted")
+		require.Equal(t, 1, strings.Count(out.String(), "suppressed"), "the number is written once")
 	})
 }
 
-func TestLogHeldBackAtDebug(t *testing.T) {
+func TestSuppressedLinesAreWrittenAtDebug(t *testing.T) {
 	t.Parallel()
 	var out bytes.Buffer
 	l := NewLog(slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug, AddSource: true})))
@@ -48,9 +48,9 @@ func TestLogHeldBackAtDebug(t *testing.T) {
 	require.Contains(t, lines[0], "level=ERROR")
 	require.Contains(t, lines[1], "level=DEBUG")
 	for _, line := range lines {
-		require.Contains(t, line, "log_test.go:", "the source is where the line was written")
+		require.Contains(t, line, "log_test.go:", "the source is the caller of the Log")
 	}
-	NewLog(nil).Error("nobody hears it")
+	NewLog(nil).Error("discarded")
 }
 
 func TestLogIsBounded(t *testing.T) {
@@ -58,13 +58,13 @@ func TestLogIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		l := NewLog(nil)
 		written := 0
-		for i := range 3 * logKinds {
+		for i := range 3 * maxLogKinds {
 			if l.As(slog.LevelInfo, fmt.Sprint(i), "x") {
 				written++
 			}
 		}
-		require.Equal(t, logKinds+1, written)
-		require.LessOrEqual(t, len(l.kinds), logKinds+1)
+		require.Equal(t, maxLogKinds+1, written)
+		require.LessOrEqual(t, len(l.kinds), maxLogKinds+1)
 	})
 }
 
@@ -95,5 +95,5 @@ func TestLogConcurrent(t *testing.T) {
 func TestShorten(t *testing.T) {
 	t.Parallel()
 	require.Equal(t, "x", Shorten("x"))
-	require.Len(t, Shorten(strings.Repeat("x", 1000)), logText+len("…"))
+	require.Len(t, Shorten(strings.Repeat("x", 1000)), maxLogText+len("…"))
 }

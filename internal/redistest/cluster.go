@@ -15,9 +15,9 @@ import (
 )
 
 const (
-	// Slots is how many hash slots every cluster has.
+	// Slots is the number of hash slots of every cluster.
 	Slots = 16384
-	// NodeTimeout is after how long of silence the nodes of a cluster begin to
+	// NodeTimeout is the time of silence after which the nodes of a cluster begin to
 	// agree that one of them has failed.
 	NodeTimeout = 1200 * time.Millisecond
 
@@ -26,10 +26,9 @@ const (
 	clusterPoll  = 20 * time.Millisecond
 )
 
-// Cluster is a Redis Cluster that this process started: three shards of one
-// master and one replica. Which of a shard's two nodes is the master changes
-// with every failover. Methods end the test that started it where they fail,
-// so call them from its goroutine.
+// Cluster is a Redis Cluster that this process started: three shards of one master and
+// one replica. With every failover, another of a shard's two nodes is the master. Methods
+// end the test that started the cluster if they fail, so call them from its goroutine.
 type Cluster struct {
 	t     testing.TB
 	nodes []*Server // the first masters, then their replicas in the same order
@@ -38,10 +37,10 @@ type Cluster struct {
 	admins map[*Server]*redis.Client
 }
 
-// StartCluster starts a cluster with all ports picked freely, waits until
-// every node says that it is complete, and stops it when the test is over. The
-// options are for each node. It needs Redis 7, which lets the port of the
-// cluster bus be chosen; with an older one the test is skipped.
+// StartCluster starts a cluster on free ports, waits until every node says that it is
+// complete, and stops it when the test is over. The options are for each node. It needs
+// Redis 7, which has a setting for the port of the cluster bus. With an older one the
+// test is skipped.
 func StartCluster(t testing.TB, opts ...Option) *Cluster {
 	t.Helper()
 	if path, err := binary(); err == nil && !choosesBus(path) {
@@ -57,11 +56,11 @@ func StartCluster(t testing.TB, opts ...Option) *Cluster {
 	return c
 }
 
-// choosesBus reports whether the server knows the setting cluster-port.
+// choosesBus reports whether the server has the setting cluster-port.
 func choosesBus(path string) bool {
 	out, err := exec.Command(path, "--version").Output()
 	if err != nil {
-		return true // starting it will say what is wrong
+		return true // starting it will report the error
 	}
 	_, rest, ok := strings.Cut(string(out), "v=")
 	major, _, _ := strings.Cut(rest, ".")
@@ -69,8 +68,8 @@ func choosesBus(path string) bool {
 	return !ok || err != nil || n >= 7
 }
 
-// clusterArgs makes a server a node. A replica is never so far behind that it
-// does not stand for election, and stays with the master that it was given.
+// clusterArgs returns the arguments of a node. A replica always stands for election,
+// however old its data is, and stays with its master.
 func clusterArgs(bus int) []string {
 	return []string{
 		"--cluster-enabled", "yes", "--cluster-port", strconv.Itoa(bus), "--cluster-config-file", "nodes.conf",
@@ -99,17 +98,17 @@ func (c *Cluster) form() {
 	for i := range shards {
 		c.do(c.nodes[shards+i], "cluster", "replicate", ids[i])
 	}
-	c.Settle()
+	c.AwaitStable()
 }
 
-// Settle waits until every node that runs knows all others and finds all slots
-// served, and every replica that runs follows a master.
-func (c *Cluster) Settle() {
+// AwaitStable waits until every running node knows all others and finds all slots served,
+// and every running replica follows a master.
+func (c *Cluster) AwaitStable() {
 	c.t.Helper()
 	c.await("a complete cluster", func() error { return c.each(c.complete) })
 }
 
-// running says which nodes run.
+// running returns the nodes that run.
 func (c *Cluster) running() []*Server {
 	var list []*Server
 	for _, s := range c.nodes {
@@ -142,8 +141,8 @@ func knowsAll(ctx context.Context, admin *redis.Client) error {
 	return err
 }
 
-// complete says what a node lacks. How many are masters is part of it: a node
-// that takes a dead master for living finds everything in order, too.
+// complete returns an error that names the missing part of a node. It also counts the masters,
+// because a node that has not noticed the death of a master finds everything in order.
 func (c *Cluster) complete(ctx context.Context, admin *redis.Client) error {
 	if err := knowsAll(ctx, admin); err != nil {
 		return err
@@ -162,7 +161,7 @@ func (c *Cluster) complete(ctx context.Context, admin *redis.Client) error {
 	if err != nil {
 		return err
 	}
-	//lint:ignore SA1019 what replaces it lists dead nodes, too, and no master first
+	//lint:ignore SA1019 the newer command lists dead nodes too, and not the master first
 	slots, err := admin.ClusterSlots(ctx).Result()
 	if err != nil {
 		return err
@@ -185,7 +184,7 @@ func (c *Cluster) at(addr string) *Server {
 	return nil
 }
 
-// await waits until the question has no objection left.
+// await waits until ask returns nil.
 func (c *Cluster) await(what string, ask func() error) {
 	c.t.Helper()
 	for began := time.Now(); ; time.Sleep(clusterPoll) {
@@ -242,8 +241,7 @@ func (c *Cluster) Addrs() []string {
 	return addrs
 }
 
-// Client returns a new client that reads from masters only, closed when the
-// test is over.
+// Client returns a new client that reads from masters only, closed when the test is over.
 func (c *Cluster) Client(t testing.TB, setup ...func(*redis.ClusterOptions)) *redis.ClusterClient {
 	t.Helper()
 	opts := &redis.ClusterOptions{Addrs: c.Addrs()}

@@ -10,7 +10,7 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Shards returns how many shards there are.
+// Shards returns the number of shards.
 func (c *Cluster) Shards() int { return shards }
 
 // pair returns the two nodes of a shard.
@@ -18,12 +18,10 @@ func (c *Cluster) pair(shard int) [2]*Server {
 	return [2]*Server{c.nodes[shard], c.nodes[shards+shard]}
 }
 
-// Master returns the running node of a shard that is its master, and nil where
-// there is none.
+// Master returns the running master of a shard, or nil if there is none.
 func (c *Cluster) Master(shard int) *Server { return c.find(shard, "master") }
 
-// Replica returns the running node of a shard that is its replica, and nil
-// where there is none.
+// Replica returns the running replica of a shard, or nil if there is none.
 func (c *Cluster) Replica(shard int) *Server { return c.find(shard, "slave") }
 
 func (c *Cluster) find(shard int, role string) *Server {
@@ -54,7 +52,7 @@ func (c *Cluster) Owner(slot int) int {
 	c.await(fmt.Sprintf("owner of slot %d", slot), func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), probeTimeout)
 		defer cancel()
-		//lint:ignore SA1019 what replaces it lists dead nodes, too, and no master first
+		//lint:ignore SA1019 the newer command lists dead nodes too, and not the master first
 		all, err := c.admin(c.running()[0]).ClusterSlots(ctx).Result()
 		if err != nil {
 			return err
@@ -72,21 +70,21 @@ func (c *Cluster) Owner(slot int) int {
 				}
 			}
 		}
-		return errors.New("nobody serves it")
+		return errors.New("no shard serves it")
 	})
 	return owner
 }
 
-// Move is a slot on its way to another shard while it is in use: what has not
-// been moved yet is still served by the old one, what has been by the new one,
-// and a script that needs some of both, or something that is nowhere, by none.
+// Move is the move of a slot to another shard while it is in use. The old shard serves
+// the keys that have not been moved yet, and the new one serves the moved keys. Neither
+// runs a script that needs keys of both, or a key that does not exist.
 type Move struct {
 	c        *Cluster
 	slot     int
 	from, to *Server
 }
 
-// BeginMove begins to move a slot. Nothing has been moved when it returns.
+// BeginMove begins to move a slot. It moves no keys.
 func (c *Cluster) BeginMove(slot, shard int) *Move {
 	c.t.Helper()
 	m := &Move{c: c, slot: slot, from: c.Master(c.Owner(slot)), to: c.Master(shard)}
@@ -98,7 +96,7 @@ func (c *Cluster) BeginMove(slot, shard int) *Move {
 	return m
 }
 
-// Keys moves at most n keys, and returns how many.
+// Keys moves at most n keys, and returns their number.
 func (m *Move) Keys(n int) int {
 	m.c.t.Helper()
 	keys := m.c.do(m.from, "cluster", "getkeysinslot", m.slot, n).([]any)
@@ -110,10 +108,11 @@ func (m *Move) Keys(n int) int {
 	return len(keys)
 }
 
-// Finish moves the rest and tells every master.
+// Finish moves the remaining keys and tells every master.
 func (m *Move) Finish() {
 	m.c.t.Helper()
-	for m.Keys(32) > 0 {
+	for moved := m.Keys(32); moved > 0; moved = m.Keys(32) {
+		continue
 	}
 	id := m.c.do(m.to, "cluster", "myid")
 	m.c.do(m.to, "cluster", "setslot", m.slot, "node", id)
@@ -131,8 +130,8 @@ func (c *Cluster) MoveSlot(slot, shard int) {
 	c.BeginMove(slot, shard).Finish()
 }
 
-// Replicate waits until a shard's replica has everything that its master has
-// now: that survives the master.
+// Replicate waits until a shard's replica has all current data of its master, so that it
+// survives the master.
 func (c *Cluster) Replicate(shard int) {
 	c.t.Helper()
 	offset := func(s *Server, field int) (int64, error) {
@@ -173,8 +172,8 @@ func (c *Cluster) KillMaster(shard int) *Server {
 	return s
 }
 
-// WaitForFailover waits until a shard has a master again, everybody who runs
-// knows it, and all slots are served.
+// WaitForFailover waits until a shard has a master again, all running nodes know it, and
+// all slots are served.
 func (c *Cluster) WaitForFailover(shard int) {
 	c.t.Helper()
 	c.await(fmt.Sprintf("new master of shard %d", shard), func() error {
@@ -183,11 +182,11 @@ func (c *Cluster) WaitForFailover(shard int) {
 		}
 		return nil
 	})
-	c.Settle()
+	c.AwaitStable()
 }
 
-// Restart starts what does not run of a shard again, empty, as a replica of
-// the present master, and waits until it has caught up.
+// Restart starts the stopped nodes of a shard again, empty, as replicas of the present
+// master, and waits until they have caught up.
 func (c *Cluster) Restart(shard int) {
 	c.t.Helper()
 	for _, s := range c.pair(shard) {
@@ -201,18 +200,18 @@ func (c *Cluster) Restart(shard int) {
 		}
 		return nil
 	})
-	c.Settle()
+	c.AwaitStable()
 }
 
-// Detach keeps a shard's replica from following its master, until its master
-// is gone: what is written from now on is lost with the master.
+// Detach stops a shard's replica from following its master, until its master is gone.
+// Data that is written from now on is lost with the master.
 func (c *Cluster) Detach(shard int) {
 	c.t.Helper()
 	s := c.Replica(shard)
 	if s == nil {
 		c.t.Fatalf("redistest: shard %d has no replica", shard)
 	}
-	// The master asks for no password and so refuses one.
+	// The master has no password and therefore refuses one.
 	c.do(s, "config", "set", "masterauth", "detached")
 	c.do(s, "client", "kill", "type", "master")
 	c.await("replica that lags", func() error {
@@ -226,7 +225,7 @@ func (c *Cluster) Detach(shard int) {
 	})
 }
 
-// Attach ends what Detach began, on whatever side the node is now.
+// Attach ends the effect of Detach, whatever role the node has now.
 func (c *Cluster) Attach(shard int) {
 	c.t.Helper()
 	for _, s := range c.pair(shard) {
@@ -236,8 +235,8 @@ func (c *Cluster) Attach(shard int) {
 	}
 }
 
-// EachMaster runs do with a client of each master. It may be called by any
-// test, also where the cluster was started by another one.
+// EachMaster runs do with a client of each master. Any test may call it, even if another
+// test started the cluster.
 func (c *Cluster) EachMaster(t testing.TB, do func(shard int, admin *redis.Client)) {
 	t.Helper()
 	for i := range shards {
@@ -249,14 +248,13 @@ func (c *Cluster) EachMaster(t testing.TB, do func(shard int, admin *redis.Clien
 	}
 }
 
-// Failing is about how long a cluster may take from the death of a master to
-// its replica's promotion: until everybody has missed it, they have told each
-// other, and the replica has asked for votes after its own pause of up to a
-// second.
+// Failing is about the longest time from the death of a master to the promotion of its
+// replica. In that time the nodes notice the silence and tell each other, and the replica
+// asks for votes after its own pause of up to a second.
 const Failing = NodeTimeout + NodeTimeout/2 + 2*time.Second
 
-// Failover has a shard's replica take its master's place in an orderly way:
-// nothing is lost, and nobody is away for longer than a moment.
+// Failover makes a shard's replica the master, without a loss of data. The shard is
+// unavailable only for a moment.
 func (c *Cluster) Failover(shard int) {
 	c.t.Helper()
 	next := c.Replica(shard)
@@ -270,10 +268,10 @@ func (c *Cluster) Failover(shard int) {
 		}
 		return nil
 	})
-	c.Settle()
+	c.AwaitStable()
 }
 
-// EachNode runs do with a client of each node that runs, replicas included.
+// EachNode runs do with a client of each running node, replicas included.
 func (c *Cluster) EachNode(do func(addr string, admin *redis.Client)) {
 	for _, s := range c.running() {
 		do(s.Addr(), c.admin(s))

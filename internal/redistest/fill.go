@@ -14,8 +14,8 @@ const (
 	fillPrefix = "redistest:other:"
 )
 
-// Fill writes n keys with a TTL of a day, so that Redis has something else to
-// do than to expire those under test. Calling it again writes the same keys.
+// Fill writes n keys with a TTL of a day, so that Redis has more to do than to expire the
+// keys under test. Calling it again writes the same keys.
 func Fill(ctx context.Context, c redis.Cmdable, n int) error {
 	for from := 0; from < n; from += fillBatch {
 		_, err := c.Pipelined(ctx, func(p redis.Pipeliner) error {

@@ -10,18 +10,18 @@ import (
 
 const (
 	chunkSize = 32 << 10
-	// chunksHeld is how many reads a direction takes in while it passes
-	// nothing on. After that its sender has to wait.
-	chunksHeld = 4096
+	// maxChunks limits the reads that a direction holds while it passes nothing on. Then
+	// its sender has to wait.
+	maxChunks = 4096
 )
 
 // link is one connection through a proxy.
 type link struct {
 	proxy  *ProxyServer
 	client *net.TCPConn
-	ctx    context.Context // done once it was reset
+	ctx    context.Context // ends when the link is reset
 	cancel context.CancelFunc
-	halved atomic.Uint32 // a half per direction that HalfOpen has taken away
+	halved atomic.Uint32 // the directions that HalfOpen has removed
 
 	mu     sync.Mutex   // guards server
 	server *net.TCPConn // nil: not connected
@@ -29,17 +29,17 @@ type link struct {
 
 func newLink(p *ProxyServer, client net.Conn) *link {
 	l := &link{proxy: p, client: client.(*net.TCPConn)}
-	l.ctx, l.cancel = context.WithCancel(context.Background()) // a lifetime begins
+	l.ctx, l.cancel = context.WithCancel(context.Background()) // the lifetime of the link
 	return l
 }
 
-// serve passes on both directions until both have ended.
+// serve passes data on in both directions until both have ended.
 func (l *link) serve() {
 	defer l.proxy.remove(l)
 	defer l.reset()
 	server, err := l.connect()
 	if err != nil {
-		if n, _ := l.proxy.state(); n.swallows == both { // not even a refusal comes out of it
+		if n, _ := l.proxy.state(); n.swallows == both { // the client does not even see a refusal
 			<-l.ctx.Done()
 		}
 		return
@@ -49,7 +49,7 @@ func (l *link) serve() {
 		{link: l, from: l.client, to: server, half: Requests},
 		{link: l, from: server, to: l.client, half: Replies},
 	} {
-		chunks := make(chan chunk, chunksHeld)
+		chunks := make(chan chunk, maxChunks)
 		wg.Go(func() { d.receive(chunks) })
 		wg.Go(func() { d.deliver(chunks) })
 	}
@@ -64,7 +64,7 @@ func (l *link) connect() (*net.TCPConn, error) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if err := l.ctx.Err(); err != nil { // reset has been here
+	if err := l.ctx.Err(); err != nil { // reset has run before
 		_ = conn.Close()
 		return nil, err
 	}
@@ -72,39 +72,38 @@ func (l *link) connect() (*net.TCPConn, error) {
 	return l.server, nil
 }
 
-// lacks reports whether HalfOpen has taken that direction away.
+// lacks reports whether HalfOpen has removed that direction.
 func (l *link) lacks(h Half) bool { return Half(l.halved.Load())&h != 0 }
 
-// reset ends the link such that both ends see a reset, and loses what is under
-// way.
+// reset ends the link such that both ends see a reset. Data on its way is lost.
 func (l *link) reset() {
 	l.cancel()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, c := range []*net.TCPConn{l.client, l.server} {
 		if c != nil {
-			_ = c.SetLinger(0) // either fails only where it is closed
+			_ = c.SetLinger(0) // both fail only if it is closed
 			_ = c.Close()
 		}
 	}
 }
 
-// direction is one half of a link. What it has taken in is delivered even when
-// its sender has gone since.
+// direction is one half of a link. Data that it has received is delivered even if its
+// sender has gone since.
 type direction struct {
 	link     *link
 	from, to *net.TCPConn
 	half     Half
-	lost     bool // something was swallowed: nothing more gets through
+	dropped  bool // data was dropped, so nothing more gets through
 }
 
-// chunk is something on its way. No data: the sender has closed.
+// chunk is data on its way. Without data it means that the sender has closed.
 type chunk struct {
 	data []byte
 	at   time.Time
 }
 
-// receive takes in what is sent until the sender closes.
+// receive receives data until the sender closes.
 func (d *direction) receive(out chan<- chunk) {
 	defer close(out)
 	put := func(data []byte) bool {
@@ -128,7 +127,7 @@ func (d *direction) receive(out chan<- chunk) {
 	}
 }
 
-// deliver passes on what was taken in, as the network lets it.
+// deliver passes data on, as the network allows.
 func (d *direction) deliver(in <-chan chunk) {
 	for c := range in {
 		n, ok := d.wait(c.at)
@@ -136,22 +135,22 @@ func (d *direction) deliver(in <-chan chunk) {
 			return
 		}
 		if n.swallows&d.half != 0 || d.link.lacks(d.half) {
-			d.lost = true
+			d.dropped = true
 		}
 		switch {
-		case d.lost:
+		case d.dropped:
 		case c.data == nil:
-			_ = d.to.CloseWrite() // fails only where the receiver has gone
+			_ = d.to.CloseWrite() // fails only if the receiver has gone
 		default:
 			if _, err := d.to.Write(c.data); err != nil {
-				d.lost = true // the receiver has gone
+				d.dropped = true // the receiver has gone
 			}
 		}
 	}
 }
 
-// wait waits until what was taken in then may go on, and returns what else is
-// wrong with the network. It reports false if the link was reset.
+// wait waits until data received at that time may be passed on, and returns the other
+// faults of the network. It returns false if the link was reset.
 func (d *direction) wait(at time.Time) (network, bool) {
 	for {
 		n, changed := d.link.proxy.state()

@@ -17,11 +17,11 @@ const (
 	probeInterval = 2 * time.Millisecond
 )
 
-// errEnded says that a server ended by itself, most likely because somebody
-// else has got the port.
+// errEnded says that a server ended by itself, most likely because another process uses
+// its port.
 var errEnded = errors.New("redistest: server ended")
 
-// answers waits until that very process answers, and has loaded its data.
+// answers waits until this process answers and has loaded its data.
 func (s *Server) answers(proc *process) error {
 	deadline := time.Now().Add(startTimeout)
 	for {
@@ -40,8 +40,8 @@ func (s *Server) answers(proc *process) error {
 	}
 }
 
-// probe asks once who is there. It does without a client, which would retry,
-// and log each refusal.
+// probe checks once that the process answers. It uses no client, because a client would
+// retry and log each refusal.
 func probe(addr string, pid int) (err error) {
 	conn, err := net.DialTimeout("tcp", addr, probeTimeout)
 	if err != nil {
@@ -59,7 +59,7 @@ func probe(addr string, pid int) (err error) {
 	if err != nil {
 		return err
 	}
-	if strings.HasPrefix(head, "-NOAUTH") || strings.HasPrefix(head, "-ERR unknown command") { // told to ask for a password, or without INFO
+	if strings.HasPrefix(head, "-NOAUTH") || strings.HasPrefix(head, "-ERR unknown command") { // a password is required, or there is no INFO
 		return nil
 	}
 	size, err := strconv.Atoi(strings.Trim(head, "$\r\n"))
@@ -73,7 +73,7 @@ func probe(addr string, pid int) (err error) {
 	if want := fmt.Sprintf("process_id:%d\r\n", pid); !strings.Contains(string(info), want) {
 		return fmt.Errorf("redistest: INFO does not say %q", want)
 	}
-	if still := "\nloading:1\r\n"; strings.Contains(string(info), still) { // a sentinel says nothing of it
+	if still := "\nloading:1\r\n"; strings.Contains(string(info), still) { // a sentinel does not report it
 		return fmt.Errorf("redistest: INFO says %q", still)
 	}
 	return nil

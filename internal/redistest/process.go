@@ -24,12 +24,11 @@ func startProcess(path string, args []string, dir string) (*process, error) {
 	return p, nil
 }
 
-// StartTied starts a command that dies with this process where the system
-// offers that, even if it is paused, and however this process ends. A goroutine
-// waits for its end, on the thread that started it: that thread must live as
-// long as the child (see dieWithParent). The channel is closed when the command
-// has ended and Cmd.ProcessState says how; the caller sees to it that it does,
-// and does not call Cmd.Wait.
+// StartTied starts a command that dies with this process, if the system offers that. It
+// dies even if it is paused, and however this process ends. A goroutine waits for its
+// end, on the thread that started it, because that thread must live as long as the child
+// (see dieWithParent). The channel is closed when the command has ended and
+// Cmd.ProcessState is set. The caller must end the command, and must not call Cmd.Wait.
 func StartTied(cmd *exec.Cmd) (ended <-chan struct{}, err error) {
 	cmd.SysProcAttr = dieWithParent()
 	started, done := make(chan error, 1), make(chan struct{})
@@ -40,7 +39,7 @@ func StartTied(cmd *exec.Cmd) (ended <-chan struct{}, err error) {
 		err := cmd.Start()
 		started <- err
 		if err == nil {
-			_ = cmd.Wait() // ProcessState has it
+			_ = cmd.Wait() // the result is in ProcessState
 		}
 	}()
 	return done, <-started
@@ -57,8 +56,8 @@ func (p *process) ended() bool {
 	}
 }
 
-// signal sends it a signal and waits for its end. os.Kill ends it even if it
-// is paused.
+// signal sends a signal and waits for the end of the process. os.Kill also ends a paused
+// process.
 func (p *process) signal(s os.Signal) {
 	_ = p.cmd.Process.Signal(s) // fails only if it has ended
 	<-p.done

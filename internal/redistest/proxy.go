@@ -7,9 +7,9 @@ import (
 	"time"
 )
 
-// ProxyServer is a TCP proxy whose network can be made to misbehave. Its
-// methods may be called from any goroutine; each takes effect for what has not
-// been passed on yet, of all connections.
+// ProxyServer is a TCP proxy whose network can be made to fail. Its methods are safe for
+// concurrent use. They affect the data of all connections that has not been passed on
+// yet.
 type ProxyServer struct {
 	target   string
 	listener net.Listener
@@ -23,7 +23,7 @@ type ProxyServer struct {
 	links   map[*link]struct{}
 }
 
-// network is what is wrong with the proxy's network.
+// network holds the faults of the proxy's network.
 type network struct {
 	cut      bool
 	stall    bool
@@ -36,14 +36,14 @@ type Half uint32
 
 // The directions.
 const (
-	Requests Half = 1 << iota // what clients send
-	Replies                   // what the target sends: also what it publishes
+	Requests Half = 1 << iota // data from clients
+	Replies                   // data from the target, including published messages
 
 	both = Requests | Replies
 )
 
-// Proxy starts a proxy to target (host:port) on a free port of 127.0.0.1, and
-// stops it when the test is over. The target need not be there yet.
+// Proxy starts a proxy to target (host:port) on a free port of 127.0.0.1, and stops it
+// when the test is over. The target need not run yet.
 func Proxy(t testing.TB, target string) *ProxyServer {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -59,21 +59,20 @@ func Proxy(t testing.TB, target string) *ProxyServer {
 // Addr returns the address to connect to instead of the target's.
 func (p *ProxyServer) Addr() string { return p.listener.Addr().String() }
 
-// Connections returns how many connections go through the proxy now.
+// Connections returns the number of connections through the proxy.
 func (p *ProxyServer) Connections() int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.links)
 }
 
-// Cut resets all connections and refuses new ones until Heal: they are reset
-// as soon as they are made.
+// Cut resets all connections and refuses new ones until Heal: they are reset at once.
 func (p *ProxyServer) Cut() {
 	p.change(func(n *network) { n.cut = true })
 	p.CutOnce()
 }
 
-// CutOnce resets all connections; clients may connect again.
+// CutOnce resets all connections. Clients may connect again.
 func (p *ProxyServer) CutOnce() {
 	p.mu.Lock()
 	links := make([]*link, 0, len(p.links))
@@ -86,19 +85,19 @@ func (p *ProxyServer) CutOnce() {
 	}
 }
 
-// BlackHole makes the network swallow everything both ways, and tell nobody:
-// connections are accepted and stay open. When it ends, a connection that lost
-// something stays dead, as one that a firewall has forgotten does.
+// BlackHole makes the network drop everything both ways, without an error. Connections
+// are accepted and stay open. When it ends, a connection that lost data stays dead, like
+// one that a firewall has forgotten.
 func (p *ProxyServer) BlackHole(on bool) { p.swallow(both, on) }
 
-// DropRequests makes the network swallow what clients send: the target goes on
-// publishing to who has subscribed. When it ends, a connection that lost
-// something stays mute.
+// DropRequests makes the network drop data from clients. The target still publishes to
+// subscribers. When it ends, a connection that lost data still drops all data from its
+// client.
 func (p *ProxyServer) DropRequests(on bool) { p.swallow(Requests, on) }
 
-// DropReplies makes the network swallow what the target sends: requests are
-// executed, and nobody learns of it. When it ends, a connection that lost
-// something stays deaf.
+// DropReplies makes the network drop data from the target. Requests are executed, but
+// their answers are lost. When it ends, a connection that lost data still drops all data
+// from the target.
 func (p *ProxyServer) DropReplies(on bool) { p.swallow(Replies, on) }
 
 func (p *ProxyServer) swallow(h Half, on bool) {
@@ -110,10 +109,9 @@ func (p *ProxyServer) swallow(h Half, on bool) {
 	})
 }
 
-// HalfOpen takes directions away from every connection that there is now: what
-// goes that way is swallowed, and neither end sees anything of it. New
-// connections are whole. So it is where a box in between has forgotten its
-// connections, or one end has gone without a word.
+// HalfOpen removes directions from every existing connection: data in that direction is
+// dropped, and neither end gets an error. New connections are not affected. This happens
+// if a device on the way has forgotten its connections, or one end has vanished.
 func (p *ProxyServer) HalfOpen(h Half) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -122,15 +120,15 @@ func (p *ProxyServer) HalfOpen(h Half) {
 	}
 }
 
-// Stall makes the network hold everything back, and deliver it when that ends:
-// also what was sent by a client that has given up and gone.
+// Stall makes the network hold all data back. When it ends, the data is delivered,
+// including data of clients that have disconnected.
 func (p *ProxyServer) Stall(on bool) { p.change(func(n *network) { n.stall = on }) }
 
-// Delay makes everything take d longer, each way; 0 ends it.
+// Delay makes all data take d longer, each way. Zero ends it.
 func (p *ProxyServer) Delay(d time.Duration) { p.change(func(n *network) { n.delay = d }) }
 
-// Heal ends whatever Cut, BlackHole, DropRequests, DropReplies, Stall and Delay
-// began. What HalfOpen did to connections stays done.
+// Heal ends the effects of Cut, BlackHole, DropRequests, DropReplies, Stall and Delay.
+// The effect of HalfOpen on connections stays.
 func (p *ProxyServer) Heal() { p.change(func(n *network) { *n = network{} }) }
 
 func (p *ProxyServer) change(f func(*network)) {
@@ -141,8 +139,7 @@ func (p *ProxyServer) change(f func(*network)) {
 	p.changed = make(chan struct{})
 }
 
-// state returns what is wrong now, and a channel that is closed when that
-// changes.
+// state returns the current faults, and a channel that is closed when they change.
 func (p *ProxyServer) state() (network, <-chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -153,7 +150,7 @@ func (p *ProxyServer) close() {
 	p.mu.Lock()
 	p.closed = true
 	p.mu.Unlock()
-	_ = p.listener.Close() // it ends accept, whatever it says
+	_ = p.listener.Close() // it ends accept, even with an error
 	p.CutOnce()
 	p.wg.Wait()
 }

@@ -8,8 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// setup returns a server, a proxy to it, a client through the proxy that has
-// connected, and one past it.
+// setup returns a server, a proxy to it, a client that has connected through the proxy,
+// and a client without the proxy.
 func setup(t *testing.T) (*Server, *ProxyServer, *redis.Client, *redis.Client) {
 	t.Helper()
 	s := Start(t)
@@ -24,7 +24,7 @@ func setup(t *testing.T) (*Server, *ProxyServer, *redis.Client, *redis.Client) {
 func comes(t *testing.T, c *redis.Client, key, value string) {
 	t.Helper()
 	require.Eventually(t, func() bool { return c.Get(t.Context(), key).Val() == value },
-		10*time.Second, 2*time.Millisecond)
+		2*time.Minute, 2*time.Millisecond)
 }
 
 func TestProxyPassesOn(t *testing.T) {
@@ -35,7 +35,7 @@ func TestProxyPassesOn(t *testing.T) {
 	require.Equal(t, string(big), past.Get(t.Context(), "k").Val())
 	require.Equal(t, string(big), c.Get(t.Context(), "k").Val())
 	require.NoError(t, c.Close())
-	require.Eventually(t, func() bool { return p.Connections() == 0 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return p.Connections() == 0 }, 2*time.Minute, time.Millisecond)
 }
 
 func TestProxyCut(t *testing.T) {
@@ -47,7 +47,7 @@ func TestProxyCut(t *testing.T) {
 	p.Heal()
 	require.NoError(t, c.Ping(t.Context()).Err())
 	p.CutOnce()
-	require.Eventually(t, func() bool { return c.Ping(t.Context()).Err() == nil }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return c.Ping(t.Context()).Err() == nil }, 2*time.Minute, time.Millisecond)
 }
 
 func TestProxyBlackHole(t *testing.T) {
@@ -61,7 +61,7 @@ func TestProxyBlackHole(t *testing.T) {
 	p.BlackHole(true)
 	unanswered(t, c.Set(soon(t), "k", "v", 0).Err())
 	unanswered(t, c.Set(soon(t), "k", "v", 0).Err(), "on a new connection")
-	require.Equal(t, int64(1), past.Publish(t.Context(), "ch", "lost").Val(), "the server believes it is there")
+	require.Equal(t, int64(1), past.Publish(t.Context(), "ch", "lost").Val(), "the server still counts the subscriber")
 	_, err = ps.ReceiveTimeout(t.Context(), 100*time.Millisecond)
 	require.Error(t, err)
 
@@ -120,7 +120,7 @@ func TestProxyStallDeliversLate(t *testing.T) {
 	require.Equal(t, int64(0), past.Exists(t.Context(), "k").Val())
 	p.Heal()
 	comes(t, past, "k", "late")
-	require.Eventually(t, func() bool { return p.Connections() == 0 }, 10*time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return p.Connections() == 0 }, 2*time.Minute, time.Millisecond)
 }
 
 func TestProxyDelay(t *testing.T) {

@@ -17,15 +17,15 @@ const (
 	replicas   = 2
 	sentinels  = 3
 
-	// switchTimeout bounds a failover, wholeTimeout the time that the others
-	// take to follow the new master: a demoted one is told after ten seconds.
+	// switchTimeout limits a failover. wholeTimeout limits the time until the other
+	// servers follow the new master. A demoted master is told after ten seconds.
 	switchTimeout = 60 * time.Second
 	wholeTimeout  = 60 * time.Second
 	watchInterval = 5 * time.Millisecond
 )
 
-// Sentinel is a master with two replicas and three sentinels that watch over
-// them. As for Server, its methods are for the test's own goroutine.
+// Sentinel is a master with two replicas and three sentinels that watch over them. As
+// with Server, its methods are for the test's own goroutine.
 type Sentinel struct {
 	t         testing.TB
 	args      []string  // of every Redis
@@ -38,15 +38,15 @@ type Sentinel struct {
 // Switch is one failover.
 type Switch struct {
 	From, To *Server
-	Began    time.Time // when it was asked for, or the master killed
-	// Writable is when the new master was seen to be one: from here on what
-	// the old one takes is lost. Announced is when the last of the sentinels
-	// published +switch-master, without which a client goes on where it is.
+	Began    time.Time // when it was requested, or the master was killed
+	// Writable is the time at which the new master was seen to be one. Writes to the old
+	// one after that time are lost. Announced is the time at which the last sentinel
+	// published +switch-master. Before that, a client stays with the old master.
 	Writable, Announced time.Time
 }
 
-// StartSentinel starts the six processes and waits until they know of each
-// other. The options are for the Redis processes.
+// StartSentinel starts the six processes and waits until they know each other. The
+// options are for the Redis processes.
 func StartSentinel(t testing.TB, opts ...Option) *Sentinel {
 	t.Helper()
 	// A full synchronisation would wait five seconds for other replicas.
@@ -56,8 +56,8 @@ func StartSentinel(t testing.TB, opts ...Option) *Sentinel {
 	for range replicas {
 		s.nodes = append(s.nodes, Start(t, append(opts, Args(replicaOf(first)...))...))
 	}
-	// The sentinels learn of replicas from the master: at once, and then
-	// every ten seconds.
+	// The sentinels learn of replicas from the master, at once and then every ten
+	// seconds.
 	s.await(wholeTimeout, "replicas", s.replicated)
 	for range sentinels {
 		s.sentinels = append(s.sentinels, Start(t, Args("--sentinel"), func(c *config) {
@@ -69,7 +69,7 @@ func StartSentinel(t testing.TB, opts ...Option) *Sentinel {
 	}
 	for _, n := range s.sentinels {
 		c := redis.NewSentinelClient(&redis.Options{Addr: n.Addr()})
-		t.Cleanup(func() { _ = c.Close() }) // of a process that is gone already, perhaps
+		t.Cleanup(func() { _ = c.Close() }) // the process may have ended already
 		s.clients = append(s.clients, c)
 	}
 	s.AwaitWhole()
@@ -80,15 +80,15 @@ func replicaOf(master *Server) []string {
 	return []string{"--replicaof", "127.0.0.1", strconv.Itoa(master.port)}
 }
 
-// For returns the same processes for a part of the test, which fails where
-// their methods do. What it kills it must revive.
+// For returns the same processes for a part of the test. The methods fail that part. If
+// it kills a process, it must revive it.
 func (s *Sentinel) For(t testing.TB) *Sentinel {
 	part := *s
 	part.t = t
 	return &part
 }
 
-// MasterName is the name that the sentinels know the master by.
+// MasterName is the name by which the sentinels know the master.
 func (s *Sentinel) MasterName() string { return masterName }
 
 // Addrs returns the addresses of the sentinels.
@@ -100,15 +100,14 @@ func (s *Sentinel) Addrs() []string {
 	return list
 }
 
-// Client returns a new client that follows the master, closed when the test
-// is over.
+// Client returns a new client that follows the master, closed when the test is over.
 func (s *Sentinel) Client(t testing.TB) *redis.Client {
 	t.Helper()
 	return closed(t, redis.NewFailoverClient(&redis.FailoverOptions{MasterName: masterName, SentinelAddrs: s.Addrs()}))
 }
 
-// Master returns the server that all sentinels take for the master, nil while
-// they differ.
+// Master returns the server that all sentinels regard as the master, or nil while they
+// differ.
 func (s *Sentinel) Master() *Server {
 	var master *Server
 	for i := range s.clients {
@@ -121,9 +120,9 @@ func (s *Sentinel) Master() *Server {
 	return master
 }
 
-// masterOf returns the master as of the last +switch-master of a sentinel.
-// What clients are told by get-master-addr-by-name is the same, except that
-// the one which leads a failover tells the new one sooner.
+// masterOf returns the master as of the last +switch-master of a sentinel. The answer of
+// get-master-addr-by-name is the same, except that the sentinel that leads a failover
+// names the new master sooner.
 func (s *Sentinel) masterOf(sentinel int) *Server {
 	m, err := s.clients[sentinel].Master(s.t.Context(), masterName).Result()
 	if err != nil {
@@ -137,9 +136,9 @@ func (s *Sentinel) masterOf(sentinel int) *Server {
 	return nil
 }
 
-// Failover has the sentinels replace the master, which lives on, and returns
-// when all have announced the new one. The old one goes on taking writes until
-// it is told, about ten seconds later: see AwaitWhole.
+// Failover makes the sentinels replace the master, which stays alive, and returns when
+// all have announced the new one. The old one accepts writes until it is told, about ten
+// seconds later: see AwaitWhole.
 func (s *Sentinel) Failover() Switch {
 	s.t.Helper()
 	from := s.present()
@@ -153,8 +152,7 @@ func (s *Sentinel) Failover() Switch {
 	return s.follow(from, began)
 }
 
-// KillMaster kills the master and returns when all sentinels have announced
-// another one.
+// KillMaster kills the master and returns when all sentinels have announced another one.
 func (s *Sentinel) KillMaster() Switch {
 	s.t.Helper()
 	from := s.present()
@@ -164,8 +162,8 @@ func (s *Sentinel) KillMaster() Switch {
 	return s.follow(from, began)
 }
 
-// Revive starts the master that KillMaster killed again, empty and as a
-// replica, and waits until it is one.
+// Revive starts the master that KillMaster killed again, empty and as a replica, and
+// waits until it is one.
 func (s *Sentinel) Revive() {
 	s.t.Helper()
 	if s.killed == nil {
@@ -208,8 +206,8 @@ func (s *Sentinel) follow(from *Server, began time.Time) Switch {
 	return sw
 }
 
-// AwaitWhole waits until every server that runs is what the sentinels take it
-// for: the replicas follow the master and hold its data.
+// AwaitWhole waits until every running server has the role that the sentinels expect: the
+// replicas follow the master and hold its data.
 func (s *Sentinel) AwaitWhole() {
 	s.t.Helper()
 	s.await(wholeTimeout, "the topology to be whole", func() error {
@@ -229,9 +227,9 @@ func (s *Sentinel) AwaitWhole() {
 				return err
 			}
 			for _, r := range list {
-				// One that has not yet seen a demoted master as a replica
-				// takes it for one that must be demoted, for as long, and
-				// undoes the next failover if that promotes it.
+				// A sentinel that has not yet seen a demoted master as a replica still
+				// expects to demote it. It would undo the next failover if that promotes
+				// the same server.
 				dead := s.killed != nil && r["port"] == strconv.Itoa(s.killed.port)
 				if !dead && (r["flags"] != "slave" || r["role-reported"] != "slave") {
 					return fmt.Errorf("sentinel %d: replica %s is %s, and says %s", i, r["name"], r["flags"], r["role-reported"])
@@ -242,7 +240,7 @@ func (s *Sentinel) AwaitWhole() {
 	})
 }
 
-// replicated returns nil where every server that runs follows the master.
+// replicated returns nil if every running server follows the master.
 func (s *Sentinel) replicated() error {
 	master := s.nodes[0] // as long as there are no sentinels to ask
 	if len(s.clients) > 0 {
@@ -265,8 +263,7 @@ func (s *Sentinel) replicated() error {
 	return nil
 }
 
-// role returns the role that a server takes itself to have, "" if it does not
-// answer.
+// role returns the role that a server reports, or "" if it does not answer.
 func role(ctx context.Context, n *Server) string {
 	v, _ := ask(ctx, n, "ROLE")
 	if list, ok := v.([]any); ok && len(list) > 0 {
@@ -276,16 +273,18 @@ func role(ctx context.Context, n *Server) string {
 	return ""
 }
 
-// ask sends one command over a connection of its own: a server that is being
-// told its new role drops those it has.
+// ask sends one command over a connection of its own, because a server drops its
+// connections when it gets a new role.
 func ask(ctx context.Context, n *Server, args ...any) (any, error) {
 	c := redis.NewClient(&redis.Options{Addr: n.Addr(), MaxRetries: -1, DialerRetries: 1, DialTimeout: probeTimeout, ReadTimeout: probeTimeout})
 	defer func() { _ = c.Close() }()
 	return c.Do(ctx, args...).Result()
 }
 
-// await waits until ok returns nil; otherwise the test fails, with the end of
-// every log.
+// await waits until ok returns nil. Otherwise it fails the test, with the end of every
+// log.
+//
+//nolint:unparam // the limits mean different things
 func (s *Sentinel) await(within time.Duration, what string, ok func() error) {
 	s.t.Helper()
 	for began := time.Now(); ; time.Sleep(watchInterval) {

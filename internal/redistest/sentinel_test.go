@@ -7,8 +7,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// A client follows the master through a planned failover and through the
-// death of the next one; whoever was it before becomes a replica.
+// A client follows the master through a planned failover and through the death of the
+// next master. The former masters become replicas.
 func TestSentinel(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -38,7 +38,7 @@ func TestSentinel(t *testing.T) {
 	require.Equal(t, planned.To, killed.From)
 	require.Empty(t, role(t.Context(), killed.From))
 	require.Equal(t, "2", killed.To.Client(t).Get(t.Context(), "k").Val())
-	s.AwaitWhole() // without it
+	s.AwaitWhole() // without the dead one
 	s.Revive()
 	require.Equal(t, "slave", role(t.Context(), killed.From))
 	comes(t, killed.From.Client(t), "k", "2")

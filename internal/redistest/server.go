@@ -18,15 +18,15 @@ import (
 
 const (
 	startAttempts = 20 // ports tried
-	// Ports are picked below those that the system gives to connections, so
-	// that none of these takes a server's port while it is down.
+	// Ports are picked below those that the system uses for outgoing connections. So no
+	// connection takes a server's port while the server is down.
 	firstPort, lastPort = 12_000, 32_000
 	configFile          = "redis.conf"
 )
 
-// Server is a redis-server that this process started. Its methods may be
-// called from any goroutine of the test; they end the test where they fail, so
-// call those that take no testing.TB from the test's own goroutine.
+// Server is a redis-server that this process started. Its methods may be called from any
+// goroutine of the test. They end the test if they fail, so call those without a
+// testing.TB from the test's own goroutine.
 type Server struct {
 	t    testing.TB
 	path string
@@ -41,39 +41,38 @@ type Server struct {
 	proc *process   // nil: not running
 }
 
-// config is what the options set.
+// config holds the values that the options set.
 type config struct {
 	rdb, aof bool
 	node     bool // of a cluster
 	tls      bool
 	args     []string
-	file     string // what is in its configuration file, which it may rewrite; "": it has none
+	file     string // content of its configuration file, which it may rewrite; "": no file
 }
 
 // Option changes how a server is started.
 type Option func(*config)
 
-// Args adds arguments of the command line, which override the defaults:
-// Args("--hz", "100", "--notify-keyspace-events", "Ex").
+// Args adds arguments of the command line, which override the defaults: Args("--hz",
+// "100", "--notify-keyspace-events", "Ex").
 func Args(args ...string) Option {
 	return func(c *config) { c.args = append(c.args, args...) }
 }
 
-// WithRDB makes the server load dump.rdb when it starts. It writes one only
-// when told to (SAVE), or by Stop.
+// WithRDB makes the server load dump.rdb when it starts. It writes dump.rdb only on SAVE,
+// or in Stop.
 func WithRDB() Option { return func(c *config) { c.rdb = true } }
 
 // WithAOF makes the server keep every acknowledged write (appendfsync always).
 func WithAOF() Option { return func(c *config) { c.aof = true } }
 
-// WithTLS makes the server listen to TLS, too, on a port of its own: see
-// Server.TLSAddr and Server.TLS.
+// WithTLS makes the server also listen for TLS, on a port of its own: see Server.TLSAddr
+// and Server.TLS.
 func WithTLS() Option { return func(c *config) { c.tls = true } }
 
-// WithUser gives the server one more user, who is known after a restart as
-// well. rules are those of ACL SETUSER with the name before them:
-// WithUser("poor on >secret ~mesh:* +get"). Who gives no name goes on being
-// allowed everything.
+// WithUser gives the server one more user, which is also known after a restart. rules are
+// those of ACL SETUSER after the name: WithUser("poor on >secret ~mesh:* +get"). Clients
+// without a user name still have all rights.
 func WithUser(rules string) Option {
 	return func(c *config) { c.file += "user " + rules + "\n" }
 }
@@ -91,18 +90,22 @@ func binary() (string, error) {
 	return path, nil
 }
 
-// Available reports whether there is a server binary.
+// Available reports whether Start would start a server: there is a binary, and -short is
+// not set.
 func Available() bool {
 	_, err := binary()
-	return err == nil
+	return err == nil && !testing.Short()
 }
 
-// Start starts a server on a free port of 127.0.0.1, waits until it answers,
-// and stops it when the test is over. It saves nothing, unless options say so.
-// Where there is no binary the test is skipped, or fails with
-// MESH_REQUIRE_REDIS=1.
+// Start starts a server on a free port of 127.0.0.1, waits until it answers, and stops it
+// when the test is over. It saves nothing, unless options say so. If there is no binary
+// the test is skipped, or fails with MESH_REQUIRE_REDIS=1. With -short the test is always
+// skipped.
 func Start(t testing.TB, opts ...Option) *Server {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("left out by -short: needs a real redis-server")
+	}
 	path, err := binary()
 	if err != nil {
 		if os.Getenv("MESH_REQUIRE_REDIS") == "1" {
@@ -125,8 +128,18 @@ func Start(t testing.TB, opts ...Option) *Server {
 		}
 	}
 	t.Cleanup(s.Kill)
+	if err := s.launchOnFreePorts(); err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+// launchOnFreePorts picks ports and starts the server. If another process has taken a
+// port, it tries others.
+func (s *Server) launchOnFreePorts() error {
 	var errs []error
 	for range startAttempts {
+		var err error
 		s.port, err = freePort()
 		if err == nil && s.conf.node {
 			s.bus, err = freePort()
@@ -138,15 +151,14 @@ func Start(t testing.TB, opts ...Option) *Server {
 			err = s.launch()
 		}
 		if err == nil {
-			return s
+			return nil
 		}
 		errs = append(errs, err)
 		if !errors.Is(err, errEnded) {
 			break
 		}
 	}
-	t.Fatal(errors.Join(errs...))
-	return nil
+	return errors.Join(errs...)
 }
 
 // freePort returns a port that was free a moment ago.
@@ -162,8 +174,7 @@ func freePort() (int, error) {
 	return 0, fmt.Errorf("redistest: no free port: %w", err)
 }
 
-// launch starts the server, with more arguments than usual, and waits until it
-// answers.
+// launch starts the server, with additional arguments, and waits until it answers.
 func (s *Server) launch(more ...string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -204,7 +215,7 @@ func (s *Server) log() string {
 	return string(b[max(0, len(b)-2000):])
 }
 
-// Addr returns the address, 127.0.0.1:port. It stays over restarts.
+// Addr returns the address, 127.0.0.1:port. It stays the same over restarts.
 func (s *Server) Addr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.port)) }
 
 // Dir returns the server's directory, which is the test's own.
@@ -218,7 +229,7 @@ func client(t testing.TB, addr string) *redis.Client {
 	return closed(t, redis.NewClient(&redis.Options{Addr: addr}))
 }
 
-// closed has a client closed when the test is over.
+// closed closes a client when the test is over.
 func closed(t testing.TB, c *redis.Client) *redis.Client {
 	t.Helper()
 	t.Cleanup(func() {

@@ -15,7 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// once is a client that tries everything once and minds its context.
+// once returns a client that tries everything once and obeys its context.
 func once(t *testing.T, addr string) *redis.Client {
 	t.Helper()
 	c := redis.NewClient(&redis.Options{
@@ -25,7 +25,7 @@ func once(t *testing.T, addr string) *redis.Client {
 	return c
 }
 
-// soon is a context for what is not to be answered.
+// soon returns a context for calls that must not be answered.
 func soon(t *testing.T) context.Context {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
@@ -33,7 +33,7 @@ func soon(t *testing.T) context.Context {
 	return ctx
 }
 
-// unanswered requires that the call ran out of time.
+// unanswered requires that the call timed out.
 func unanswered(t *testing.T, err error, msg ...any) {
 	t.Helper()
 	var timeout interface{ Timeout() bool }
@@ -51,7 +51,7 @@ func runID(t *testing.T, c *redis.Client) string {
 	return id
 }
 
-func TestServersAreApart(t *testing.T) {
+func TestServersAreSeparate(t *testing.T) {
 	t.Parallel()
 	a, b := Start(t), Start(t, Args("--notify-keyspace-events", "Ex"))
 	require.True(t, Available())
@@ -110,7 +110,7 @@ func TestRestartFrom(t *testing.T) {
 		require.EqualValues(t, 1, has())
 		require.NoError(t, c.Set(t.Context(), "later", "v", 0).Err())
 		s.RestartFrom(EveryWrite)
-		require.EqualValues(t, 2, has(), "the append-only file has been begun anew")
+		require.EqualValues(t, 2, has(), "there is a new append-only file")
 		s.RestartFrom(Nothing)
 		require.Zero(t, has())
 	}
@@ -122,7 +122,7 @@ func TestKill(t *testing.T) {
 	c := once(t, s.Addr())
 	require.NoError(t, c.Ping(t.Context()).Err())
 	s.Pause()
-	s.Kill() // of a paused one too
+	s.Kill() // also ends a paused one
 	s.Kill()
 	require.Error(t, c.Ping(t.Context()).Err())
 	s.Restart(false)
@@ -138,16 +138,16 @@ func TestPauseAndResume(t *testing.T) {
 	unanswered(t, c.Incr(soon(t), "n").Err())
 	s.Resume()
 	require.Eventually(t, func() bool {
-		return s.Client(t).Get(t.Context(), "n").Val() == "1" // it ran, unheard
-	}, 10*time.Second, 5*time.Millisecond)
+		return s.Client(t).Get(t.Context(), "n").Val() == "1" // it ran, without an answer
+	}, 2*time.Minute, 5*time.Millisecond)
 }
 
-func TestPortThatIsTakenIsNotOurs(t *testing.T) {
+func TestPortOfAnotherProcess(t *testing.T) {
 	t.Parallel()
 	s := Start(t)
 	require.NoError(t, probe(s.Addr(), s.proc.pid()))
 	other := &Server{t: t, path: s.path, dir: t.TempDir(), port: s.port}
-	require.ErrorIs(t, other.launch(), errEnded, "somebody else answers there")
+	require.ErrorIs(t, other.launch(), errEnded, "another process answers there")
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer func() { require.NoError(t, l.Close()) }()
@@ -167,8 +167,8 @@ func TestFill(t *testing.T) {
 	require.Error(t, Fill(t.Context(), once(t, s.Addr()), 1))
 }
 
-// Without a binary tests are skipped, or fail where Redis is required. They
-// run in a process of their own, since both end a test.
+// Without a binary tests are skipped, or fail if Redis is required. Both end a test, so
+// they run in a process of their own.
 func TestNoBinary(t *testing.T) {
 	t.Parallel()
 	if os.Getenv("REDISTEST_CHILD") == "1" {
@@ -176,14 +176,28 @@ func TestNoBinary(t *testing.T) {
 		t.Fatal("started")
 	}
 	for required, want := range map[string]string{"": "--- SKIP", "1": "--- FAIL"} {
-		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestNoBinary$", "-test.v")
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestNoBinary$", "-test.v", "-test.short=false")
 		cmd.Env = append(os.Environ(), "REDISTEST_CHILD=1",
 			"MESH_REDIS_SERVER=no-such-server", "MESH_REQUIRE_REDIS="+required)
-		out, _ := cmd.CombinedOutput() // the status of a failed test is an error
+		out, _ := cmd.CombinedOutput() // the exit code of a failed test is an error
 		require.Contains(t, string(out), want)
 		require.NotContains(t, string(out), "started")
 		require.Contains(t, string(out), "no-such-server")
 	}
+}
+
+// With -short a real server is never started, even if one is required.
+func TestShortStartsNoServer(t *testing.T) {
+	t.Parallel()
+	if os.Getenv("REDISTEST_CHILD") == "1" {
+		Start(t)
+		t.Fatal("started")
+	}
+	cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^TestShortStartsNoServer$", "-test.v", "-test.short")
+	cmd.Env = append(os.Environ(), "REDISTEST_CHILD=1", "MESH_REQUIRE_REDIS=1")
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Contains(t, string(out), "left out by -short")
 }
 
 func TestRestartWaitsForLoading(t *testing.T) {
@@ -212,7 +226,7 @@ func TestTLSAndUsers(t *testing.T) {
 		require.True(t, redis.IsPermissionError(poor.Get(t.Context(), "k").Err()))
 		require.True(t, redis.IsAuthError(dial(s.URL("poor", "guess")).Ping(t.Context()).Err()))
 		stranger := closed(t, redis.NewClient(&redis.Options{Addr: s.TLSAddr(), TLSConfig: &tls.Config{}, MaxRetries: -1, DialerRetries: 1}))
-		require.ErrorContains(t, stranger.Ping(t.Context()).Err(), "certificate", "nobody trusts it by chance")
+		require.ErrorContains(t, stranger.Ping(t.Context()).Err(), "certificate", "a client without the authority does not trust it")
 		s.Restart(true)
 	}
 }

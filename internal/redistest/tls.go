@@ -18,14 +18,14 @@ import (
 	"time"
 )
 
-// Files of a server that listens to TLS, in its directory.
+// Files of a server that listens for TLS, in its directory.
 const (
 	caFile   = "ca.pem"
 	certFile = "cert.pem"
 	keyFile  = "key.pem"
 )
 
-// authority is who signed a server's certificate, and nobody else's.
+// authority is the certificate authority of one server.
 type authority struct {
 	file string // in PEM
 	pool *x509.CertPool
@@ -85,11 +85,10 @@ func tlsArgs(port int) []string {
 	}
 }
 
-// TLSAddr returns the address that the server speaks TLS on. It stays over
-// restarts. Needs WithTLS.
+// TLSAddr returns the address for TLS. It stays the same over restarts. Needs WithTLS.
 func (s *Server) TLSAddr() string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(s.tls)) }
 
-// TLS returns what a client needs to trust the server. Needs WithTLS.
+// TLS returns the configuration of a client that trusts the server. Needs WithTLS.
 func (s *Server) TLS() *tls.Config {
 	return &tls.Config{RootCAs: s.ca.pool, ServerName: "127.0.0.1", MinVersion: tls.VersionTLS12}
 }
@@ -97,7 +96,7 @@ func (s *Server) TLS() *tls.Config {
 // CAFile returns the path of the authority's certificate. Needs WithTLS.
 func (s *Server) CAFile() string { return s.ca.file }
 
-// URL returns the server's address as redis.ParseURL takes it, for a user. Needs WithTLS.
+// URL returns the server's address for redis.ParseURL, for a user. Needs WithTLS.
 func (s *Server) URL(user, password string) string {
 	u := url.URL{Scheme: "rediss", User: url.UserPassword(user, password), Host: s.TLSAddr(), Path: "/0"}
 	return u.String()

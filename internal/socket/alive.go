@@ -17,10 +17,9 @@ func (s *Socket) armTimers() {
 	s.armExtra(s.extraEvery)
 }
 
-// armRegular has fire called at the next whole multiple of interval since the
-// beginning. Counting from there keeps lateness from adding up, and a process
-// that was stopped for a while does not make up for what it missed. The caller
-// holds mu.
+// armRegular schedules fire for the next whole multiple of interval since the beginning.
+// Counting from the beginning prevents delays from adding up. After the process was
+// stopped for a while, missed intervals are not made up for. The caller holds mu.
 func (s *Socket) armRegular(t *clock.Timer, interval time.Duration, fire func()) {
 	if interval > 0 {
 		s.cfg.Wheel.Schedule(t, interval-time.Since(s.begun)%interval, fire)
@@ -29,15 +28,16 @@ func (s *Socket) armRegular(t *clock.Timer, interval time.Duration, fire func())
 
 var errStuck = fmt.Errorf("a write does not return: %w", os.ErrDeadlineExceeded)
 
-// onPing judges whether the peer is still there, and pings it.
+// onPing checks for a sign of life of the peer, and pings it.
 func (s *Socket) onPing() {
+	s.assumeAlive()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ending != nil {
 		return
 	}
-	// After a stall frames may lie unread, and pings went out late: whoever
-	// seems silent is given another interval.
+	// After a stall, frames may be unread and pings were sent late. A peer that seems
+	// silent gets another interval.
 	stalled := s.cfg.Wheel.LastStall().After(s.begun.Add(s.tickAt))
 	s.tickAt = time.Since(s.begun)
 	switch unanswered := s.pingAt > 0 && time.Duration(s.seen.Load()) < s.pingAt; {
@@ -46,8 +46,8 @@ func (s *Socket) onPing() {
 	case !stalled:
 		s.missed++
 	}
-	// A network connection of the app's may mind no deadline.
-	if limit := s.cfg.WriteTimeout; s.writingAt > 0 && limit > 0 && s.tickAt-s.writingAt > limit+grace {
+	// A network connection of the app's own may ignore deadlines.
+	if limit := s.cfg.WriteTimeout; s.writingAt > 0 && limit > 0 && s.tickAt-s.writingAt > limit+closeGrace {
 		s.endLocked(&End{Cause: CauseStuck, Err: errStuck})
 		return
 	}
@@ -59,9 +59,9 @@ func (s *Socket) onPing() {
 	s.armRegular(&s.pings, s.cfg.PingInterval, s.onPing)
 }
 
-// MinTTL says that the connection is in a room whose entries live for d, the
-// shortest of all its rooms. It is then pinged whenever it has been silent for
-// a third of that, beside the regular pings. Zero: it is in none.
+// MinTTL sets the shortest TTL of the connection's rooms. The connection is then pinged
+// whenever it has been silent for a third of that TTL, in addition to the regular pings.
+// Zero means that none of its rooms has a TTL.
 func (s *Socket) MinTTL(d time.Duration) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -75,13 +75,13 @@ func (s *Socket) MinTTL(d time.Duration) {
 	}
 }
 
-// silence returns for how long no frame has come.
+// silence returns the time since the last frame.
 func (s *Socket) silence() time.Duration {
 	return time.Since(s.begun) - time.Duration(s.seen.Load())
 }
 
-// armExtra has an extra ping considered after a while, if there are to be any
-// and the regular ones do not suffice. The caller holds mu.
+// armExtra schedules the check for an extra ping. It does nothing if no room has a TTL or
+// the regular pings are frequent enough. The caller holds mu.
 func (s *Socket) armExtra(after time.Duration) {
 	regular := s.cfg.PingInterval
 	if s.extraEvery == 0 || regular > 0 && regular <= s.extraEvery {
@@ -98,6 +98,7 @@ func (s *Socket) armExtra(after time.Duration) {
 
 // onExtra pings if no frame has come for extraEvery.
 func (s *Socket) onExtra() {
+	s.assumeAlive()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.ending != nil || s.extraEvery == 0 {
@@ -111,7 +112,7 @@ func (s *Socket) onExtra() {
 	s.armExtra(s.extraEvery)
 }
 
-// onLatency asks for a latency response.
+// onLatency sends a latency request.
 func (s *Socket) onLatency() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -122,9 +123,8 @@ func (s *Socket) onLatency() {
 	s.armRegular(&s.latencies, s.cfg.LatencyInterval, s.onLatency)
 }
 
-// latencyResponse tells the client how long its answer took, counted from when
-// the oldest request that is not answered was begun to be written. Responses that
-// were not asked for are ignored.
+// latencyResponse sends the client its round trip time. The time counts from the start of
+// writing the oldest request without a response. A response without a request is ignored.
 func (s *Socket) latencyResponse(now time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -13,7 +13,7 @@ import (
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// commandsOf returns the commands of what was received.
+// commandsOf returns the commands of received messages.
 func commandsOf(got []message) []string {
 	var commands []string
 	for _, m := range got {
@@ -31,7 +31,7 @@ func TestPingsAlwaysCome(t *testing.T) {
 			if got := r.got(); len(got) != 0 {
 				t.Fatalf("interval %d: got %v early", i, got)
 			}
-			r.say(`{"id":1,"command":"mesh/noop"}`) // a sign of life leaves out no regular ping
+			r.say(`{"id":1,"command":"mesh/noop"}`) // a sign of life does not suppress a regular ping
 			time.Sleep(100 * time.Millisecond)
 			if got := r.got(); len(got) != 1 || got[0].Command != wire.PushPing || string(got[0].Payload) != "{}" {
 				t.Fatalf("interval %d: got %v, want a ping", i, got)
@@ -53,7 +53,7 @@ func TestMissedPongs(t *testing.T) {
 					t.Errorf("ended with %v after %v, want silent after %v", e, took, want)
 				}
 				if r.clientCode() != websocket.CloseInternalServerErr {
-					t.Error("the client was not told")
+					t.Error("the client got no close code")
 				}
 			})
 		})
@@ -89,7 +89,7 @@ func TestAnyFrameIsASignOfLife(t *testing.T) {
 	}
 }
 
-func TestStallJudgesNobody(t *testing.T) {
+func TestNoSilenceAfterAStall(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		w := wheel(t)
@@ -136,7 +136,7 @@ func TestExtraPings(t *testing.T) {
 		if n := len(r.got()); n != 0 {
 			t.Errorf("%d pings without a TTL", n)
 		}
-		r.MinTTL(time.Hour) // regular ones do
+		r.MinTTL(time.Hour) // the regular ones are enough
 		time.Sleep(30 * time.Second)
 		if n := len(r.got()); n != 1 {
 			t.Errorf("%d pings in an interval, want the regular one", n)
@@ -168,7 +168,7 @@ func TestLatency(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := run(t, new(handler), func(c *Config) { c.LatencyInterval = 5 * time.Second })
-		r.say(`{"id":1,"command":"latency:response","payload":{}}`) // nobody asked
+		r.say(`{"id":1,"command":"latency:response","payload":{}}`) // a response without a request
 		time.Sleep(5 * time.Second)
 		if got := r.got(); len(got) != 1 || got[0].Command != wire.PushLatencyRequest || string(got[0].Payload) != "{}" {
 			t.Fatalf("got %v, want a latency request", got)
@@ -178,7 +178,7 @@ func TestLatency(t *testing.T) {
 		if got := r.got(); len(got) != 1 || got[0].Command != wire.PushLatency || string(got[0].Payload) != "123" {
 			t.Fatalf("got %v, want a latency of 123", got)
 		}
-		time.Sleep(10 * time.Second) // answered when the next has been asked already
+		time.Sleep(10 * time.Second) // answered after the next request
 		r.say(`{"id":3,"command":"latency:response"}`)
 		r.say(`{"id":4,"command":"latency:response"}`)
 		got := r.got()
@@ -188,9 +188,9 @@ func TestLatency(t *testing.T) {
 	})
 }
 
-// quickPeer is a connection whose peer has answered, and has been heard, before
-// the write of what it answers returns: as on a busy machine, where the writer
-// has to wait for a processor after its system call.
+// quickPeer is a connection whose peer answers before the write of the request returns.
+// This happens on a busy machine, where the writer waits for a processor after its system
+// call.
 type quickPeer struct {
 	net.Conn
 	answer func()
@@ -198,14 +198,14 @@ type quickPeer struct {
 
 func (q *quickPeer) Write(p []byte) (int, error) {
 	n, err := q.Conn.Write(p)
-	if q.answer != nil && err == nil && p[0]&0xf == websocket.TextMessage { // after a close frame a client says no more
+	if q.answer != nil && err == nil && p[0]&0xf == websocket.TextMessage { // after a close frame a client sends no more
 		q.answer()
 		time.Sleep(20 * time.Millisecond)
 	}
 	return n, err
 }
 
-func TestAnswersComeBeforeTheWriterReturns(t *testing.T) {
+func TestAnswerBeforeTheWriteReturns(t *testing.T) {
 	t.Parallel()
 	quick := func(t *testing.T, answer string, change func(*Config)) *rig {
 		serverEnd, clientEnd := net.Pipe()
@@ -238,8 +238,8 @@ func TestAnswersComeBeforeTheWriterReturns(t *testing.T) {
 	})
 }
 
-// What waits to be written when pings are due does not pass for a write that does
-// not return, however long ago the last write was.
+// Frames that wait to be written when pings are due do not count as a write that does not
+// return, however long ago the last write was.
 func TestWritesThatHaveNotBegun(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -248,7 +248,7 @@ func TestWritesThatHaveNotBegun(t *testing.T) {
 		})
 		for range 100 {
 			time.Sleep(20 * time.Second)
-			r.PingNow() // nothing has begun to write it when onPing is called, as a rule
+			r.PingNow() // usually its write has not begun when onPing is called
 			r.onPing()
 			if e := r.Socket.ended(); e != nil {
 				t.Fatal(e)

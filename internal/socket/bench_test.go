@@ -1,6 +1,7 @@
 package socket
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"sync"
@@ -12,8 +13,7 @@ import (
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// sink is a network connection whose writes can be counted, and that otherwise
-// costs nothing.
+// sink is a network connection that counts writes, and otherwise costs nothing.
 type sink struct {
 	net.Conn
 	written *sync.WaitGroup // nil: do not count
@@ -44,8 +44,7 @@ func sinks(b *testing.B, written *sync.WaitGroup) []*websocket.Conn {
 	return conns
 }
 
-// BenchmarkFanOut queues one update for 200 sockets and waits until all have
-// written it.
+// BenchmarkFanOut queues one update for 200 sockets and waits until all have written it.
 func BenchmarkFanOut(b *testing.B) {
 	var written, ended sync.WaitGroup
 	w := wheel(b)
@@ -73,13 +72,13 @@ func BenchmarkFanOut(b *testing.B) {
 	}
 	written.Wait()
 	for _, s := range sockets {
-		s.sever()
+		s.closeNet()
 	}
 	ended.Wait()
 }
 
-// BenchmarkPlainLoop is the same without sockets: a loop that writes, as a
-// measure of what queueing costs.
+// BenchmarkPlainLoop writes the same in a loop without sockets, to measure the cost of
+// queueing.
 func BenchmarkPlainLoop(b *testing.B) {
 	var written sync.WaitGroup
 	conns := sinks(b, &written)
@@ -100,8 +99,8 @@ func BenchmarkPlainLoop(b *testing.B) {
 	}
 }
 
-// BenchmarkSlowQueue queues states for a connection that reads nothing, so
-// that each makes an older one superfluous.
+// BenchmarkSlowQueue queues states for a connection that reads nothing, so that each
+// replaces an older one.
 func BenchmarkSlowQueue(b *testing.B) {
 	var q queue
 	updates := make([]*wire.Update, 1000)
@@ -116,6 +115,36 @@ func BenchmarkSlowQueue(b *testing.B) {
 		q.push(&item{update: updates[i%len(updates)]})
 		i++
 	}
+}
+
+// BenchmarkCommand reads, executes and answers one command.
+func BenchmarkCommand(b *testing.B) {
+	serverEnd, clientEnd := net.Pipe()
+	server, client := upgrade(b, serverEnd, clientEnd, false)
+	h := new(handler)
+	s := NewGroup(Config{Wheel: wheel(b), FrameBytes: 1 << 16, QueueBytes: 1 << 18}).New(server, h)
+	h.command = func(_ context.Context, req wire.Request) {
+		f, err := wire.Answer(req.ID, req.Command, true)
+		if err != nil {
+			b.Error(err)
+			return
+		}
+		_ = s.Send(f) // fails when the connection ends
+	}
+	var ended sync.WaitGroup
+	ended.Go(func() { _ = s.Run(b.Context()) })
+	request := []byte(`{"id":17,"command":"mesh/leave-room","payload":{"roomName":"lobby"}}`)
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := client.WriteMessage(websocket.TextMessage, request); err != nil {
+			b.Fatal(err)
+		}
+		if _, _, err := client.ReadMessage(); err != nil {
+			b.Fatal(err)
+		}
+	}
+	_ = client.Close()
+	ended.Wait()
 }
 
 // BenchmarkCounts goes through the queues of 100,000 sockets.

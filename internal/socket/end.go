@@ -13,14 +13,11 @@ import (
 	"github.com/gorilla/websocket"
 
 	"github.com/meshpresence/mesh/internal/clock"
+	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// maxReason is how many bytes of a reason fit into a close frame.
-const maxReason = 123
-
-// ErrClosed says that the connection has ended or is about to: what is sent
-// now reaches nobody. The error that Send returns then wraps it and the
-// [*End].
+// ErrClosed says that the connection has ended or is about to end, so that nothing more
+// can be sent. The error of Send then wraps it and the [*End].
 var ErrClosed = errors.New("mesh: connection is closed")
 
 // Cause says why a connection ended.
@@ -29,15 +26,15 @@ type Cause uint8
 // The causes.
 const (
 	CausePeer     Cause = iota // the peer sent a close frame
-	CauseBroken                // the network failed, or the peer went without a close frame
+	CauseBroken                // the network failed, or the peer disconnected without a close frame
 	CauseClosed                // Close was called
 	CauseShutdown              // the context of Run ended
 	CauseSilent                // no frame came for too long (1011)
 	CauseSlow                  // too much waited to be written (1013)
 	CauseStuck                 // a write took longer than WriteTimeout
-	CauseFlood                 // it sent far more frames than it may (1008)
+	CauseFlood                 // it sent far more frames than allowed (1008)
 	CauseTooLarge              // a message was larger than FrameBytes (1009)
-	CauseProtocol              // what it sent was no WebSocket frame (1002)
+	CauseProtocol              // it sent an invalid WebSocket frame (1002)
 	causes        = iota
 )
 
@@ -57,7 +54,7 @@ func (c Cause) String() string {
 type End struct {
 	Cause  Cause
 	Code   int    // of the close frame, sent or (CausePeer) received; 0: none
-	Reason string // as given with Code
+	Reason string // of the close frame
 	Err    error  // of the network or the context; nil: none
 }
 
@@ -81,35 +78,35 @@ func (e *End) Unwrap() []error {
 	return []error{ErrClosed, e.Err}
 }
 
-// flushes tells whether what was queued before the end is still to be written.
+// flushes reports whether frames that were queued before the end are still written.
 func (e *End) flushes() bool { return e.Cause == CauseClosed || e.Cause == CauseShutdown }
 
-// lingers tells whether the peer may still be sending although reading has
-// ended: to close at once would reset the connection, and the peer would never
-// see the close frame.
+// lingers reports whether the peer may still be sending although reading has ended.
+// Closing at once would then reset the connection, and the peer would never see the close
+// frame.
 func (e *End) lingers() bool {
 	return e.Cause == CauseTooLarge || e.Cause == CauseProtocol || e.Cause == CauseFlood
 }
 
-// flooded is the end of a connection that sent more frames than it may.
+// flooded is the end of a connection that sent more frames than allowed.
 func flooded() *End {
 	return &End{Cause: CauseFlood, Code: websocket.ClosePolicyViolation, Reason: "too many frames"}
 }
 
-// Close ends the connection: frames sent before have a second to be written,
-// then a close frame with code and reason is, and the peer has another second
-// to answer it. What is not written after the first second is dropped; a peer
-// that has read nothing in it is cut off. Only the first end counts, whoever
-// asked for it. Code 0 is 1000; reasons are cut at 123 bytes. Close does not
-// wait; Run returns when the end has come.
+// Close ends the connection. Frames that were sent before have one second to be written.
+// Then a close frame with code and reason is sent, and the peer has another second to
+// answer it. Frames that are not written within the first second are dropped. If the peer
+// has read nothing in that second, its connection is cut. Only the first end of a
+// connection counts. Code 0 means 1000. Reasons are cut at 123 bytes. Close does not
+// wait. Run returns when the connection has ended.
 func (s *Socket) Close(code int, reason string) {
 	if code == 0 {
 		code = websocket.CloseNormalClosure
 	}
-	s.end(&End{Cause: CauseClosed, Code: code, Reason: truncate(reason, maxReason)})
+	s.end(&End{Cause: CauseClosed, Code: code, Reason: truncate(reason, wire.MaxCloseReason)})
 }
 
-// truncate cuts text to at most n bytes, not within a character.
+// truncate cuts text to at most n bytes, but not within a character.
 func truncate(text string, n int) string {
 	if len(text) <= n {
 		return text
@@ -139,10 +136,10 @@ func (s *Socket) endLocked(e *End) {
 		s.dropQueue()
 	}
 	if e.Code == 0 {
-		s.broken = true // no close frame: nobody would see it
+		s.broken = true // without a close frame, nothing more is written
 	}
 	s.due, s.pong = 0, nil
-	s.commands, s.commandBytes = nil, 0
+	s.dropCommands()
 	for _, t := range []*clock.Timer{&s.pings, s.extra, &s.latencies} {
 		if t != nil {
 			s.cfg.Wheel.Cancel(t)
@@ -151,21 +148,20 @@ func (s *Socket) endLocked(e *End) {
 	if !s.running {
 		return // start does the rest
 	}
-	(*life)(s).end()
+	(*socketContext)(s).end()
 	s.armCut()
 	s.kickWriter()
 }
 
-// hangs is how long commands may go on after the connection was closed before
-// it is abandoned. Their contexts have ended, and Redis answers within two
-// seconds or not at all.
-const hangs = 10 * time.Second
+// stuckTimeout is the time for which commands may run after the connection was closed.
+// Then the socket is abandoned. The contexts of its commands have ended, and Redis
+// answers within two seconds or not at all.
+const stuckTimeout = 10 * time.Second
 
-// armCut has the network connection closed after the grace. The caller holds
-// mu.
-func (s *Socket) armCut() { s.armEnd(grace) }
+// armCut schedules closing the network connection after the grace. The caller holds mu.
+func (s *Socket) armCut() { s.armEnd(closeGrace) }
 
-// armEnd has onCut called after d. The caller holds mu.
+// armEnd schedules onCut. The caller holds mu.
 func (s *Socket) armEnd(d time.Duration) {
 	if s.cut == nil {
 		s.cut = new(clock.Timer)
@@ -173,43 +169,43 @@ func (s *Socket) armEnd(d time.Duration) {
 	s.cfg.Wheel.Schedule(s.cut, d, s.onCut)
 }
 
-// Cut closes the network connection without a close frame, and does not wait.
+// Cut closes the network connection without a close frame. It does not wait.
 func (s *Socket) Cut() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.done {
 		return
 	}
-	s.severed = true
-	s.workers.Go(s.sever)
+	s.netClosed = true
+	s.workers.Go(s.closeNet)
 	if s.ending != nil && s.running {
 		s.armCut()
 	}
 }
 
-// onCut closes the network connection of one that did not end in time: what is
-// stuck in a read or a write returns then. Closing may block, which the wheel
-// must not. Where the peer reads and the queue was too long for the time, or
-// this process too busy to write it, the close frame is still to come: without
-// it the peer would take the end for a broken network.
+// onCut closes the network connection if the socket did not end in time, so that blocked
+// reads and writes return. Closing may block, which the wheel must not, so it runs on a
+// goroutine of its own. If the queue was too long for the time, or the process too busy,
+// the close frame is still written first. Without it the peer would assume a broken
+// network.
 //
-// If that does not help, the socket is abandoned: a call of the app's network
-// connection, or a command, hangs.
+// If that does not help, a call of the app's network connection or a command hangs, and
+// the socket is abandoned.
 func (s *Socket) onCut() {
 	if s.cutNow() {
 		s.Abandon()
 	}
 }
 
-// Abandon has Run, if it waits for a goroutine that hangs, wait no longer. It
-// does nothing to a socket that has not begun to end.
+// Abandon makes Run return although a goroutine of the socket hangs. It does nothing if
+// the socket has not begun to end.
 func (s *Socket) Abandon() {
 	s.mu.Lock()
 	e := s.ending
 	first := e != nil && s.running && !s.abandoned
 	if first {
 		s.abandoned = true
-		close(s.untilGivenUp())
+		close(s.abandonedChLocked())
 	}
 	s.mu.Unlock()
 	if first && s.cfg.OnAbandoned != nil {
@@ -217,75 +213,85 @@ func (s *Socket) Abandon() {
 	}
 }
 
-// cutNow closes the network connection, or has the rest written first; true:
-// that has been tried.
+// cutNow closes the network connection, or lets the writer send the close frame first. It
+// returns true if both have been tried before.
 func (s *Socket) cutNow() (tried bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case s.done || s.severed:
+	case s.done || s.netClosed:
 		return true
-	case s.flushed && !s.hurried:
-		s.hurried = true
+	case s.flushed && !s.graceOver:
+		s.graceOver = true
 		s.dropQueue()
+		s.kickWriter() // it may have waited for a pause
 	default:
-		s.severed = true
-		s.workers.Go(s.sever)
+		s.netClosed = true
+		s.workers.Go(s.closeNet)
 	}
 	s.armCut()
 	return false
 }
 
-// givenUp returns a channel that is closed when the socket is abandoned.
-func (s *Socket) givenUp() <-chan struct{} {
+// abandonedCh returns a channel that is closed when the socket is abandoned.
+func (s *Socket) abandonedCh() <-chan struct{} {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.untilGivenUp()
+	return s.abandonedChLocked()
 }
 
-// untilGivenUp is givenUp for callers that hold mu.
-func (s *Socket) untilGivenUp() chan struct{} {
-	if s.gaveUp == nil {
-		s.gaveUp = make(chan struct{})
+// abandonedChLocked is abandonedCh for callers that hold mu.
+func (s *Socket) abandonedChLocked() chan struct{} {
+	if s.abandonCh == nil {
+		s.abandonCh = make(chan struct{})
 	}
-	return s.gaveUp
+	return s.abandonCh
 }
 
-// sever closes the network connection without a close frame.
-func (s *Socket) sever() {
+// closeNet closes the network connection without a close frame.
+func (s *Socket) closeNet() {
 	defer s.recovered("connection")
 	conn := s.netConn()
 	if secure, ok := conn.(*tls.Conn); ok {
 		conn = secure.NetConn() // its own Close may wait 5 s to send an alert
 	}
-	_ = conn.Close() // nothing to be done about it
+	_ = conn.Close() // an error changes nothing
 }
 
-// finish ends the connection after reading has ended because of e, and waits
-// for the writer.
+// finish ends the connection after reading has ended because of e, and waits for the
+// writer.
 func (s *Socket) finish(e *End, readable bool) {
 	defer func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.done = true
-		s.armEnd(hangs)
+		s.armEnd(stuckTimeout)
 		s.stats().exit(s)
 	}()
 	defer s.recovered("connection")
 	s.end(e)
 	if !readable {
 		s.giveUpWriting()
-		s.sever()
+		s.closeNet()
 	}
-	s.writer.Wait(s.givenUp())
+	s.endPauses()
+	s.writer.Wait(s.abandonedCh())
 	if readable && e.Cause != CausePeer && s.ended().lingers() {
 		_, _ = io.Copy(io.Discard, s.conn.NetConn()) // until the peer closes or the grace is over
 	}
-	_ = s.conn.Close() // over already, or nothing to be done about it
+	_ = s.conn.Close() // has ended already, or an error changes nothing
 }
 
-// classify says what an error of reading means, and whether the peer may still
-// be there to read a close frame.
+// endPauses lets the close frame wait for no pause, because nothing is read any more.
+func (s *Socket) endPauses() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stats().dropped.Add(uint64(s.dropAllHeld()))
+	s.kickWriter()
+}
+
+// classify maps an error of reading to the end of the connection. readable reports
+// whether the peer may still read a close frame.
 func (s *Socket) classify(err error) (e *End, readable bool) {
 	var closed *websocket.CloseError
 	var network net.Error
@@ -305,7 +311,7 @@ func (s *Socket) classify(err error) (e *End, readable bool) {
 	}
 }
 
-// closeMessage returns the payload of the close frame that e calls for.
+// closeMessage returns the payload of the close frame for e.
 func (e *End) closeMessage() []byte {
 	if e.Cause == CausePeer {
 		return websocket.FormatCloseMessage(e.Code, "")

@@ -13,7 +13,7 @@ import (
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
-func TestFirstCloseWinsAndFlushes(t *testing.T) {
+func TestFirstCloseCountsAndFlushes(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := prepare(t, new(handler), nil).start(false)
@@ -64,9 +64,9 @@ func TestCloseIsBounded(t *testing.T) {
 		queued int
 		want   time.Duration
 	}{
-		"writer stuck":             {queued: 3, want: grace},
-		"close frame not read":     {queued: 0, want: grace},
-		"close frame not answered": {queued: -1, want: grace},
+		"writer stuck":             {queued: 3, want: closeGrace},
+		"close frame not read":     {queued: 0, want: closeGrace},
+		"close frame not answered": {queued: -1, want: closeGrace},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -89,9 +89,9 @@ func TestCloseIsBounded(t *testing.T) {
 	}
 }
 
-// TestCloseTellsWhoReads: a peer that reads, but not all of a long queue within
-// the time, sees the code and no broken network, also where it does not answer.
-func TestCloseTellsWhoReads(t *testing.T) {
+// A peer that reads, but not all of a long queue in time, sees the close code and not a
+// broken network, even if it does not answer.
+func TestSlowPeerGetsTheCloseCode(t *testing.T) {
 	t.Parallel()
 	for name, code := range map[string]int{"answered": 4001, "not answered": 4001, "not read": 0} {
 		t.Run(name, func(t *testing.T) {
@@ -101,14 +101,14 @@ func TestCloseTellsWhoReads(t *testing.T) {
 				if name == "not answered" {
 					r.client.SetCloseHandler(func(int, string) error { return nil })
 				}
-				for range 40 { // each is written by itself, small ones would share a write
+				for range 40 { // each is written by itself; small ones would share a write
 					_ = r.Send(push(t, "n", strings.Repeat("x", largeBytes)))
 				}
 				begun := time.Now()
 				r.Close(4001, "")
 				got, closed := 0, 0
 				for {
-					time.Sleep(grace / 8)
+					time.Sleep(closeGrace / 8)
 					if name == "not read" && got == 3 {
 						<-r.ended
 					}
@@ -124,7 +124,7 @@ func TestCloseTellsWhoReads(t *testing.T) {
 					break
 				}
 				e := r.end()
-				if took := time.Since(begun); closed != code || got < 3 || got > 20 || e.Code != 4001 || took > 2*grace+20*time.Millisecond+grace/8 {
+				if took := time.Since(begun); closed != code || got < 3 || got > 20 || e.Code != 4001 || took > 2*closeGrace+20*time.Millisecond+closeGrace/8 {
 					t.Errorf("client got %d frames and close code %d; %v after %v", got, closed, e, took)
 				}
 				if n := r.group.Counts().Dropped; n == 0 {
@@ -164,7 +164,7 @@ func TestContextCloses(t *testing.T) {
 	})
 }
 
-func TestPeerGoes(t *testing.T) {
+func TestPeerDisconnects(t *testing.T) {
 	t.Parallel()
 	for name, test := range map[string]struct {
 		go_   func(r *rig)
@@ -209,7 +209,7 @@ func TestNothingIsLeft(t *testing.T) {
 		if len(r.got()) != 1 {
 			t.Fatal("no answer")
 		}
-		if r.queue.head != nil || r.queue.latest != nil || r.commands != nil || r.writing || r.working {
+		if r.queue.head != nil || r.queue.latest != nil || r.commands != nil || r.writing {
 			t.Error("an idle connection holds a writer, a worker or memory")
 		}
 		r.Close(1000, "")

@@ -6,21 +6,21 @@ import (
 	"sync"
 )
 
-// flushers write what is queued on the sockets of a group, in turn: a few
-// goroutines that exist only while there is something to write. A socket that
-// takes what it is given without waiting is written to by them; what would have
-// to wait is handed to a writer of the socket's own, so that a slow peer holds up
-// nobody. One state told to a thousand sockets so costs no thousand goroutines,
-// and what comes while all flushers are busy goes out with the rest.
+// flushers write the queues of the sockets of a group, one socket after the other. They
+// are a few goroutines that exist only while there is something to write. They write only
+// as much as the network accepts without waiting. If a write would have to wait, a writer
+// of the socket's own does it, so that a slow peer does not delay the others. So one
+// state for a thousand sockets needs no thousand goroutines. Frames that come while all
+// flushers are busy are written together.
 type flushers struct {
-	mu         sync.Mutex // guards the fields below, and behind of the sockets in line
+	mu         sync.Mutex // guards the fields below, and behind of the queued sockets
 	head, tail *Socket
-	n          int // goroutines
+	n          int // number of goroutines
 
 	running sync.WaitGroup
 }
 
-// add puts a socket in line. Its writing is set, and its writer counted.
+// add queues a socket. The caller has set its writing and counted its writer.
 func (f *flushers) add(s *Socket) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -36,8 +36,8 @@ func (f *flushers) add(s *Socket) {
 	}
 }
 
-// next takes the first socket of the line; false: there is none, and the
-// flusher has stopped.
+// next takes the first socket of the queue. If it returns false, the queue is empty and
+// the flusher must stop.
 func (f *flushers) next() (*Socket, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -53,7 +53,7 @@ func (f *flushers) next() (*Socket, bool) {
 	return s, true
 }
 
-// flusher is what one of the goroutines works with.
+// flusher holds the buffers of one of the goroutines.
 type flusher struct {
 	try *attempt
 	job job
@@ -64,7 +64,7 @@ var flusherPool = sync.Pool{New: func() any {
 	return &flusher{try: newAttempt()}
 }}
 
-// run writes until there is nothing left to.
+// run writes until the queue is empty.
 func (f *flushers) run() {
 	fl := flusherPool.Get().(*flusher)
 	fl.buf = buffers.Get().(*[]byte)
@@ -75,19 +75,18 @@ func (f *flushers) run() {
 		}
 		s.flush(fl)
 	}
-	release(fl.buf)
+	putBuffer(fl.buf)
 	fl.buf = nil
 	flusherPool.Put(fl)
 }
 
-// flush writes once to a socket, without waiting, and puts it in line again if
-// there is more.
+// flush writes once to a socket, without waiting, and queues it again if there is more.
 func (s *Socket) flush(f *flusher) {
 	if !s.next(&f.job) {
 		s.writer.Done()
 		return
 	}
-	if pieces := f.job.pieces(); pieces != nil { // long: it would have to wait
+	if pieces := f.job.pieces(); pieces != nil { // too long to write without waiting
 		s.writeAlone(f, func() error { return s.writeBytes(pieces) })
 		return
 	}
@@ -98,7 +97,7 @@ func (s *Socket) flush(f *flusher) {
 			buf := f.buf
 			f.buf = buffers.Get().(*[]byte)
 			s.writeAlone(f, func() error {
-				defer release(buf)
+				defer putBuffer(buf)
 				return s.writeBytes(net.Buffers{(*buf)[n:]})
 			})
 			return
@@ -115,9 +114,8 @@ func (s *Socket) flush(f *flusher) {
 	}
 }
 
-// writeAlone has a writer of the socket's own write what the network does not
-// take at once, and then the rest of the queue. It is the writer that was
-// counted.
+// writeAlone starts a writer of the socket's own for data that the network does not
+// accept at once, and for the rest of the queue. It takes over the count of the writer.
 func (s *Socket) writeAlone(f *flusher, write func() error) {
 	j := f.job
 	f.job = job{}

@@ -9,7 +9,7 @@ import (
 	"github.com/gorilla/websocket"
 )
 
-// readRaw has the client read n messages and returns them with their kinds.
+// readRaw makes the client read n messages and returns them with their kinds.
 func (r *rig) readRaw(n int) (got []string) {
 	r.t.Helper()
 	for range n {
@@ -22,7 +22,7 @@ func (r *rig) readRaw(n int) (got []string) {
 	return got
 }
 
-func TestMessagesKeepTheirPlaceAmongFrames(t *testing.T) {
+func TestMessagesKeepTheirOrderAmongFrames(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := prepare(t, new(handler), nil).start(false)
@@ -49,8 +49,8 @@ func TestMessagesKeepTheirPlaceAmongFrames(t *testing.T) {
 	})
 }
 
-// What has no content waits for a slow reader all the same.
-func TestMessagesToASlowReaderAreBounded(t *testing.T) {
+// Messages without content also count while they wait for a slow reader.
+func TestMessagesToASlowReaderAreLimited(t *testing.T) {
 	t.Parallel()
 	for name, data := range map[string][]byte{"empty": nil, "small": []byte("x"), "large": make([]byte, 3000)} {
 		t.Run(name, func(t *testing.T) {

@@ -6,29 +6,27 @@ import (
 	"time"
 )
 
-// fragmentsPerSecond limits the fragments of messages that a connection sends in the
-// long run. It is far above the needs of a client that writes a message in small
-// pieces: the largest that FrameBytes allows by default, in pieces of four bytes,
-// may come at once.
+// fragmentsPerSecond limits the rate of fragments of a connection. It is far above the
+// needs of a client that writes a message in small pieces: the largest message that
+// FrameBytes allows by default may come at once in pieces of four bytes.
 const fragmentsPerSecond = 10_000
 
-// emptyPerMessage limits the fragments without content of one message,
-// whatever the limits are. Otherwise a message could go on for ever without getting
-// longer.
+// emptyPerMessage limits the fragments without content of one message, whatever the other
+// limits are. Otherwise a message could go on forever without getting longer.
 const emptyPerMessage = 2_000
 
-// errFlood ends reading: the connection sent more fragments than it may.
+// errFlood ends reading: the connection sent more fragments than allowed.
 var errFlood = errors.New("mesh: too many frames")
 
-// framing follows the frames in a stream of bytes. The websocket package hands
-// out whole messages and is silent about the frames between: it would go through
-// empty ones for as long as they come.
+// framing finds the frames in a stream of bytes. The websocket package returns whole
+// messages and does not report the frames between. It would read empty ones for as long
+// as they come.
 type framing struct {
-	head [14]byte // of the frame at hand: two bytes, the length, the mask
+	head [14]byte // of the current frame: two bytes, the length, the mask
 	have uint8    // bytes of head that have come
 	left uint64   // bytes of the payload that are still to come
 
-	empty int // fragments without content in the message at hand
+	empty int // fragments without content in the current message
 }
 
 const (
@@ -44,7 +42,7 @@ const (
 	longExtra   = 8
 )
 
-// headSize returns how long the head at hand is, as far as it is known.
+// headSize returns the length of the current head, as far as it is known.
 func (f *framing) headSize() uint8 {
 	if f.have < shortHead {
 		return shortHead
@@ -62,7 +60,7 @@ func (f *framing) headSize() uint8 {
 	return size
 }
 
-// payload returns the length in a head that is complete.
+// payload returns the length in a complete head.
 func (f *framing) payload() uint64 {
 	switch n := f.head[1] & lengthBits; n {
 	case twoBytes:
@@ -74,9 +72,9 @@ func (f *framing) payload() uint64 {
 	}
 }
 
-// next goes through p until the head of a fragment is complete, which is a data
-// frame that others of its message follow. It returns the rest of p and the length
-// of the fragment's payload; false: no other fragment begins in p.
+// next reads p until the head of a fragment is complete. A fragment is a data frame that
+// other frames of its message follow. next returns the rest of p and the length of the
+// fragment's payload, or false if no other fragment begins in p.
 func (f *framing) next(p []byte) (rest []byte, size uint64, ok bool) {
 	for len(p) > 0 {
 		if f.left > 0 {
@@ -105,13 +103,13 @@ func (f *framing) next(p []byte) (rest []byte, size uint64, ok bool) {
 	return nil, 0, false
 }
 
-// count counts the fragments in what has been read, and returns errFlood if there
-// are too many. The last frame of each message is counted as the message, and
-// control frames are counted where they are handled. A fragment without content
-// counts as a message does: no client has a reason to send it.
+// count counts the fragments in the bytes read, and returns errFlood if there are too
+// many. The last frame of each message counts as the message, and control frames are
+// counted elsewhere. A fragment without content counts like a message, because no client
+// has a reason to send it.
 //
-// Only fragments of connections that were upgraded here can be counted. Of others
-// the bytes are not seen.
+// Fragments can be counted only on connections that were upgraded here. The bytes of
+// other connections are not seen.
 func (s *Socket) count(p []byte) error {
 	var now time.Time
 	for {

@@ -24,7 +24,7 @@ const (
 	opPong         = 0xa
 )
 
-// rawFrame is a frame of a client as bytes, with a mask of zeros.
+// rawFrame returns a frame of a client as bytes, with a mask of zeros.
 func rawFrame(first byte, payload string) []byte {
 	b := []byte{first}
 	switch n := len(payload); {
@@ -38,7 +38,7 @@ func rawFrame(first byte, payload string) []byte {
 	return append(append(b, 0, 0, 0, 0), payload...)
 }
 
-// inPieces is a text message as fragments of a size.
+// inPieces returns a text message as fragments of a size.
 func inPieces(text string, size int) []byte {
 	var b []byte
 	op := byte(opText)
@@ -49,14 +49,14 @@ func inPieces(text string, size int) []byte {
 	return append(b, rawFrame(finBit|opContinuation, "")...)
 }
 
-// write has the client write bytes, however the connection is.
+// write makes the client write bytes, in any state of the connection.
 func (r *rig) write(b []byte) error {
 	_, err := r.client.NetConn().Write(b)
 	return err
 }
 
-// Frames that never make a message cannot keep the reader busy for long, pongs or
-// not, and whatever the message begins with.
+// Frames that never complete a message cannot keep the reader busy for long, with or
+// without pongs, for any beginning of the message.
 func TestFragmentsAreCounted(t *testing.T) {
 	t.Parallel()
 	for name, tt := range map[string]struct {
@@ -91,7 +91,7 @@ func TestFragmentsAreCounted(t *testing.T) {
 					t.Fatal("closed already")
 				}
 				for range 10 {
-					_ = r.write(repeat) // may be cut off
+					_ = r.write(repeat) // the connection may have been cut
 				}
 				if code := r.clientCode(); code != websocket.ClosePolicyViolation {
 					t.Errorf("client got close code %d, want 1008", code)
@@ -104,8 +104,8 @@ func TestFragmentsAreCounted(t *testing.T) {
 	}
 }
 
-// A client that writes its messages in small pieces is served: the largest message
-// in pieces of four bytes at once, and 10,000 pieces a second.
+// A client may write its messages in small pieces: the largest message in pieces of four
+// bytes at once, and 10,000 pieces a second.
 func TestMessagesInSmallPieces(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -161,14 +161,14 @@ func TestFragmentsWithoutLimit(t *testing.T) {
 				t.Fatalf("got %v, want the answer", got)
 			}
 		}
-		_ = r.write(slices.Concat(rawFrame(opText, "x"), empty, rawFrame(opContinuation, ""))) // may be cut off
+		_ = r.write(slices.Concat(rawFrame(opText, "x"), empty, rawFrame(opContinuation, ""))) // the connection may have been cut
 		if code := r.clientCode(); code != websocket.ClosePolicyViolation {
 			t.Errorf("client got close code %d, want 1008: this message never ends", code)
 		}
 	})
 }
 
-// However the bytes are cut up, the fragments in them are found.
+// The fragments are found for any division of the bytes.
 func TestFramingFindsEveryFragment(t *testing.T) {
 	t.Parallel()
 	var stream []byte

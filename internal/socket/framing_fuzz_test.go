@@ -5,8 +5,8 @@ import (
 	"testing"
 )
 
-// FuzzFraming has framing follow bytes that come in pieces, and compares it with
-// a reading of the whole.
+// FuzzFraming feeds bytes to framing in pieces, and compares the result with a reading of
+// the whole.
 func FuzzFraming(f *testing.F) {
 	f.Add([]byte("\x01\x80\x00\x00\x00\x00\x00\x80\x00\x00\x00\x00\x80\x80\x00\x00\x00\x00"), []byte{1, 2, 3})
 	f.Add([]byte("\x01\xfe\x00\x03\x01\x02\x03\x04abc\x89\x00\x00\x01x"), []byte{5})
@@ -43,8 +43,8 @@ func FuzzFraming(f *testing.F) {
 	})
 }
 
-// fragmentsOf returns the lengths of the fragments whose heads are complete, and
-// how many without content the message at hand has.
+// fragmentsOf returns the lengths of the fragments with complete heads, and the number of
+// empty ones in the current message.
 func fragmentsOf(b []byte) (sizes []uint64, empty int) {
 	for len(b) >= 2 {
 		final, control := b[0]&0x80 != 0, b[0]&0x08 != 0

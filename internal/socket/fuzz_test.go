@@ -8,9 +8,9 @@ import (
 	"github.com/gorilla/websocket"
 )
 
-// FuzzSocketFrames has a client send frames, or (raw) bytes that need not be
-// frames at all. Whatever they are, nothing panics, and the socket ends when
-// the client has gone or has been shown out.
+// FuzzSocketFrames makes a client send frames, or (raw) bytes that need not be frames.
+// For any input nothing panics, and the socket ends when the client has disconnected or
+// its connection was closed.
 func FuzzSocketFrames(f *testing.F) {
 	f.Add(false, []byte("\x01\x28{\"id\":1,\"command\":\"mesh/noop\"}"))
 	f.Add(false, []byte("\x01\x16{\"id\":1,\"command\":\"pong\"}\x02\x03abc\x09\x00\x08\x02\x03\xe8"))
@@ -22,7 +22,7 @@ func FuzzSocketFrames(f *testing.F) {
 		synctest.Test(t, func(t *testing.T) {
 			h := new(handler)
 			r := prepare(t, h, func(c *Config) {
-				c.FrameBytes, c.QueueBytes, c.CommandQueue = 200, 2000, 2
+				c.FrameBytes, c.QueueBytes, c.LinesAtOnce = 200, 2000, 2
 				c.CommandsPerSecond, c.PingInterval, c.LatencyInterval = 5, time.Second, 300*time.Millisecond
 			})
 			if len(data)%2 == 0 {
@@ -43,15 +43,15 @@ func FuzzSocketFrames(f *testing.F) {
 			_ = r.client.Close()
 			begun := time.Now()
 			r.end()
-			if took := time.Since(begun); took > 2*grace+50*time.Millisecond {
+			if took := time.Since(begun); took > 2*closeGrace+50*time.Millisecond {
 				t.Errorf("took %v to end", took)
 			}
 		})
 	})
 }
 
-// sendFrames sends data as frames: each a byte for the type, a byte for the
-// length, and a payload.
+// sendFrames sends data as frames: each a byte for the type, a byte for the length, and a
+// payload.
 func sendFrames(client *websocket.Conn, data []byte) {
 	for len(data) >= 2 {
 		messageType, n := int(data[0]), min(int(data[1]), len(data)-2)

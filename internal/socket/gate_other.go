@@ -7,8 +7,8 @@ import (
 	"syscall"
 )
 
-// rawOf returns nil: nothing can be tried without waiting for it here, and what
-// follows is never called.
+// rawOf returns nil, because reads and writes without waiting are not possible here. The
+// functions below are never called.
 func rawOf(net.Conn) syscall.RawConn { return nil }
 
 func (g *gate) await() error { panic("unreachable") }

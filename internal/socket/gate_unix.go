@@ -9,8 +9,8 @@ import (
 	"syscall"
 )
 
-// rawOf returns how to try a read or a write without waiting for it; nil: there
-// is no such way, as for a connection that encrypts.
+// rawOf returns access to reads and writes without waiting. It returns nil if that is not
+// possible, for example for an encrypted connection.
 func rawOf(conn net.Conn) syscall.RawConn {
 	tcp, ok := conn.(*net.TCPConn)
 	if !ok {
@@ -18,13 +18,13 @@ func rawOf(conn net.Conn) syscall.RawConn {
 	}
 	raw, err := tcp.SyscallConn()
 	if err != nil {
-		return nil // it is closed: reading will say so
+		return nil // it is closed; reading returns the error
 	}
 	return raw
 }
 
-// await returns when something has been read, or nothing can be any more. It
-// needs little stack, which is most of what an idle connection would cost.
+// await returns when data has been read, or when reading has ended. It needs little
+// stack, which is most of the memory of an idle connection.
 func (g *gate) await() error {
 	var failed error
 	err := g.raw.Read(func(fd uintptr) bool {
@@ -55,7 +55,7 @@ func (g *gate) await() error {
 // attempt is one write that does not wait.
 type attempt struct {
 	data []byte
-	n    int // how much of it was written
+	n    int // number of bytes that were written
 	err  error
 	once func(fd uintptr) bool // run, made once
 }
@@ -78,8 +78,8 @@ func (a *attempt) run(fd uintptr) bool {
 	return true
 }
 
-// try writes as much of data as goes without waiting, and returns how much that
-// was. Nobody else may be writing: then it would wait after all.
+// try writes as much of data as possible without waiting, and returns the number of
+// bytes. No other goroutine may be writing, because then it would wait after all.
 func (a *attempt) try(raw syscall.RawConn, data []byte) (int, error) {
 	a.data, a.n, a.err = data, 0, nil
 	err := raw.Write(a.once)

@@ -2,6 +2,8 @@ package socket
 
 import (
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -9,17 +11,21 @@ import (
 	"github.com/meshpresence/mesh/internal/limit"
 )
 
-// Group is the sockets of one server, and what they share.
+// Group holds the sockets of one server and their shared parts.
 type Group struct {
-	cfg      Config
-	stats    Stats
-	flushers flushers
+	cfg        Config
+	stats      Stats
+	flushers   flushers
+	pauses     pauseLine
+	schedules  sync.Pool // unused schedules; the timer of one may still belong to the wheel
+	lines      atomic.Int64
+	extraLines int64 // see maxExtraLines
 }
 
-// NewGroup returns a group of sockets that behave as cfg says.
+// NewGroup returns a group of sockets with the given configuration.
 func NewGroup(cfg Config) *Group {
-	if cfg.CommandQueue == 0 {
-		cfg.CommandQueue = DefaultCommandQueue
+	if cfg.LinesAtOnce == 0 {
+		cfg.LinesAtOnce = DefaultLinesAtOnce
 	}
 	if cfg.HandlerConcurrency == 0 {
 		cfg.HandlerConcurrency = DefaultHandlerConcurrency
@@ -30,20 +36,22 @@ func NewGroup(cfg Config) *Group {
 	if cfg.Log == nil {
 		cfg.Log = limit.NewLog(cfg.Logger)
 	}
-	return &Group{cfg: cfg}
+	return &Group{cfg: cfg, pauses: pauseLine{lasts: updatePause}, extraLines: maxExtraLines}
 }
 
-// Wait returns when no goroutine of the group is left. It is to be called when
-// Run of every socket has returned, and not before.
-func (g *Group) Wait() { g.flushers.running.Wait() }
+// Wait returns when no goroutine of the group is left. Call it only when Run of every
+// socket has returned.
+func (g *Group) Wait() {
+	g.flushers.running.Wait()
+	g.pauses.running.Wait()
+}
 
-// Counts returns what has been counted of all sockets of the group.
+// Counts returns the counters of all sockets of the group.
 func (g *Group) Counts() Counts { return g.stats.Counts() }
 
-// New returns a socket for conn, a connection on the server's side, which the
-// socket takes over: its handlers, limits and deadlines are set anew. Nothing is
-// read or written before Run; frames sent earlier are queued, so that they come
-// first.
+// New returns a socket for conn, the server's end of a connection. The socket takes conn
+// over and sets its handlers, limits and deadlines. Nothing is read or written before
+// Run. Frames sent before Run are queued, so that they come first.
 func (g *Group) New(conn *websocket.Conn, handler Handler) *Socket {
 	now := time.Now()
 	fragments := fragmentsPerSecond

@@ -19,8 +19,8 @@ import (
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// plain is a server whose sockets have TCP connections of their own, which are
-// written to and waited for without the websocket package.
+// plain is a server whose sockets have TCP connections of their own. They are written and
+// awaited without the websocket package.
 type plain struct {
 	t     *testing.T
 	group *Group
@@ -31,8 +31,8 @@ type plain struct {
 // served is a socket of a plain server.
 type served struct {
 	*Socket
-	ended    chan error // what Run returned
-	panicked chan any   // or panicked with
+	ended    chan error // result of Run
+	panicked chan any   // or its panic
 }
 
 func newPlain(t *testing.T, h Handler, cfg Config, upgrade func(http.ResponseWriter, *http.Request) (*websocket.Conn, error)) *plain {
@@ -63,9 +63,9 @@ func newPlain(t *testing.T, h Handler, cfg Config, upgrade func(http.ResponseWri
 	return p
 }
 
-// here upgrades as ServeHTTP does, elsewhere as an app would.
+// here upgrades like ServeHTTP, elsewhere like an app.
 func here(w http.ResponseWriter, r *http.Request) (*websocket.Conn, error) {
-	return Upgrade(&websocket.Upgrader{WriteBufferPool: &sync.Pool{}}, w, r)
+	return Upgrade(&websocket.Upgrader{WriteBufferPool: &sync.Pool{}}, w, r, nil)
 }
 
 func elsewhere(w http.ResponseWriter, r *http.Request) (*websocket.Conn, error) {
@@ -94,7 +94,7 @@ func (p *plain) dial() (*served, *websocket.Conn) {
 	return s, client
 }
 
-// end waits for the end of Run and returns why.
+// end waits for the end of Run and returns the reason.
 func (s *served) end(t *testing.T) *End {
 	t.Helper()
 	var e *End
@@ -104,7 +104,7 @@ func (s *served) end(t *testing.T) *End {
 	return e
 }
 
-// numbers has a client read states and checks that they are in order, to last.
+// numbers makes a client read states up to last, and checks that they are in order.
 func numbers(t *testing.T, client *websocket.Conn, last uint64) {
 	for want := uint64(1); want <= last; {
 		_, data, err := client.ReadMessage()
@@ -127,7 +127,7 @@ func numbers(t *testing.T, client *websocket.Conn, last uint64) {
 	}
 }
 
-// TestOrderOverTCP: whoever writes them, the frames of a socket keep their order.
+// The frames of a socket keep their order, whichever goroutine writes them.
 func TestOrderOverTCP(t *testing.T) {
 	t.Parallel()
 	for name, upgrade := range map[string]func(http.ResponseWriter, *http.Request) (*websocket.Conn, error){"here": here, "elsewhere": elsewhere} {
@@ -153,7 +153,7 @@ func TestOrderOverTCP(t *testing.T) {
 					}
 				}
 				if seq%7 == 0 {
-					sockets[seq%clients].PingNow() // beside the queue; never more than one waits
+					sockets[seq%clients].PingNow() // in addition to the queue; at most one waits
 				}
 			}
 			reading.Wait()
@@ -161,9 +161,9 @@ func TestOrderOverTCP(t *testing.T) {
 	}
 }
 
-// TestSlowSocketsHoldNobody: however many sockets are stuck, another is written
-// to; and when they read after all, nothing of what was stuck is missing.
-func TestSlowSocketsHoldNobody(t *testing.T) {
+// Stuck sockets do not delay the writes of others. When their clients read again, nothing
+// is missing.
+func TestSlowSocketsDoNotDelayOthers(t *testing.T) {
 	t.Parallel()
 	p := newPlain(t, new(handler), Config{}, here)
 	const last = 2500
@@ -196,8 +196,8 @@ func TestSlowSocketsHoldNobody(t *testing.T) {
 	reading.Wait()
 }
 
-// TestStuckOverTCP: the time for a write also bounds what could not be written
-// at once, and what is stuck counts as queued.
+// The time limit for a write also holds for data that could not be written at once, and
+// stuck data counts as queued.
 func TestStuckOverTCP(t *testing.T) {
 	t.Parallel()
 	p := newPlain(t, new(handler), Config{WriteTimeout: 500 * time.Millisecond}, here)
@@ -214,13 +214,13 @@ func TestStuckOverTCP(t *testing.T) {
 	}
 }
 
-// TestWriteAfterOneThatWaited: the time for a write is over with that write.
-func TestWriteAfterOneThatWaited(t *testing.T) {
+// The time limit of a write ends with that write.
+func TestWriteAfterASlowOne(t *testing.T) {
 	t.Parallel()
 	const timeout = time.Second
 	p := newPlain(t, new(handler), Config{WriteTimeout: timeout}, here)
 	s, client := p.dial()
-	for _, size := range []int{16 << 20, 1} { // what has to wait, and what has not
+	for _, size := range []int{16 << 20, 1} { // the first write has to wait, the second has not
 		if err := s.SendMessage(websocket.BinaryMessage, make([]byte, size)); err != nil {
 			t.Fatal(err)
 		}
@@ -228,13 +228,12 @@ func TestWriteAfterOneThatWaited(t *testing.T) {
 			t.Fatalf("got %d bytes (%v), want %d", len(data), err, size)
 		}
 		if size > 1 {
-			time.Sleep(timeout + timeout/4) // nothing tells that it is over
+			time.Sleep(timeout + timeout/4) // nothing reports that the time has passed
 		}
 	}
 }
 
-// TestFramesInPieces: frames that come in pieces, or several at once, are read
-// like others.
+// Frames that come in pieces, or several at once, are read like others.
 func TestFramesInPieces(t *testing.T) {
 	t.Parallel()
 	h := new(handler)
@@ -288,7 +287,7 @@ func TestFramesInPieces(t *testing.T) {
 	}
 }
 
-// TestPanicWhileReading is one of whoever called Run.
+// A panic while reading is passed on to the caller of Run.
 func TestPanicWhileReading(t *testing.T) {
 	t.Parallel()
 	p := newPlain(t, panics{new(handler)}, Config{}, here)

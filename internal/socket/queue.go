@@ -1,15 +1,17 @@
 package socket
 
 import (
+	"math"
+
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
 const (
-	// largeBytes is from which size on an item is written by itself.
+	// largeBytes is the size from which an item is written by itself.
 	largeBytes = 4 << 10
-	// togetherBytes is how much is written together at most.
+	// togetherBytes limits the bytes that are written together.
 	togetherBytes = 16 << 10
-	// headerBytes is how long the header of an item that is not large is at most.
+	// headerBytes is the longest header of an item that is not large.
 	headerBytes = 4
 )
 
@@ -17,44 +19,55 @@ const (
 type item struct {
 	prev, next *item
 	frame      *wire.Frame
-	update     *wire.Update // what frame carries; nil: no update
-	foreign    *foreign     // in place of frame: one that is not Mesh's
-	charge     int
+	update     *wire.Update // the update in frame; nil: no update
+	message    *rawMessage  // instead of frame: a message that is not of the Mesh protocol
+	charge     int32        // see setCharge
+	answer     bool         // the answer to a command
 }
 
-// foreign is a message that is not Mesh's, of WebSocket's kind of that number.
-type foreign struct {
+// rawMessage is a message that is not of the Mesh protocol. kind is WebSocket's message
+// type.
+type rawMessage struct {
 	kind int
 	data []byte
 }
 
-// leastCharge is what an item counts at least, about what it takes up itself:
-// otherwise any number of messages without content could wait.
+// leastCharge is the least that an item counts, about its own size in memory. Otherwise
+// any number of empty messages could wait.
 const leastCharge = 64
 
-// size returns what the item counts.
+// size returns the bytes that the item counts.
 func (it *item) size() int {
-	if it.foreign != nil {
-		return max(len(it.foreign.data), leastCharge)
+	if it.message != nil {
+		return max(len(it.message.data), leastCharge)
 	}
 	return max(it.frame.Size(), leastCharge)
 }
 
-// large tells whether the item is written by itself.
+// setCharge charges the item with its size, but at most most. A value that is not
+// positive means no limit.
+func (it *item) setCharge(most int) {
+	if most <= 0 {
+		most = math.MaxInt32
+	}
+	it.charge = int32(min(it.size(), most, math.MaxInt32))
+}
+
+// large reports whether the item is written by itself.
 func (it *item) large() bool { return it.size() > largeBytes }
 
-// append appends the item as it goes over the network.
+// append appends the item as it is sent over the network.
 func (it *item) append(dst []byte) []byte {
-	if it.foreign != nil {
-		return wire.AppendMessage(dst, it.foreign.kind, it.foreign.data)
+	if it.message != nil {
+		return wire.AppendMessage(dst, it.message.kind, it.message.data)
 	}
 	return it.frame.AppendMessage(dst)
 }
 
-// member names whose state an update carries.
+// member identifies a member of a room.
 type member struct{ room, conn string }
 
-// key returns whose state the item carries; false: it carries none.
+// key returns the member whose state the item carries, or false if it carries none.
 func (it *item) key() (member, bool) {
 	if it.update == nil || it.update.Type != wire.UpdateState {
 		return member{}, false
@@ -62,20 +75,20 @@ func (it *item) key() (member, bool) {
 	return member{it.update.RoomName, it.update.ConnectionID}, true
 }
 
-// queue is frames in the order in which they are to be written. It is a list
-// and no slice because what coalesces goes from the middle, in constant time
-// even when every push makes an older state superfluous. The zero queue is
-// empty and holds no memory, and so does one that has been emptied.
+// queue holds frames in the order in which they are to be written. It is a list and not a
+// slice, because coalescing removes items from the middle. A list does that in constant
+// time even if every push replaces an older state. The zero queue is empty and holds no
+// memory, and so does a queue that has been emptied.
 type queue struct {
 	head, tail *item
 	n          int
-	// latest is the last state of each member in the queue, each the only one
-	// of its member. Nil until coalesce is called, and again once empty.
+	// latest is the last state of each member in the queue. Then no member has another
+	// state in it. It is nil until coalesce is called, and again once the queue is empty.
 	latest map[member]*item
 }
 
-// push appends it. The older state that it makes superfluous is taken out and
-// returned if the queue coalesces; nil: there is none.
+// push appends it. If the queue coalesces, push removes and returns the older state that
+// it replaces. Otherwise it returns nil.
 func (q *queue) push(it *item) (replaced *item) {
 	it.prev = q.tail
 	if q.tail != nil {
@@ -94,7 +107,7 @@ func (q *queue) push(it *item) (replaced *item) {
 	return replaced
 }
 
-// pop takes the first item out; nil: the queue is empty.
+// pop takes the first item out. It returns nil if the queue is empty.
 func (q *queue) pop() *item {
 	it := q.head
 	if it == nil {
@@ -107,17 +120,18 @@ func (q *queue) pop() *item {
 	return it
 }
 
-// take takes the next items out that may be written together, and appends them
-// to dst: one that is large, or small ones of most bytes in all.
-func (q *queue) take(dst []*item, most int) []*item {
+// take takes out the next items that may be written together, and appends them to dst.
+// These are one large item, or the item alone (nil: none), or small items of at most most
+// bytes together.
+func (q *queue) take(dst []*item, most int, alone *item) []*item {
 	for bytes := 0; q.head != nil; {
 		bytes += q.head.size() + headerBytes
-		if len(dst) > 0 && (bytes > most || q.head.large()) {
+		if len(dst) > 0 && (bytes > most || q.head.large() || q.head == alone) {
 			break
 		}
 		it := q.pop()
 		dst = append(dst, it)
-		if it.large() {
+		if it.large() || it == alone {
 			break
 		}
 	}
@@ -142,10 +156,9 @@ func (q *queue) remove(it *item) {
 	}
 }
 
-// coalesce takes out every state that a later one of the same member makes
-// superfluous, and sees to it that none is queued from now on until the queue
-// has been emptied. What remains keeps its order. It returns how many went and
-// what was charged for them.
+// coalesce removes every state that a later one of the same member replaces. Until the
+// queue has been emptied, push does the same from now on. The remaining items keep their
+// order. coalesce returns the number of removed items and their charge.
 func (q *queue) coalesce() (removed, freed int) {
 	if q.latest != nil || q.n == 0 {
 		return 0, 0
@@ -159,7 +172,7 @@ func (q *queue) coalesce() (removed, freed int) {
 			} else {
 				q.remove(it)
 				removed++
-				freed += it.charge
+				freed += int(it.charge)
 			}
 		}
 		it = prev
@@ -167,7 +180,7 @@ func (q *queue) coalesce() (removed, freed int) {
 	return removed, freed
 }
 
-// clear empties the queue and returns how many items it held.
+// clear empties the queue and returns the number of its items.
 func (q *queue) clear() int {
 	n := q.n
 	*q = queue{}

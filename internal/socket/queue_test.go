@@ -5,11 +5,12 @@ import (
 	"math/rand/v2"
 	"slices"
 	"testing"
+	"unsafe"
 
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// contents returns what is in the queue, first to last, and checks its links.
+// contents returns the items of the queue, first to last, and checks its links.
 func contents(t *testing.T, q *queue) []*item {
 	t.Helper()
 	var items []*item
@@ -94,5 +95,14 @@ func TestQueueAgainstModel(t *testing.T) {
 		if n := len(model); q.clear() != n || q.head != nil || q.latest != nil {
 			t.Fatalf("seed %d: not clear", seed)
 		}
+	}
+}
+
+// Each frame costs an item per socket that it is sent to. One more field would make the
+// item a third larger.
+func TestItemsAreSmall(t *testing.T) {
+	t.Parallel()
+	if size := unsafe.Sizeof(item{}); size > 48 {
+		t.Errorf("an item has %d bytes, want at most 48", size)
 	}
 }

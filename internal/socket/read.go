@@ -14,15 +14,12 @@ import (
 
 // Errors that the socket answers by itself.
 const (
-	codeLimit   = "ELIMIT"
-	busyText    = "too many commands are waiting"
-	besideText  = "too many commands are running"
-	limitText   = "too many commands per second"
+	limitText   = "too many frames"
 	internalErr = "internal error"
 )
 
-// setControlHandlers makes control frames signs of life, and has the writer
-// answer them: by default the reader would, and wait for a slow peer.
+// setControlHandlers makes control frames signs of life and lets the writer answer them.
+// By default the reader would answer them, and wait for a slow peer.
 func (s *Socket) setControlHandlers() {
 	s.conn.SetPongHandler(func(string) error {
 		s.control(nil)
@@ -35,10 +32,10 @@ func (s *Socket) setControlHandlers() {
 	s.conn.SetCloseHandler(func(int, string) error { return nil }) // finish answers it
 }
 
-// control notes a control frame; pong not nil: it is to be answered with that.
+// control handles a control frame. If pong is not nil, it is the payload of the answer.
 func (s *Socket) control(pong []byte) {
 	now := time.Now()
-	if !s.live(now) || !s.tolerated(now) || pong == nil {
+	if !s.noteFrame(now) || !s.countFrame(now) || pong == nil {
 		return
 	}
 	s.mu.Lock()
@@ -49,13 +46,12 @@ func (s *Socket) control(pong []byte) {
 	}
 }
 
-// read reads until reading fails and returns the error. Once the connection
-// ends, frames are thrown away until the peer has seen the close frame.
+// read reads until reading fails, and returns the error. Once the connection ends, frames
+// are discarded until the peer has seen the close frame.
 //
-// Where it can be waited for what comes without the websocket package, this
-// goroutine does nothing else, and one that is there only while frames are read
-// reads them: a goroutine that has ever read a frame has a stack of twice the
-// size.
+// If it is possible to wait for data without the websocket package, this goroutine only
+// waits, and another goroutine reads the frames and ends when none is left. A goroutine
+// that has read a frame has a stack of twice the size.
 func (s *Socket) read() error {
 	if s.gate == nil || s.gate.raw == nil {
 		return s.readFrames(func() bool { return false })
@@ -71,18 +67,17 @@ func (s *Socket) read() error {
 	}
 }
 
-// reading is how frames are read on a goroutine of their own.
+// reading is the state of reading frames on a goroutine of their own.
 type reading struct {
 	done     sync.WaitGroup
 	err      error // why reading ended; nil: it did not
 	panicked any
 }
 
-// errReaderExited says that reading panicked, or that something ended the
-// goroutine that read.
+// errReaderExited says that reading panicked, or that its goroutine was ended.
 var errReaderExited = fmt.Errorf("%w: reading was ended by a panic or runtime.Goexit", io.ErrClosedPipe)
 
-// frames reads the frames that have come. A panic is one of the caller.
+// frames reads the frames that have come. It passes a panic on to the caller.
 func (r *reading) frames(s *Socket) {
 	r.err = errReaderExited
 	r.done.Go(func() {
@@ -99,8 +94,8 @@ func (r *reading) frames(s *Socket) {
 	}
 }
 
-// readFrames reads frames until reading fails, and returns the error, or until
-// there is nothing left to read, as idle tells.
+// readFrames reads frames until reading fails, and returns the error. It returns nil when
+// idle says that nothing is left to read.
 func (s *Socket) readFrames(idle func() bool) error {
 	for {
 		messageType, r, err := s.conn.NextReader()
@@ -118,8 +113,8 @@ func (s *Socket) readFrames(idle func() bool) error {
 	}
 }
 
-// readAll reads one message. Its size is bounded here once more because the
-// websocket package measures before decompression.
+// readAll reads one message. It checks the size again, because the websocket package
+// checks it before decompression.
 func (s *Socket) readAll(r io.Reader) ([]byte, error) {
 	limit := s.cfg.FrameBytes
 	if limit <= 0 {
@@ -132,9 +127,9 @@ func (s *Socket) readAll(r io.Reader) ([]byte, error) {
 	return data, err
 }
 
-// live notes that a frame came; false: the connection ends and nobody is
-// interested.
-func (s *Socket) live(now time.Time) bool {
+// noteFrame notes that a frame came. It returns false if the connection ends, so that the
+// frame must be ignored.
+func (s *Socket) noteFrame(now time.Time) bool {
 	if s.closed.Load() {
 		return false
 	}
@@ -143,8 +138,9 @@ func (s *Socket) live(now time.Time) bool {
 	return true
 }
 
-// tolerated counts a frame; false: it was one too many, the connection ends.
-func (s *Socket) tolerated(now time.Time) bool {
+// countFrame counts a frame. If it was one too many, it ends the connection and returns
+// false.
+func (s *Socket) countFrame(now time.Time) bool {
 	if s.frameLimit.Take(now) {
 		return true
 	}
@@ -152,32 +148,50 @@ func (s *Socket) tolerated(now time.Time) bool {
 	return false
 }
 
-// frame does with one message what it asks for, or has it done. It does not
-// wait. A panic costs the frame and nothing else.
+// frame handles one message. It waits only for space for a command. A panic affects only
+// this frame.
 func (s *Socket) frame(messageType int, data []byte) {
 	defer s.recovered("frame")
 	now := time.Now()
-	if !s.live(now) {
+	if !s.noteFrame(now) {
 		return
 	}
 	req, ours := decode(messageType, data)
-	if !ours && s.handler.TakesForeign() {
-		s.handler.Foreign((*life)(s), messageType, data)
-		return
-	}
-	if !s.tolerated(now) || !ours {
-		return
-	}
-	switch req.Command {
-	case wire.CommandPong:
-	case wire.CommandLatencyResponse:
+	switch {
+	case !ours && s.handler.TakesForeignMessages():
+		s.handler.ForeignMessage((*socketContext)(s), messageType, data)
+	case !s.frameLimit.Take(now):
+		s.flood(req)
+	case !ours, req.Command == wire.CommandPong:
+	case req.Command == wire.CommandLatencyResponse:
 		s.latencyResponse(now)
 	default:
-		s.dispatch(now, req)
+		s.take(req)
 	}
 }
 
-// decode reads a request; false: the message is none.
+// flood ends the connection because of a frame that was one too many. If the frame is a
+// command, it is answered first.
+func (s *Socket) flood(req wire.Request) {
+	var it *item
+	if req.HasID || req.Command != "" {
+		f := s.handler.Refusal(req, limitText, wire.CodeLimit, wire.NameCommandError) // without mu, because it may log
+		it = &item{frame: f}
+		it.setCharge(0)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.endLocked(flooded())
+	if !req.HasID || s.ending.Cause != CauseFlood {
+		return
+	}
+	s.stats().limited.Add(1)
+	s.queue.push(it)
+	s.bytes.Add(int64(it.charge))
+	s.kickWriter()
+}
+
+// decode reads a request. It returns false if the message is not a request.
 func decode(messageType int, data []byte) (wire.Request, bool) {
 	if messageType != websocket.TextMessage {
 		return wire.Request{}, false
@@ -186,26 +200,24 @@ func decode(messageType int, data []byte) (wire.Request, bool) {
 	return req, err == nil
 }
 
-// dispatch hands a command on, or refuses it.
-func (s *Socket) dispatch(now time.Time, req wire.Request) {
-	switch {
-	case !s.commandLimit.Take(now):
-		s.stats().limited.Add(1)
-		s.refuse(req, limitText, codeLimit, wire.NameCommandError)
-	case s.handler.IsConcurrent(req.Command):
-		if !s.startBeside(req) {
-			s.stats().busy.Add(1)
-			s.refuse(req, besideText, wire.CodeBusy, wire.NameCommandError)
-		}
-	case !s.enqueue(req):
-		s.stats().busy.Add(1)
-		s.refuse(req, busyText, wire.CodeBusy, wire.NameCommandError)
+// take queues a command. It waits until there is space.
+func (s *Socket) take(req wire.Request) {
+	order := s.handler.Order(&req)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.awaitBytes(cost(&req)) {
+		s.enqueue(req, order)
 	}
 }
 
-// refuse answers a request, if it wants an answer, with an error.
+// refuse answers a request, and those that it supersedes, with an error. Requests without
+// an id get no answer, but the handler is called for them too.
 func (s *Socket) refuse(req wire.Request, message, code, name string) {
-	if req.HasID {
-		_ = s.Send(wire.ErrorAnswer(req.ID, req.Command, message, code, name)) // fails if the connection ends
+	for _, id := range req.Also {
+		also := wire.Request{ID: id, HasID: true, Command: req.Command}
+		_ = s.Answer(s.handler.Refusal(also, message, code, name)) // fails if the connection ends
+	}
+	if f := s.handler.Refusal(req, message, code, name); req.HasID {
+		_ = s.Answer(f)
 	}
 }

@@ -16,16 +16,16 @@ import (
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// refused are bytes that are no frame that a client may send, by what is wrong.
+// refused holds bytes that are not a valid frame of a client, by the kind of error.
 var refused = map[string][]byte{
 	"not masked": {0x81, 0x01, 'x'},
 	"reserved":   {0xf1, 0x80, 0, 0, 0, 0},
 	"close code": {0x88, 0x82, 0, 0, 0, 0, 0x00, 0x01},
 }
 
-// TestRefusedFrameWhileStuck: a peer that breaks the protocol while something is
-// being written to it gets the rest of that and is told why; if it does not read
-// it is cut off in time, and the cause is what it sent.
+// A peer that breaks the protocol during a write gets the rest of that write and the
+// reason. If it does not read, its connection is cut in time, and the cause is the
+// invalid frame.
 func TestRefusedFrameWhileStuck(t *testing.T) {
 	t.Parallel()
 	for what, data := range refused {
@@ -50,7 +50,7 @@ func TestRefusedFrameWhileStuck(t *testing.T) {
 					}
 					synctest.Wait()
 					if reads {
-						time.Sleep(grace - 50*time.Millisecond)
+						time.Sleep(closeGrace - 50*time.Millisecond)
 						r.read()
 						if code := r.clientCode(); code != websocket.CloseProtocolError {
 							t.Errorf("client got close code %d (%v), want 1002", code, r.readErr)
@@ -60,7 +60,7 @@ func TestRefusedFrameWhileStuck(t *testing.T) {
 					if e := r.end(); e.Cause != CauseProtocol || e.Code != websocket.CloseProtocolError {
 						t.Errorf("ended with %v, want protocol, 1002", e)
 					}
-					if took := time.Since(begun); took > 2*grace+50*time.Millisecond {
+					if took := time.Since(begun); took > 2*closeGrace+50*time.Millisecond {
 						t.Errorf("took %v", took)
 					}
 				})
@@ -69,8 +69,8 @@ func TestRefusedFrameWhileStuck(t *testing.T) {
 	}
 }
 
-// TestRefusedFrameElsewhere: where an app upgraded the connection the websocket
-// package tells the peer, and gives up on what is stuck: that is no slow peer.
+// If an app upgraded the connection, the websocket package informs the peer and abandons
+// stuck data. That does not count as a slow peer.
 func TestRefusedFrameElsewhere(t *testing.T) {
 	t.Parallel()
 	for _, stuck := range []bool{false, true} {
@@ -98,7 +98,7 @@ func TestRefusedFrameElsewhere(t *testing.T) {
 	}
 }
 
-// TestUpgradeNeedsAHijacker: what cannot be hijacked is answered with a status.
+// A request that cannot be hijacked is answered with a status.
 func TestUpgradeNeedsAHijacker(t *testing.T) {
 	t.Parallel()
 	r, err := http.NewRequest(http.MethodGet, "http://mesh.test/", nil)
@@ -110,7 +110,7 @@ func TestUpgradeNeedsAHijacker(t *testing.T) {
 		"Sec-Websocket-Version": {"13"}, "Sec-Websocket-Key": {"dGhlIHNhbXBsZSBub25jZQ=="},
 	}
 	var w unhijackable
-	if _, err := Upgrade(new(websocket.Upgrader), &w, r); err == nil || w.status != http.StatusInternalServerError {
+	if _, err := Upgrade(new(websocket.Upgrader), &w, r, nil); err == nil || w.status != http.StatusInternalServerError {
 		t.Errorf("%v, status %d", err, w.status)
 	}
 }
@@ -121,8 +121,7 @@ func (*unhijackable) Header() http.Header         { return http.Header{} }
 func (*unhijackable) Write(p []byte) (int, error) { return len(p), nil }
 func (u *unhijackable) WriteHeader(status int)    { u.status = status }
 
-// TestRecovered: what an app's function panics with is counted and logged, and
-// costs that frame and nothing else.
+// A panic in an app's function is counted and logged, and affects only that frame.
 func TestRecovered(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -138,7 +137,7 @@ func TestRecovered(t *testing.T) {
 		h.foreign = func(int, []byte) { panic(errors.New("foreign")) }
 		r.start(true)
 		r.say(`{"id":1,"command":"mesh/noop"}`)
-		synctest.Wait() // the first of several alike is logged
+		synctest.Wait() // the first of several equal entries is logged
 		r.say(`foreign`)
 		r.say(`{"id":2,"command":"mesh/noop"}`)
 		if got := r.got(); len(got) != 2 || got[0].code() != wire.CodeServer || got[1].ID != "2" || got[1].code() != "" {

@@ -23,7 +23,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// hijacked is a response that hands out a connection to upgrade.
+// hijacked is a response that hands over a connection to upgrade.
 type hijacked struct {
 	conn net.Conn
 	rw   *bufio.ReadWriter
@@ -36,8 +36,8 @@ func (h *hijacked) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return h.conn, h.rw, nil
 }
 
-// upgrade makes a WebSocket of the two ends of a network connection, as an app
-// would that compresses, or as is done here.
+// upgrade makes a WebSocket of the two ends of a network connection: like an app that
+// compresses, or like this package.
 func upgrade(tb testing.TB, serverEnd, clientEnd net.Conn, compress bool) (server, client *websocket.Conn) {
 	tb.Helper()
 	type upgraded struct {
@@ -56,7 +56,7 @@ func upgrade(tb testing.TB, serverEnd, clientEnd net.Conn, compress bool) (serve
 		if w := (&hijacked{conn: serverEnd, rw: rw}); compress {
 			conn, err = (&websocket.Upgrader{EnableCompression: true}).Upgrade(w, req, nil)
 		} else {
-			conn, err = Upgrade(new(websocket.Upgrader), w, req)
+			conn, err = Upgrade(new(websocket.Upgrader), w, req, nil)
 		}
 		done <- upgraded{conn, err}
 	}()
@@ -75,38 +75,50 @@ func upgrade(tb testing.TB, serverEnd, clientEnd net.Conn, compress bool) (serve
 	return up.conn, client
 }
 
-// handler is a Handler whose parts are functions; nil ones do nothing.
+// handler is a Handler whose parts are functions. Nil ones do nothing.
 type handler struct {
 	command    func(ctx context.Context, req wire.Request)
 	begin      func(ctx context.Context, req wire.Request) func(context.Context) // nil: no command overlaps
 	concurrent func(ctx context.Context, req wire.Request)
+	order      func(req *wire.Request) Order                                // nil: all wait in one line
+	attempt    func(ctx context.Context, req wire.Request, last bool) Begun // in place of command and begin
 	foreign    func(messageType int, data []byte)
-	meshOnly   bool // has no use for foreign frames
+	meshOnly   bool // foreign frames are ignored
 	seen       atomic.Int64
 }
 
 func (h *handler) Seen(time.Time) { h.seen.Add(1) }
-func (h *handler) Command(ctx context.Context, req wire.Request) {
-	if h.command != nil {
+func (h *handler) Order(req *wire.Request) Order {
+	if h.order != nil {
+		return h.order(req)
+	}
+	return Order{Line: "one", Overlaps: h.begin != nil && req.Command == overlapping, Beside: h.concurrent != nil}
+}
+func (h *handler) Begin(ctx context.Context, req wire.Request, last bool) Begun {
+	switch {
+	case h.attempt != nil:
+		return h.attempt(ctx, req, last)
+	case h.begin != nil && req.Command == overlapping:
+		return Begun{Rest: h.begin(ctx, req)}
+	case h.command != nil:
 		h.command(ctx, req)
 	}
+	return Begun{}
 }
-func (h *handler) Overlaps(command string) bool { return h.begin != nil && command == overlapping }
-func (h *handler) Begin(ctx context.Context, req wire.Request) func(context.Context) {
-	return h.begin(ctx, req)
-}
-func (h *handler) IsConcurrent(string) bool { return h.concurrent != nil }
 func (h *handler) Concurrent(ctx context.Context, req wire.Request) {
 	h.concurrent(ctx, req)
 }
-func (h *handler) TakesForeign() bool { return h.foreign != nil && !h.meshOnly }
-func (h *handler) Foreign(_ context.Context, messageType int, data []byte) {
+func (h *handler) Refusal(req wire.Request, message, code, name string) *wire.Frame {
+	return wire.ErrorAnswer(req.ID, req.Command, message, code, name)
+}
+func (h *handler) TakesForeignMessages() bool { return h.foreign != nil && !h.meshOnly }
+func (h *handler) ForeignMessage(_ context.Context, messageType int, data []byte) {
 	if h.foreign != nil {
 		h.foreign(messageType, data)
 	}
 }
 
-// message is what a client is sent.
+// message is a message to a client.
 type message struct {
 	ID      json.Number     `json:"id"`
 	Command string          `json:"command"`
@@ -144,8 +156,8 @@ func wheel(t testing.TB) *clock.Wheel {
 	return w
 }
 
-// prepare connects a socket that does not run yet, over a pipe that holds
-// nothing: what the client does not read, the socket cannot write.
+// prepare connects a socket that does not run yet, over a pipe without a buffer. The
+// socket can write only what the client reads.
 func prepare(t *testing.T, h *handler, change func(*Config)) *rig {
 	t.Helper()
 	serverEnd, clientEnd := net.Pipe()
@@ -167,7 +179,7 @@ func prepareOn(t *testing.T, h *handler, server, client *websocket.Conn, change 
 	return &rig{Socket: NewGroup(cfg).New(server, h), t: t, h: h, client: client}
 }
 
-// start runs the socket; reading: and the client reads.
+// start runs the socket. If reading is true, the client reads.
 func (r *rig) start(reading bool) *rig {
 	ctx, cancel := context.WithCancel(r.t.Context())
 	r.release = cancel
@@ -196,7 +208,7 @@ func run(t *testing.T, h *handler, change func(*Config)) *rig {
 	return prepare(t, h, change).start(true)
 }
 
-// read has the client read from now on.
+// read makes the client read from now on.
 func (r *rig) read() {
 	r.readDone = make(chan struct{})
 	go func() {
@@ -219,7 +231,7 @@ func (r *rig) read() {
 	}()
 }
 
-// say has the client send text.
+// say makes the client send text.
 func (r *rig) say(text string) {
 	r.t.Helper()
 	if err := r.client.WriteMessage(websocket.TextMessage, []byte(text)); err != nil {
@@ -227,7 +239,7 @@ func (r *rig) say(text string) {
 	}
 }
 
-// got returns what the client received so far, and forgets it.
+// got returns the messages that the client received since the last call.
 func (r *rig) got() []message {
 	synctest.Wait()
 	r.mu.Lock()
@@ -237,7 +249,7 @@ func (r *rig) got() []message {
 	return got
 }
 
-// end waits for the end of the socket and returns why.
+// end waits for the end of the socket and returns the reason.
 func (r *rig) end() *End {
 	r.t.Helper()
 	<-r.ended
@@ -248,8 +260,8 @@ func (r *rig) end() *End {
 	return e
 }
 
-// clientCode waits for the client to stop reading and returns the code of the
-// close frame that it got, 0 if none.
+// clientCode waits until the client stops reading and returns the code of the close frame
+// that it got, or 0 if none.
 func (r *rig) clientCode() int {
 	<-r.readDone
 	var closed *websocket.CloseError
@@ -273,7 +285,7 @@ func (r *rig) echo(_ context.Context, req wire.Request) {
 		r.t.Errorf("answer: %v", err)
 		return
 	}
-	_ = r.Send(f) // fails once the connection ends
+	_ = r.Answer(f) // fails once the connection ends
 }
 
 // push returns a frame with a command and a payload.

@@ -4,7 +4,7 @@ import "testing"
 
 func TestCountsLookAtEverySocket(t *testing.T) {
 	t.Parallel()
-	const n = 10 * shelves
+	const n = 10 * shards
 	var stats Stats
 	sockets := make([]*Socket, n)
 	for i := range sockets {
@@ -13,7 +13,7 @@ func TestCountsLookAtEverySocket(t *testing.T) {
 		stats.enter(sockets[i])
 	}
 	queued := int64(n * (n - 1) / 2)
-	// Out of any order, so that each place in a shelf is taken by another one.
+	// Remove them in an irregular order, so that each index in a shard is reused.
 	for i := n - 1; i >= 0; i -= 3 {
 		stats.exit(sockets[i])
 		queued -= int64(i)

@@ -16,8 +16,8 @@ import (
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// serve runs a socket for one client of a real server, over TLS. What Run
-// returned comes through the channel.
+// serve runs a socket for one client of a real server, over TLS. The channel receives the
+// result of Run.
 func serve(t *testing.T, change func(*Config)) (*Socket, *websocket.Conn, <-chan error) {
 	t.Helper()
 	w := wheel(t)
@@ -46,13 +46,13 @@ func serve(t *testing.T, change func(*Config)) (*Socket, *websocket.Conn, <-chan
 	return <-sockets, client, ended
 }
 
-// A connection that is closed while its peer still sends is reset, and the
-// peer never sees the close frame: so the rest has to be read first.
+// If a connection is closed while its peer still sends, it is reset, and the peer never
+// sees the close frame. So the rest has to be read first.
 func TestTooLargeMessageIsNotReset(t *testing.T) {
 	t.Parallel()
 	_, client, ended := serve(t, func(c *Config) { c.FrameBytes = 1000 })
 	for range 4 {
-		// The client may be told before it has written everything.
+		// The client may get the close frame before it has written everything.
 		_ = client.WriteMessage(websocket.TextMessage, make([]byte, 1<<20))
 	}
 	_, _, err := client.ReadMessage()
@@ -66,22 +66,27 @@ func TestTooLargeMessageIsNotReset(t *testing.T) {
 	}
 }
 
-// Closing a TLS connection sends an alert, for which a full network may make
-// it wait 5 s.
-func TestStuckTLSIsClosedInTime(t *testing.T) {
+// Closing a TLS connection sends an alert. If the network is full, that could wait for 5
+// s, and it would do so each time. A machine without a free processor delays some
+// attempts, but not all of them.
+func TestStuckTLSConnectionIsClosedInTime(t *testing.T) {
 	t.Parallel()
-	s, _, ended := serve(t, func(*Config) {})
-	if err := s.Send(push(t, "n", strings.Repeat("x", 64<<20))); err != nil {
-		t.Fatal(err)
+	var took time.Duration
+	for range 20 {
+		s, _, ended := serve(t, func(*Config) {})
+		if err := s.Send(push(t, "n", strings.Repeat("x", 64<<20))); err != nil {
+			t.Fatal(err)
+		}
+		s.Close(1000, "")
+		begun := time.Now()
+		if err := <-ended; !errors.Is(err, ErrClosed) {
+			t.Errorf("ended with %v", err)
+		}
+		if took = time.Since(begun); took < 5*time.Second {
+			return
+		}
 	}
-	s.Close(1000, "")
-	begun := time.Now()
-	if err := <-ended; !errors.Is(err, ErrClosed) {
-		t.Errorf("ended with %v", err)
-	}
-	if took := time.Since(begun); took > 4*time.Second {
-		t.Errorf("took %v", took)
-	}
+	t.Errorf("took %v", took)
 }
 
 func TestConcurrentUse(t *testing.T) {

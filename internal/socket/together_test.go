@@ -23,9 +23,9 @@ func (w *writes) Write(p []byte) (int, error) {
 	return w.Conn.Write(p)
 }
 
-// TestWhatWaitsIsWrittenTogether: small frames share writes, large ones do
-// not, and the client sees no difference, compressed or not.
-func TestWhatWaitsIsWrittenTogether(t *testing.T) {
+// Small frames share writes, large ones do not, and the client sees no difference,
+// compressed or not.
+func TestSmallFramesAreWrittenTogether(t *testing.T) {
 	t.Parallel()
 	for _, compress := range []bool{false, true} {
 		t.Run(fmt.Sprint("compressed=", compress), func(t *testing.T) {
@@ -75,10 +75,9 @@ func TestWhatWaitsIsWrittenTogether(t *testing.T) {
 	}
 }
 
-// TestWhatIsBeingWrittenLeavesRoom: a client that does not read for a while is
-// not closed for states of one member, however small the queue: they coalesce,
-// but for the few that are being written.
-func TestWhatIsBeingWrittenLeavesRoom(t *testing.T) {
+// A client that does not read for a while is not closed because of states of one member,
+// even with a small queue. They coalesce, except for the few that are being written.
+func TestFramesBeingWrittenLeaveSpace(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		const limit = 8000
@@ -95,8 +94,8 @@ func TestWhatIsBeingWrittenLeavesRoom(t *testing.T) {
 		for size := r.QueueBytes(); r.QueueBytes()+size < limit; {
 			send()
 		}
-		r.start(false)  // the queue is full: not one more goes in as it is
-		synctest.Wait() // the writer is stuck with what it has taken
+		r.start(false)  // the queue is full and accepts no frame without coalescing
+		synctest.Wait() // the writer is stuck with the frames that it has taken
 		for range 1000 {
 			send()
 		}

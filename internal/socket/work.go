@@ -8,237 +8,230 @@ import (
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// waiting is a command that waits for its turn.
-type waiting struct {
-	req     wire.Request
-	overlap bool // it may be begun before those before it have been answered
+// answersPart is the share of half of the queue that answers may always use: one part in
+// this many.
+const answersPart = 8
+
+// mayStart reports whether there is space for the answers to more commands. While half of
+// the queue is full, counting the answers to come, no command of the app's own is
+// started, and only a few of the protocol's own. So a client that does not read its
+// answers makes its commands wait, but a client that is behind with updates can still
+// leave the room. The caller holds mu.
+func (s *Socket) mayStart() (some, beside bool) {
+	if s.ending != nil || s.commands == nil {
+		return false, false
+	}
+	reserved := s.commands.reserved
+	beside = s.cfg.QueueBytes <= 0 || s.queued()+reserved < s.half()
+	return beside || s.answers+reserved < s.half()/answersPart, beside
 }
 
-// pending is a command that has been begun, and what waits for it and answers.
-type pending struct {
-	req  wire.Request
-	rest func(context.Context)
-}
+// half is half of the queue.
+func (s *Socket) half() int { return max(s.cfg.QueueBytes/2, 1) }
 
-// owes is what the answer that is still to come counts towards what is queued:
-// more than it will.
-func (p *pending) owes() int { return 256 + len(p.req.ID) }
-
-// enqueue lets a command wait for its turn; false: too many wait already. Those
-// that wait for their answer count as well.
-func (s *Socket) enqueue(req wire.Request) bool {
-	overlap := s.handler.Overlaps(req.Command)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.ending != nil {
-		return true // of no interest any more
-	}
-	wait := len(s.commands) + len(s.pending)
-	if limit := s.cfg.QueueBytes; wait >= s.cfg.CommandQueue ||
-		limit > 0 && wait > 0 && s.commandBytes+req.Size > limit {
-		return false
-	}
-	s.commands = append(s.commands, waiting{req, overlap})
-	s.commandBytes += req.Size
-	s.kickWorker()
-	return true
-}
-
-// kickWorker starts the worker if there is a command to do and none is at it.
-// The caller holds mu.
-func (s *Socket) kickWorker() {
-	if !s.working && s.toDo() {
-		s.working = true
-		s.workers.Go(s.work)
-	}
-}
-
-// kickAnswerer starts the answerer if there are commands to be answered and
-// none is at it. The caller holds mu.
-func (s *Socket) kickAnswerer() {
-	if !s.answering && len(s.pending) > 0 {
-		s.workers.Go(s.answer)
-	}
-}
-
-// toDo tells whether a command may be started. While half of the queue is full,
-// with the answers that are still to come, none is: whoever does not read its
-// answers gets EBUSY for new commands, and is not closed for the size of the
-// answers it asked for. One that does not overlap waits until all before it
-// have been answered. The caller holds mu.
-func (s *Socket) toDo() bool {
-	if len(s.commands) == 0 || s.ending != nil {
-		return false
-	}
-	if !s.commands[0].overlap && (s.answering || len(s.pending) > 0) {
-		return false
-	}
-	return s.cfg.QueueBytes <= 0 || s.queued()+s.owed < max(s.cfg.QueueBytes/2, 1)
-}
-
-// work does commands, or begins them, one after the other until there is none
-// left to do. Then it is the answerer, if there is no other.
-func (s *Socket) work() {
-	stopped := false
-	defer func() {
-		if !stopped { // a handler ended this goroutine
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			s.working = false
-			s.kickWorker()
-			s.kickAnswerer()
-		}
-	}()
+// proceed starts all commands that may be started, each on a goroutine of its own. If
+// mine is true, it returns the first of them instead, for the caller to execute. The
+// caller holds mu.
+func (s *Socket) proceed(mine bool) (kept *task) {
 	for {
-		next, ok := s.nextCommand()
-		if !ok {
+		some, beside := s.mayStart()
+		if !some {
 			break
 		}
-		if next.overlap {
-			s.begin(next.req)
-		} else {
-			s.call(s.handler.Command, next.req)
+		t := s.startable(beside)
+		if t == nil {
+			break
 		}
+		if mine && kept == nil {
+			kept = t
+			continue
+		}
+		s.spawn(t)
 	}
-	stopped = true
-	s.answer()
+	return kept
 }
 
-// nextCommand takes the first command that waits; false: none may be started,
-// and the worker has stopped.
-func (s *Socket) nextCommand() (waiting, bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if !s.toDo() {
-		s.working = false
-		return waiting{}, false
-	}
-	next := s.commands[0]
-	s.commands[0] = waiting{}
-	if s.commands = s.commands[1:]; len(s.commands) == 0 {
-		s.commands = nil
-	}
-	s.commandBytes -= next.req.Size
-	s.kickAnswerer() // the worker may be held up by this one
-	return next, true
-}
+// spawn executes a command on a goroutine of its own.
+func (s *Socket) spawn(t *task) { s.workers.Go(func() { s.work(t) }) }
 
-// begin begins a command. It is answered behind those before it, also if it
-// panics.
-func (s *Socket) begin(req wire.Request) {
-	p := pending{req: req, rest: func(context.Context) { s.refuse(req, internalErr, wire.CodeServer, wire.NameError) }}
+// work executes a command, and then others until none is left.
+func (s *Socket) work(t *task) {
 	defer func() {
-		if p.rest == nil {
+		if t == nil {
 			return
 		}
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.pending = append(s.pending, p)
-		s.commandBytes += req.Size
-		s.owed += p.owes()
+		// The handler has ended this goroutine.
+		if next := s.nextTask(t); next != nil {
+			s.spawn(next)
+		}
 	}()
-	defer s.recovered("command")
-	p.rest = s.handler.Begin((*life)(s), req)
+	for t != nil {
+		s.do(t)
+		t = s.nextTask(t)
+	}
 }
 
-// answer waits for the commands that have been begun, and answers them, one
-// after the other until there is none left. It does nothing if somebody is at
-// it.
-func (s *Socket) answer() {
-	s.mu.Lock()
-	mine := !s.answering && len(s.pending) > 0
-	s.answering = s.answering || mine
-	s.mu.Unlock()
-	if !mine {
+// do begins a command, or executes the rest of one that has been begun. If the handler
+// panics, do answers with an error.
+func (s *Socket) do(t *task) {
+	if t.order.Overlaps && !t.restDue {
+		s.begin(t)
 		return
 	}
-	stopped := false
-	defer func() {
-		if !stopped { // a handler ended this goroutine
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			s.answering = false
-			s.kickWorker()
-			s.kickAnswerer()
-		}
-	}()
-	for {
-		next, ok := s.nextPending()
-		if !ok {
-			break
-		}
-		s.settle(next)
-	}
-	stopped = true
-}
-
-// settle waits for a command that has been begun, and answers it.
-func (s *Socket) settle(p pending) {
-	defer func() { // also if it ends this goroutine
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		s.owed -= p.owes()
-	}()
-	s.call(func(ctx context.Context, _ wire.Request) { p.rest(ctx) }, p.req)
-}
-
-// nextPending takes the first command that waits for its answer; false: there is
-// none, and the answerer has stopped.
-func (s *Socket) nextPending() (pending, bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.pending) == 0 {
-		s.answering = false
-		s.kickWorker()
-		return pending{}, false
-	}
-	next := s.pending[0]
-	s.pending[0] = pending{}
-	if s.pending = s.pending[1:]; len(s.pending) == 0 {
-		s.pending = nil
-	}
-	s.commandBytes -= next.req.Size
-	s.kickWorker() // what there was no room for
-	return next, true
-}
-
-// startBeside runs a command beside the others; false: too many do already.
-func (s *Socket) startBeside(req wire.Request) bool {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.ending != nil {
-		return true // of no interest any more
-	}
-	if limit := s.cfg.HandlerConcurrency; limit > 0 && int(s.beside) >= limit {
-		return false
-	}
-	s.beside++
-	s.workers.Go(func() {
-		defer func() {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			s.beside--
-		}()
-		s.call(s.handler.Concurrent, req)
-	})
-	return true
-}
-
-// call calls a handler, and answers in its place if it panics.
-func (s *Socket) call(handle func(context.Context, wire.Request), req wire.Request) {
 	returned := false
 	defer func() {
 		if !returned {
-			s.refuse(req, internalErr, wire.CodeServer, wire.NameError)
+			t.begun = Begun{}
+			s.refuse(t.req, internalErr, wire.CodeServer, wire.NameError)
 		}
 	}()
 	defer s.recovered("command")
-	handle((*life)(s), req)
+	s.handle(t)
 	returned = true
 }
 
-// recovered is deferred around code that may be the app's: it recovers a panic,
-// counts and logs it.
+// handle calls the handler, and the rest that it returns.
+func (s *Socket) handle(t *task) {
+	switch {
+	case t.restDue:
+		t.begun.Rest(t)
+	case t.order.Beside:
+		s.handler.Concurrent(t.socketContext, t.req)
+	default:
+		t.begun = s.handler.Begin(t, t.req, t.first)
+		if t.begun.Again = t.begun.Again && !t.first; !t.begun.Again && t.begun.Rest != nil {
+			t.begun.Rest(t)
+		}
+		t.begun.Rest = nil
+	}
+}
+
+// begin begins a command that overlaps. It is answered after those before it, even if it
+// panics.
+func (s *Socket) begin(t *task) {
+	t.begun = Begun{Rest: func(context.Context) { s.refuse(t.req, internalErr, wire.CodeServer, wire.NameError) }}
+	defer s.recovered("command")
+	t.begun = s.handler.Begin(t, t.req, true)
+	t.begun.Again = false
+}
+
+// nextTask accounts for the last step of a task and starts the commands that may be
+// started then. It returns the caller's next task, or nil.
+func (s *Socket) nextTask(t *task) *task {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	sc, l := s.commands, t.line
+	if t.begun.Spared {
+		t.begun.Spared = false
+		s.commandLimit.Return()
+		s.admit()
+	}
+	switch {
+	case t.restDue:
+		l.pending.pop()
+	case t.begun.Rest != nil:
+		t.restDue = true
+		l.busy = false
+		awaited := l.pending.head != nil
+		l.pending.push(t)
+		sc.offer(l)
+		if !awaited {
+			s.proceed(false)
+			return t
+		}
+		return s.proceed(true)
+	case t.begun.Again && s.ending == nil:
+		s.park(t)
+		return s.proceed(true)
+	}
+	var behind *task // to be awaited now
+	if t.restDue {
+		behind = l.pending.head
+	}
+	if s.complete(t); behind == nil { // l may belong to another socket from here on
+		return s.proceed(true)
+	}
+	s.proceed(false)
+	return behind
+}
+
+// complete removes a command that is done. The caller holds mu.
+func (s *Socket) complete(t *task) {
+	sc := s.commands
+	if t.order.Beside {
+		sc.beside.running--
+		s.freeSchedule()
+		return
+	}
+	s.uncount(t)
+	s.release(t)
+	sc.unlist(t)
+	if sc.holding == t {
+		sc.holding = nil
+		s.admit()
+	}
+	switch l := t.line; {
+	case l == nil:
+		sc.free.running--
+	default:
+		if !t.restDue {
+			l.busy = false
+		}
+		s.activate(l, l.busy || l.pending.head != nil)
+		sc.offer(l)
+		if l.count == 0 {
+			*l = line{}
+			sc.spare = l
+		}
+	}
+	s.unpark()
+	s.freeSchedule()
+}
+
+// release returns the space that was reserved for the answer to a task. The caller holds
+// mu.
+func (s *Socket) release(t *task) {
+	s.commands.reserved -= t.answerBytes
+	if t.slot {
+		t.slot = false
+		s.commands.slots--
+		s.grantSlots()
+	}
+}
+
+// park sets a command aside that must be begun again when all before it are done. Only
+// its line waits for it. It takes no reserved space and no goroutine. The caller holds
+// mu.
+func (s *Socket) park(t *task) {
+	t.begun, t.parked = Begun{}, true
+	s.release(t)
+	if t.line == nil {
+		s.commands.free.running--
+	} else {
+		s.activate(t.line, false)
+	}
+	s.unpark()
+}
+
+// unpark resumes the first command of all if it is parked. The caller holds mu.
+func (s *Socket) unpark() {
+	sc := s.commands
+	t := sc.first
+	if t == nil || !t.parked {
+		return
+	}
+	t.parked, t.started, t.first = false, false, true
+	if t.line == nil {
+		sc.free.pushFront(t)
+		return
+	}
+	t.line.busy = false
+	t.line.queue.pushFront(t)
+	sc.offer(t.line)
+}
+
+// recovered is deferred around code that may be the app's. It recovers a panic, counts it
+// and logs it.
 func (s *Socket) recovered(where string) {
 	value := recover()
 	if value == nil {

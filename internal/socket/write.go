@@ -11,92 +11,35 @@ import (
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// due is a set of frames that are to be written before the queue. They are no
-// part of it: of each there is at most one, however long the writer is stuck.
-type due uint8
+// writeRequest is a set of frames to write before the queue. They are not in the queue.
+// Of each kind at most one waits, however long the writer is stuck.
+type writeRequest uint8
 
 const (
-	duePong           due = 1 << iota // WebSocket's own, answers the peer's
-	duePing                           // counts for missed pongs
-	dueExtraPing                      // does not
-	dueLatencyRequest                 // asks for a latency response
-	dueLatency                        // tells the round trip
+	duePong           writeRequest = 1 << iota // WebSocket's own, answers the peer's ping
+	duePing                                    // counts for missed pongs
+	dueExtraPing                               // does not count
+	dueLatencyRequest                          // asks for a latency response
+	dueLatency                                 // has the round trip time
 )
 
-// Send queues a frame. It returns an error that wraps [ErrClosed] if the
-// connection ends, or if this frame made it end because too much waits
-// already.
-func (s *Socket) Send(f *wire.Frame) error {
-	return s.push(&item{frame: f})
-}
-
-// SendUpdate queues an update as Send does. Where too much waits, of several
-// states of one member in one room only the last remains, in its own place.
-func (s *Socket) SendUpdate(u *wire.Update) error {
-	return s.push(&item{frame: u.Frame(), update: u})
-}
-
-// SendMessage queues a text or binary message that is not Mesh's, as Send does
-// a frame. data is the socket's from then on.
-func (s *Socket) SendMessage(messageType int, data []byte) error {
-	return s.push(&item{foreign: &foreign{kind: messageType, data: data}})
-}
-
-// PingNow sends a ping beside the regular ones. Before Run it does nothing.
+// PingNow sends a ping in addition to the regular ones. Before Run it does nothing.
 func (s *Socket) PingNow() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.request(dueExtraPing)
 }
 
-// request has the frames of d written, before the queue, unless the connection
-// ends. The caller holds mu.
-func (s *Socket) request(d due) {
+// request queues the frames of d before the queue, unless the connection ends. The caller
+// holds mu.
+func (s *Socket) request(d writeRequest) {
 	if s.running && s.ending == nil {
 		s.due |= d
 		s.kickWriter()
 	}
 }
 
-// push queues it, or ends the connection if that is too much.
-func (s *Socket) push(it *item) error {
-	it.charge = it.size()
-	limit := s.cfg.QueueBytes
-	if limit > 0 {
-		it.charge = min(it.charge, max(limit/2, 1))
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.ending != nil {
-		return s.ending
-	}
-	if replaced := s.queue.push(it); replaced != nil {
-		s.bytes.Add(-int64(replaced.charge))
-		s.stats().coalesced.Add(1)
-	}
-	s.bytes.Add(int64(it.charge))
-	if limit > 0 && s.queued() > limit {
-		removed, freed := s.queue.coalesce()
-		s.bytes.Add(-int64(freed))
-		s.stats().coalesced.Add(uint64(removed))
-	}
-	if limit > 0 && s.queued() > limit {
-		s.endLocked(&End{Cause: CauseSlow, Code: websocket.CloseTryAgainLater, Reason: "connection is too slow"})
-		return s.ending
-	}
-	s.kickWriter()
-	return nil
-}
-
-// dropQueue throws away what waits to be written. The caller holds mu.
-func (s *Socket) dropQueue() {
-	for it := s.queue.head; it != nil; it = it.next {
-		s.bytes.Add(-int64(it.charge))
-	}
-	s.stats().dropped.Add(uint64(s.queue.clear()))
-}
-
-// giveUpWriting has the writer write no more.
+// giveUpWriting stops the writer for good.
 func (s *Socket) giveUpWriting() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -104,9 +47,9 @@ func (s *Socket) giveUpWriting() {
 	s.dropQueue()
 }
 
-// kickWriter starts the writer if there is something to write and none is at
-// it. The caller holds mu. Once ending is set and the writer has stopped there
-// is nothing to write any more, so finish can wait for it.
+// kickWriter starts the writer if there is something to write and no writer runs. The
+// caller holds mu. Once ending is set and the writer has stopped, only updates that wait
+// for a pause may be left to write. finish drops them, and can then wait for the writer.
 func (s *Socket) kickWriter() {
 	if !s.running || s.writing || !s.toWrite() {
 		return
@@ -120,33 +63,36 @@ func (s *Socket) kickWriter() {
 	}
 }
 
-// toWrite tells whether there is something to write. The caller holds mu.
+// toWrite reports whether there is something to write now. A close frame waits for frames
+// that were queued before it. The caller holds mu.
 func (s *Socket) toWrite() bool {
-	return !s.broken && (s.due != 0 || s.queue.head != nil || s.ending != nil && !s.closeSent)
+	return !s.broken && (s.due != 0 || s.queue.head != nil || s.ending != nil && !s.closeSent && !s.holding())
 }
 
-// job is what is written at once.
+// job holds the frames of one write.
 type job struct {
-	due    due     // one of them, or
-	items  []*item // frames of the queue, until they have been encoded, or
-	end    *End    // a close frame
-	pong   []byte  // with duePong
+	due    writeRequest // one of them, or
+	items  []*item      // frames of the queue, until they have been encoded, or
+	pause  *pause       // begins when the items, the answer to a subscribe request, have been written
+	end    *End         // a close frame
+	pong   []byte       // with duePong
 	rtt    time.Duration
-	at     time.Duration // when it was begun: an answer may come before its writing returns
-	frames int           // how many items there were
-	charge int           // and what was charged for them
+	at     time.Duration // when it was begun; an answer may come before its write returns
+	frames int           // number of items
+	charge int           // charge of the items
+	answer int           // charge of the answers among them
 }
 
-// written notes how the writing of j went.
+// written handles the result of writing j.
 func (s *Socket) written(j *job, err error) {
 	if err != nil {
-		s.stats().dropped.Add(uint64(j.frames)) // as far as anybody knows
+		s.stats().dropped.Add(uint64(j.frames)) // assume that none arrived
 		s.writeFailed(err)
 	}
 }
 
-// next accounts for the job that was done and puts the next into its place;
-// false: there is none, and the writer has stopped.
+// next accounts for the job that was done and replaces it by the next one. If it returns
+// false, there is none, and the writer must stop.
 func (s *Socket) next(j *job) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -166,19 +112,23 @@ func (s *Socket) next(j *job) bool {
 		if j.due == duePong {
 			s.pong = nil
 		}
-	} else if j.items = s.queue.take(j.items, s.together()); len(j.items) == 0 {
+	} else if j.items = s.queue.take(j.items, s.batchSize(), s.firstAnswer()); len(j.items) == 0 {
 		s.closeSent = true
 		j.end = s.ending
 	}
+	j.pause = s.takeAnswer(j.items)
 	j.frames = len(j.items)
 	for _, it := range j.items {
-		j.charge += it.charge
+		j.charge += int(it.charge)
+		if it.answer {
+			j.answer += int(it.charge)
+		}
 	}
 	return true
 }
 
-// more accounts for the job that was done; false: there is nothing left to
-// write, and the writer has stopped.
+// more accounts for the job that was done. If it returns false, nothing is left to write,
+// and the writer must stop.
 func (s *Socket) more(j *job) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -194,9 +144,9 @@ func (s *Socket) doneWith(j *job) bool {
 	return s.writing
 }
 
-// together returns how much may be written together: a small part of what may
-// wait, since what is being written does not coalesce any more.
-func (s *Socket) together() int {
+// batchSize returns the largest number of bytes to write together. It is a small part of
+// the queue limit, because frames that are being written do not coalesce any more.
+func (s *Socket) batchSize() int {
 	if s.cfg.QueueBytes > 0 {
 		return min(togetherBytes, s.cfg.QueueBytes/8)
 	}
@@ -208,18 +158,22 @@ func (s *Socket) account(j *job) {
 	switch {
 	case j.frames > 0:
 		s.bytes.Add(-int64(j.charge))
+		s.answers -= j.answer
 		s.flushed = s.ending != nil && s.ending.flushes()
-		s.kickWorker()
+		if p := j.pause; p != nil && s.pauseOf(p.room) == p {
+			s.group.pauses.add(p)
+		}
+		s.grantSlots()
+		s.proceed(false)
 	case j.due == duePing:
 		s.pingAt = j.at
-	case j.end != nil && !s.done && !s.hurried: // the peer's turn
+	case j.end != nil && !s.done && !s.graceOver: // the peer must answer now
 		s.flushed = false
 		s.armCut()
 	}
 }
 
-// deadline returns until when what is being written now may take; zero: there
-// is no limit.
+// deadline returns the deadline of a write that begins now. Zero means no limit.
 func (s *Socket) deadline() time.Time {
 	if s.cfg.WriteTimeout > 0 {
 		return time.Now().Add(s.cfg.WriteTimeout)
@@ -227,17 +181,17 @@ func (s *Socket) deadline() time.Time {
 	return time.Time{}
 }
 
-// buffers are those in which frames are put together.
+// buffers holds buffers for encoding frames.
 var buffers = sync.Pool{New: func() any { return new([]byte) }}
 
-// release gives a buffer back, unless it has become large.
-func release(buf *[]byte) {
+// putBuffer returns a buffer to the pool, unless it has become large.
+func putBuffer(buf *[]byte) {
 	if cap(*buf) <= 4*togetherBytes {
 		buffers.Put(buf)
 	}
 }
 
-// writeJob writes j to the network. No lock is held.
+// writeJob writes j to the network. It holds no lock.
 func (s *Socket) writeJob(j *job) error {
 	if s.gate == nil {
 		switch {
@@ -251,16 +205,15 @@ func (s *Socket) writeJob(j *job) error {
 		return s.writeBytes(pieces)
 	}
 	buf := buffers.Get().(*[]byte)
-	defer release(buf)
+	defer putBuffer(buf)
 	if err := j.encode(buf); err != nil {
 		return err
 	}
 	return s.writeBytes(net.Buffers{*buf})
 }
 
-// pieces returns what is to go over the network where most of it is shared with
-// other sockets: to put it together would take its memory for each of them. Nil:
-// it is not.
+// pieces returns the parts of a frame if other sockets share most of it. Joining the
+// parts would take its memory for each socket. Otherwise it returns nil.
 func (j *job) pieces() net.Buffers {
 	if len(j.items) != 1 || j.items[0].frame == nil {
 		return nil
@@ -268,10 +221,10 @@ func (j *job) pieces() net.Buffers {
 	return j.items[0].frame.Pieces()
 }
 
-// encode puts into buf what is to go over the network, with one call of the
-// system: for most of what is sent that call is what sending costs. It is framed
-// here and goes past the websocket package, which writes one by one. What was
-// encoded is let go of: the frames may be the last of an older state.
+// encode encodes j into buf, so that one system call can write it, because system calls
+// are most of the cost of sending. It frames the messages itself, because the websocket
+// package writes them one by one. It drops its references to the encoded frames, which
+// may be the last ones to an older state.
 func (j *job) encode(buf *[]byte) error {
 	dst := (*buf)[:0]
 	switch {
@@ -300,16 +253,15 @@ func (j *job) encode(buf *[]byte) error {
 	return nil
 }
 
-// writeBytes writes to the network, and waits for it. Where the connection was
-// upgraded by somebody else, the websocket package may be writing a close frame
-// of its own just then, when it meets a frame that it refuses: writes of a
-// network connection do not mix.
+// writeBytes writes to the network, and waits for it. If the connection was upgraded
+// elsewhere, the websocket package may be writing a close frame of its own at the same
+// time, because it rejected a frame. Writes of a network connection do not mix.
 func (s *Socket) writeBytes(data net.Buffers) error {
 	conn, deadline := s.netConn(), s.deadline()
 	_ = conn.SetWriteDeadline(deadline) // an error shows at the write
 	_, err := data.WriteTo(conn)
 	if s.gate != nil {
-		_ = conn.SetWriteDeadline(time.Time{}) // once it is over, no flusher could write any more
+		_ = conn.SetWriteDeadline(time.Time{}) // once it has passed, no flusher could write any more
 		return err
 	}
 	if network := net.Error(nil); errors.As(err, &network) && network.Timeout() && time.Now().Before(deadline) {
@@ -327,19 +279,18 @@ func (s *Socket) netConn() net.Conn {
 	return s.conn.NetConn()
 }
 
-// writeLarge writes a frame by itself through the websocket package, which
-// compresses it where that was agreed on, by whoever upgraded the connection.
-// Small frames are never compressed: that is each sender's choice, and there is
-// little to gain.
+// writeLarge writes a frame by itself through the websocket package. That package
+// compresses it if the code that upgraded the connection agreed on compression. Small
+// frames are never compressed. That is allowed, and there is little to gain.
 func (s *Socket) writeLarge(it *item) error {
 	_ = s.conn.SetWriteDeadline(s.deadline()) // never fails
 	switch {
-	case it.foreign != nil:
-		return s.conn.WriteMessage(it.foreign.kind, it.foreign.data)
+	case it.message != nil:
+		return s.conn.WriteMessage(it.message.kind, it.message.data)
 	case it.update == nil:
 		return it.frame.Write(s.conn)
 	}
-	p, err := it.frame.Prepared() // other connections are sent it too
+	p, err := it.frame.Prepared() // other connections get it too
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -49,7 +50,7 @@ func TestFramesSentBeforeRunComeFirst(t *testing.T) {
 	})
 }
 
-func TestSlowReaderIsClosedAndOthersAreNot(t *testing.T) {
+func TestOnlySlowReadersAreClosed(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		limit := func(c *Config) { c.QueueBytes = 10_000 }
@@ -74,7 +75,7 @@ func TestSlowReaderIsClosedAndOthersAreNot(t *testing.T) {
 		if e.Cause != CauseSlow || e.Code != websocket.CloseTryAgainLater {
 			t.Errorf("ended with %v, want slow, 1013", e)
 		}
-		if took := time.Since(begun); took > grace+20*time.Millisecond {
+		if took := time.Since(begun); took > closeGrace+20*time.Millisecond {
 			t.Errorf("took %v", took)
 		}
 		if n := len(quick.got()); n != sent {
@@ -86,7 +87,7 @@ func TestSlowReaderIsClosedAndOthersAreNot(t *testing.T) {
 	})
 }
 
-func TestSlowReaderThatReadsAgainLearnsWhy(t *testing.T) {
+func TestSlowReaderGetsTheCloseCode(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := prepare(t, new(handler), func(c *Config) { c.QueueBytes = 1000 }).start(false)
@@ -150,7 +151,7 @@ func TestStatesCoalesce(t *testing.T) {
 	})
 }
 
-func TestLargeFrameLeavesRoom(t *testing.T) {
+func TestLargeFrameLeavesSpace(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		r := prepare(t, new(handler), func(c *Config) { c.QueueBytes = 2000 }).start(false)
@@ -172,27 +173,39 @@ func TestLargeFrameLeavesRoom(t *testing.T) {
 
 func TestCommandsWaitWhileAnswersAreNotRead(t *testing.T) {
 	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		h := new(handler)
-		r := prepare(t, h, func(c *Config) { c.QueueBytes = 10_000 })
-		done := 0
-		h.command = func(context.Context, wire.Request) {
-			done++
-			_ = r.Send(push(t, "snapshot", strings.Repeat("x", 4000)))
-		}
-		r.start(false)
-		for range 20 {
-			r.say(`{"id":1,"command":"mesh/subscribe-presence"}`)
-		}
-		synctest.Wait()
-		if done != 2 || r.Socket.ended() != nil {
-			t.Fatalf("%d commands done, end %v, want 2: the queue is half full", done, r.Socket.ended())
-		}
-		r.read()
-		if n := len(r.got()); n != 20 || done != 20 {
-			t.Errorf("%d answers, %d commands done, want 20", n, done)
-		}
-	})
+	answer, send := (*Socket).Answer, (*Socket).Send
+	for name, c := range map[string]struct {
+		answer func(*Socket, *wire.Frame) error
+		beside bool
+	}{"the protocol's": {answer, false}, "the app's": {answer, true}, "the app's, by Send": {send, true}} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				h := new(handler)
+				r := prepare(t, h, func(cfg *Config) { cfg.QueueBytes, cfg.HandlerConcurrency = 10_000, 1 })
+				var done atomic.Int64
+				do := func(context.Context, wire.Request) {
+					done.Add(1)
+					_ = c.answer(r.Socket, push(t, "snapshot", strings.Repeat("x", 4000)))
+				}
+				if h.command = do; c.beside {
+					h.concurrent = do
+				}
+				r.start(false)
+				for range 20 {
+					r.say(`{"id":1,"command":"mesh/subscribe-presence"}`)
+				}
+				synctest.Wait()
+				if done.Load() != 2 || r.Socket.ended() != nil {
+					t.Fatalf("%d commands done, end %v, want 2: the queue is half full", done.Load(), r.Socket.ended())
+				}
+				r.read()
+				if n := len(r.got()); n != 20 || done.Load() != 20 {
+					t.Errorf("%d answers, %d commands done, want 20", n, done.Load())
+				}
+			})
+		})
+	}
 }
 
 func TestStuckWriteCloses(t *testing.T) {

@@ -9,12 +9,11 @@ import (
 	"github.com/gorilla/websocket"
 )
 
-// errWriterExited says that writing panicked, or that something ended the
-// goroutine that wrote.
+// errWriterExited says that writing panicked, or that its goroutine was ended.
 var errWriterExited = fmt.Errorf("%w: writing was ended by a panic or runtime.Goexit", io.ErrClosedPipe)
 
-// write writes until there is nothing left to, after j, which was done. The
-// connection may be the app's: its Write may panic, or end this goroutine.
+// write writes until nothing is left, after j, which was done. The connection may be the
+// app's, so its Write may panic or end this goroutine.
 func (s *Socket) write(j *job) {
 	stopped := false
 	defer func() {
@@ -31,10 +30,9 @@ func (s *Socket) write(j *job) {
 	stopped = true
 }
 
-// writeFailed ends the connection after an error of writing. The reader is
-// made to return too, unless it is the reader that has sent a close frame: the
-// websocket package does that when it meets a frame that it refuses, and Run
-// then says why.
+// writeFailed ends the connection after an error of writing. It also makes the reader
+// return, unless the reader has sent a close frame. The websocket package does that if it
+// rejects a frame, and Run then returns the reason.
 func (s *Socket) writeFailed(err error) {
 	s.giveUpWriting()
 	if errors.Is(err, websocket.ErrCloseSent) {
@@ -46,5 +44,5 @@ func (s *Socket) writeFailed(err error) {
 		cause = CauseStuck
 	}
 	s.end(&End{Cause: cause, Err: err})
-	s.sever()
+	s.closeNet()
 }

@@ -16,8 +16,8 @@ import (
 	"github.com/meshpresence/mesh/internal/redistest"
 )
 
-// What an op costs Redis, and this process, in processor time: full batches,
-// one after the other.
+// BenchmarkCommit measures the processor time of an op in Redis and in this process,
+// with full batches one after the other.
 //
 //	go test -run '^$' -bench Commit -benchtime 1000x ./internal/store
 func BenchmarkCommit(b *testing.B) {
@@ -47,14 +47,14 @@ func withMeta(o *Op) {
 }
 func withState(o *Op) { o.StateVersion, o.State = 1, []byte(`{"x":123,"y":456,"tool":"pen"}`) }
 
-// entryID has the length that owners' have.
+// entryID returns an id of the same length as a server's.
 func entryID(room, conn, life int) string { return fmt.Sprintf("E%05d%05d%05d", room, conn, life) }
 
 func benchOp(kind OpKind, room, conn, life int) Op {
 	return Op{Kind: kind, Room: "room" + strconv.Itoa(room), Conn: fmt.Sprintf("conn%06d", conn), Entry: entryID(room, conn, life), Cause: CauseLeft}
 }
 
-// residents fills rooms.
+// residents returns joins that fill rooms.
 func residents(rooms, each int, how func(*Op)) []Op {
 	ops := make([]Op, 0, rooms*each)
 	for i := range rooms * each {
@@ -67,8 +67,8 @@ func residents(rooms, each int, how func(*Op)) []Op {
 	return ops
 }
 
-// comeAndGo makes batches in each of which half join and the half that joined in
-// the batch before leave.
+// comeAndGo returns batches. In each batch half of the ops join, and the entries of the
+// batch before leave.
 func comeAndGo(rooms int, how func(*Op)) func(int) []Op {
 	const half = MaxOps / 2
 	return func(n int) []Op {
@@ -172,11 +172,11 @@ func measureCommits(b *testing.B, prepare []Op, batch func(int) []Op) {
 	b.ReportMetric(float64(commands)/float64(ops), "commands/op")
 }
 
-// BenchmarkReap is the end of a server with 10,000 entries in 1,000 rooms, as
-// whoever finds its index ends them.
+// BenchmarkCleanUp measures the clean-up after a server with 10,000 entries in 1,000
+// rooms.
 //
-//	go test -run '^$' -bench Reap -benchtime 3x ./internal/store
-func BenchmarkReap(b *testing.B) {
+//	go test -run '^$' -bench CleanUp -benchtime 3x ./internal/store
+func BenchmarkCleanUp(b *testing.B) {
 	server := redistest.Start(b)
 	client := server.Client(b)
 	s := New(client, testKeys{buckets: 1})
@@ -195,13 +195,13 @@ func BenchmarkReap(b *testing.B) {
 		for cursor := uint64(0); ; {
 			refs, next, err := s.OwnedPage(b.Context(), 0, inc, cursor)
 			require.NoError(b, err)
-			items := make([]ReapItem, len(refs))
+			items := make([]CleanUpItem, len(refs))
 			for i, r := range refs {
-				items[i] = ReapItem{Mode: ReapDead, Room: r.Room, Conn: r.Conn, Entry: r.Entry, Incarnation: inc}
+				items[i] = CleanUpItem{Mode: GroundDead, Room: r.Room, Conn: r.Conn, Entry: r.Entry, Incarnation: inc}
 			}
 			now, err := client.Time(b.Context()).Result()
 			require.NoError(b, err)
-			statuses, err := s.Reap(b.Context(), Judgment{Now: now.UnixMilli(), Tolerance: time.Minute}, items)
+			statuses, err := s.CleanUp(b.Context(), ClockProof{Now: now.UnixMilli(), Tolerance: time.Minute}, items)
 			require.NoError(b, err)
 			for _, st := range statuses {
 				if st == Ended {
@@ -218,9 +218,9 @@ func BenchmarkReap(b *testing.B) {
 	b.ReportMetric(used*1e6/float64(ended), "redis-µs/entry")
 }
 
-// BenchmarkCheck measures the checks of a server's 100,000 rooms, and about as many
-// keys of entries or connections. At each heartbeat it asks about half of them: the
-// metric redis-%/beat is the share of that of the 3.3 seconds between two.
+// BenchmarkCheck measures the key checks of a server with 100,000 rooms and about as
+// many keys of entries or connections. Each heartbeat checks about half of them. The
+// metric redis-%/beat is the share of the 3.3 seconds between two heartbeats.
 //
 //	go test -run '^$' -bench Check -benchtime 10x ./internal/store
 func BenchmarkCheck(b *testing.B) {
@@ -266,7 +266,7 @@ func BenchmarkCheck(b *testing.B) {
 	}
 }
 
-// usedByRedis is the processor time that a Redis has used so far, in seconds.
+// usedByRedis returns the processor time that a Redis has used so far, in seconds.
 func usedByRedis(b *testing.B, client *redis.Client) (total float64) {
 	info, err := client.Info(b.Context(), "cpu").Result()
 	require.NoError(b, err)
@@ -281,7 +281,7 @@ func usedByRedis(b *testing.B, client *redis.Client) (total float64) {
 	return total
 }
 
-// usedByUs is the processor time that this process has used so far, in seconds.
+// usedByUs returns the processor time that this process has used so far, in seconds.
 func usedByUs(b *testing.B) float64 {
 	var r syscall.Rusage
 	require.NoError(b, syscall.Getrusage(syscall.RUSAGE_SELF, &r))
@@ -290,8 +290,8 @@ func usedByUs(b *testing.B) float64 {
 
 var stat = regexp.MustCompile(`cmdstat_(\w+):calls=(\d+),usec=(\d+)`)
 
-// usedByCommands returns how many commands scripts have run since the last
-// reset, and how many µs Redis says they took.
+// usedByCommands returns the number of commands that scripts have run since the last
+// reset, and the time that they took according to Redis, in µs.
 func usedByCommands(b *testing.B, client *redis.Client) (calls int, usec float64) {
 	info, err := client.Info(b.Context(), "commandstats").Result()
 	require.NoError(b, err)

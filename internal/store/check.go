@@ -9,54 +9,54 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// CheckSize is how many rooms and keys one Check should be about: a command of it
-// takes Redis less than a millisecond.
+// CheckSize is the recommended number of rooms and keys of one Check. A command of that
+// size takes Redis less than a millisecond.
 const CheckSize = 512
 
-// KeyKind is the kind of a key that exists once per entry or connection.
+// KeyKind is the kind of a key that exists once per entry or per connection.
 type KeyKind byte
 
-// The kinds of keys that Check looks for.
+// The kinds of keys that Check can test.
 const (
 	KeyConn     KeyKind = 'c' // the per-connection key of an entry with a TTL
 	KeyState    KeyKind = 's' // the copy of an entry's state
 	KeyConnMeta KeyKind = 'm' // a connection's metadata
 )
 
-// KeyRef names such a key.
+// KeyRef names one key of such a kind.
 type KeyRef struct {
 	Kind KeyKind
-	Room string // not for KeyConnMeta
+	Room string // empty for KeyConnMeta
 	Conn string
 }
 
 // CheckList lists the rooms and keys that an incarnation relies on in one bucket.
 type CheckList struct {
-	Own   bool     // whether to look at the incarnation's index and fence
-	Rooms []string // in which it has entries
-	Index bool     // whether to look for the rooms on the index of rooms, too
+	Own   bool     // read the size of the incarnation's index, and its fence
+	Rooms []string // rooms in which the incarnation has entries
+	Index bool     // also test whether the rooms are in the index of rooms
 	Keys  []KeyRef
 }
 
-// Checked is what Redis holds of an incarnation in one bucket.
+// Checked is the state in Redis of one incarnation in one bucket.
 type Checked struct {
-	Owned   int64       // size of the incarnation's index; -1: not known
-	Fenced  bool        // the fence is there, in either of its meanings, or that was not asked
-	Rooms   []RoomCheck // in the order asked
-	Missing []int       // which of the keys are not there
+	Owned   int64       // size of the incarnation's index; -1: unknown
+	Fenced  bool        // the fence exists (with a number or as "dead"), or it was not asked for
+	Rooms   []RoomCheck // in the order of the request
+	Missing []int       // indexes of the keys that do not exist
 }
 
-// RoomCheck is what Redis holds of one room.
+// RoomCheck is the state in Redis of one room.
 type RoomCheck struct {
 	Members bool // the hash of members exists
-	Listed  bool // the room is on the index of rooms, or that was not asked
-	Entries int  // that its position counts of the incarnation, 0 if it has none; -1: it cannot be read
+	Listed  bool // the room is in the index of rooms, or it was not asked for
+	Entries int  // entries of the incarnation, as counted in the room's position; -1: the position is unreadable
 }
 
-// Check reads whether the keys that an incarnation relies on in one bucket are
-// there. It takes one round trip of few commands, however many rooms and keys
-// it is about, and further ones only if some are missing. The answers are not of
-// one moment: changes under way may show in some of them.
+// Check reads whether the keys of one incarnation in one bucket exist. It takes one
+// round trip of few commands for any number of rooms and keys, and more only if some
+// are missing. The answers do not belong to a single moment: a change that is under way
+// may show in some of them.
 func (s *Store) Check(ctx context.Context, bucket int, inc string, list CheckList) (Checked, error) {
 	fence := s.keys.Fence(bucket, inc)
 	return read(ctx, s, fence, func(ctx context.Context) (Checked, error) {
@@ -78,15 +78,15 @@ func (s *Store) Check(ctx context.Context, bucket int, inc string, list CheckLis
 	})
 }
 
-// checkCall is one Check on its way.
+// checkCall is one call of Check.
 type checkCall struct {
 	list                CheckList
 	index               string   // of rooms
 	members, seqs, keys []string // names of keys
 
-	there, known *redis.IntCmd // how many of members and of keys there are
-	positions    *redis.SliceCmd
-	listed       *redis.BoolSliceCmd
+	membersFound, keysFound *redis.IntCmd // how many of members and of keys exist
+	positions               *redis.SliceCmd
+	listed                  *redis.BoolSliceCmd
 }
 
 func (s *Store) newCheckCall(bucket int, list CheckList) *checkCall {
@@ -103,36 +103,35 @@ func (s *Store) newCheckCall(bucket int, list CheckList) *checkCall {
 	return q
 }
 
-// ask adds the questions about rooms and keys to a round trip.
+// ask adds the commands about rooms and keys to a round trip.
 func (q *checkCall) ask(ctx context.Context, pipe redis.Pipeliner) {
 	if len(q.members) > 0 {
-		q.there, q.positions = pipe.Exists(ctx, q.members...), pipe.MGet(ctx, q.seqs...)
+		q.membersFound, q.positions = pipe.Exists(ctx, q.members...), pipe.MGet(ctx, q.seqs...)
 		if q.list.Index {
 			q.listed = pipe.SMIsMember(ctx, q.index, anys(q.list.Rooms)...)
 		}
 	}
 	if len(q.keys) > 0 {
-		q.known = pipe.Exists(ctx, q.keys...)
+		q.keysFound = pipe.Exists(ctx, q.keys...)
 	}
 }
 
-// read puts the answers into c. If fewer keys are there than should be, it asks
-// which.
+// read puts the answers into c. If keys are missing, it asks which.
 func (q *checkCall) read(ctx context.Context, s *Store, inc string, c *Checked) (err error) {
 	c.Rooms = make([]RoomCheck, len(q.members))
 	for i := range c.Rooms {
 		c.Rooms[i] = RoomCheck{Members: true, Listed: q.listed == nil || q.listed.Err() != nil || q.listed.Val()[i]}
 	}
-	if q.there != nil && q.there.Val() < int64(len(q.members)) {
+	if q.membersFound != nil && q.membersFound.Val() < int64(len(q.members)) {
 		var gone []int
-		// Another server may write the members again meanwhile. Its position, read
-		// after that, shows that they were lost.
+		// Another server may write members again in between. The position is therefore
+		// read after them: it shows that the earlier ones were lost.
 		gone, err = s.absent(ctx, q.members, func(pipe redis.Pipeliner) { q.positions = pipe.MGet(ctx, q.seqs...) })
 		for _, i := range gone {
 			c.Rooms[i].Members = false
 		}
 	}
-	if err == nil && q.known != nil && q.known.Val() < int64(len(q.keys)) {
+	if err == nil && q.keysFound != nil && q.keysFound.Val() < int64(len(q.keys)) {
 		c.Missing, err = s.absent(ctx, q.keys, func(redis.Pipeliner) {})
 	}
 	if err != nil {
@@ -146,7 +145,8 @@ func (q *checkCall) read(ctx context.Context, s *Store, inc string, c *Checked) 
 	return nil
 }
 
-// absent returns which of the keys do not exist. more adds to the same round trip.
+// absent returns the indexes of the keys that do not exist. more adds commands to the
+// same round trip.
 func (s *Store) absent(ctx context.Context, keys []string, more func(redis.Pipeliner)) (missing []int, err error) {
 	pipe := s.client.Pipeline()
 	cmds := make([]*redis.IntCmd, len(keys))
@@ -175,7 +175,7 @@ func (s *Store) nameOf(k KeyRef) string {
 	return s.keys.ConnMeta(k.Conn)
 }
 
-// wrongType reports whether Redis holds something else under a name of ours.
+// wrongType reports whether a key of this library holds a value of another type.
 func wrongType(err error) bool {
 	var answer redis.Error
 	return errors.As(err, &answer) && strings.HasPrefix(answer.Error(), "WRONGTYPE")
@@ -189,8 +189,8 @@ func anys(list []string) []any {
 	return out
 }
 
-// entriesOf returns how many entries of an incarnation a position counts; -1: it
-// is not in this layout.
+// entriesOf returns the number of entries that a position counts for an incarnation, or
+// -1 if the position is not in this layout.
 func entriesOf(position, inc string) int {
 	if _, err := decodePosition(position); err != nil {
 		return -1
@@ -207,7 +207,7 @@ func entriesOf(position, inc string) int {
 	return n
 }
 
-// countedIn returns how many entries a position counts of all incarnations.
+// countedIn returns the number of entries that a position counts for all incarnations.
 func countedIn(position string) int {
 	f := strings.Split(position, " ")
 	sum := 0

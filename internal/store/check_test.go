@@ -28,7 +28,7 @@ func timedJoin() Op {
 	return op
 }
 
-// Each key is reported as missing that is.
+// Exactly the missing keys are reported.
 func TestCheck(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
@@ -48,7 +48,7 @@ func TestCheck(t *testing.T) {
 		assert.Zero(w, c.Owned)
 		assert.False(w, c.Fenced)
 
-		// Other software's keys under our names are not missing.
+		// Keys of another type under our names are not missing.
 		require.NoError(w, w.client.Set(w.Context(), k.Members("x"), "?", 0).Err())
 		require.NoError(w, w.client.Set(w.Context(), k.Seq("x"), "?", 0).Err())
 		require.NoError(w, w.client.Set(w.Context(), k.Rooms(0), "?", 0).Err())
@@ -57,19 +57,19 @@ func TestCheck(t *testing.T) {
 	})
 }
 
-// The first entry after a room's records were lost begins a new epoch, so that
-// mirrors put the others in doubt. Until then a snapshot says that records are lost.
+// The first entry after a room's records were lost begins a new epoch, so that mirrors
+// treat the other members as unconfirmed. Until then a snapshot is incomplete.
 func TestLostRecordsBeginAnEpoch(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
 		w.ok("I", join("r", "a", "a1"), join("r", "b", "b1"))
 		before, err := w.Snapshot(w.Context(), "r")
 		require.NoError(w, err)
-		require.False(w, before.Lost)
+		require.False(w, before.Incomplete)
 		w.del(w.keys.Members("r"))
 		s, err := w.Snapshot(w.Context(), "r")
 		require.NoError(w, err)
-		assert.True(w, s.Lost)
+		assert.True(w, s.Incomplete)
 		w.ok("J", join("r", "c", "c1"))
 		s, err = w.Snapshot(w.Context(), "r")
 		require.NoError(w, err)
@@ -81,8 +81,8 @@ func TestLostRecordsBeginAnEpoch(t *testing.T) {
 	})
 }
 
-// The leave of an entry with a lost record is published, and the last one leaves no
-// key without a TTL behind.
+// The leave of an entry with a lost record is published. The last one leaves no key
+// without a TTL.
 func TestLeaveWithoutRecord(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
@@ -114,39 +114,39 @@ func TestLeaveWithoutRecord(t *testing.T) {
 	})
 }
 
-// The leave of an entry that another server has ended is not told or counted again, and
-// neither is that of an entry that has moved to another incarnation.
+// The leave of an entry that another server has ended is not published or counted
+// again. Neither is that of an entry that another incarnation has replaced.
 func TestLeaveAfterAnotherServerEndedIt(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
 		w.ok("I", timedJoin(), join("r", "b", "b1"), join("r", "c", "c1"))
 		w.del(w.keys.Conn("r", "a"))
-		item := ReapItem{Mode: ReapExpired, Room: "r", Conn: "a", Entry: "a1", Incarnation: "I"}
-		require.Equal(w, "+", w.reap(item))
-		require.Equal(w, map[string]string{"I": "2"}, w.homes("r"))
+		item := CleanUpItem{Mode: GroundExpired, Room: "r", Conn: "a", Entry: "a1", Incarnation: "I"}
+		require.Equal(w, "+", w.cleanUp(item))
+		require.Equal(w, map[string]string{"I": "2"}, w.owners("r"))
 		w.listen()
 		w.commit("I", Op{Kind: OpLeave, Room: "r", Conn: "a", Entry: "a1", Cause: CauseSilent, TTL: time.Minute, Known: true})
-		assert.Equal(w, map[string]string{"I": "2"}, w.homes("r"))
-		assert.Empty(w, w.heard(), "it has been told")
+		assert.Equal(w, map[string]string{"I": "2"}, w.owners("r"))
+		assert.Empty(w, w.heard(), "it was published")
 
 		b := Op{Kind: OpLeave, Room: "r", Conn: "b", Entry: "b1", Cause: CauseLeft, Known: true}
 		w.commit("I", b, b)
-		assert.Equal(w, "L", kinds(w.events()), "also if the same batch has ended it")
-		assert.Equal(w, map[string]string{"I": "1"}, w.homes("r"))
+		assert.Equal(w, "L", kinds(w.events()), "even if the same batch ended it")
+		assert.Equal(w, map[string]string{"I": "1"}, w.owners("r"))
 		w.ok("I", join("r", "b", "b1"))
 
 		w.ok("J", join("r", "b", "b2"))
 		w.ok("J", Op{Kind: OpLeave, Room: "r", Conn: "b", Entry: "b2", Cause: CauseLeft, Known: true})
 		require.NoError(w, w.Fence(w.Context(), 0, "I"))
-		w.reap(ReapItem{Mode: ReapDead, Room: "r", Conn: "b", Entry: "b1", Incarnation: "I"})
-		assert.Equal(w, map[string]string{"I": "1"}, w.homes("r"), "c is still there")
-		assert.Equal(w, "+", w.reap(ReapItem{Mode: ReapDead, Room: "r", Conn: "c", Entry: "c1", Incarnation: "I"}))
+		w.cleanUp(CleanUpItem{Mode: GroundDead, Room: "r", Conn: "b", Entry: "b1", Incarnation: "I"})
+		assert.Equal(w, map[string]string{"I": "1"}, w.owners("r"), "c is still there")
+		assert.Equal(w, "+", w.cleanUp(CleanUpItem{Mode: GroundDead, Room: "r", Conn: "c", Entry: "c1", Incarnation: "I"}))
 		assert.Positive(w, w.client.PTTL(w.Context(), w.keys.Seq("r")).Val())
 	})
 }
 
-// A count is written over a position that was lost, under numbers above those of
-// the records, but not over records that were.
+// A recount restores a lost position, with numbers above those of the records. It does
+// not hide lost records.
 func TestRecount(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
@@ -158,13 +158,13 @@ func TestRecount(t *testing.T) {
 		assert.Equal(w, RoomCheck{Members: true, Listed: true, Entries: 2}, w.check("I", "r").Rooms[0])
 		s, err := w.Snapshot(w.Context(), "r")
 		require.NoError(w, err)
-		assert.False(w, s.Lost)
+		assert.False(w, s.Incomplete)
 		for _, r := range s.Records {
 			assert.Greater(w, s.Position.Seq, r.Seq)
 		}
 		w.commit("J", recount(1))
 		w.commit("I", recount(3))
-		assert.Equal(w, 2, w.check("I", "r").Rooms[0].Entries, "there are no three")
+		assert.Equal(w, 2, w.check("I", "r").Rooms[0].Entries, "there are fewer records")
 		assert.Equal(w, 1, w.check("J", "r").Rooms[0].Entries)
 
 		w.del(w.keys.Members("r"), w.keys.Seq("r"), w.keys.Rooms(0))
@@ -173,7 +173,7 @@ func TestRecount(t *testing.T) {
 	})
 }
 
-// If every trace of entries is lost, their leaves are published all the same.
+// If every trace of entries is lost, their leaves are published nevertheless.
 func TestLeavesWithoutAnyTrace(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
@@ -188,29 +188,29 @@ func TestLeavesWithoutAnyTrace(t *testing.T) {
 		_, err := w.again("I", leave("a"), leave("b"))
 		require.NoError(w, err)
 		assert.Empty(w, w.events())
-		assert.Empty(w, w.eternal())
+		assert.Empty(w, w.permanent())
 	})
 }
 
-// The leaves of a dead server's entries are published although their records are lost.
-func TestReapWithoutRecord(t *testing.T) {
+// The leaves of a dead server's entries are published even if their records are lost.
+func TestCleanUpWithoutRecord(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
 		w.ok("I", timedJoin())
 		w.del(w.keys.Members("r"))
 		require.NoError(w, w.Fence(w.Context(), 0, "I"))
-		item := ReapItem{Mode: ReapDead, Room: "r", Conn: "a", Entry: "a1", Incarnation: "I"}
-		for _, want := range []ReapStatus{Ended, NotThere} {
-			got, err := w.Reap(w.Context(), w.judgment(), []ReapItem{item})
+		item := CleanUpItem{Mode: GroundDead, Room: "r", Conn: "a", Entry: "a1", Incarnation: "I"}
+		for _, want := range []CleanUpStatus{Ended, NotThere} {
+			got, err := w.CleanUp(w.Context(), w.clockProof(), []CleanUpItem{item})
 			require.NoError(w, err)
-			assert.Equal(w, []ReapStatus{want}, got)
+			assert.Equal(w, []CleanUpStatus{want}, got)
 		}
 		assert.Positive(w, w.client.PTTL(w.Context(), w.keys.Seq("r")).Val())
 		assert.Zero(w, w.client.Exists(w.Context(), w.keys.State("r", "a"), w.keys.Owned(0, "I"), w.keys.Rooms(0)).Val())
 	})
 }
 
-// The copy of a state is written again with the state that Redis holds.
+// A missing copy of a state is written again with the state that Redis holds.
 func TestLostStateCopy(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {

@@ -9,11 +9,10 @@ import (
 	"time"
 )
 
-// errFormat says that something in Redis or on a channel is not in this
-// version's layout.
+// errFormat is the error for data in Redis or on a channel that is not in this layout.
 var errFormat = errors.New("store: not in this layout")
 
-// A record is one line of fields and then the users' bytes:
+// A record is one line of fields, followed by the JSON of the users:
 //
 //	entry incarnation ttl stateLength stateVersion flag metaVersion metaLength stateUntil joinedAt seq \n meta state
 //
@@ -21,13 +20,15 @@ var errFormat = errors.New("store: not in this layout")
 //
 //	type epoch tag prev at cause conn <record>
 //
-// Lua writes both (lua/lib.lua says why in this order); Go only reads them.
+// Both are written by Lua and only read by Go. lua/lib.lua explains the order of the
+// fields.
 const (
 	recordFields = 11
 	eventFields  = 7
 )
 
-// fields splits n space-separated fields off the front of s.
+// fields splits space-separated fields off the front of s, one for each element of
+// into.
 func fields(s string, into []string) (rest string, ok bool) {
 	for i := range into {
 		end := " "
@@ -43,7 +44,7 @@ func fields(s string, into []string) (rest string, ok bool) {
 	return s, true
 }
 
-// parser reads numbers and remembers the first one that was none.
+// parser parses numbers and keeps the first error.
 type parser struct{ err error }
 
 func (p *parser) uint(s string) uint64 {
@@ -56,7 +57,7 @@ func (p *parser) uint(s string) uint64 {
 
 func (p *parser) int(s string) int64 { return int64(p.uint(s) & (1<<63 - 1)) }
 
-// DecodeRecord reads one field of a room's hash.
+// DecodeRecord decodes the value of one field of a room's hash.
 func DecodeRecord(conn, s string) (Record, error) {
 	var f [recordFields]string
 	rest, ok := fields(s, f[:])
@@ -89,7 +90,7 @@ func DecodeRecord(conn, s string) (Record, error) {
 	return r, nil
 }
 
-// DecodeEvent reads one message of a room's channel.
+// DecodeEvent decodes one message of a room's channel.
 func DecodeEvent(payload string) (Event, error) {
 	var f [eventFields]string
 	rest, ok := fields(payload, f[:])
@@ -115,8 +116,8 @@ func DecodeEvent(payload string) (Event, error) {
 	}, nil
 }
 
-// decodePosition reads "epoch seq tag"; the empty string is the zero Position.
-// What may follow is for decodeHomes.
+// decodePosition decodes "epoch seq tag". The empty string is the zero Position. A
+// position may go on with the counts of the incarnations, see decodeOwners.
 func decodePosition(s string) (Position, error) {
 	if s == "" {
 		return Position{}, nil
@@ -132,38 +133,39 @@ func decodePosition(s string) (Position, error) {
 	return Position{Epoch: f[0], Seq: seq, Tag: f[2]}, nil
 }
 
-// decodeHomes reads the incarnations that follow a position, each with how many
-// entries it has.
-func decodeHomes(s string) ([]string, error) {
-	var homes []string
+// decodeOwners returns the incarnations that follow a position. Each is followed by its
+// number of entries.
+func decodeOwners(s string) ([]string, error) {
+	var owners []string
 	f := strings.Split(s, " ")
 	if len(f) < 3 {
 		return nil, nil
 	}
 	f = f[3:]
 	for ; len(f) >= 2; f = f[2:] {
-		homes = append(homes, f[0])
+		owners = append(owners, f[0])
 	}
 	if len(f) > 0 {
 		return nil, fmt.Errorf("position %.40q: %w", s, errFormat)
 	}
-	return homes, nil
+	return owners, nil
 }
 
-// The index of an incarnation holds "e conn entry room" and "c conn".
-func decodeOwned(s string) (OwnedRef, error) {
+// decodeOwned decodes a member of an incarnation's index: "e conn entry room" or "c
+// conn".
+func decodeOwned(s string) (EntryRef, error) {
 	if conn, ok := strings.CutPrefix(s, "c "); ok {
-		return OwnedRef{Conn: conn}, nil
+		return EntryRef{Conn: conn}, nil
 	}
 	f := strings.SplitN(s, " ", 4)
 	if len(f) != 4 || f[0] != "e" {
-		return OwnedRef{}, fmt.Errorf("owned %.40q: %w", s, errFormat)
+		return EntryRef{}, fmt.Errorf("owned %.40q: %w", s, errFormat)
 	}
-	return OwnedRef{Conn: f[1], Entry: f[2], Room: f[3]}, nil
+	return EntryRef{Conn: f[1], Entry: f[2], Room: f[3]}, nil
 }
 
-// newTag names one write: random, so that two histories that count alike are
-// still told apart.
+// newTag returns a random mark for one write. Two histories with the same numbers
+// differ in their tags.
 func newTag() string { return strconv.FormatUint(rand.Uint64(), 36) }
 
 func millis(d time.Duration) string {

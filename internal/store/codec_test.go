@@ -64,10 +64,10 @@ func TestDecodePositionAndOwned(t *testing.T) {
 	}
 	ref, err := decodeOwned("e c e1  two  spaces ")
 	require.NoError(t, err)
-	assert.Equal(t, OwnedRef{Conn: "c", Entry: "e1", Room: " two  spaces "}, ref)
+	assert.Equal(t, EntryRef{Conn: "c", Entry: "e1", Room: " two  spaces "}, ref)
 }
 
-// encodeRecord is what lua/lib.lua does.
+// encodeRecord encodes a record as lua/lib.lua does.
 func encodeRecord(r Record) string {
 	flag := "."
 	if r.StateSilent {
@@ -112,7 +112,7 @@ func FuzzEvent(f *testing.F) {
 		if e.TTL < 0 || e.TTL > 1000*time.Hour {
 			return
 		}
-		// As bytes: of what is no ASCII %c would make two.
+		// Written as bytes: %c would encode a byte above ASCII as two.
 		again, err := DecodeEvent(fmt.Sprintf("%s %s %s %s %d %s %s %s", []byte{byte(e.Type)}, e.Epoch, e.Tag, e.Prev, e.At,
 			[]byte{byte(e.Cause)}, e.Conn, encodeRecord(e.Record)))
 		require.NoError(t, err)
@@ -120,7 +120,7 @@ func FuzzEvent(f *testing.F) {
 	})
 }
 
-// What stands in other places of Redis than records and events.
+// FuzzRefs covers the formats other than records and events.
 func FuzzRefs(f *testing.F) {
 	for _, s := range []string{"", "e 1 t", "e 18446744073709551616 t", "e c e1 room", "e c e1  two  spaces ", "c c", "c ", "e   ", "e c e1 \n\xff"} {
 		f.Add(s)
@@ -137,7 +137,7 @@ func FuzzRefs(f *testing.F) {
 		switch ref, err := decodeOwned(s); {
 		case err != nil:
 			require.ErrorIs(t, err, errFormat)
-			require.Equal(t, OwnedRef{}, ref)
+			require.Equal(t, EntryRef{}, ref)
 		case strings.HasPrefix(s, "c "):
 			require.Equal(t, s, "c "+ref.Conn)
 		default:
@@ -146,8 +146,8 @@ func FuzzRefs(f *testing.F) {
 	})
 }
 
-// roundTrip sends users' bytes through every script that carries them and
-// wants to see them again, to the byte.
+// roundTrip sends users' bytes through every script that carries them, and compares
+// every byte of the result.
 func roundTrip(w *world, room string, meta, state []byte) {
 	w.Helper()
 	op := joinTTL(room, "c", "e1", time.Minute)
@@ -162,7 +162,7 @@ func roundTrip(w *world, room string, meta, state []byte) {
 		require.Equal(w, "e1", r.Entry)
 	}
 	same(w.record(room, "c"), 1)
-	// Lua has read the record and written it again.
+	// Lua has decoded the record and written it again.
 	w.ok(inc, Op{Kind: OpUpdate, Room: room, Conn: "c", Entry: "e1", TTL: time.Minute, MetaVersion: 2, Meta: meta})
 	w.ok(inc, Op{Kind: OpUpdate, Room: room, Conn: "c", Entry: "e1", TTL: time.Minute, StateVersion: 2, State: state})
 	same(w.record(room, "c"), 2)
@@ -173,18 +173,18 @@ func roundTrip(w *world, room string, meta, state []byte) {
 	m, err := w.ConnMeta(w.Context(), "c")
 	require.NoError(w, err)
 	require.Equal(w, string(meta), string(m.Data))
-	require.ElementsMatch(w, []OwnedRef{{Conn: "c"}, {Conn: "c", Entry: "e1", Room: room}}, w.owned(inc))
+	require.ElementsMatch(w, []EntryRef{{Conn: "c"}, {Conn: "c", Entry: "e1", Room: room}}, w.owned(inc))
 	require.Equal(w, []string{room}, w.rooms())
-	require.Equal(w, "+", w.reap(item(ReapCleared, room, "c", "e1", inc)))
+	w.whileDead(inc, func() { require.Equal(w, "+", w.cleanUp(item(GroundDead, room, "c", "e1", inc))) })
 	w.ok(inc, Op{Kind: OpDisconnect, Conn: "c"})
 	require.Empty(w, w.owned(inc))
 
 	events := w.events()
-	said := "JMSL"
+	types := "JMSL"
 	if len(state) == 0 {
-		said = "JML"
+		types = "JML"
 	}
-	require.Equal(w, said, kinds(events))
+	require.Equal(w, types, kinds(events))
 	for _, e := range events {
 		require.Equal(w, room, e.Room)
 		switch e.Type {
@@ -213,7 +213,7 @@ func TestAnyBytesSurvive(t *testing.T) {
 		roundTrip(w, "large", []byte(large), []byte(large))
 		roundTrip(w, "deep\x00", []byte(`{"n": 12345678901234567890.000100, "u": "\u0000\n"}`), []byte("{\n\t\"x\": [ ]\n}"))
 		roundTrip(w, "none", nil, nil)
-		assert.Empty(w, w.eternal())
+		assert.Empty(w, w.permanent())
 	})
 }
 
@@ -235,7 +235,7 @@ func FuzzThroughLua(f *testing.F) {
 	})
 }
 
-// randomText is made of what formats are made of.
+// randomText consists of characters that have a meaning in the formats.
 func randomText(rng *rand.Rand, n int) string {
 	const letters = "ab01 \n:{}\x00\xff-+.!\"\\%"
 	b := make([]byte, 1+rng.IntN(n))
@@ -245,7 +245,7 @@ func randomText(rng *rand.Rand, n int) string {
 	return string(b)
 }
 
-// Random bytes through a real Redis, whose Lua is another one.
+// Random bytes go through a real Redis, whose Lua differs from the embedded one.
 func TestRandomBytesSurvive(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, redistest.Start(t))

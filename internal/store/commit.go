@@ -9,21 +9,23 @@ import (
 	"time"
 )
 
-// Size is roughly how many bytes the op adds to a call.
+// Size estimates the number of bytes that the op adds to a call.
 func (o *Op) Size() int {
 	return 200 + 5*len(o.Room) + 5*len(o.Conn) + 2*len(o.Entry) + len(o.Meta) + len(o.State)
 }
 
-// Commit executes a batch of one owner's changes, all in the given bucket, in
-// one script call. number must rise from batch to batch of the same bucket and
-// incarnation; a batch whose outcome is unknown is made anew under a higher
-// number, and the earlier one changes nothing if it arrives after that.
+// Commit executes a batch of changes of one owner in one script call. All ops belong to
+// the given bucket. number must rise from batch to batch of one incarnation and bucket.
+// If the outcome of a batch is unknown, the caller sends its changes again under a
+// higher number; the earlier batch then changes nothing if it arrives later.
 //
-// known is the number of the newest batch of the incarnation that is known to
-// have run in this bucket, 0: none. Where Redis has not seen that one, which it
-// had acknowledged, the batch is refused. The error is ErrFenced, ErrLate or ErrLost where the whole batch
-// was refused, and otherwise means that the outcome is unknown. Refusals of single ops are in
-// their results.
+// known is the number of the newest batch of the incarnation that is known to have run
+// in this bucket; 0 means none. If Redis has not seen that batch, although it
+// acknowledged it, the new one is refused.
+//
+// If the whole batch was refused, the error is ErrFenced, ErrLate or ErrForgotten. Any
+// other error means that the outcome is unknown. The refusal of a single op is in its
+// result.
 func (s *Store) Commit(ctx context.Context, bucket int, inc string, number, known uint64, ops []Op) ([]OpResult, error) {
 	results := make([]OpResult, len(ops))
 	r := s.request(bucket, inc, number, known, len(ops))
@@ -34,7 +36,7 @@ func (s *Store) Commit(ctx context.Context, bucket int, inc string, number, know
 	if len(again) == 0 {
 		return results, nil
 	}
-	r = s.request(bucket, inc, number, known, len(again)) // the same number: it belongs to that batch
+	r = s.request(bucket, inc, number, known, len(again)) // the same number, because it is the same batch
 	r.own = true
 	if again, err = s.commit(ctx, r, ops, again, results); err == nil && len(again) > 0 {
 		err = fmt.Errorf("asked for keys that it had: %w", errFormat)
@@ -45,8 +47,8 @@ func (s *Store) Commit(ctx context.Context, bucket int, inc string, number, know
 	return results, nil
 }
 
-// commit makes one call of ops in the given order, and returns those that it
-// has to be asked for again with the keys of their entries.
+// commit makes one call for the ops in the given order. It returns the ops to send
+// again with the keys of their entries.
 func (s *Store) commit(ctx context.Context, r *request, ops []Op, order []int, results []OpResult) (again []int, err error) {
 	for _, i := range order {
 		r.add(&ops[i])
@@ -63,11 +65,11 @@ func (s *Store) commit(ctx context.Context, r *request, ops []Op, order []int, r
 	case "LATE":
 		return nil, ErrLate
 	case "LOST":
-		return nil, ErrLost
+		return nil, ErrForgotten
 	}
 	answers, _ := reply.([]any)
 	health := &s.at(keys[0]).health
-	health.wrote(began) // at least the batch's number
+	health.noteSuccess(began) // the script has at least written the batch's number
 	for _, i := range order {
 		if len(answers) == 0 {
 			return nil, fmt.Errorf("%d ops not all answered: %w", len(order), errFormat)
@@ -79,7 +81,7 @@ func (s *Store) commit(ctx context.Context, r *request, ops []Op, order []int, r
 		}
 		results[i], answers = decodeAnswer(&ops[i], answers)
 		if err := results[i].Err; errors.Is(err, ErrUnavailable) && !errors.Is(err, ErrData) && !errors.Is(err, ErrFull) {
-			health.failed(false)
+			health.noteFailure(false)
 		}
 	}
 	if len(answers) > 0 {
@@ -88,12 +90,12 @@ func (s *Store) commit(ctx context.Context, r *request, ops []Op, order []int, r
 	return again, nil
 }
 
-// byRoom returns the order in which things are sent, given the room of each:
-// those of one room follow each other, as they were among themselves.
+// byRoom returns an order in which the items of one room follow each other. Within a
+// room the items keep their order.
 func byRoom(n int, room func(int) string) []int {
 	order := make([]int, 0, n)
-	last := make(map[string]int, n) // of each room so far
-	next := make([]int, n)          // in its room; 0: none
+	last := make(map[string]int, n) // index of the room's last item so far
+	next := make([]int, n)          // index of the next item of the same room; 0: none
 	first := make([]int, 0, n)
 	for i := range n {
 		name := room(i)
@@ -113,10 +115,11 @@ func byRoom(n int, room func(int) string) []int {
 	return order
 }
 
-// orderOf is byRoom of ops.
+// orderOf returns the order in which ops are sent, see byRoom.
 func orderOf(ops []Op) []int { return byRoom(len(ops), func(i int) string { return ops[i].Room }) }
 
-// decodeAnswer reads the answer to an op off the front of a reply.
+// decodeAnswer decodes the answer to an op from the front of a reply, and returns the
+// rest.
 func decodeAnswer(o *Op, answers []any) (OpResult, []any) {
 	switch first := answers[0].(type) {
 	case int64:
@@ -144,10 +147,10 @@ func decodeStatus(line string) OpResult {
 	rest := strings.TrimPrefix(line[1:], " ")
 	switch OpStatus(line[0]) {
 	case Gone, Other:
-		return OpResult{Status: OpStatus(line[0]), Holder: rest}
+		return OpResult{Status: OpStatus(line[0]), Owner: rest}
 	case Done:
 		r := OpResult{Status: Done}
-		if rest != "" { // metadata
+		if rest != "" { // Redis holds newer metadata
 			version, data, _ := strings.Cut(rest, " ")
 			r.MetaVersion, r.Err = strconv.ParseUint(version, 10, 64)
 			if data != "" {

@@ -13,30 +13,30 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// uptimeSlack is the time by which the uptime of a process may fall short of the
-// expected one: INFO tells whole seconds, and clocks differ.
+// uptimeSlack is the tolerance for the uptime of a process. INFO reports whole seconds,
+// and clocks differ.
 const uptimeSlack = 2 * time.Second
 
-// errAnonymous says that INFO tells nothing by which processes can be told apart.
+// errAnonymous means that INFO reports nothing that identifies a process.
 var errAnonymous = errors.New("store: INFO does not identify the redis process")
 
-// Generation identifies the Redis process that answers, or all masters of a
-// cluster. It changes when Redis restarts or fails over. False: it is unknown,
-// on a cluster because at least one master did not answer.
+// Generation returns the identity of the Redis process that answers, or of all masters
+// of a cluster. It changes if Redis restarts or fails over. It returns false if the
+// identity is unknown, for example because a master of a cluster did not answer.
 func (s *Store) Generation(ctx context.Context) (string, bool) {
-	id, err := s.process(ctx)
+	id, err := s.generation(ctx)
 	return id, err == nil && id != ""
 }
 
-// process is Generation, and why it is unknown.
-func (s *Store) process(ctx context.Context) (string, error) {
+// generation is Generation with the reason for a failure.
+func (s *Store) generation(ctx context.Context) (string, error) {
 	return within(ctx, s, s.unqueued(), func(ctx context.Context) (string, error) {
 		var (
 			mu  sync.Mutex // guards ids: the cluster client calls from many goroutines
 			ids []string
 		)
 		err := s.eachMaster(ctx, func(ctx context.Context, addr string, master redis.Cmdable) error {
-			id, err := s.processes.identify(ctx, addr, master)
+			id, err := s.generations.identify(ctx, addr, master)
 			mu.Lock()
 			defer mu.Unlock()
 			ids = append(ids, id)
@@ -47,21 +47,21 @@ func (s *Store) process(ctx context.Context) (string, error) {
 	})
 }
 
-// eachMaster calls f for every master of a cluster, from many goroutines, or
-// once for the only Redis, whose address is "".
+// eachMaster calls f once for every master of a cluster, from several goroutines, or
+// once for the only Redis, with the address "".
 func (s *Store) eachMaster(ctx context.Context, f func(ctx context.Context, addr string, master redis.Cmdable) error) error {
 	cluster, ok := s.client.(clusterNodes)
 	if !ok {
 		return f(ctx, "", s.client)
 	}
 	return cluster.ForEachMaster(ctx, func(ctx context.Context, master *redis.Client) error {
-		// The cluster client does not recover.
-		_, err := protected(ctx, soon, func() (any, error) { return nil, f(ctx, master.Options().Addr, master) })
+		// The cluster client does not recover panics of hooks.
+		_, err := isolated(ctx, shortGrace, func() (any, error) { return nil, f(ctx, master.Options().Addr, master) })
 		return err
 	})
 }
 
-// infoField returns a field of an answer to INFO, "" if it has none.
+// infoField returns the value of a field in an answer to INFO, or "".
 func infoField(info, name string) string {
 	for line := range strings.Lines(info) {
 		if value, ok := strings.CutPrefix(line, name+":"); ok {
@@ -71,12 +71,12 @@ func infoField(info, name string) string {
 	return ""
 }
 
-// processes identifies Redis processes. Redis and Valkey tell a run_id. Other
-// servers (Dragonfly, Kvrocks) do not: there the process id, the port and the
-// replication id together identify a process, as long as its uptime grows with
-// the clock. In containers process ids and ports are all alike, and only a
-// failover changes the replication id.
-type processes struct {
+// generations identifies Redis processes. Redis and Valkey report a run_id. Other
+// servers (Dragonfly, Kvrocks) do not. There the process id, the port and the
+// replication id together identify a process as long as its uptime grows with the
+// clock. In containers all process ids and ports are alike, and only a failover changes
+// the replication id.
+type generations struct {
 	mu   sync.Mutex // guards the fields below
 	weak bool       // a process without a run_id was seen
 	seen map[string]sighting
@@ -84,14 +84,14 @@ type processes struct {
 
 // sighting is the last answer of a process without a run_id.
 type sighting struct {
-	traits string
-	up     time.Duration // -1: it does not tell
-	at     time.Time
-	lives  int // processes of these traits that were seen at this address
+	traits   string
+	up       time.Duration // uptime; -1: unknown
+	at       time.Time
+	restarts int // number of earlier processes with these traits at this address
 }
 
 // identify asks a process for its identity.
-func (p *processes) identify(ctx context.Context, addr string, c redis.Cmdable) (string, error) {
+func (p *generations) identify(ctx context.Context, addr string, c redis.Cmdable) (string, error) {
 	info, err := c.Info(ctx, "server").Result()
 	if err != nil {
 		return "", err
@@ -100,7 +100,7 @@ func (p *processes) identify(ctx context.Context, addr string, c redis.Cmdable) 
 		return id, nil
 	}
 	replication, err := c.Info(ctx, "replication").Result()
-	if err != nil && !redisSaid(err) {
+	if err != nil && !isRedisError(err) {
 		return "", err
 	}
 	now := sighting{up: -1, at: time.Now()}
@@ -114,25 +114,25 @@ func (p *processes) identify(ctx context.Context, addr string, c redis.Cmdable) 
 	return p.note(addr, now), nil
 }
 
-// note returns the identity of a process that was seen now.
-func (p *processes) note(addr string, now sighting) string {
+// note records a sighting and returns the identity of the process.
+func (p *generations) note(addr string, now sighting) string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.weak = true
 	was, known := p.seen[addr]
-	now.lives = was.lives
+	now.restarts = was.restarts
 	if known && (was.traits != now.traits || was.restarted(now)) {
-		now.lives++
+		now.restarts++
 	}
 	if p.seen == nil {
 		p.seen = make(map[string]sighting)
 	}
 	p.seen[addr] = now
-	return fmt.Sprintf("%s@%s#%d", now.traits, addr, now.lives)
+	return fmt.Sprintf("%s@%s#%d", now.traits, addr, now.restarts)
 }
 
-// restarted reports whether the process has been up for less time than one that
-// lived at the last sighting. Over a long time the two clocks may drift.
+// restarted reports whether the process of the new sighting is younger than the one of
+// the last sighting would be by now. Over a long time the two clocks may drift.
 func (was sighting) restarted(now sighting) bool {
 	if was.up < 0 || now.up < 0 {
 		return false
@@ -142,7 +142,7 @@ func (was sighting) restarted(now sighting) bool {
 }
 
 // anyWeak reports whether a process without a run_id was seen.
-func (p *processes) anyWeak() bool {
+func (p *generations) anyWeak() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.weak

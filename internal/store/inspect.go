@@ -9,23 +9,24 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// What nobody needs to run, but who looks after it wants to see. It only
-// reads, in pages: what is large is never read whole for somebody who looks.
+// This file serves inspection only. Nothing here is needed to run. It only reads, and
+// large data is read in pages.
 
-// Instance is an incarnation on the list of the living or of the dead.
-type Instance struct {
+// ServerLease is an incarnation in the list of live or of dead servers.
+type ServerLease struct {
 	Incarnation string
 	Dead        bool
-	// At is when its lease runs out, or when it was declared dead (Redis time,
-	// unix ms).
+	// At is the time when the lease runs out, or when the incarnation was declared dead
+	// (Redis time, unix ms).
 	At int64
 }
 
-// Instances returns at most limit of the living and as many of the dead, the
-// earliest At first, and Redis's time (unix ms) at that moment.
-func (s *Store) Instances(ctx context.Context, limit int) (list []Instance, now int64, err error) {
+// ServerLeases returns at most limit live and limit dead incarnations, the earliest At
+// first, and the time of Redis (unix ms) at that moment.
+func (s *Store) ServerLeases(ctx context.Context, limit int) (list []ServerLease, now int64, err error) {
 	keys := []string{s.keys.Instances(), s.keys.Dead()}
-	// Not in the places of the lease: who looks must not keep a heartbeat waiting.
+	// This call does not use the slots of the lease: inspection must not delay a
+	// heartbeat.
 	reply, err := runIn(ctx, s, s.at(keys[0]).read(), instancesScript, keys, limit)
 	if err != nil {
 		return nil, 0, err
@@ -46,17 +47,17 @@ func (s *Store) Instances(ctx context.Context, limit int) (list []Instance, now 
 			return nil, 0, err
 		}
 		for pair := range slices.Chunk(pairs, 2) {
-			list = append(list, Instance{Incarnation: pair[0], At: p.int(pair[1]), Dead: i == 1})
+			list = append(list, ServerLease{Incarnation: pair[0], At: p.int(pair[1]), Dead: i == 1})
 		}
 	}
 	return list, now, p.err
 }
 
-// sizesPerCall bounds one round trip of sizes.
+// sizesPerCall limits the keys in one round trip of sizes.
 const sizesPerCall = 1024
 
-// OwnedSizes returns how many entries and connections the indexes of
-// incarnations hold, over all buckets.
+// OwnedSizes returns the number of entries and connections in the indexes of
+// incarnations, summed over all buckets.
 func (s *Store) OwnedSizes(ctx context.Context, incs []string) ([]int64, error) {
 	buckets := s.keys.Buckets()
 	keys := make([]string, 0, len(incs)*buckets)
@@ -76,7 +77,7 @@ func (s *Store) OwnedSizes(ctx context.Context, incs []string) ([]int64, error) 
 	return sums, nil
 }
 
-// Counts returns how many members rooms have, in the order asked.
+// Counts returns the number of members of each room, in the given order.
 func (s *Store) Counts(ctx context.Context, rooms []string) ([]int64, error) {
 	keys := make([]string, len(rooms))
 	for i, room := range rooms {
@@ -85,7 +86,7 @@ func (s *Store) Counts(ctx context.Context, rooms []string) ([]int64, error) {
 	return s.sizes(ctx, keys, redis.Pipeliner.HLen)
 }
 
-// sizes asks for the sizes of many keys, hundreds in one round trip.
+// sizes reads the sizes of many keys, up to sizesPerCall in one round trip.
 func (s *Store) sizes(ctx context.Context, keys []string, size func(redis.Pipeliner, context.Context, string) *redis.IntCmd) ([]int64, error) {
 	all := make([]int64, 0, len(keys))
 	for part := range slices.Chunk(keys, sizesPerCall) {
@@ -112,25 +113,26 @@ func (s *Store) sizes(ctx context.Context, keys []string, size func(redis.Pipeli
 	return all, nil
 }
 
-// Place is where reading a set or a hash in pages goes on; the zero Place is
-// the beginning.
-type Place struct {
-	Bucket int // of the room index
+// Cursor is the place from which to continue reading a set or a hash in pages. The zero
+// Cursor is the beginning.
+type Cursor struct {
+	Bucket int // bucket of the room index
 	Scan   uint64
-	// After is set where Redis gave everything at once, as it does for what is
-	// small, and more than was asked for: names up to it have been returned.
+	// After is set if Redis returned a small set as a whole, and this was more than a
+	// page. All names up to After have been returned.
 	After string
 }
 
-// turn returns the items of one answer of SCAN that are to be returned, sorted
-// by name, and where it goes on. More: not all of the set has been returned.
-func turn[T any](at Place, items []T, next uint64, limit int, name func(T) string) (page []T, to Place, more bool) {
+// sliceFrom returns the items of one SCAN answer that belong on the page, sorted by
+// name, and the place to continue from. more means that the set has not been returned
+// completely.
+func sliceFrom[T any](at Cursor, items []T, next uint64, limit int, name func(T) string) (page []T, to Cursor, more bool) {
 	slices.SortFunc(items, func(a, b T) int { return strings.Compare(name(a), name(b)) })
-	items = slices.CompactFunc(items, func(a, b T) bool { return name(a) == name(b) }) // SCAN may repeat itself
+	items = slices.CompactFunc(items, func(a, b T) bool { return name(a) == name(b) }) // SCAN may repeat items
 	if at.After != "" {
 		items = slices.DeleteFunc(items, func(v T) bool { return name(v) <= at.After })
 	}
-	to = Place{Bucket: at.Bucket, Scan: next, After: at.After}
+	to = Cursor{Bucket: at.Bucket, Scan: next, After: at.After}
 	if at.Scan == 0 && next == 0 && len(items) > limit {
 		items = items[:limit]
 		to.After = name(items[limit-1])
@@ -139,32 +141,28 @@ func turn[T any](at Place, items []T, next uint64, limit int, name func(T) strin
 	return items, to, next != 0
 }
 
-// RoomPage is some of the rooms that have members.
+// RoomPage is one page of the rooms that have members.
 type RoomPage struct {
 	Rooms []string
-	Next  Place // where the rest is
-	More  bool  // there is a rest
-	Total int64 // rooms there are, whatever their names
+	Next  Cursor // where to continue
+	More  bool   // there are more pages
+	Total int64  // number of rooms, regardless of the prefix
 }
 
-// What is looked at for a page of rooms, where few names begin with what is
-// wanted, or few rooms are in many buckets.
+// Limits of the work for one page of rooms. They matter if few names have the prefix,
+// or if few rooms are spread over many buckets.
 const (
 	scansPerPage = 100
 	namesPerPage = 20_000
 	namesPerScan = 1000
 )
 
-// RoomsFrom reads the names of about limit rooms that begin with prefix. There
-// may be a few more in a page, and fewer, even none, though More follow: it
-// looks at a bounded number of names. A room that has members all the while
-// comes at least once in all pages together.
-func (s *Store) RoomsFrom(ctx context.Context, prefix string, at Place, limit int) (RoomPage, error) {
-	index := make([]string, s.keys.Buckets())
-	for b := range index {
-		index[b] = s.keys.Rooms(b)
-	}
-	sizes, err := s.sizes(ctx, index, redis.Pipeliner.SCard)
+// RoomsFrom reads the names of about limit rooms that begin with prefix. A page may
+// have a few more names, or fewer, or even none although More is true, because
+// RoomsFrom looks at a limited number of names. A room that has members all the time is
+// in at least one page.
+func (s *Store) RoomsFrom(ctx context.Context, prefix string, at Cursor, limit int) (RoomPage, error) {
+	index, sizes, err := s.roomIndexes(ctx)
 	if err != nil {
 		return RoomPage{}, err
 	}
@@ -172,10 +170,10 @@ func (s *Store) RoomsFrom(ctx context.Context, prefix string, at Place, limit in
 	for _, n := range sizes {
 		page.Total += n
 	}
-	scanned, found := 0, 0 // names looked at so far, and what came of them
+	scanned, found := 0, 0 // names looked at so far, and the matches among them
 	for scans, looked := 0, int64(0); at.Bucket < len(index); {
 		if sizes[at.Bucket] == 0 {
-			at = Place{Bucket: at.Bucket + 1}
+			at = Cursor{Bucket: at.Bucket + 1}
 			continue
 		}
 		if len(page.Rooms) >= limit || scans >= scansPerPage || looked >= namesPerPage {
@@ -193,27 +191,42 @@ func (s *Store) RoomsFrom(ctx context.Context, prefix string, at Place, limit in
 		if err != nil {
 			return RoomPage{}, err
 		}
-		switch size := int(sizes[at.Bucket]); {
-		case next != 0:
-			scanned += min(count, size)
-		case at.Scan == 0: // that was all of them
-			scanned += size
-		default: // the rest, however many those were
-			scanned += len(names)
-		}
+		scanned += namesScanned(at.Scan == 0, next == 0, count, int(sizes[at.Bucket]), len(names))
 		found += len(names)
-		names, to, more := turn(at, names, next, want, func(name string) string { return name })
+		names, to, more := sliceFrom(at, names, next, want, func(name string) string { return name })
 		page.Rooms = append(page.Rooms, names...)
 		if at = to; !more {
-			at = Place{Bucket: at.Bucket + 1}
+			at = Cursor{Bucket: at.Bucket + 1}
 		}
 	}
 	return page, nil
 }
 
-// scanCount returns how many names to look at next: about as many as hold those
-// that are wanted, going by the ones looked at so far. Redis hands out all that
-// match, so that more would come than anybody asked for.
+// roomIndexes returns the room indexes of all buckets, and their sizes.
+func (s *Store) roomIndexes(ctx context.Context) (index []string, sizes []int64, err error) {
+	for b := range s.keys.Buckets() {
+		index = append(index, s.keys.Rooms(b))
+	}
+	sizes, err = s.sizes(ctx, index, redis.Pipeliner.SCard)
+	return index, sizes, err
+}
+
+// namesScanned estimates how many of the names of a set one answer covers. size is the
+// size of the set, and count the number asked for.
+func namesScanned(first, last bool, count, size, returned int) int {
+	switch {
+	case !last:
+		return min(count, size)
+	case first: // that was the whole set
+		return size
+	default: // the rest of the set, of unknown size
+		return returned
+	}
+}
+
+// scanCount returns how many names to look at next. Judged by the names seen so far,
+// about want of them match. Redis returns all matches, so a larger count would return
+// more than was asked for.
 func scanCount(want, scanned, found int) int {
 	count := want
 	switch {
@@ -225,7 +238,7 @@ func scanCount(want, scanned, found int) int {
 	return min(max(count, want), namesPerScan)
 }
 
-// matching reads part of a set of names: what matches of about count.
+// matching reads a part of a set of names: the matches among about count names.
 func (s *Store) matching(ctx context.Context, key string, cursor uint64, prefix string, count int) ([]string, uint64, error) {
 	pattern := ""
 	if prefix != "" {
@@ -242,28 +255,27 @@ func (s *Store) matching(ctx context.Context, key string, cursor uint64, prefix 
 	return p.names, p.next, err
 }
 
-// globEscape makes a pattern of Redis's that matches nothing but s.
+// globEscape returns a Redis pattern that matches only s.
 func globEscape(s string) string {
 	return strings.NewReplacer(`\`, `\\`, `*`, `\*`, `?`, `\?`, `[`, `\[`, `]`, `\]`).Replace(s)
 }
 
-// EntryPage is some of the members of a room.
+// EntryPage is one page of the members of a room.
 type EntryPage struct {
 	Position Position
 	Total    int
 	Now      int64 // Redis time, unix ms
 	Records  []Record
-	Next     Place // where the rest is
-	More     bool  // there is a rest
+	Next     Cursor // where to continue
+	More     bool   // there are more pages
 }
 
-// EntriesFrom reads about limit members of a room, and where the room stood
-// when reading began. All of a room that has no more than limit are of one
-// moment. A member that is there all the while comes at least once in all
-// pages together.
-func (s *Store) EntriesFrom(ctx context.Context, room string, at Place, limit int) (EntryPage, error) {
-	small := -1 // none at once
-	if at == (Place{}) {
+// EntriesFrom reads about limit members of a room, and the position that the room had
+// when reading began. If the room has at most limit members, all of them belong to one
+// moment. A member that is present all the time is in at least one page.
+func (s *Store) EntriesFrom(ctx context.Context, room string, at Cursor, limit int) (EntryPage, error) {
+	small := -1 // read no members yet
+	if at == (Cursor{}) {
 		small = limit
 	}
 	h, err := s.head(ctx, room, small)
@@ -291,21 +303,21 @@ func (s *Store) EntriesFrom(ctx context.Context, room string, at Place, limit in
 	if err != nil {
 		return EntryPage{}, err
 	}
-	page.Records, page.Next, page.More = turn(at, records, p.next, limit, func(r Record) string { return r.Conn })
+	page.Records, page.Next, page.More = sliceFrom(at, records, p.next, limit, func(r Record) string { return r.Conn })
 	return page, nil
 }
 
-// head is where a room stands, and who is in it if it is small.
+// head is the position of a room, with its members if the room is small.
 type head struct {
-	pos     Position
-	total   int
-	lost    bool     // more members are counted than there are
-	now     int64    // Redis time, unix ms
-	records []Record // nil: there are more than small
+	pos        Position
+	total      int
+	incomplete bool     // the position counts more members than there are
+	now        int64    // Redis time, unix ms
+	records    []Record // nil: there are more than small
 }
 
-// head reads where a room stands and how many members it has; the members too,
-// in the same moment, if they are at most small.
+// head reads the position of a room and its number of members. If the room has at most
+// small members, it reads them too, in the same moment.
 func (s *Store) head(ctx context.Context, room string, small int) (h head, err error) {
 	reply, err := run(ctx, s, snapshotScript, []string{s.keys.Members(room), s.keys.Seq(room)}, small)
 	if err != nil {
@@ -324,7 +336,7 @@ func (s *Store) head(ctx context.Context, room string, small int) (h head, err e
 	}
 	var p parser
 	h.total, h.now = int(p.int(f[1])), p.int(f[2])
-	h.lost = countedIn(f[0]) > h.total
+	h.incomplete = countedIn(f[0]) > h.total
 	if p.err != nil {
 		return head{}, fmt.Errorf("snapshot: %w", errFormat)
 	}

@@ -14,8 +14,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// tripCount counts the round trips that ask what this file is about: new
-// connections introduce themselves, and suspected ones are asked.
+// tripCount counts the round trips of the calls under test. It leaves out the handshake
+// of new connections and the probes of idle ones.
 type tripCount struct{ atomic.Int64 }
 
 func (c *tripCount) DialHook(next redis.DialHook) redis.DialHook { return next }
@@ -42,25 +42,25 @@ func (w *world) trips() *tripCount {
 	return c
 }
 
-func TestInstances(t *testing.T) {
+func TestServerLeases(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
-		assert.Empty(w, w.instances())
-		assert.Empty(w, w.dump(), "reading makes nothing")
+		assert.Empty(w, w.leases())
+		assert.Empty(w, w.dump(), "a read creates nothing")
 		for i, inc := range []string{"I", "J", "K", "L"} {
 			_, err := w.Register(w.Context(), inc, time.Duration(i+1)*time.Minute)
 			require.NoError(w, err)
 		}
 		require.NoError(w, w.DeclareDead(w.Context(), "I"))
-		now := w.judgment().Now
-		list := w.instances()
+		now := w.clockProof().Now
+		list := w.leases()
 		require.Len(w, list, 4)
-		for i, want := range []Instance{{"J", false, now + 120_000}, {"K", false, now + 180_000}, {"L", false, now + 240_000}, {"I", true, now}} {
+		for i, want := range []ServerLease{{"J", false, now + 120_000}, {"K", false, now + 180_000}, {"L", false, now + 240_000}, {"I", true, now}} {
 			assert.Equal(w, want.Incarnation, list[i].Incarnation)
 			assert.Equal(w, want.Dead, list[i].Dead)
 			assert.InDelta(w, want.At, list[i].At, 5000)
 		}
-		few, _, err := w.Instances(w.Context(), 1)
+		few, _, err := w.ServerLeases(w.Context(), 1)
 		require.NoError(w, err)
 		require.Len(w, few, 2, "one of each, the earliest")
 		assert.Equal(w, "J", few[0].Incarnation)
@@ -100,7 +100,7 @@ func TestSizesOfManyKeys(t *testing.T) {
 	})
 }
 
-// Owned entries are in as many places as there are buckets.
+// The owned entries are spread over all buckets.
 func TestOwnedSizesOverBuckets(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
@@ -116,7 +116,7 @@ func TestOwnedSizesOverBuckets(t *testing.T) {
 	})
 }
 
-// A page stops at its bound, in whatever bucket that is, and goes on there.
+// A page stops at its limit in any bucket, and the next page continues there.
 func TestRoomsFromOverBuckets(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
@@ -135,7 +135,7 @@ func TestRoomsFromOverBuckets(t *testing.T) {
 			require.NoError(w, err)
 			assert.EqualValues(w, want, next.Total)
 			assert.LessOrEqual(w, len(next.Rooms), 60)
-			if next.More { // what is left for the last page may turn out to be nothing
+			if next.More { // the last page may turn out to be empty
 				assert.NotEmpty(w, next.Rooms)
 			}
 			got, page = append(got, next.Rooms...), next
@@ -143,7 +143,7 @@ func TestRoomsFromOverBuckets(t *testing.T) {
 		slices.Sort(got)
 		assert.Len(w, slices.Compact(got), want)
 
-		page, err := s.RoomsFrom(w.Context(), "4-1", Place{}, 1000)
+		page, err := s.RoomsFrom(w.Context(), "4-1", Cursor{}, 1000)
 		require.NoError(w, err)
 		assert.False(w, page.More)
 		assert.Len(w, page.Rooms, 61)
@@ -162,15 +162,15 @@ func TestRoomsFromManyBuckets(t *testing.T) {
 		for b := range buckets {
 			require.NoError(w, w.rdb.SAdd(w.Context(), w.keys.Rooms(b), fmt.Sprint("r", b)).Err())
 		}
-		page, err := s.RoomsFrom(w.Context(), "", Place{}, 2*buckets)
+		page, err := s.RoomsFrom(w.Context(), "", Cursor{}, 2*buckets)
 		require.NoError(w, err)
 		assert.Len(w, page.Rooms, buckets)
 		assert.False(w, page.More)
 	})
 }
 
-// Where many names match, a page holds about as many as were asked for.
-func TestRoomsFromGivesWhatIsAskedFor(t *testing.T) {
+// If many names match, a page holds about as many as were asked for.
+func TestRoomsFromReturnsAboutTheLimit(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
 		const names = 4000
@@ -202,7 +202,7 @@ func TestRoomsFromGivesWhatIsAskedFor(t *testing.T) {
 	})
 }
 
-// Where few names match, a page looks at so many and no more.
+// If few names match, a page looks at a limited number of names.
 func TestRoomsFromLooksAtABoundedNumber(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
@@ -214,7 +214,7 @@ func TestRoomsFromLooksAtABoundedNumber(t *testing.T) {
 			}
 			require.NoError(w, w.rdb.SAdd(w.Context(), w.keys.Rooms(0), args...).Err())
 		}
-		pages, place, trips := 0, Place{}, w.trips()
+		pages, place, trips := 0, Cursor{}, w.trips()
 		for more := true; more; pages++ {
 			trips.Store(0)
 			page, err := w.RoomsFrom(w.Context(), "none", place, 10)
@@ -223,7 +223,7 @@ func TestRoomsFromLooksAtABoundedNumber(t *testing.T) {
 			assert.LessOrEqual(w, trips.Load(), int64(namesPerPage/namesPerScan+1))
 			place, more = page.Next, page.More
 		}
-		if w.real != nil { // the embedded one counts only what matches
+		if w.real != nil { // the embedded Redis counts only matches
 			assert.Greater(w, pages, 1)
 		}
 	})
@@ -232,19 +232,19 @@ func TestRoomsFromLooksAtABoundedNumber(t *testing.T) {
 func TestEntriesFrom(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
-		page, err := w.EntriesFrom(w.Context(), "r", Place{}, 10)
+		page, err := w.EntriesFrom(w.Context(), "r", Cursor{}, 10)
 		require.NoError(w, err)
-		assert.InDelta(w, w.judgment().Now, page.Now, 5000)
+		assert.InDelta(w, w.clockProof().Now, page.Now, 5000)
 		page.Now = 0
 		assert.Equal(w, EntryPage{Records: []Record{}}, page)
-		assert.Empty(w, w.dump(), "reading makes nothing")
+		assert.Empty(w, w.dump(), "a read creates nothing")
 
 		var ops []Op
 		for i := range 90 {
 			ops = append(ops, join("r", fmt.Sprintf("c%02d", i), "e"))
 		}
 		w.ok("I", ops...)
-		page, err = w.EntriesFrom(w.Context(), "r", Place{}, 90)
+		page, err = w.EntriesFrom(w.Context(), "r", Cursor{}, 90)
 		require.NoError(w, err)
 		require.Len(w, page.Records, 90)
 		assert.False(w, page.More)
@@ -254,7 +254,7 @@ func TestEntriesFrom(t *testing.T) {
 		}
 
 		seen := make(map[string]int)
-		for place, more := (Place{}), true; more; {
+		for place, more := (Cursor{}), true; more; {
 			page, err := w.EntriesFrom(w.Context(), "r", place, 40)
 			require.NoError(w, err)
 			assert.LessOrEqual(w, len(page.Records), 60)
@@ -268,38 +268,40 @@ func TestEntriesFrom(t *testing.T) {
 		assert.Len(w, seen, 90)
 
 		require.NoError(w, w.rdb.HSet(w.Context(), w.keys.Members("odd"), "a", "not a record").Err())
-		_, err = w.EntriesFrom(w.Context(), "odd", Place{}, 5)
+		_, err = w.EntriesFrom(w.Context(), "odd", Cursor{}, 5)
 		require.ErrorIs(w, err, errFormat)
 	})
 }
 
-// What a set or hash gives at once is cut, and goes on after the last name.
-func TestTurn(t *testing.T) {
+// A set or hash that Redis returns as a whole is cut, and the next page begins after
+// the last name.
+func TestSliceFrom(t *testing.T) {
 	t.Parallel()
 	self := func(s string) string { return s }
 	names := func() []string { return []string{"c", "a", "d", "b", "a"} }
-	page, to, more := turn(Place{Bucket: 2}, names(), 0, 3, self)
+	page, to, more := sliceFrom(Cursor{Bucket: 2}, names(), 0, 3, self)
 	assert.Equal(t, []string{"a", "b", "c"}, page)
-	assert.Equal(t, Place{Bucket: 2, After: "c"}, to)
+	assert.Equal(t, Cursor{Bucket: 2, After: "c"}, to)
 	assert.True(t, more)
-	page, to, more = turn(to, names(), 0, 3, self)
+	page, to, more = sliceFrom(to, names(), 0, 3, self)
 	assert.Equal(t, []string{"d"}, page)
 	assert.False(t, more)
 	assert.Equal(t, 2, to.Bucket)
 
-	// It has grown meanwhile and comes in parts: what was returned stays out.
-	page, to, more = turn(Place{After: "b"}, []string{"d", "a"}, 7, 3, self)
+	// It has grown and now comes in parts. Names that were returned before are left
+	// out.
+	page, to, more = sliceFrom(Cursor{After: "b"}, []string{"d", "a"}, 7, 3, self)
 	assert.Equal(t, []string{"d"}, page)
-	assert.Equal(t, Place{Scan: 7, After: "b"}, to)
+	assert.Equal(t, Cursor{Scan: 7, After: "b"}, to)
 	assert.True(t, more)
-	page, _, more = turn(to, []string{"b", "c"}, 0, 1, self)
+	page, _, more = sliceFrom(to, []string{"b", "c"}, 0, 1, self)
 	assert.Equal(t, []string{"c"}, page)
 	assert.False(t, more)
 
-	// In parts, a page is as Redis gives it.
-	page, to, more = turn(Place{Scan: 5}, names(), 9, 2, self)
+	// In parts, a page is as Redis returns it.
+	page, to, more = sliceFrom(Cursor{Scan: 5}, names(), 9, 2, self)
 	assert.Equal(t, []string{"a", "b", "c", "d"}, page)
-	assert.Equal(t, Place{Scan: 9}, to)
+	assert.Equal(t, Cursor{Scan: 9}, to)
 	assert.True(t, more)
 }
 

@@ -11,11 +11,11 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// visited is the time for which the position of an empty room is kept that was only
-// visited, or that is not tracked.
+// visited is the time for which the position of an empty room is kept if the room was
+// only visited or is not tracked.
 const visited = 15 * time.Second
 
-// age makes a room as old as if its epoch had begun d earlier.
+// age changes the epoch of a room so that it began d earlier.
 func (w *world) age(room string, d time.Duration) {
 	w.Helper()
 	key := w.keys.Seq(room)
@@ -30,7 +30,7 @@ func (w *world) age(room string, d time.Duration) {
 	require.NoError(w, w.rdb.Set(w.Context(), key, at, 0).Err())
 }
 
-func TestHowLongAnEmptyRoomIsRemembered(t *testing.T) {
+func TestLifeOfEmptyRooms(t *testing.T) {
 	t.Parallel()
 	for _, tt := range []struct {
 		name    string
@@ -47,7 +47,10 @@ func TestHowLongAnEmptyRoomIsRemembered(t *testing.T) {
 	} {
 		for end, empty := range map[string]func(w *world){
 			"leave": func(w *world) { w.ok("I", leave("r", "c", "c1")) },
-			"reap":  func(w *world) { require.Equal(w, "+", w.reap(item(ReapCleared, "r", "c", "c1", "I"))) },
+			"clean up": func(w *world) {
+				require.NoError(w, w.Fence(w.Context(), 0, "I"))
+				require.Equal(w, "+", w.cleanUp(item(GroundDead, "r", "c", "c1", "I")))
+			},
 		} {
 			t.Run(tt.name+" "+end, func(t *testing.T) {
 				t.Parallel()
@@ -56,17 +59,17 @@ func TestHowLongAnEmptyRoomIsRemembered(t *testing.T) {
 					w.ok("I", join("r", "c", "c1"))
 					w.age("r", tt.used)
 					empty(w)
-					w.lives(tt.kept, w.keys.Seq("r"))
-					assert.Empty(w, w.eternal())
+					w.expectTTL(tt.kept, w.keys.Seq("r"))
+					assert.Empty(w, w.permanent())
 				})
 			})
 		}
 	}
 }
 
-// A room is in use for as long as it has members, whichever they are. Rooms of the
-// same call are judged one by one.
-func TestEachRoomOfACallIsRememberedByItself(t *testing.T) {
+// A room is in use as long as it has any members. The rooms of a call are judged one by
+// one.
+func TestLifeOfEmptyRoomsInOneCall(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
 		w.TrackedBy(func(room string) bool { return room != "untracked" })
@@ -76,14 +79,14 @@ func TestEachRoomOfACallIsRememberedByItself(t *testing.T) {
 		w.ok("I", join("used", "b", "b1"), leave("used", "a", "a1"))
 		require.Equal(w, time.Duration(-1), w.pttl(w.keys.Seq("used")))
 		w.ok("I", leave("used", "b", "b1"), leave("untracked", "a", "a2"), leave("visited", "a", "a3"))
-		w.lives(time.Hour, w.keys.Seq("used"))
-		w.lives(visited, w.keys.Seq("untracked"))
-		w.lives(visited, w.keys.Seq("visited"))
+		w.expectTTL(time.Hour, w.keys.Seq("used"))
+		w.expectTTL(visited, w.keys.Seq("untracked"))
+		w.expectTTL(visited, w.keys.Seq("visited"))
 	})
 }
 
-// Servers may have different rules: the one that empties the room decides.
-func TestTheLastToLeaveDecidesHowLongARoomIsRemembered(t *testing.T) {
+// Servers may have different rules. The one that empties the room decides.
+func TestLastServerDecidesTheLifeOfARoom(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
 		other := New(w.rdb, testKeys{buckets: 1})
@@ -95,15 +98,15 @@ func TestTheLastToLeaveDecidesHowLongARoomIsRemembered(t *testing.T) {
 		w.ok("I", leave("r", "a", "a1"))
 		_, err = other.Commit(w.Context(), 0, "J", 2, 1, []Op{leave("r", "b", "b1")})
 		require.NoError(w, err)
-		w.lives(time.Hour, w.keys.Seq("r"))
+		w.expectTTL(time.Hour, w.keys.Seq("r"))
 		w.ok("I", join("r", "a", "a2"))
 		require.Equal(w, time.Duration(-1), w.pttl(w.keys.Seq("r")))
 		w.ok("I", leave("r", "a", "a2"))
-		w.lives(visited, w.keys.Seq("r"))
+		w.expectTTL(visited, w.keys.Seq("r"))
 	})
 }
 
-// What an earlier version wrote does not say when the epoch began.
+// Positions of an earlier version do not contain the beginning of the epoch.
 func TestEpochsWithoutATime(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
@@ -112,12 +115,12 @@ func TestEpochsWithoutATime(t *testing.T) {
 		require.NoError(w, w.rdb.Set(w.Context(), w.keys.Seq("r"), "older 7 tag I 1", 0).Err())
 		w.ok("I", leave("r", "a", "a1"))
 		assert.Equal(w, "older", w.position("r").Epoch)
-		w.lives(time.Hour, w.keys.Seq("r"))
+		w.expectTTL(time.Hour, w.keys.Seq("r"))
 	})
 }
 
-// A room that was forgotten begins a new epoch. A batch that was too late for it still is.
-func TestNothingComesBackIntoAForgottenRoom(t *testing.T) {
+// A forgotten room begins a new epoch. A batch that was too late before still is.
+func TestLateBatchOfAForgottenRoom(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
 		w.listen()
@@ -125,13 +128,13 @@ func TestNothingComesBackIntoAForgottenRoom(t *testing.T) {
 		w.ok("I", leave("r", "c", "c1"))
 		first := w.events()
 		require.Equal(w, "JL", kinds(first))
-		require.NoError(w, w.rdb.Del(w.Context(), w.keys.Seq("r")).Err()) // as its TTL does
+		require.NoError(w, w.rdb.Del(w.Context(), w.keys.Seq("r")).Err()) // as if its TTL had run out
 		_, err := w.Commit(w.Context(), 0, "I", 1, 0, []Op{join("r", "c", "c1")})
 		require.ErrorIs(w, err, ErrLate)
 		require.Equal(w, "0", string(w.commit("I", leave("r", "c", "c1"))[0].Status))
-		require.Equal(w, "0", w.reap(item(ReapCleared, "r", "c", "c1", "I")))
+		require.Equal(w, "0", w.cleanUp(item(GroundDead, "r", "c", "c1", "I")))
 		require.Empty(w, w.events())
-		require.True(w, w.position("r").None(), "nor is anything kept of it")
+		require.True(w, w.position("r").None(), "nothing of it is kept")
 		w.ok("I", join("r", "c", "c2"))
 		again := w.events()
 		require.Equal(w, "J", kinds(again))

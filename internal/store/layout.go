@@ -11,19 +11,19 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// layoutVersion is written to one key; servers of one Redis must agree on it.
+// layoutVersion is written to one key. All servers of one Redis must agree on it.
 const (
 	layoutVersion = 1
-	// usualBuckets is the number of buckets if that key holds no number.
+	// usualBuckets is the number of buckets if that key holds only a version.
 	usualBuckets = 64
 )
 
-// ErrForeign says that keys under the prefix are not of this layout.
-var ErrForeign = errors.New("store: keys of another format under this prefix")
+// ErrOtherFormat means that keys under the prefix are not of this layout.
+var ErrOtherFormat = errors.New("store: keys of another format under this prefix")
 
-// CheckServer asks a Redis that is no cluster to the client whether it is one
-// that takes writes. The error is ErrMisfit if waiting would not help. (A client
-// of a cluster learns from its first command whether there is one.)
+// CheckServer checks that a Redis that is not a cluster to the client takes writes. The
+// error is ErrMisfit if waiting would not help. A client of a cluster does not need
+// this check: its first command shows whether the server is a cluster.
 func (s *Store) CheckServer(ctx context.Context) error {
 	c, ok := s.client.(*redis.Client)
 	if !ok {
@@ -50,8 +50,8 @@ func (s *Store) CheckServer(ctx context.Context) error {
 	return fmt.Errorf("%w: %w: %s", ErrUnavailable, ErrMisfit, useMaster)
 }
 
-// checkSlots names keys of different slots in one command. A Redis Cluster
-// refuses that, even if one node has all slots.
+// checkSlots sends a command with keys of different slots. A Redis Cluster refuses it,
+// even if one node has all slots.
 func (s *Store) checkSlots(ctx context.Context) error {
 	if _, ok := s.client.(*redis.Client); !ok {
 		return nil
@@ -61,32 +61,31 @@ func (s *Store) checkSlots(ctx context.Context) error {
 	return err
 }
 
-// info asks for a section of INFO; "" if this server has none of that name.
+// info reads a section of INFO. It returns "" if the server has no such section.
 func (s *Store) info(ctx context.Context, section string) (string, error) {
 	text, err := call(ctx, s, func(ctx context.Context) (string, error) { return s.client.Info(ctx, section).Result() })
-	if err != nil && redisSaid(err) && !errors.Is(err, ErrForbidden) && !errors.Is(err, ErrMisfit) {
+	if err != nil && isRedisError(err) && !errors.Is(err, ErrForbidden) && !errors.Is(err, ErrMisfit) {
 		return "", nil
 	}
 	return text, err
 }
 
-// Traits are peculiarities of a Redis that cost something but are no obstacle.
+// Traits are properties of a Redis that have a cost but do not prevent operation.
 type Traits struct {
-	// Evicts is the maxmemory-policy if it is not noeviction, "" otherwise or
-	// if INFO does not tell.
+	// Evicts is the maxmemory-policy. It is "" if that is noeviction or unknown.
 	Evicts string
-	// NoRunID says that Redis processes have no run_id, and are told apart by
-	// other fields of INFO. Anonymous says that there are none either.
+	// NoRunID means that the Redis processes have no run_id, and are told apart by
+	// other fields of INFO. Anonymous means that INFO does not have those either.
 	NoRunID, Anonymous bool
 }
 
-// Traits asks every master for its peculiarities. It leaves out those that it
-// cannot learn.
+// Traits asks every master for these properties. Properties that it cannot learn stay
+// zero.
 func (s *Store) Traits(ctx context.Context) Traits {
 	var t Traits
-	_, err := s.process(ctx)
-	t.Anonymous = errors.Is(err, errAnonymous) || err != nil && redisSaid(err)
-	t.NoRunID = s.processes.anyWeak()
+	_, err := s.generation(ctx)
+	t.Anonymous = errors.Is(err, errAnonymous) || err != nil && isRedisError(err)
+	t.NoRunID = s.generations.anyWeak()
 	t.Evicts, _ = call(ctx, s, func(ctx context.Context) (string, error) {
 		var (
 			mu     sync.Mutex // guards policy: the cluster client calls from many goroutines
@@ -102,14 +101,14 @@ func (s *Store) Traits(ctx context.Context) Traits {
 			return err
 		})
 		if policy != "" {
-			err = nil // one master that evicts is enough to say so
+			err = nil // one master that evicts is enough for the warning
 		}
 		return policy, err
 	})
 	return t
 }
 
-// Nodes returns how many nodes are behind the client, replicas included.
+// Nodes returns the number of nodes behind the client, replicas included.
 func (s *Store) Nodes(ctx context.Context) (int, error) {
 	return call(ctx, s, func(ctx context.Context) (int, error) {
 		nodes, err := listNodes(ctx, s.client)
@@ -117,18 +116,19 @@ func (s *Store) Nodes(ctx context.Context) (int, error) {
 	})
 }
 
-// CheckFormat claims the prefix for this layout, or says why it cannot: a newer
-// layout, one for another kind of client or number of buckets, or keys of other
-// software. Then it writes nothing.
+// CheckFormat claims the prefix for this layout. It returns an error, and writes
+// nothing, if the prefix holds a newer layout, a layout for another kind of client or
+// number of buckets, or keys of other software.
 func (s *Store) CheckFormat(ctx context.Context) error {
-	// Before keys of other software: some of ours have the names of theirs.
+	// This check comes before the one for keys of other software, because some keys of
+	// this library have the same names.
 	switch kind, err := s.typeOf(ctx, s.keys.OtherFormat()); {
 	case err != nil:
 		return err
 	case kind == "string" && s.keys.Clustered():
-		return fmt.Errorf("%w: %s was written by servers of this library that do not use a Redis Cluster (*redis.Client)", ErrForeign, s.keys.OtherFormat())
+		return fmt.Errorf("%w: %s was written by servers of this library that do not use a Redis Cluster (*redis.Client)", ErrOtherFormat, s.keys.OtherFormat())
 	case kind == "string":
-		return fmt.Errorf("%w: %s was written by servers of this library that use a Redis Cluster (*redis.ClusterClient)", ErrForeign, s.keys.OtherFormat())
+		return fmt.Errorf("%w: %s was written by servers of this library that use a Redis Cluster (*redis.ClusterClient)", ErrOtherFormat, s.keys.OtherFormat())
 	}
 	if err := s.checkTypes(ctx); err != nil {
 		return err
@@ -139,17 +139,17 @@ func (s *Store) CheckFormat(ctx context.Context) error {
 	}
 	version, buckets, spread := strings.Cut(found, " ")
 	if version != strconv.Itoa(layoutVersion) || !s.keys.Clustered() {
-		return fmt.Errorf("%w: %s holds %.20q, this version writes %q", ErrForeign, s.keys.Format(), found, s.layout())
+		return fmt.Errorf("%w: %s holds %.20q, this version writes %q", ErrOtherFormat, s.keys.Format(), found, s.layout())
 	}
 	if !spread {
 		buckets = strconv.Itoa(usualBuckets)
 	}
 	return fmt.Errorf("%w: %s says that servers of this library spread rooms over %.20s buckets, and this one over %d: set Options.Buckets to the same",
-		ErrForeign, s.keys.Format(), buckets, s.keys.Buckets())
+		ErrOtherFormat, s.keys.Format(), buckets, s.keys.Buckets())
 }
 
-// layout is what Format holds: the version, and on a cluster the number of
-// buckets, unless it is the usual one.
+// layout returns the value of the format key: the version and, on a cluster with an
+// unusual number of buckets, that number.
 func (s *Store) layout() string {
 	if s.keys.Clustered() && s.keys.Buckets() != usualBuckets {
 		return fmt.Sprintf("%d %d", layoutVersion, s.keys.Buckets())
@@ -157,12 +157,12 @@ func (s *Store) layout() string {
 	return strconv.Itoa(layoutVersion)
 }
 
-// checkTypes looks for keys that this library does not write.
+// checkTypes returns an error if it finds keys that this library does not write.
 func (s *Store) checkTypes(ctx context.Context) error {
 	want := [][2]string{
 		{s.keys.Format(), "string"}, {s.keys.Instances(), "zset"}, {s.keys.Dead(), "zset"}, {s.keys.Rooms(0), "set"},
 	}
-	for _, key := range s.keys.Foreign() {
+	for _, key := range s.keys.OtherServerKeys() {
 		want = append(want, [2]string{key, "none"})
 	}
 	for _, w := range want {
@@ -172,15 +172,16 @@ func (s *Store) checkTypes(ctx context.Context) error {
 		case err != nil:
 			return err
 		case kind == "none" && got != kind:
-			return fmt.Errorf("%w: %s is a %s of other software", ErrForeign, key, got)
+			return fmt.Errorf("%w: %s is a %s of other software", ErrOtherFormat, key, got)
 		case got != "none" && got != kind:
-			return fmt.Errorf("%w: %s is a %s, expected a %s", ErrForeign, key, got, kind)
+			return fmt.Errorf("%w: %s is a %s, expected a %s", ErrOtherFormat, key, got, kind)
 		}
 	}
 	return nil
 }
 
-// claim writes a value to a key that has none, and returns what it then holds.
+// claim writes value to a key that has none, and returns the value that the key then
+// has.
 func (s *Store) claim(ctx context.Context, key, value string) (string, error) {
 	return call(ctx, s, func(ctx context.Context) (string, error) {
 		if err := s.client.SetNX(ctx, key, value, 0).Err(); err != nil {

@@ -3,26 +3,43 @@ package store
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"time"
+
+	"github.com/redis/go-redis/v9"
 )
 
-// fenceLife is how long a dead incarnation stays locked out: far longer than
-// anything it sent can sit in a proxy.
+// fenceLife is the time for which the fence of a dead incarnation is kept. It is far
+// longer than a message can wait in a proxy.
 const fenceLife = 24 * time.Hour
 
-// leasing is where the scripts run that keep the list of the living. It is in
-// bucket 0.
-func (s *Store) leasing() place { return place{s.leases, 0, true} }
+// leasing is the slot of the scripts that maintain the leases, which are in bucket 0.
+func (s *Store) leasing() slotRef { return slotRef{s.leases, 0, true} }
 
-// unqueued is where calls of no one bucket run that do not wait for what clients
-// ask.
-func (s *Store) unqueued() place { return place{s.leases, nowhere, false} }
+// unqueued is the slot of calls without a bucket that must not wait for calls of
+// clients.
+func (s *Store) unqueued() slotRef { return slotRef{s.leases, nowhere, false} }
 
-// Register puts an incarnation on the list of the living for ttl and returns
-// Redis's time (unix ms).
+// nameLife is the time for which the name of an incarnation is kept after its last
+// renewal. The incarnation may be in the list of dead servers that long. The server
+// that removes it from that list also deletes the name, unless it runs a version
+// without names.
+const nameLife = 24 * time.Hour
+
+// nameEvery is the number of renewals after which a name that Redis lost is written
+// again.
+const nameEvery = 4
+
+// Named sets the name that Register and Renew keep in Redis for all incarnations of
+// this server. Call it before use.
+func (s *Store) Named(name string) { s.name = name }
+
+// Register adds an incarnation to the list of live servers for ttl, with its name. It
+// returns the time of Redis (unix ms).
 func (s *Store) Register(ctx context.Context, inc string, ttl time.Duration) (int64, error) {
-	reply, err := runIn(ctx, s, s.leasing(), registerScript, []string{s.keys.Instances()}, inc, millis(ttl))
+	reply, err := runIn(ctx, s, s.leasing(), registerScript, []string{s.keys.Instances(), s.keys.Name(inc)},
+		inc, millis(ttl), s.name, millis(nameLife))
 	if err != nil {
 		return 0, err
 	}
@@ -33,49 +50,54 @@ func (s *Store) Register(ctx context.Context, inc string, ttl time.Duration) (in
 	return strconv.ParseInt(text, 10, 64)
 }
 
-// Renew prolongs a lease to ttl from now, only if it is still on the list, and
-// publishes beat on the incarnation's control channel.
-func (s *Store) Renew(ctx context.Context, inc string, ttl time.Duration, beat string, wantDead bool) (Renewal, error) {
-	// The size of the index and the format are looked at in turns: an idle server
-	// must not cost Redis more than two commands a second.
-	last, layout := s.keys.Format(), s.layout()
-	if s.keys.Buckets() == 1 && s.renewals.Add(1)%2 == 1 {
+// Renew extends a lease to ttl from now if the incarnation is still in the list of live
+// servers, and publishes echo on the incarnation's channel.
+func (s *Store) Renew(ctx context.Context, inc string, ttl time.Duration, echo string, wantDead bool) (Renewal, error) {
+	// An idle server must not cost Redis more than two commands a second. Renewals
+	// therefore alternate between the size of the index and the format key, and a lost
+	// name waits for a few renewals.
+	renewals := s.renewals.Add(1)
+	last, layout, name := s.keys.Format(), s.layout(), ""
+	if s.keys.Buckets() == 1 && renewals%2 == 1 {
 		last, layout = s.keys.Owned(0, inc), ""
 	}
-	keys := []string{s.keys.Instances(), s.keys.Dead(), last}
+	if renewals%nameEvery == 0 {
+		name = s.name
+	}
+	keys := []string{s.keys.Instances(), s.keys.Dead(), last, s.keys.Name(inc)}
 	want := "0"
 	if wantDead {
 		want = "1"
 	}
 	began := time.Now()
-	reply, err := runIn(ctx, s, s.leasing(), renewScript, keys, inc, millis(ttl), s.keys.Control(inc), beat, want, layout)
+	reply, err := runIn(ctx, s, s.leasing(), renewScript, keys, inc, millis(ttl), s.keys.ServerChannel(inc), echo, want, layout, name, millis(nameLife))
 	if err != nil {
 		return Renewal{}, err
 	}
-	s.places[0].health.wrote(began)
+	s.slots[0].health.noteSuccess(began)
 	f, err := texts(reply)
 	if err != nil || len(f) < 6 {
 		return Renewal{}, fmt.Errorf("renew: %w", errFormat)
 	}
 	var p parser
-	r := Renewal{Present: f[0] == "1", Now: p.int(f[1]), Next: f[2], Owned: -1}
+	r := Renewal{Listed: f[0] == "1", Now: p.int(f[1]), Next: f[2], Owned: -1}
 	if r.Next != "" {
 		r.NextIn = time.Duration(p.int(f[3])-r.Now) * time.Millisecond
 	}
 	if f[4] != "-1" {
 		r.Owned = p.int(f[4])
 	}
-	r.Heard = p.int(f[5])
+	r.Receivers = p.int(f[5])
 	if wantDead {
 		r.Dead = append([]string{}, f[6:]...)
 	}
 	return r, p.err
 }
 
-// Bury moves an incarnation whose lease has run out from the living to the
-// dead. True: this call did.
-func (s *Store) Bury(ctx context.Context, j Judgment, inc string) (bool, error) {
-	reply, err := runIn(ctx, s, s.leasing(), buryScript, []string{s.keys.Instances(), s.keys.Dead()}, inc, j.Now, millis(j.Tolerance))
+// DeclareDeadIfExpired moves an incarnation whose lease has run out from the live to
+// the dead servers. It returns true if this call moved it.
+func (s *Store) DeclareDeadIfExpired(ctx context.Context, proof ClockProof, inc string) (bool, error) {
+	reply, err := runIn(ctx, s, s.leasing(), declareDeadIfExpiredScript, []string{s.keys.Instances(), s.keys.Dead()}, inc, proof.Now, millis(proof.Tolerance))
 	if err != nil {
 		return false, err
 	}
@@ -85,21 +107,51 @@ func (s *Store) Bury(ctx context.Context, j Judgment, inc string) (bool, error) 
 	return reply == "1", nil
 }
 
-// DeclareDead moves the caller's own incarnation to the dead.
+// DeclareDead moves the caller's own incarnation to the dead servers.
 func (s *Store) DeclareDead(ctx context.Context, inc string) error {
-	_, err := runIn(ctx, s, s.leasing(), declareScript, []string{s.keys.Instances(), s.keys.Dead()}, inc)
+	_, err := runIn(ctx, s, s.leasing(), declareDeadScript, []string{s.keys.Instances(), s.keys.Dead()}, inc)
 	return err
 }
 
-// Cleaned takes an incarnation off the list of the dead, when nothing of it is left.
-func (s *Store) Cleaned(ctx context.Context, inc string) error {
-	_, err := within(ctx, s, s.unqueued(), func(ctx context.Context) (int64, error) {
-		return s.client.ZRem(ctx, s.keys.Dead(), inc).Result()
+// RemoveDead removes an incarnation from the list of dead servers, and deletes its
+// name. Call it when nothing else of the incarnation is left.
+func (s *Store) RemoveDead(ctx context.Context, inc string) error {
+	_, err := within(ctx, s, s.unqueued(), func(ctx context.Context) ([]redis.Cmder, error) {
+		pipe := s.client.Pipeline()
+		pipe.Del(ctx, s.keys.Name(inc))
+		pipe.ZRem(ctx, s.keys.Dead(), inc)
+		return pipe.Exec(ctx)
 	})
 	return err
 }
 
-// Fence locks an incarnation out of a bucket: none of its writes is taken any more.
+// Names returns the names of incarnations in the given order, "" for an incarnation
+// without one. The caller must validate them, because Redis may hold anything.
+func (s *Store) Names(ctx context.Context, incs []string) ([]string, error) {
+	names := make([]string, 0, len(incs))
+	for part := range slices.Chunk(incs, sizesPerCall) {
+		keys := make([]string, len(part))
+		for i, inc := range part {
+			keys[i] = s.keys.Name(inc)
+		}
+		values, err := read(ctx, s, keys[0], func(ctx context.Context) ([]any, error) {
+			return s.client.MGet(ctx, keys...).Result()
+		})
+		if err == nil && len(values) != len(part) {
+			err = fmt.Errorf("names: %w", errFormat)
+		}
+		if err != nil {
+			return nil, err
+		}
+		for _, value := range values {
+			name, _ := value.(string)
+			names = append(names, name)
+		}
+	}
+	return names, nil
+}
+
+// Fence fences an incarnation in a bucket: Redis then refuses all of its batches there.
 func (s *Store) Fence(ctx context.Context, bucket int, inc string) error {
 	key := s.keys.Fence(bucket, inc)
 	_, err := runIn(ctx, s, s.at(key).fence(), fenceScript, []string{key}, millis(fenceLife))

@@ -21,19 +21,19 @@ func (w *world) renew(inc string, ttl time.Duration) Renewal {
 	return r
 }
 
-func (w *world) bury(inc string) bool {
+func (w *world) declareDead(inc string) bool {
 	w.Helper()
-	ok, err := w.Bury(w.Context(), w.judgment(), inc)
+	ok, err := w.DeclareDeadIfExpired(w.Context(), w.clockProof(), inc)
 	require.NoError(w, err)
 	return ok
 }
 
-// instances lists the living and the dead.
-func (w *world) instances() []Instance {
+// leases lists the live and the dead servers.
+func (w *world) leases() []ServerLease {
 	w.Helper()
-	list, now, err := w.Instances(w.Context(), 100)
+	list, now, err := w.ServerLeases(w.Context(), 100)
 	require.NoError(w, err)
-	assert.InDelta(w, w.judgment().Now, now, 5000)
+	assert.InDelta(w, w.clockProof().Now, now, 5000)
 	return list
 }
 
@@ -41,14 +41,14 @@ func TestLease(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
 		r := w.renew("I", time.Minute)
-		assert.False(w, r.Present, "a renewal makes nobody alive")
+		assert.False(w, r.Listed, "a renewal does not register")
 		assert.NotNil(w, r.Dead)
 		assert.Empty(w, r.Dead)
-		assert.Empty(w, w.instances())
+		assert.Empty(w, w.leases())
 
 		now, err := w.Register(w.Context(), "I", time.Minute)
 		require.NoError(w, err)
-		assert.InDelta(w, w.judgment().Now, now, 5000)
+		assert.InDelta(w, w.clockProof().Now, now, 5000)
 		_, err = w.Register(w.Context(), "J", 10*time.Second)
 		require.NoError(w, err)
 		_, err = w.Register(w.Context(), "K", 20*time.Second)
@@ -57,17 +57,17 @@ func TestLease(t *testing.T) {
 		w.listen()
 
 		r = w.renew("I", time.Minute)
-		assert.True(w, r.Present)
-		assert.InDelta(w, w.judgment().Now, r.Now, 5000)
+		assert.True(w, r.Listed)
+		assert.InDelta(w, w.clockProof().Now, r.Now, 5000)
 		assert.Equal(w, "J", r.Next)
 		assert.InDelta(w, 10*time.Second, r.NextIn, float64(5*time.Second))
-		assert.Equal(w, []message{{w.keys.Control("I"), "beat I"}}, w.heard())
-		assert.EqualValues(w, 2, max(r.Owned, w.renew("I", time.Minute).Owned), "one of two renewals says it")
+		assert.Equal(w, []message{{w.keys.ServerChannel("I"), "beat I"}}, w.heard())
+		assert.EqualValues(w, 2, max(r.Owned, w.renew("I", time.Minute).Owned), "one of two renewals returns it")
 		assert.Equal(w, "K", w.renew("J", 30*time.Second).Next, "not itself")
 		assert.Equal(w, "J", w.renew("K", time.Hour).Next)
-		living := w.instances()
+		living := w.leases()
 		require.Len(w, living, 3)
-		assert.InDelta(w, w.judgment().Now+time.Hour.Milliseconds(), living[2].At, 5000)
+		assert.InDelta(w, w.clockProof().Now+time.Hour.Milliseconds(), living[2].At, 5000)
 
 		quiet, err := w.Renew(w.Context(), "I", time.Minute, "", false)
 		require.NoError(w, err)
@@ -79,45 +79,45 @@ func TestLease(t *testing.T) {
 	})
 }
 
-func TestBurial(t *testing.T) {
+func TestDeclareDead(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
 		_, err := w.Register(w.Context(), "I", time.Minute)
 		require.NoError(w, err)
 		_, err = w.Register(w.Context(), "J", time.Minute)
 		require.NoError(w, err)
-		assert.False(w, w.bury("I"), "it lives")
-		assert.False(w, w.bury("nobody"))
+		assert.False(w, w.declareDead("I"), "it lives")
+		assert.False(w, w.declareDead("nobody"))
 		assert.Empty(w, w.renew("J", time.Minute).Dead)
 
-		require.True(w, w.renew("I", -time.Second).Present)
+		require.True(w, w.renew("I", -time.Second).Listed)
 		r := w.renew("J", time.Minute)
 		assert.Equal(w, "I", r.Next)
 		assert.Negative(w, r.NextIn)
-		assert.True(w, w.bury("I"))
-		assert.False(w, w.bury("I"), "once")
+		assert.True(w, w.declareDead("I"))
+		assert.False(w, w.declareDead("I"), "once")
 		assert.Equal(w, []string{"I"}, w.renew("J", time.Minute).Dead)
-		assert.False(w, w.renew("I", time.Minute).Present, "nobody comes back")
+		assert.False(w, w.renew("I", time.Minute).Listed, "a dead server cannot renew")
 		assert.Equal(w, []string{"I"}, w.renew("J", time.Minute).Dead)
 
 		require.NoError(w, w.DeclareDead(w.Context(), "J"))
 		require.NoError(w, w.DeclareDead(w.Context(), "J"))
 		assert.ElementsMatch(w, []string{"I", "J"}, w.renew("J", time.Minute).Dead)
-		assert.False(w, w.renew("J", time.Minute).Present)
-		require.NoError(w, w.Cleaned(w.Context(), "I"))
-		require.NoError(w, w.Cleaned(w.Context(), "I"))
+		assert.False(w, w.renew("J", time.Minute).Listed)
+		require.NoError(w, w.RemoveDead(w.Context(), "I"))
+		require.NoError(w, w.RemoveDead(w.Context(), "I"))
 		assert.Equal(w, []string{"J"}, w.renew("J", time.Minute).Dead)
-		require.NoError(w, w.Cleaned(w.Context(), "J"))
-		assert.Equal(w, []string{"t:format"}, w.eternal(), "but for the format, which renewals restore")
+		require.NoError(w, w.RemoveDead(w.Context(), "J"))
+		assert.Equal(w, []string{"t:format"}, w.permanent(), "only the format, which renewals restore")
 	})
 }
 
-// Of many servers that see a lease run out one buries, and a renewal that
-// comes after it is told so.
-func TestOneBurial(t *testing.T) {
+// If many servers see that a lease has run out, one declares the server dead. A later
+// renewal of the lease fails.
+func TestOneServerDeclaresDead(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, redistest.Start(t))
-	j := w.judgment()
+	j := w.clockProof()
 	for round := range 20 {
 		inc := fmt.Sprintf("I%d", round)
 		_, err := w.Register(w.Context(), inc, 0)
@@ -127,7 +127,7 @@ func TestOneBurial(t *testing.T) {
 		var wg sync.WaitGroup
 		for range 6 {
 			wg.Go(func() {
-				ok, err := w.Bury(w.Context(), j, inc)
+				ok, err := w.DeclareDeadIfExpired(w.Context(), j, inc)
 				if assert.NoError(w, err) && ok {
 					buried.Add(1)
 				}
@@ -136,7 +136,7 @@ func TestOneBurial(t *testing.T) {
 		wg.Go(func() {
 			r, err := w.Renew(w.Context(), inc, time.Minute, "", false)
 			assert.NoError(w, err)
-			present.Store(r.Present)
+			present.Store(r.Listed)
 		})
 		wg.Wait()
 		if present.Load() {
@@ -160,14 +160,14 @@ func TestCheckFormat(t *testing.T) {
 		for _, found := range []string{"2", "0", "", "ts", "99999999999999999999999999999999999"} {
 			require.NoError(w, w.rdb.Set(w.Context(), w.keys.Format(), found, 0).Err())
 			err := w.CheckFormat(w.Context())
-			require.ErrorIs(w, err, ErrForeign, found)
+			require.ErrorIs(w, err, ErrOtherFormat, found)
 			require.ErrorContains(w, err, w.keys.Format())
 		}
-		for _, key := range []string{w.keys.Format(), w.keys.Instances(), w.keys.Dead(), w.keys.Rooms(0), w.keys.Foreign()[0]} {
+		for _, key := range []string{w.keys.Format(), w.keys.Instances(), w.keys.Dead(), w.keys.Rooms(0), w.keys.OtherServerKeys()[0]} {
 			require.NoError(w, w.rdb.FlushAll(w.Context()).Err())
 			require.NoError(w, w.rdb.HSet(w.Context(), key, "a", "b").Err())
 			err := w.CheckFormat(w.Context())
-			require.ErrorIs(w, err, ErrForeign, key)
+			require.ErrorIs(w, err, ErrOtherFormat, key)
 			require.ErrorContains(w, err, key)
 			require.Len(w, w.dump(), 1, "nothing has been claimed")
 		}

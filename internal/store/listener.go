@@ -5,107 +5,107 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"time"
 
 	"github.com/redis/go-redis/v9"
 
 	"github.com/meshpresence/mesh/internal/limit"
+	"github.com/meshpresence/mesh/internal/wait"
 )
 
 const (
-	// maxNames is how many channels one SUBSCRIBE names.
+	// maxNames limits the channels of one SUBSCRIBE command.
 	maxNames = 512
-	// confirmWithin is how long Redis may take to confirm a SUBSCRIBE or
-	// UNSUBSCRIBE before the connection counts as broken.
+	// confirmWithin is the time that Redis has to confirm a SUBSCRIBE or UNSUBSCRIBE.
+	// After that the connection counts as broken.
 	confirmWithin = 5 * time.Second
-	// steadyAfter is how long a connection must have lasted for its loss to
-	// be followed by a quick reconnect.
+	// steadyAfter is how long a connection must have lasted for a quick reconnect after
+	// its end.
 	steadyAfter = 5 * time.Second
-	// firstPause and longestPause bound the pause before a reconnect.
-	firstPause   = 20 * time.Millisecond
-	longestPause = time.Second
 )
+
+// reconnectPause is the pause before a reconnect. A random half of it is left out.
+var reconnectPause = wait.Backoff{First: 20 * time.Millisecond, Last: time.Second}
 
 // Errors of a Listener.
 var (
-	// ErrStopped says that the listener was stopped.
+	// ErrStopped means that the listener was stopped.
 	ErrStopped = errors.New("store: listener is stopped")
-	// ErrNotWanted says that Ready was asked for a channel that was never
-	// added, or was removed meanwhile.
+	// ErrNotWanted means that Ready was called for a channel that was never added, or
+	// that was removed in the meantime.
 	ErrNotWanted = errors.New("store: channel is not subscribed to")
 
 	errUnconfirmed = errors.New("store: redis does not confirm a subscription")
 	errRecreate    = errors.New("store: a new connection was asked for")
 )
 
-// Handler hears what a Listener receives. All calls for one Listener come from
-// one goroutine, one after the other, in the order in which Redis sent what
-// they tell of. They must not block: while one runs nothing is read from Redis.
+// Handler receives the messages and events of a Listener. All calls for one Listener
+// come from one goroutine, in the order in which Redis sent the messages. The methods
+// must not block: while one runs, nothing is read from Redis.
 type Handler interface {
-	// Message is one message of a channel that is subscribed to. It comes
-	// only after Subscribed told of the channel on the present connection.
+	// Message is called for a message on a subscribed channel. On each connection it
+	// comes only after Subscribed for that channel.
 	Message(channel, payload string)
-	// Subscribed says that Redis has confirmed the subscription to channel,
-	// so that nothing published from now on is missed. It is called once for
-	// each Add with again false, and with again true for each confirmation
-	// after that: then messages may have been missed before it.
+	// Subscribed is called when Redis has confirmed the subscription to channel.
+	// Messages published after that are not missed. again is false for the first
+	// confirmation after each Add, and true for every later one. If it is true, earlier
+	// messages may have been missed.
 	Subscribed(channel string, again bool)
-	// Lost says that the connection broke, or was given up: messages may be
-	// missed until Subscribed comes again. It is not called for attempts to
-	// connect that failed.
-	Lost()
+	// Disconnected is called when the connection broke or was closed by Recreate.
+	// Messages may be missed until Subscribed is called again. It is not called for
+	// attempts to connect that failed.
+	Disconnected()
 }
 
 // ListenerConfig configures a Listener.
 type ListenerConfig struct {
-	// Client is where the connection comes from. It stays the caller's to close.
+	// Client makes the connection. The listener never closes it.
 	Client redis.UniversalClient
-	// Handler hears everything.
+	// Handler receives all messages and events.
 	Handler Handler
-	// Patterns are subscribed to (PSUBSCRIBE) from start to stop; Subscribed
-	// and Ready know them by the pattern, Message by the channel.
+	// Patterns are subscribed to (PSUBSCRIBE) from start to stop. Subscribed and Ready
+	// use the pattern as the name, Message uses the channel.
 	Patterns []string
-	// Logger is told of lost connections. Nil: nobody is.
+	// Logger logs lost connections. Nil discards the log.
 	Logger *slog.Logger
-	// Name tells listeners apart in the log.
+	// Name identifies the listener in the log.
 	Name string
-	// Quiet logs lost connections at Debug only, for a listener whose loss is
-	// reported elsewhere.
+	// Quiet logs lost connections at Debug level only. It is for a listener whose
+	// losses are reported elsewhere.
 	Quiet bool
 }
 
-// Listener keeps one pub/sub connection and the channels that are wanted on
-// it. It connects when the first channel is wanted, and again whenever the
-// connection breaks; each new connection is a new PubSub, so that the
-// confirmations on it can be told from those of the one before.
+// Listener keeps one pub/sub connection and the channels that are wanted on it. It
+// connects when the first channel is wanted, and again whenever the connection breaks.
+// Each connection is a new PubSub, so that its confirmations cannot be mistaken for
+// those of the one before.
 //
-// All methods are safe for concurrent use. Only Ready and Stop block. Stop
-// must not be called from the Handler.
+// All methods are safe for concurrent use. Only Ready and Stop block. Stop must not be
+// called from the Handler.
 type Listener struct {
 	cfg  ListenerConfig
-	subs subscriptions
+	subs channelSubs
 
 	life   context.Context
 	cancel context.CancelFunc
-	wake   chan struct{} // 1: there may be something to send
-	renew  chan struct{} // 1: Recreate was called
+	wake   wait.Signal // a command may have to be sent
+	renew  wait.Signal // Recreate was called
 	start  sync.Once
 	wg     sync.WaitGroup
 	log    *limit.Log
 
-	// Only the goroutine of run touches these.
+	// Only the goroutine of run uses broken: a loss was logged, and no recovery since.
 	broken bool // a loss was logged, and no recovery since
 }
 
-// NewListener returns a listener that is not started yet. Channels may be
-// added before Start.
+// NewListener returns a listener that is not started yet. Channels may be added before
+// Start.
 func NewListener(cfg ListenerConfig) *Listener {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	l := &Listener{cfg: cfg, log: limit.NewLog(cfg.Logger), wake: make(chan struct{}, 1), renew: make(chan struct{}, 1)}
+	l := &Listener{cfg: cfg, log: limit.NewLog(cfg.Logger), wake: wait.NewSignal(), renew: wait.NewSignal()}
 	l.life, l.cancel = context.WithCancel(context.Background())
 	l.subs.init(cfg.Patterns)
 	return l
@@ -116,38 +116,38 @@ func (l *Listener) Start() {
 	l.start.Do(func() { l.wg.Go(l.run) })
 }
 
-// Stop closes the connection and waits until no Handler call can come any
-// more. While Redis is away it may take as long as the client's own dial and
-// read timeouts. A stopped listener cannot be started again.
+// Stop closes the connection and waits until no Handler call can come any more. If
+// Redis does not answer, it may take as long as the client's own dial and read
+// timeouts. A stopped listener cannot be started again.
 func (l *Listener) Stop() {
 	l.start.Do(func() {}) // from now on Start does nothing
 	l.cancel()
 	l.wg.Wait()
 }
 
-// Add subscribes to channels. It returns at once: Subscribed or Ready tell
-// when Redis has confirmed. A channel that is wanted already stays as it is.
-// One that was removed is confirmed anew, even if it is added before the
-// removal reached Redis.
+// Add subscribes to channels. It returns at once; Subscribed is called and Ready
+// returns when Redis has confirmed. Add has no effect on a channel that is wanted
+// already. A channel that was removed before gets a new confirmation, even if it is
+// added again before the removal reached Redis.
 func (l *Listener) Add(channels ...string) {
 	l.subs.add(channels)
-	poke(l.wake)
+	l.wake.Set()
 }
 
-// Remove ends the subscription to channels. It returns at once; a Handler
-// call that is under way may still tell of them.
+// Remove ends the subscription to channels. It returns at once. Handler calls that are
+// under way may still be about them.
 func (l *Listener) Remove(channels ...string) {
 	l.subs.remove(channels)
-	poke(l.wake)
+	l.wake.Set()
 }
 
-// Recreate gives the connection up and makes a new one: the way out of one
-// that looks alive and is deaf. It returns at once.
-func (l *Listener) Recreate() { poke(l.renew) }
+// Recreate closes the connection and makes a new one. It is for a connection that looks
+// alive but delivers nothing. It returns at once.
+func (l *Listener) Recreate() { l.renew.Set() }
 
-// Ready waits until Redis has confirmed each of channels on the present
-// connection, and returns nil; or ErrNotWanted, ErrStopped, or ctx's error
-// together with the reason why the connection last failed.
+// Ready waits until Redis has confirmed each of channels on the current connection, and
+// then returns nil. It fails with ErrNotWanted, with ErrStopped, or with ctx's error
+// together with the reason for the last connection failure.
 func (l *Listener) Ready(ctx context.Context, channels ...string) error {
 	for _, c := range channels {
 		for {
@@ -180,22 +180,22 @@ func (l *Listener) run() {
 			return
 		}
 		if up {
-			l.cfg.Handler.Lost()
+			l.cfg.Handler.Disconnected()
 		}
 		reload(l.cfg.Client)
 		if up && time.Since(began) >= steadyAfter {
 			fails = 0
 		}
-		l.complain(up, err)
-		if !sleep(l.life, pause(fails)) {
+		l.logLoss(up, err)
+		fails++
+		if wait.For(l.life, wait.Jitter(reconnectPause.After(fails), 0.5)) != nil {
 			return
 		}
-		fails++
 	}
 }
 
-// awaitWanted waits until there is something to subscribe to, so that a
-// listener without channels holds no connection open. False: stopped.
+// awaitWanted waits until a channel is wanted, so that a listener without channels
+// holds no connection open. It returns false if the listener was stopped.
 func (l *Listener) awaitWanted() bool {
 	for !l.subs.anyWanted() {
 		select {
@@ -207,9 +207,9 @@ func (l *Listener) awaitWanted() bool {
 	return l.life.Err() == nil
 }
 
-// complain logs the end of a connection: what follows a loss that was logged at
-// Debug only.
-func (l *Listener) complain(up bool, err error) {
+// logLoss logs the end of a connection. After a loss that was logged, failed attempts
+// are logged at Debug level only.
+func (l *Listener) logLoss(up bool, err error) {
 	if l.cfg.Quiet || l.broken && !up {
 		l.cfg.Logger.Debug("mesh: subscriptions still without connection", "listener", l.cfg.Name, "error", err)
 		return
@@ -219,42 +219,11 @@ func (l *Listener) complain(up bool, err error) {
 	}
 }
 
-// recovered logs the first confirmation after a loss that was logged: it comes
-// no more often than that.
-func (l *Listener) recovered() {
+// logRecovery logs the first confirmation after a loss that was logged, so it is as rare
+// as that.
+func (l *Listener) logRecovery() {
 	if l.broken {
 		l.broken = false
 		l.cfg.Logger.Info("mesh: subscription connection restored", "listener", l.cfg.Name)
-	}
-}
-
-// pause is how long to wait after the given number of failures in a row:
-// twice as long each time, and a random half of it off, so that the servers of
-// one Redis do not all come back at the same moment.
-func pause(fails int) time.Duration {
-	d := longestPause
-	if fails < 7 {
-		d = min(d, firstPause<<fails)
-	}
-	return d/2 + rand.N(d/2)
-}
-
-// sleep waits for d. False: ctx ended first.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
-
-// poke puts a token into a channel of capacity 1 unless there is one.
-func poke(c chan<- struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
 	}
 }

@@ -12,82 +12,82 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/meshpresence/mesh/internal/limit"
+	"github.com/meshpresence/mesh/internal/wait"
 )
 
 const (
-	// probeWithin is how long the event of a probe may take to arrive.
+	// probeWithin is the time that the event of a probe has to arrive.
 	probeWithin = 2 * time.Second
 	// canaryTTL is the life of the key that a probe lets expire.
 	canaryTTL = 50 * time.Millisecond
-	// maxCanaries bounds the keys tried until one belongs to the node probed.
+	// maxCanaries limits the keys tried until one belongs to the probed node.
 	maxCanaries = 128
 
-	// How long until the next probe: of a node that works (its flag may be
-	// taken away, a failover may leave the connection on the wrong node), of
-	// one that sends nothing (somebody may change the setting), and of one
-	// that does not answer.
+	// The time until the next probe of a node. A node that works may lose its setting,
+	// or a failover may leave the connection on the wrong node. On a silent node an
+	// operator may change the setting. A node in an unknown state did not answer.
 	probeWorking = 30 * time.Second
 	probeSilent  = 60 * time.Second
 	probeUnknown = time.Second
 )
 
-// ExpiredState says whether expired events arrive.
+// ExpiredState is the knowledge about whether expired events arrive.
 type ExpiredState byte
 
-// The states. Unknown: Redis could not be asked, or not yet.
+// The states. ExpiredUnknown means that Redis was not asked yet or did not answer.
 const (
 	ExpiredUnknown ExpiredState = iota
 	ExpiredWorks
 	ExpiredSilent
 )
 
-// ErrNoExpiredEvents says that a key expired and no event told of it.
+// ErrNoExpiredEvents means that a key expired without an event.
 var ErrNoExpiredEvents = errors.New("store: redis sends no expired events")
 
-// errElsewhere says that the node owns no slot that a canary could be put in.
+// errElsewhere means that the node owns no slot for a canary.
 var errElsewhere = errors.New("store: node takes no writes")
 
-// expiredWatch listens to the expired events of one node, and finds out
-// whether they come.
+// expiredWatch listens to the expired events of one node, and tests whether they
+// arrive.
 type expiredWatch struct {
 	client   redis.UniversalClient
 	channel  string
 	canary   func() string
 	expired  func(key string)
-	changed  func() // the verdict may be another
+	changed  func() // called after each result
 	failover func()
 	node     string // address
 	logger   *slog.Logger
-	log      *limit.Log // of all nodes
+	log      *limit.Log // shared by all nodes
 	listener *Listener
 	stop     context.CancelFunc
 	wg       sync.WaitGroup
-	missed   int // listings in a row that lacked the node; of who keeps the watches
+	missed   int // listings in a row that lacked the node; only ExpiredEvents.run uses it
 
-	recheck chan struct{} // 1: probe now
-	replica atomic.Bool   // takes no writes: cannot be probed
-	losses  atomic.Uint64 // of the connection
+	recheck     wait.Signal   // probe now
+	replica     atomic.Bool   // takes no writes, so it cannot be probed
+	disconnects atomic.Uint64 // of the connection
 
-	flagging, probing atomic.Bool // commands for that are under way
+	flagging, probing atomic.Bool // such commands are under way
 
-	// Only the goroutine of run touches these.
-	setFlag bool  // the setting must be looked at
+	// Only the goroutine of run uses these.
+	setFlag bool  // the setting must be checked
 	flagErr error // why it could not be set
-	retried bool  // a new connection was tried since the events fell silent
+	retried bool  // a new connection was tried since the events stopped
 
-	mu      sync.Mutex // guards all below
-	planted string     // the canary whose event is awaited
-	heard   chan struct{}
-	state   ExpiredState
-	settled bool // the first check is over
-	err     error
+	mu        sync.Mutex // guards the fields below
+	planted   string     // the canary whose event is awaited
+	heard     chan struct{}
+	state     ExpiredState
+	concluded bool // the first check is over
+	err       error
 }
 
-func newExpiredWatch(n node, cfg ExpiredConfig, changed func()) *expiredWatch {
+func newExpiredWatch(n redisNode, cfg ExpiredConfig, changed func()) *expiredWatch {
 	w := &expiredWatch{
 		client: n.client, channel: ExpiredChannel(cfg.DB), canary: cfg.Canary, expired: cfg.Expired, changed: changed,
 		failover: cfg.Failover,
-		node:     n.addr, logger: cfg.Logger.With("node", n.addr), log: cfg.log, recheck: make(chan struct{}, 1), setFlag: true,
+		node:     n.addr, logger: cfg.Logger.With("node", n.addr), log: cfg.log, recheck: wait.NewSignal(), setFlag: true,
 	}
 	w.replica.Store(n.replica)
 	w.listener = NewListener(ListenerConfig{
@@ -104,39 +104,40 @@ func (w *expiredWatch) start(life context.Context) {
 	w.wg.Go(func() { w.run(ctx) })
 }
 
-// close stops the watch and waits. Commands under way end with the client's
-// own timeouts.
+// close stops the watch and waits for its goroutines. Commands under way end with the
+// client's own timeouts.
 func (w *expiredWatch) close() {
 	w.stop()
 	w.listener.Stop()
 	w.wg.Wait()
 }
 
-// setReplica notes on which side the node stands. A promoted replica is probed
-// at once; its subscription stays as it is, so that nothing is missed.
+// setReplica records the role of the node. A promoted replica is probed at once. Its
+// subscription stays, so that no event is missed.
 func (w *expiredWatch) setReplica(replica bool) {
 	if w.replica.Swap(replica) != replica {
 		w.failover()
-		poke(w.recheck)
+		w.recheck.Set()
 	}
 }
 
-// verdict returns what is known; settled is false before the first check ended.
-func (w *expiredWatch) verdict() (state ExpiredState, settled bool, err error) {
+// result returns the current knowledge. concluded is false before the end of the first
+// check.
+func (w *expiredWatch) result() (state ExpiredState, concluded bool, err error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.state, w.settled, w.err
+	return w.state, w.concluded, w.err
 }
 
-func (w *expiredWatch) conclude(state ExpiredState, settled bool, err error) {
+func (w *expiredWatch) conclude(state ExpiredState, concluded bool, err error) {
 	w.mu.Lock()
 	w.state, w.err = state, err
-	w.settled = w.settled || settled
+	w.concluded = w.concluded || concluded
 	w.mu.Unlock()
 	w.changed()
 }
 
-// Message implements Handler: the payload is the key that expired.
+// Message implements Handler. The payload is the key that expired.
 func (w *expiredWatch) Message(_, key string) {
 	w.mu.Lock()
 	canary := key == w.planted && w.heard != nil
@@ -148,24 +149,24 @@ func (w *expiredWatch) Message(_, key string) {
 	if canary {
 		return
 	}
-	if w.replica.CompareAndSwap(true, false) { // one sends none: it has been promoted just now
+	if w.replica.CompareAndSwap(true, false) { // replicas send no expired events, so it was promoted
 		w.failover()
-		poke(w.recheck)
+		w.recheck.Set()
 	}
 	w.expired(key)
 }
 
-// Subscribed implements Handler. A restart loses the setting, a failover leads
-// to a node that may never have had it.
+// Subscribed implements Handler. A restart may lose the setting, and a failover may
+// lead to a node that never had it.
 func (w *expiredWatch) Subscribed(_ string, again bool) {
 	if again {
-		poke(w.recheck)
+		w.recheck.Set()
 	}
 }
 
-// Lost implements Handler.
-func (w *expiredWatch) Lost() {
-	w.losses.Add(1)
+// Disconnected implements Handler.
+func (w *expiredWatch) Disconnected() {
+	w.disconnects.Add(1)
 	if !w.replica.Load() {
 		w.failover()
 	}
@@ -173,7 +174,7 @@ func (w *expiredWatch) Lost() {
 }
 
 func (w *expiredWatch) run(ctx context.Context) {
-	seen := w.losses.Load()
+	seen := w.disconnects.Load()
 	for {
 		next := w.check(ctx)
 		t := time.NewTimer(next)
@@ -185,27 +186,27 @@ func (w *expiredWatch) run(ctx context.Context) {
 			t.Stop()
 			return
 		}
-		if n := w.losses.Load(); n != seen {
+		if n := w.disconnects.Load(); n != seen {
 			seen, w.setFlag = n, true
 		}
 	}
 }
 
-// check sets the flag if that is due, probes, draws its conclusion, and says
-// after what time to check again.
+// check sets the flag if necessary, probes, and records the result. It returns the time
+// until the next check.
 func (w *expiredWatch) check(ctx context.Context) time.Duration {
-	losses := w.losses.Load()
+	disconnects := w.disconnects.Load()
 	state, err := w.look(ctx)
 	switch {
 	case ctx.Err() != nil:
 		return probeUnknown
-	case w.losses.Load() != losses:
-		// The event may have come while nobody listened.
-		poke(w.recheck)
+	case w.disconnects.Load() != disconnects:
+		// The event may have come while the connection was down.
+		w.recheck.Set()
 		return probeUnknown
 	case state == ExpiredSilent && !w.retried && w.works():
-		// It worked until now: perhaps the connection is deaf, or stands at
-		// a node that is no longer the master. The new one has it checked again.
+		// The events arrived until now. The connection may be dead, or it may lead to a
+		// node that is no longer the master. The new connection triggers another check.
 		w.retried = true
 		w.setFlag = true
 		w.listener.Recreate()
@@ -226,24 +227,24 @@ func (w *expiredWatch) check(ctx context.Context) time.Duration {
 	}
 	w.logger.Debug("mesh: expired events could not be checked", "error", err)
 	w.conclude(ExpiredUnknown, true, err)
-	if err == nil || errors.Is(err, errElsewhere) { // a replica, or as good as one
+	if err == nil || errors.Is(err, errElsewhere) { // a replica, or a master without slots
 		return probeSilent
 	}
 	return probeUnknown
 }
 
 func (w *expiredWatch) works() bool {
-	state, _, _ := w.verdict()
+	state, _, _ := w.result()
 	return state == ExpiredWorks
 }
 
-// look does the asking for check. A replica stays unknown, without an error.
+// look sets the flag and probes, for check. A replica stays unknown, without an error.
 func (w *expiredWatch) look(ctx context.Context) (ExpiredState, error) {
 	ready, cancel := context.WithTimeout(ctx, probeWithin)
 	defer cancel()
 	if err := w.listener.Ready(ready, w.channel); err != nil {
 		if redis.IsPermissionError(err) {
-			return ExpiredSilent, err // the ACL user may not subscribe
+			return ExpiredSilent, err // the ACL forbids the user to subscribe
 		}
 		return ExpiredUnknown, err
 	}
@@ -253,21 +254,21 @@ func (w *expiredWatch) look(ctx context.Context) (ExpiredState, error) {
 	if w.replica.Load() {
 		return ExpiredUnknown, nil
 	}
-	return alone(ctx, probeWithin, &w.probing, func() (ExpiredState, error) { return w.probe(ctx) })
+	return exclusive(ctx, probeWithin, &w.probing, func() (ExpiredState, error) { return w.probe(ctx) })
 }
 
-// flag has the node send expired events. Where that is forbidden it is not
-// tried again before the next connection, or before a probe has failed.
+// flag makes the node send expired events. If Redis forbids it, flag does not try again
+// before the next connection or the next failed probe.
 func (w *expiredWatch) flag(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, probeWithin)
 	defer cancel()
-	set, err := alone(ctx, soon, &w.flagging, func() (set [2]string, err error) {
+	set, err := exclusive(ctx, shortGrace, &w.flagging, func() (set [2]string, err error) {
 		set[0], set[1], err = EnableExpiredEvents(ctx, w.client)
 		return set, err
 	})
 	before, after := set[0], set[1]
 	w.flagErr = err
-	w.setFlag = err != nil && !redisSaid(err)
+	w.setFlag = err != nil && !isRedisError(err)
 	if err == nil && before != after {
 		w.log.Info("mesh: redis was set to send expired events", "node", w.node, "setting", notifySetting, "before", before, "after", after)
 	}
@@ -282,8 +283,7 @@ func (w *expiredWatch) probe(ctx context.Context) (ExpiredState, error) {
 		return ExpiredUnknown, err
 	}
 	defer w.unplant()
-	// Redis tells of a dead key when it comes across it. Asking for it is
-	// coming across it.
+	// Redis may notice only on access that a key has expired. EXISTS is such an access.
 	touch := time.NewTicker(canaryTTL + canaryTTL/5)
 	defer touch.Stop()
 	gone := false
@@ -309,8 +309,8 @@ func (w *expiredWatch) probe(ctx context.Context) (ExpiredState, error) {
 	}
 }
 
-// plant writes a canary to the node. In a cluster only some names are the
-// node's; which, it says itself.
+// plant writes a canary to the node. In a cluster only some names belong to the node,
+// and the node's answer shows which.
 func (w *expiredWatch) plant(ctx context.Context) (key string, heard <-chan struct{}, err error) {
 	for range maxCanaries {
 		key, c := w.canary(), make(chan struct{})
@@ -336,8 +336,8 @@ func (w *expiredWatch) unplant() {
 	w.mu.Unlock()
 }
 
-// redisSaid reports whether err is an answer of Redis, not of the way to it.
-func redisSaid(err error) bool {
+// isRedisError reports whether err is an answer of Redis and not a failure on the way.
+func isRedisError(err error) bool {
 	var answer redis.Error
 	return errors.As(err, &answer)
 }

@@ -17,14 +17,14 @@ import (
 	"github.com/meshpresence/mesh/internal/limit"
 )
 
-// The first expired event of a node that was a replica says that it has been
-// promoted. Those that follow say nothing new.
-func TestPromotionIsToldOnce(t *testing.T) {
+// The first expired event of a replica shows that it was promoted. Later ones show
+// nothing new.
+func TestPromotionIsReportedOnce(t *testing.T) {
 	t.Parallel()
 	failovers, keys := 0, 0
 	c := redis.NewClient(&redis.Options{Addr: "127.0.0.1:0"}) // never used
 	defer c.Close()
-	w := newExpiredWatch(node{addr: "a", client: c, replica: true}, ExpiredConfig{
+	w := newExpiredWatch(redisNode{addr: "a", client: c, replica: true}, ExpiredConfig{
 		Expired: func(string) { keys++ }, Failover: func() { failovers++ }, Logger: slog.New(slog.DiscardHandler), log: limit.NewLog(nil),
 	}, func() {})
 	for range 5 {
@@ -33,11 +33,11 @@ func TestPromotionIsToldOnce(t *testing.T) {
 	require.Equal(t, 5, keys)
 	require.Equal(t, 1, failovers)
 	require.Len(t, w.recheck, 1, "it is probed from now on")
-	w.setReplica(false) // the listing says so, too
+	w.setReplica(false) // the listing shows it too
 	require.Equal(t, 1, failovers)
 }
 
-// listing is a cluster of which no more is to be had than who is in it.
+// listing is a cluster that only provides the list of its nodes.
 type listing struct {
 	redis.UniversalClient
 	count atomic.Int64
@@ -74,7 +74,7 @@ func each(ctx context.Context, nodes []*redis.Client, f func(context.Context, *r
 	return nil
 }
 
-// absent is a client of a node that nobody can reach.
+// absent returns a client of a node that cannot be reached.
 func absent(t *testing.T, addr string) *redis.Client {
 	c := redis.NewClient(&redis.Options{Addr: addr, MaxRetries: -1, Dialer: func(context.Context, string, string) (net.Conn, error) {
 		return nil, errors.New("no route")
@@ -101,9 +101,9 @@ func TestLook(t *testing.T) {
 			return failovers.Load()
 		}
 		synctest.Wait()
-		require.Zero(t, look(), "those that it finds first")
+		require.Zero(t, look(), "the first listing")
 
-		// Many looks at a time cost one listing.
+		// Many looks at the same time cost one listing.
 		time.Sleep(scanEvery + freshFor)
 		before := l.count.Load()
 		for range 10 {
@@ -117,9 +117,9 @@ func TestLook(t *testing.T) {
 		l.set(nodes{a, c}, nodes{b})
 		require.EqualValues(t, 1, look())
 
-		// That one listing lacks it is no reason to give it up, however many
-		// look at that time.
-		time.Sleep(scanEvery - time.Duration(time.Now().UnixNano())%scanEvery + freshFor) // just after a regular one
+		// The node is not given up because this one listing lacks it, however many
+		// callers look at that time.
+		time.Sleep(scanEvery - time.Duration(time.Now().UnixNano())%scanEvery + freshFor) // just after a regular listing
 		l.set(nodes{a}, nodes{b})
 		for range missedScans {
 			look()
@@ -128,7 +128,7 @@ func TestLook(t *testing.T) {
 		l.set(nodes{a, c}, nodes{b})
 		require.EqualValues(t, 1, look())
 
-		// Sides that change are seen, and replicas that come are no news.
+		// Changed roles are noticed. New replicas do not count as a failover.
 		time.Sleep(freshFor)
 		l.set(nodes{b, c}, nodes{a, absent(t, "127.0.0.1:4")})
 		require.EqualValues(t, 3, look())

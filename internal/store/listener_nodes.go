@@ -11,60 +11,62 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/meshpresence/mesh/internal/limit"
+	"github.com/meshpresence/mesh/internal/wait"
 )
 
 const (
-	// scanEvery is how often the nodes of a cluster are listed: two commands.
-	// The cluster client itself looks once a minute.
+	// scanEvery is the interval between listings of the nodes of a cluster. A listing
+	// costs two commands. The cluster client itself refreshes once a minute.
 	scanEvery = 2 * time.Second
-	// scanWithin bounds one listing.
+	// scanWithin limits the time of one listing.
 	scanWithin = 2 * time.Second
-	// freshFor is how long a listing will do for who calls Look: what is told
-	// of a node that is not known to be a master yet tells of it, too.
+	// freshFor is the age up to which Look accepts the last listing. An expired event
+	// of a node that is not known to be a master yet shows its promotion anyway.
 	freshFor = 250 * time.Millisecond
-	// missedScans is how many listings in a row, scanEvery apart, a node must
-	// be missing from before it is given up: each asks another node, and one
-	// may be behind.
+	// missedScans is the number of listings in a row, scanEvery apart, that must lack a
+	// node before it is given up. Each listing asks another node, and one may be
+	// behind.
 	missedScans = 3
 )
 
-// ExpiredConfig configures ExpiredEvents. All fields but Logger are needed.
+// ExpiredConfig configures ExpiredEvents. All fields except Failover and Logger are
+// required.
 type ExpiredConfig struct {
-	// Client leads to the node, or to all nodes of a cluster. It stays the
-	// caller's to close.
+	// Client leads to the node, or to all nodes of a cluster. ExpiredEvents never
+	// closes it.
 	Client redis.UniversalClient
 	// DB is the number of the database.
 	DB int
-	// Canary mints the name of a key that nobody else uses. On a cluster
-	// names must fall into all slots.
+	// Canary returns the name of a key that nothing else uses. On a cluster the names
+	// must cover all slots.
 	Canary func() string
-	// Expired hears each key that expired; on a cluster from one goroutine
-	// per node. It must not block.
+	// Expired is called with each key that expired, on a cluster from one goroutine per
+	// node. It must not block.
 	Expired func(key string)
-	// Changed hears, from one goroutine and in order, whenever the state of
-	// the whole changes; err says why it is silent.
+	// Changed is called, from one goroutine and in order, whenever the overall state
+	// changes. err is the reason for ExpiredSilent.
 	Changed func(state ExpiredState, err error)
-	// Failover hears, on a cluster, that a master may have been away, or may
-	// be another one now: what expired there may have done so because nobody
-	// could refresh it. It may be called by several goroutines and must not
-	// block. Nil: nobody hears of it.
+	// Failover is called, on a cluster, if a master may have been away or may have been
+	// replaced. Keys may have expired there only because no server could refresh them.
+	// Failover may be called by several goroutines and must not block.
 	Failover func()
-	// Logger hears what is not said through Changed. Nil: nobody does.
+	// Logger logs everything that is not reported through Changed. Nil discards the
+	// log.
 	Logger *slog.Logger
 
-	log *limit.Log // on Logger, for all nodes
+	log *limit.Log // writes to Logger, shared by all nodes
 }
 
-// ExpiredEvents listens to the expired events of every node behind a client,
-// and knows whether they arrive: each node is made to send them where that is
-// allowed, and is asked from time to time by a key that is left to expire.
-// Nothing that is correct may rest on them; see the package's callers.
+// ExpiredEvents listens to the expired events of every node behind a client, and tests
+// whether they arrive. It makes each node send them if that is allowed, and probes each
+// node from time to time with a key that expires. Correctness must not depend on these
+// events.
 type ExpiredEvents struct {
 	cfg     ExpiredConfig
-	changed chan struct{} // 1: a verdict may be another
-	renew   chan struct{} // 1: Recreate was called
+	changed wait.Signal // a result may differ
+	renew   wait.Signal // Recreate was called
 	looks   chan chan error
-	settled chan struct{} // closed when every node was checked once
+	known   chan struct{} // closed when every node was checked once
 	once    sync.Once
 	stop    context.CancelFunc
 	wg      sync.WaitGroup
@@ -72,13 +74,13 @@ type ExpiredEvents struct {
 	mu    sync.Mutex // guards state
 	state ExpiredState
 
-	listing atomic.Bool // the nodes are being listed
+	listing atomic.Bool // a listing is under way
 
-	// Only the goroutine of run touches these.
-	cluster bool
-	watches map[string]*expiredWatch // by address
-	told    ExpiredState             // what Changed heard last
-	listed  time.Time                // when the nodes were last listed; zero: never
+	// Only the goroutine of run uses these.
+	cluster  bool
+	watches  map[string]*expiredWatch // by address
+	reported ExpiredState             // last value passed to Changed
+	listed   time.Time                // time of the last listing; zero: never
 }
 
 // NewExpiredEvents returns a listener that is not started yet.
@@ -93,14 +95,14 @@ func NewExpiredEvents(cfg ExpiredConfig) *ExpiredEvents {
 	}
 	return &ExpiredEvents{
 		cfg: cfg, cluster: cluster,
-		changed: make(chan struct{}, 1), renew: make(chan struct{}, 1), looks: make(chan chan error),
-		settled: make(chan struct{}),
+		changed: wait.NewSignal(), renew: wait.NewSignal(), looks: make(chan chan error),
+		known:   make(chan struct{}),
 		watches: make(map[string]*expiredWatch),
 	}
 }
 
-// Start begins listening and returns at once. Calls after the first, and after
-// Stop, do nothing.
+// Start begins listening and returns at once. Calls after the first, and after Stop, do
+// nothing.
 func (e *ExpiredEvents) Start() {
 	e.once.Do(func() {
 		ctx, cancel := context.WithCancel(context.Background())
@@ -109,30 +111,31 @@ func (e *ExpiredEvents) Start() {
 	})
 }
 
-// Stop ends listening and waits until nothing is called any more. While Redis
-// is away it may take as long as the client's own timeouts.
+// Stop ends listening and waits until no callback can come any more. If Redis does not
+// answer, it may take as long as the client's own timeouts.
 func (e *ExpiredEvents) Stop() {
 	e.once.Do(func() { e.stop = func() {} })
 	e.stop()
 	e.wg.Wait()
 }
 
-// Recreate gives the connection up and makes a new one, and has the setting and
-// the events checked on it: the client may lead to another Redis by now. On a
-// cluster, where each node is listened to by itself, it does nothing.
-func (e *ExpiredEvents) Recreate() { poke(e.renew) }
+// Recreate closes the connection and makes a new one, and checks the setting and the
+// events on it, because the client may lead to another Redis by now. On a cluster,
+// where each node has its own connection, it does nothing.
+func (e *ExpiredEvents) Recreate() { e.renew.Set() }
 
-// Settled is closed when every node was checked once.
-func (e *ExpiredEvents) Settled() <-chan struct{} { return e.settled }
+// Known returns a channel that is closed when every node was checked once.
+func (e *ExpiredEvents) Known() <-chan struct{} { return e.known }
 
-// State returns whether events arrive: they work if they do from every master.
+// State returns whether events arrive. The state is ExpiredWorks if they arrive from
+// every master.
 func (e *ExpiredEvents) State() ExpiredState {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	return e.state
 }
 
-// run keeps one watch per node, and adds up their verdicts.
+// run keeps one watch per node, and combines their results.
 func (e *ExpiredEvents) run(ctx context.Context) {
 	defer e.closeAll()
 	var rescan <-chan time.Time
@@ -151,7 +154,7 @@ func (e *ExpiredEvents) run(ctx context.Context) {
 				w.listener.Recreate()
 			}
 		case <-rescan:
-			_ = e.scan(ctx, true) // it will be tried again
+			_ = e.scan(ctx, true) // the next tick tries again
 			e.sum()
 		case done := <-e.looks:
 			if !e.listed.IsZero() && time.Since(e.listed) < freshFor {
@@ -166,9 +169,8 @@ func (e *ExpiredEvents) run(ctx context.Context) {
 	}
 }
 
-// Look finds out which nodes of a cluster are masters, unless that was done just
-// now: where it returns nil, Failover has been called for each failover that
-// there was to see.
+// Look finds out which nodes of a cluster are masters, unless that was done just now.
+// If it returns nil, Failover has been called for each failover that was visible.
 func (e *ExpiredEvents) Look(ctx context.Context) error {
 	if !e.cluster {
 		return nil
@@ -189,14 +191,14 @@ func (e *ExpiredEvents) Look(ctx context.Context) error {
 	}
 }
 
-// scan brings the watches in line with the nodes there are. If they cannot be
-// listed, the watches stay; regular says that a node which is missing has been
-// so for scanEvery longer.
+// scan makes one watch for each current node. If the nodes cannot be listed, the
+// watches stay. regular means that missing nodes have been missing for another
+// scanEvery.
 func (e *ExpiredEvents) scan(ctx context.Context, regular bool) error {
 	asked := time.Now()
 	listing, cancel := context.WithTimeout(ctx, scanWithin)
 	defer cancel()
-	nodes, err := alone(listing, soon, &e.listing, func() ([]node, error) { return listNodes(listing, e.cfg.Client) })
+	nodes, err := exclusive(listing, shortGrace, &e.listing, func() ([]redisNode, error) { return listNodes(listing, e.cfg.Client) })
 	if err != nil {
 		e.cfg.Logger.Debug("mesh: cluster nodes could not be listed", "error", err)
 		return err
@@ -215,13 +217,13 @@ func (e *ExpiredEvents) scan(ctx context.Context, regular bool) error {
 			w.setReplica(n.replica)
 			continue
 		}
-		if w != nil { // it left and came back: its old client is closed
+		if w != nil { // the node left and came back, so its old client is closed
 			w.close()
 		}
-		w = newExpiredWatch(n, e.cfg, func() { poke(e.changed) })
+		w = newExpiredWatch(n, e.cfg, e.changed.Set)
 		e.watches[n.addr] = w
 		w.start(ctx)
-		if !first && !n.replica { // nobody listened to it until now
+		if !first && !n.replica { // nothing listened to it until now
 			e.cfg.Failover()
 		}
 	}
@@ -234,14 +236,14 @@ func (e *ExpiredEvents) scan(ctx context.Context, regular bool) error {
 	return nil
 }
 
-// sum adds up the verdicts of the masters: one that is silent makes the whole
-// silent, one that is unknown leaves it unknown.
+// sum combines the results of the masters. One silent master makes the state silent,
+// and otherwise one unknown master makes it unknown.
 func (e *ExpiredEvents) sum() {
-	total, masters, settled := ExpiredWorks, 0, true
+	total, masters, concluded := ExpiredWorks, 0, true
 	var errs []error
 	for _, w := range e.watches {
-		state, done, err := w.verdict()
-		settled = settled && done
+		state, done, err := w.result()
+		concluded = concluded && done
 		if w.replica.Load() {
 			continue
 		}
@@ -260,20 +262,20 @@ func (e *ExpiredEvents) sum() {
 	e.mu.Lock()
 	e.state = total
 	e.mu.Unlock()
-	if total != e.told {
-		e.told = total
+	if total != e.reported {
+		e.reported = total
 		e.cfg.Changed(total, errors.Join(errs...))
 	}
-	if settled && len(e.watches) > 0 {
+	if concluded && len(e.watches) > 0 {
 		select {
-		case <-e.settled:
+		case <-e.known:
 		default:
-			close(e.settled)
+			close(e.known)
 		}
 	}
 }
 
-// closeAll stops every watch, all at a time: each may have to wait for Redis.
+// closeAll stops all watches in parallel, because each may have to wait for Redis.
 func (e *ExpiredEvents) closeAll() {
 	var wg sync.WaitGroup
 	for _, w := range e.watches {

@@ -9,29 +9,32 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// session runs one connection from its first SUBSCRIBE until it breaks, is
-// given up, or the listener stops. It says whether any subscription was
-// confirmed on it.
+// session runs one connection from its first SUBSCRIBE until it breaks, is given up, or
+// the listener stops. up reports whether any subscription was confirmed on it.
 //
-// PubSub would reconnect and resubscribe by itself; then nobody could say
-// which SUBSCRIBE a confirmation belongs to, and a command whose writing
-// failed would be forgotten. So the first error ends the PubSub, and the next
-// session starts from what is wanted.
+// PubSub would reconnect and resubscribe by itself. Then it would be unclear to which
+// SUBSCRIBE a confirmation belongs, and a command that could not be written would be
+// forgotten. Therefore the first error ends the PubSub, and the next session starts
+// from the wanted channels.
 //
-// The hooks of the client are the app's code: one that panics or ends the
-// goroutine ends the session.
+// Hooks of the client are code of the app. A hook that panics or ends the goroutine
+// ends the session.
 func (l *Listener) session(life context.Context) (up bool, err error) {
-	return protected(life, eventually, func() (bool, error) { return l.connection(life) })
+	return isolated(life, longGrace, func() (bool, error) { return l.connection(life) })
 }
 
-// connection is session without the care for panics.
+// connection is session without the protection against hooks.
 func (l *Listener) connection(life context.Context) (up bool, err error) {
 	ctx, cancel := context.WithCancelCause(life)
 	defer cancel(nil)
-	drain(l.renew) // this is a new connection
+	select {
+	case <-l.renew: // this is already a new connection
+	default:
+	}
 	ps := l.cfg.Client.Subscribe(ctx)
 
-	// The first command dials. Reading starts after it, or both would.
+	// The first command dials. Reading starts after it, because otherwise both would
+	// dial.
 	if b, ok := l.subs.next(); ok {
 		if err := b.send(ctx, ps); err != nil {
 			_ = ps.Close()
@@ -40,23 +43,23 @@ func (l *Listener) connection(life context.Context) (up bool, err error) {
 	}
 	var writer sync.WaitGroup
 	writer.Go(func() {
-		_, err := protected(ctx, eventually, func() (any, error) { return nil, l.feed(ctx, ps) })
+		_, err := isolated(ctx, longGrace, func() (any, error) { return nil, l.feed(ctx, ps) })
 		cancel(err)    // before Close, so that a reconnect that PubSub tries on its own fails at once
 		_ = ps.Close() // wakes the reader
 	})
 	up, err = l.read(ctx, ps)
 	if cause := context.Cause(ctx); cause != nil {
-		err = cause // why the writer closed it, not that it is closed
+		err = cause // the reason of the writer for closing, not the closed connection
 	}
 	cancel(err)
 	writer.Wait()
 	return up, err
 }
 
-// read hands what arrives to the handler until the connection fails. It
-// blocks in Receive without a timeout: one that ran out in the middle of a
-// frame would cut it in half. Receive uses its context only to connect again by
-// itself, which must fail at once: it would hold a lock that Close needs.
+// read passes incoming messages to the handler until the connection fails. It calls
+// Receive without a timeout, because a timeout in the middle of a frame would cut the
+// frame in half. Receive uses its context only for reconnects of its own. Those must
+// fail at once, because they would hold a lock that Close needs.
 func (l *Listener) read(ctx context.Context, ps *redis.PubSub) (up bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	cancel()
@@ -67,28 +70,28 @@ func (l *Listener) read(ctx context.Context, ps *redis.PubSub) (up bool, err err
 		}
 		switch m := received.(type) {
 		case *redis.Message:
-			if l.subs.live(m) {
+			if l.subs.deliverable(m) {
 				l.cfg.Handler.Message(m.Channel, m.Payload)
 			}
 		case *redis.Subscription:
 			confirmed, again, idle := l.subs.confirm(m)
 			if idle {
-				poke(l.wake)
+				l.wake.Set()
 			}
 			if confirmed {
 				up = true
-				l.recovered()
+				l.logRecovery()
 				l.cfg.Handler.Subscribed(m.Channel, again)
 			}
 		}
 	}
 }
 
-// feed sends what the wanted channels ask for, one command at a time: the
-// next goes out when the one before is confirmed. So what is asked for in the
-// meantime goes together, each confirmation belongs to one known command, and
-// a server that cannot write (because we do not read) is never waited for. It
-// returns the reason to give the connection up.
+// feed sends the commands for the wanted channels, one at a time: it sends the next one
+// after the one before is confirmed. Requests that come in between are sent together,
+// each confirmation belongs to one known command, and feed never waits for a server
+// that cannot write because nothing reads. It returns the reason to give up the
+// connection.
 func (l *Listener) feed(ctx context.Context, ps *redis.PubSub) error {
 	overdue := time.NewTimer(confirmWithin)
 	defer overdue.Stop()
@@ -115,9 +118,9 @@ func (l *Listener) feed(ctx context.Context, ps *redis.PubSub) error {
 	}
 }
 
-// send writes the command, on a new connection if there is none. It does not
-// wait for its confirmations.
-func (b batch) send(ctx context.Context, ps *redis.PubSub) error {
+// send writes the command, on a new connection if there is none. It does not wait for
+// the confirmations.
+func (b command) send(ctx context.Context, ps *redis.PubSub) error {
 	ctx, cancel := context.WithTimeout(ctx, confirmWithin)
 	defer cancel()
 	var err error
@@ -133,12 +136,4 @@ func (b batch) send(ctx context.Context, ps *redis.PubSub) error {
 		return fmt.Errorf("store: %s: %w", b.kind, err)
 	}
 	return nil
-}
-
-// drain takes the token out of a channel of capacity 1.
-func drain(c <-chan struct{}) {
-	select {
-	case <-c:
-	default:
-	}
 }

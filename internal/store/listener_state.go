@@ -6,52 +6,51 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// subject is what can be subscribed to: a channel, or a pattern of channels.
+// subject is the target of a subscription: a channel or a pattern of channels.
 type subject struct {
 	name    string
 	pattern bool
 }
 
-// subscription is what is wanted of one subject, and what was done for it on
-// the present connection. Adds are numbered, so that the confirmation of a
-// SUBSCRIBE sent for an earlier Add (removed and added again since) is not
-// taken for one of the later.
-type subscription struct {
-	wanted    uint64        // number of the Add that wants it; 0: nobody does
-	sent      uint64        // number of the Add that SUBSCRIBE was last sent for; 0: not subscribed
-	confirmed bool          // that SUBSCRIBE was for wanted, and is confirmed
-	reported  bool          // Subscribed was called for wanted, on this connection or one before
-	ready     chan struct{} // closed on confirmation or Remove; nil: nobody waits
+// channelSub is the wanted and the actual state of one subject on the current
+// connection. Adds are numbered, because a channel may be removed and added again: then
+// the confirmation of the earlier SUBSCRIBE does not count for the later Add.
+type channelSub struct {
+	wanted    uint64        // number of the Add that wants it; 0: not wanted
+	sent      uint64        // number of the Add of the last SUBSCRIBE; 0: not subscribed
+	confirmed bool          // that SUBSCRIBE was for wanted and is confirmed
+	reported  bool          // Subscribed was called for wanted, on this connection or an earlier one
+	ready     chan struct{} // closed on confirmation or Remove; nil: no Ready waits
 }
 
-// subscriptions is the wanted set and its state on the present connection.
-type subscriptions struct {
-	mu     sync.Mutex // guards all below
-	adds   uint64
-	wanted int // entries that are wanted
-	all    map[subject]*subscription
-	dirty  map[subject]struct{} // may need a command
-	flying map[subject]struct{} // named by the command in flight, not confirmed yet
-	kind   string               // of the command in flight
-	last   error                // why the connection before this one ended
+// channelSubs is the set of wanted subjects and its state on the current connection.
+type channelSubs struct {
+	mu       sync.Mutex // guards the fields below
+	adds     uint64
+	wanted   int // number of wanted subjects
+	all      map[subject]*channelSub
+	dirty    map[subject]struct{} // may need a command
+	inflight map[subject]struct{} // named by the command in flight, not confirmed yet
+	kind     string               // of the command in flight
+	last     error                // reason for the end of the last connection
 }
 
-// batch is one command: "subscribe", "psubscribe" or "unsubscribe" of names.
-type batch struct {
+// command is one command: "subscribe", "psubscribe" or "unsubscribe" with names.
+type command struct {
 	kind  string
 	names []string
 }
 
-func (s *subscriptions) init(patterns []string) {
-	s.all = make(map[subject]*subscription)
+func (s *channelSubs) init(patterns []string) {
+	s.all = make(map[subject]*channelSub)
 	s.dirty = make(map[subject]struct{})
-	s.flying = make(map[subject]struct{})
+	s.inflight = make(map[subject]struct{})
 	for _, p := range patterns {
 		s.want(subject{p, true})
 	}
 }
 
-func (s *subscriptions) add(channels []string) {
+func (s *channelSubs) add(channels []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range channels {
@@ -59,10 +58,10 @@ func (s *subscriptions) add(channels []string) {
 	}
 }
 
-func (s *subscriptions) want(k subject) {
+func (s *channelSubs) want(k subject) {
 	e := s.all[k]
 	if e == nil {
-		e = &subscription{}
+		e = &channelSub{}
 		s.all[k] = e
 	}
 	if e.wanted != 0 {
@@ -74,7 +73,7 @@ func (s *subscriptions) want(k subject) {
 	s.dirty[k] = struct{}{}
 }
 
-func (s *subscriptions) remove(channels []string) {
+func (s *channelSubs) remove(channels []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, c := range channels {
@@ -85,26 +84,26 @@ func (s *subscriptions) remove(channels []string) {
 		}
 		s.wanted--
 		e.wanted, e.confirmed, e.reported = 0, false, false
-		e.release()
+		e.wakeReady()
 		s.dirty[k] = struct{}{}
 	}
 }
 
-// release wakes who waits in Ready.
-func (e *subscription) release() {
+// wakeReady wakes the callers that wait in Ready.
+func (e *channelSub) wakeReady() {
 	if e.ready != nil {
 		close(e.ready)
 		e.ready = nil
 	}
 }
 
-// next returns the next command to send, and notes it as in flight; idle says
-// that none was in flight before.
-func (s *subscriptions) next() (b batch, idle bool) {
+// next returns the next command to send, and marks it as in flight. idle is true if no
+// other command was in flight.
+func (s *channelSubs) next() (b command, idle bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.flying) > 0 {
-		return batch{}, false
+	if len(s.inflight) > 0 {
+		return command{}, false
 	}
 	for _, kind := range []string{"subscribe", "psubscribe", "unsubscribe"} {
 		b.kind = kind
@@ -113,13 +112,13 @@ func (s *subscriptions) next() (b batch, idle bool) {
 			switch s.needs(k, e) {
 			case kind:
 				b.names = append(b.names, k.name)
-				s.flying[k] = struct{}{}
+				s.inflight[k] = struct{}{}
 				delete(s.dirty, k)
 				if e.wanted != 0 {
 					e.sent = e.wanted
 				}
 			case "":
-				s.settle(k, e)
+				s.confirmSent(k, e)
 			}
 			if len(b.names) == maxNames {
 				break
@@ -133,8 +132,8 @@ func (s *subscriptions) next() (b batch, idle bool) {
 	return b, true
 }
 
-// needs names the command that brings k to where it is wanted.
-func (s *subscriptions) needs(k subject, e *subscription) string {
+// needs returns the kind of command that k needs to be as wanted.
+func (s *channelSubs) needs(k subject, e *channelSub) string {
 	switch {
 	case e.wanted == e.sent:
 		return ""
@@ -143,51 +142,51 @@ func (s *subscriptions) needs(k subject, e *subscription) string {
 	case k.pattern:
 		return "psubscribe"
 	default:
-		// Also where an earlier Add's subscription still stands: Redis
-		// confirms a second SUBSCRIBE like the first, and nothing is missed
-		// in between.
+		// This is also sent if the subscription of an earlier Add still exists: Redis
+		// confirms a second SUBSCRIBE like the first, and no message is missed in
+		// between.
 		return "subscribe"
 	}
 }
 
-// settle forgets that k may need a command, and k itself if nobody wants it.
-func (s *subscriptions) settle(k subject, e *subscription) {
+// confirmSent records that k needs no command, and forgets k if it is not wanted.
+func (s *channelSubs) confirmSent(k subject, e *channelSub) {
 	delete(s.dirty, k)
 	if e.wanted == 0 {
 		delete(s.all, k)
 	}
 }
 
-// confirm takes note of what Redis answered. It says whether the handler must
-// hear of it, and whether nothing is in flight any more.
-func (s *subscriptions) confirm(m *redis.Subscription) (report, again, idle bool) {
+// confirm processes a confirmation by Redis. report means that the handler must be
+// called, idle that no command is in flight any more.
+func (s *channelSubs) confirm(m *redis.Subscription) (report, again, idle bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	k := subject{m.Channel, m.Kind == "psubscribe" || m.Kind == "punsubscribe"}
 	if m.Kind == s.kind {
-		delete(s.flying, k)
+		delete(s.inflight, k)
 	}
 	if e := s.all[k]; e != nil {
 		switch m.Kind {
 		case "subscribe", "psubscribe":
-			// Not so where it was removed, or removed and added again, since
-			// this SUBSCRIBE was sent: then next sends what is needed.
+			// If the subject was removed since this SUBSCRIBE was sent, next sends the
+			// command that it needs now.
 			if report = e.wanted != 0 && e.wanted == e.sent; report {
 				again = e.reported
 				e.confirmed, e.reported = true, true
-				e.release()
+				e.wakeReady()
 			}
 		case "unsubscribe", "punsubscribe":
 			e.sent, e.confirmed = 0, false
-			s.dirty[k] = struct{}{} // forgotten there, or subscribed to anew
+			s.dirty[k] = struct{}{} // next forgets it, or subscribes again
 		}
 	}
-	return report, again, len(s.flying) == 0
+	return report, again, len(s.inflight) == 0
 }
 
-// live reports whether the handler is to hear m: it is wanted, and the
-// subscription that it came by is confirmed.
-func (s *subscriptions) live(m *redis.Message) bool {
+// deliverable reports whether to pass m to the handler: its subject is wanted and its
+// subscription is confirmed.
+func (s *channelSubs) deliverable(m *redis.Message) bool {
 	k := subject{m.Channel, false}
 	if m.Pattern != "" {
 		k = subject{m.Pattern, true}
@@ -198,27 +197,27 @@ func (s *subscriptions) live(m *redis.Message) bool {
 	return e != nil && e.confirmed
 }
 
-// reset forgets the connection, which ended because of err.
-func (s *subscriptions) reset(err error) {
+// reset forgets the state of the connection, which ended with err.
+func (s *channelSubs) reset(err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.last = err
-	clear(s.flying)
+	clear(s.inflight)
 	for k, e := range s.all {
 		e.sent, e.confirmed = 0, false
 		s.dirty[k] = struct{}{}
 	}
 }
 
-func (s *subscriptions) anyWanted() bool {
+func (s *channelSubs) anyWanted() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.wanted > 0
 }
 
-// waiting returns nil if name (a channel or a pattern) is confirmed, else what
-// to wait for before asking again.
-func (s *subscriptions) waiting(name string) (<-chan struct{}, error) {
+// waiting returns nil if name (a channel or a pattern) is confirmed. Otherwise it
+// returns a channel to wait for before asking again.
+func (s *channelSubs) waiting(name string) (<-chan struct{}, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	e := s.all[subject{name, false}]
@@ -236,7 +235,7 @@ func (s *subscriptions) waiting(name string) (<-chan struct{}, error) {
 	return e.ready, nil
 }
 
-func (s *subscriptions) failure() error {
+func (s *channelSubs) failure() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.last

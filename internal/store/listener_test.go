@@ -18,47 +18,49 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/redis/go-redis/v9/maintnotifications"
 	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh/internal/wait"
 )
 
-// heard records what a Listener says.
+// heard records the calls of a Listener.
 type heard struct {
-	mu   sync.Mutex // guards said
-	said []string
+	mu    sync.Mutex // guards calls
+	calls []string
 }
 
-func (h *heard) Message(channel, payload string) { h.say("message " + channel + " " + payload) }
+func (h *heard) Message(channel, payload string) { h.note("message " + channel + " " + payload) }
 func (h *heard) Subscribed(channel string, again bool) {
-	h.say(fmt.Sprintf("subscribed %s %t", channel, again))
+	h.note(fmt.Sprintf("subscribed %s %t", channel, again))
 }
-func (h *heard) Lost() { h.say("lost") }
+func (h *heard) Disconnected() { h.note("lost") }
 
-func (h *heard) say(what string) {
+func (h *heard) note(what string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.said = append(h.said, what)
+	h.calls = append(h.calls, what)
 }
 
-// take returns what was said since the last time.
+// take returns the calls since the last take.
 func (h *heard) take() []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	said := h.said
-	h.said = nil
-	return said
+	calls := h.calls
+	h.calls = nil
+	return calls
 }
 
-// await waits until what was said, and not before.
+// await waits for a call, and drops the calls up to it.
 func (h *heard) await(t *testing.T, what string) {
 	t.Helper()
 	require.Eventually(t, func() bool {
 		h.mu.Lock()
 		defer h.mu.Unlock()
-		i := slices.Index(h.said, what)
+		i := slices.Index(h.calls, what)
 		if i >= 0 {
-			h.said = h.said[i+1:]
+			h.calls = h.calls[i+1:]
 		}
 		return i >= 0
-	}, 20*time.Second, time.Millisecond, "never heard: %s", what)
+	}, 2*time.Minute, time.Millisecond, "no call: %s", what)
 }
 
 // warnings counts the records of a level or above.
@@ -80,15 +82,14 @@ func (w warnings) Handle(context.Context, slog.Record) error {
 	return nil
 }
 
-// bubbleRedis is a miniredis that is reached without a network, for use in a
-// synctest bubble.
+// bubbleRedis returns a miniredis without a network, for use in a synctest bubble.
 func bubbleRedis(t *testing.T, dial ...func() error) (*miniredis.Miniredis, *redis.Client) {
 	m := miniredis.NewMiniRedis()
-	conn, err := m.Dial() // starts it, without a port
+	conn, err := m.Dial() // starts it without a port
 	require.NoError(t, err)
 	require.NoError(t, conn.Close())
 	client := redis.NewClient(&redis.Options{
-		Addr: "127.0.0.1:1", // a literal: no lookup outside the bubble
+		Addr: "127.0.0.1:1", // an IP literal, so that nothing outside the bubble is looked up
 		Dialer: func(context.Context, string, string) (net.Conn, error) {
 			for _, f := range dial {
 				if err := f(); err != nil {
@@ -104,7 +105,7 @@ func bubbleRedis(t *testing.T, dial ...func() error) (*miniredis.Miniredis, *red
 
 func TestSubscriptionsStaleConfirmation(t *testing.T) {
 	t.Parallel()
-	var s subscriptions
+	var s channelSubs
 	s.init(nil)
 	confirm := func(kind string) (report, again bool) {
 		report, again, _ = s.confirm(&redis.Subscription{Kind: kind, Channel: "a"})
@@ -122,14 +123,14 @@ func TestSubscriptionsStaleConfirmation(t *testing.T) {
 	require.False(t, idle, "one command at a time")
 	report, _ := confirm("subscribe")
 	require.False(t, report, "that was for the Add before")
-	require.False(t, s.live(&redis.Message{Channel: "a"}))
+	require.False(t, s.deliverable(&redis.Message{Channel: "a"}))
 	require.Equal(t, "subscribe[a]", next())
 	report, again := confirm("subscribe")
 	require.True(t, report)
 	require.False(t, again)
-	require.True(t, s.live(&redis.Message{Channel: "a"}))
+	require.True(t, s.deliverable(&redis.Message{Channel: "a"}))
 
-	// An UNSUBSCRIBE under way when the channel is wanted again.
+	// An UNSUBSCRIBE is under way when the channel is wanted again.
 	s.remove([]string{"a"})
 	require.Equal(t, "unsubscribe[a]", next())
 	s.add([]string{"a"})
@@ -140,17 +141,17 @@ func TestSubscriptionsStaleConfirmation(t *testing.T) {
 	require.True(t, report)
 	require.False(t, again)
 
-	// Confirmations that nobody asked for: the client reconnected by itself.
+	// Confirmations without a command: the client reconnected by itself.
 	report, again = confirm("subscribe")
 	require.True(t, report)
 	require.True(t, again)
 	confirm("unsubscribe")
-	require.False(t, s.live(&redis.Message{Channel: "a"}))
+	require.False(t, s.deliverable(&redis.Message{Channel: "a"}))
 	require.Equal(t, "subscribe[a]", next())
 	_, again = confirm("subscribe")
 	require.True(t, again)
 
-	// Nothing is kept of what nobody wants.
+	// Nothing is kept of a channel that is not wanted.
 	s.remove([]string{"a"})
 	require.Equal(t, "unsubscribe[a]", next())
 	confirm("unsubscribe")
@@ -162,7 +163,7 @@ func TestSubscriptionsStaleConfirmation(t *testing.T) {
 
 func TestSubscriptionsBatches(t *testing.T) {
 	t.Parallel()
-	var s subscriptions
+	var s channelSubs
 	s.init([]string{"p*"})
 	var names []string
 	for i := range maxNames + 10 {
@@ -187,15 +188,15 @@ func TestSubscriptionsBatches(t *testing.T) {
 	require.ElementsMatch(t, append(names, "p*"), got)
 	s.reset(nil)
 	b, _ := s.next()
-	require.Len(t, b.names, maxNames, "a new connection begins anew")
+	require.Len(t, b.names, maxNames, "a new connection subscribes again")
 }
 
-func TestPause(t *testing.T) {
+func TestReconnectPause(t *testing.T) {
 	t.Parallel()
-	for fails := range 80 {
-		d := pause(fails)
-		require.GreaterOrEqual(t, d, firstPause/2)
-		require.LessOrEqual(t, d, longestPause)
+	for failures := 1; failures < 80; failures++ {
+		d := wait.Jitter(reconnectPause.After(failures), 0.5)
+		require.GreaterOrEqual(t, d, reconnectPause.First/2)
+		require.LessOrEqual(t, d, reconnectPause.Last)
 	}
 }
 
@@ -220,7 +221,7 @@ func TestListenerInBubble(t *testing.T) {
 		synctest.Wait()
 		require.Equal(t, []string{"message a 1", "message p:x 2"}, h.take())
 
-		// Removed and added again at once: confirmed anew, and heard.
+		// A channel that is removed and added again at once is confirmed again.
 		l.Remove("a")
 		l.Add("a")
 		require.NoError(t, l.Ready(t.Context(), "a"))
@@ -244,7 +245,7 @@ func TestListenerInBubble(t *testing.T) {
 		l.Stop()
 		l.Stop()
 		l.Start()
-		require.Empty(t, h.take(), "to be stopped is not a loss")
+		require.Empty(t, h.take(), "a stop is not a loss")
 		require.ErrorIs(t, l.Ready(t.Context(), "a"), ErrStopped)
 	})
 }
@@ -298,7 +299,7 @@ func TestListenerUnconfirmed(t *testing.T) {
 		err := l.Ready(ctx, "a")
 		require.ErrorIs(t, err, context.DeadlineExceeded)
 		require.ErrorIs(t, err, errUnconfirmed)
-		require.Empty(t, h.take(), "what never was cannot be lost")
+		require.Empty(t, h.take(), "there was no connection to lose")
 		require.EqualValues(t, 1, warned.n.Load())
 		// About one attempt per confirmWithin and pause.
 		require.InDelta(t, 10, m.TotalConnectionCount(), 3)
@@ -328,6 +329,6 @@ func TestListenerAway(t *testing.T) {
 		defer l.Stop()
 		began := time.Now()
 		require.NoError(t, l.Ready(t.Context(), "a"))
-		require.Greater(t, time.Since(began), 40*longestPause/2, "it must not hammer")
+		require.Greater(t, time.Since(began), 40*reconnectPause.Last/2, "the attempts are too frequent")
 	})
 }

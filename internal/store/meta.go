@@ -7,7 +7,7 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// ConnMeta reads a connection's metadata and owner; the zero MetaValue where
+// ConnMeta reads a connection's metadata and owner. It returns the zero MetaValue if
 // the connection is unknown.
 func (s *Store) ConnMeta(ctx context.Context, conn string) (MetaValue, error) {
 	return s.readMeta(ctx, s.keys.ConnMeta(conn))
@@ -18,7 +18,8 @@ func (s *Store) RoomMeta(ctx context.Context, room string) (MetaValue, error) {
 	return s.readMeta(ctx, s.keys.RoomMeta(room))
 }
 
-// ConnMetas reads the metadata of many connections in one round trip, in order.
+// ConnMetas reads the metadata of many connections in one round trip, in the given
+// order.
 func (s *Store) ConnMetas(ctx context.Context, conns []string) ([]MetaValue, error) {
 	keys := make([]string, len(conns))
 	for i, c := range conns {
@@ -79,31 +80,32 @@ func decodeMeta(version, data, owner string) (MetaValue, error) {
 	return m, p.err
 }
 
-// SetConnMeta writes a connection's metadata if it still is at version, and
-// tells the connection's owner. ok is false where the version has moved on:
-// now is then what stands there. Unknown connections give the zero MetaValue
-// and false.
+// SetConnMeta writes a connection's metadata if it still has the given version, and
+// sends it to the connection's owner. If the version differs, ok is false and now is
+// the current value. If the connection is unknown, ok is false and now is the zero
+// MetaValue.
 //
-// The new version is higher than known, which is the owner's where the caller
-// is that: Redis may have gone back behind it, and what is written now must not
-// pass for older than what the owner holds.
+// The new version is also higher than known. If the caller is the owner, known is its
+// own version: Redis may have gone back to an earlier one, and the new value must not
+// look older than the owner's.
 func (s *Store) SetConnMeta(ctx context.Context, conn string, version, known uint64, data []byte) (now MetaValue, ok bool, err error) {
 	return s.setMeta(ctx, s.keys.ConnMeta(conn), version, known, data, "1", conn)
 }
 
-// SetRoomMeta writes a room's metadata if it still is at version.
+// SetRoomMeta writes a room's metadata if it still has the given version. See
+// SetConnMeta for the results.
 func (s *Store) SetRoomMeta(ctx context.Context, room string, version uint64, data []byte) (now MetaValue, ok bool, err error) {
 	return s.setMeta(ctx, s.keys.RoomMeta(room), version, 0, data, "0", "")
 }
 
-// DeleteRoomMeta forgets a room's metadata.
+// DeleteRoomMeta deletes a room's metadata.
 func (s *Store) DeleteRoomMeta(ctx context.Context, room string) error {
 	_, err := call(ctx, s, func(ctx context.Context) (int64, error) { return s.client.Del(ctx, s.keys.RoomMeta(room)).Result() })
 	return err
 }
 
 func (s *Store) setMeta(ctx context.Context, key string, version, known uint64, data []byte, owned, conn string) (MetaValue, bool, error) {
-	reply, err := runIn(ctx, s, s.at(key).read(), metaScript, []string{key}, version, data, owned, s.keys.Control(""), conn, newTag(), known)
+	reply, err := runIn(ctx, s, s.at(key).read(), metaScript, []string{key}, version, data, owned, s.keys.ServerChannel(""), conn, newTag(), known)
 	if err != nil {
 		return MetaValue{}, false, err
 	}

@@ -16,7 +16,7 @@ func TestSetConnMeta(t *testing.T) {
 	everywhere(t, func(w *world) {
 		now, ok, err := w.SetConnMeta(w.Context(), "c", 0, 0, []byte(`{}`))
 		require.NoError(w, err)
-		assert.False(w, ok, "nobody has it")
+		assert.False(w, ok, "unknown connection")
 		assert.Equal(w, MetaValue{}, now)
 		assert.Empty(w, w.dump())
 
@@ -27,20 +27,20 @@ func TestSetConnMeta(t *testing.T) {
 		assert.True(w, ok)
 		want := MetaValue{Version: 1, Data: []byte("{\"n\": \"a b\n\"}"), Owner: "I"}
 		assert.Equal(w, want, now)
-		assert.Equal(w, []message{{w.keys.Control("I"), "meta c 1 {\"n\": \"a b\n\"}"}}, w.heard())
+		assert.Equal(w, []message{{w.keys.ServerChannel("I"), "meta c 1 {\"n\": \"a b\n\"}"}}, w.heard())
 
 		for _, version := range []uint64{0, 2, 7} {
 			now, ok, err = w.SetConnMeta(w.Context(), "c", version, 0, []byte(`{"late":1}`))
 			require.NoError(w, err)
 			assert.False(w, ok)
-			assert.Equal(w, want, now, "what stands there")
+			assert.Equal(w, want, now, "the current value")
 		}
 		assert.Empty(w, w.heard())
 		got, err := w.ConnMeta(w.Context(), "c")
 		require.NoError(w, err)
 		assert.Equal(w, want, got)
 
-		now, ok, err = w.SetConnMeta(w.Context(), "c", 1, 0, nil) // taken away
+		now, ok, err = w.SetConnMeta(w.Context(), "c", 1, 0, nil) // removes the metadata
 		require.NoError(w, err)
 		assert.True(w, ok)
 		assert.Equal(w, MetaValue{Version: 2, Owner: "I"}, now)
@@ -65,7 +65,7 @@ func TestSetRoomMeta(t *testing.T) {
 	})
 }
 
-// Of merges that run at the same time none is lost.
+// No merge is lost if several run at the same time.
 func TestMergersLoseNothing(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
@@ -99,8 +99,8 @@ func TestMergersLoseNothing(t *testing.T) {
 	})
 }
 
-// Redis has gone back behind what a connection's owner holds: what the owner
-// writes next is newer than both.
+// Redis has gone back behind the version of a connection's owner. The owner's next
+// version is newer than both.
 func TestSetConnMetaBehindTheOwner(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {

@@ -74,5 +74,5 @@ func TestEnableExpiredEventsHidden(t *testing.T) {
 	s := &stubConfig{}
 	_, _, err := EnableExpiredEvents(t.Context(), s)
 	require.Error(t, err)
-	require.False(t, s.set, "what cannot be read must not be overwritten")
+	require.False(t, s.set, "an unreadable setting must not be overwritten")
 }

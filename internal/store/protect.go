@@ -11,23 +11,22 @@ import (
 )
 
 var (
-	// errHook is the outcome of a call that ended with a panic or runtime.Goexit.
+	// errHook is the result of a call that ended with a panic or runtime.Goexit.
 	errHook = errors.New("a hook of the redis client panicked")
-	// errHangs is the outcome of a call that was left behind.
+	// errHangs is the result of a call that was abandoned.
 	errHangs = errors.New("the redis client does not return")
 )
 
-// Times that a protected call may go on after the end of its context.
+// The grace periods of isolated calls after the end of their context.
 const (
-	soon       = 100 * time.Millisecond
-	eventually = 10 * time.Second // a dial or a read of the client may have to run out of time
+	shortGrace = 100 * time.Millisecond
+	longGrace  = 10 * time.Second // enough for a dial or read timeout of the client
 )
 
-// protected calls f, in which the client calls its hooks, and returns what f
-// returns. Hooks are the app's code: if one panics or ends the goroutine, that
-// is an error like any other of Redis. If f has not returned when patience has
-// passed since the end of ctx, it is left behind.
-func protected[T any](ctx context.Context, patience time.Duration, f func() (T, error)) (T, error) {
+// isolated calls f, in which the client runs its hooks, and returns the result of f.
+// Hooks are code of the app: if one panics or ends the goroutine, isolated returns an
+// error. If f does not return within grace after the end of ctx, isolated abandons it.
+func isolated[T any](ctx context.Context, grace time.Duration, f func() (T, error)) (T, error) {
 	done := make(chan result[T], 1)
 	go func() { // ends with f
 		r := result[T]{err: errHook}
@@ -45,7 +44,7 @@ func protected[T any](ctx context.Context, patience time.Duration, f func() (T, 
 		return r.value, r.err
 	case <-ctx.Done():
 	}
-	t := time.NewTimer(patience)
+	t := time.NewTimer(grace)
 	defer t.Stop()
 	select {
 	case r := <-done:
@@ -56,14 +55,14 @@ func protected[T any](ctx context.Context, patience time.Duration, f func() (T, 
 	}
 }
 
-// alone is protected for what is tried again and again: while a call that was
-// left behind still runs, there is no other. running belongs to that purpose.
-func alone[T any](ctx context.Context, patience time.Duration, running *atomic.Bool, f func() (T, error)) (T, error) {
+// exclusive is isolated for periodic calls: it fails as long as an earlier call that
+// was abandoned still runs. Each purpose has its own running flag.
+func exclusive[T any](ctx context.Context, grace time.Duration, running *atomic.Bool, f func() (T, error)) (T, error) {
 	if !running.CompareAndSwap(false, true) {
 		var none T
 		return none, errHangs
 	}
-	return protected(ctx, patience, func() (T, error) {
+	return isolated(ctx, grace, func() (T, error) {
 		defer running.Store(false)
 		return f()
 	})

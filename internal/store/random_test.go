@@ -2,19 +2,21 @@ package store
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 )
 
-// dice makes random batches of two servers, in few rooms and of few connections,
-// so that ops of one call get in each other's way.
+// dice makes random batches of two servers with few rooms and few connections, so that
+// the ops of one call affect each other.
 type dice struct {
 	*rand.Rand
-	entries map[string]int // minted, by server, room and connection
-	version uint64         // of states and metadata: rises
+	entries map[string]int // number of entries made, by server, room and connection
+	version uint64         // of states and metadata; rises
 }
 
 func (d *dice) pick(list ...string) string { return list[d.IntN(len(list))] }
@@ -25,7 +27,7 @@ func (d *dice) op(inc string) Op {
 	if d.IntN(3) == 0 || d.entries[at] == 0 {
 		d.entries[at]++
 	}
-	o.Entry = fmt.Sprint(inc, max(d.entries[at]-d.IntN(12)/11, 1)) // an older one at times
+	o.Entry = fmt.Sprint(inc, max(d.entries[at]-d.IntN(12)/11, 1)) // sometimes an older one
 	if d.IntN(2) == 0 {
 		o.TTL, o.Left = time.Hour, time.Hour
 	}
@@ -43,7 +45,7 @@ func (d *dice) op(inc string) Op {
 	case 0, 1:
 		o.Kind, o.Stated = OpLeave, d.IntN(2) == 0
 		if d.IntN(2) == 0 {
-			o.TTL = 0 // it had another
+			o.TTL = 0 // it had another TTL
 		}
 	case 2, 3:
 		if o.Kind = OpUpdate; d.IntN(3) == 0 {
@@ -53,19 +55,19 @@ func (d *dice) op(inc string) Op {
 	return o
 }
 
-// copied is what somebody knows of rooms who hears their events.
+// copied is the state of rooms as a receiver of their events knows it.
 type copied struct {
 	rooms map[string]map[string]Record
 	at    map[string]Position
-	// taken are entries that another server has replaced: who had them learns
-	// of it later, until when they stay on its index.
-	taken map[string]map[OwnedRef]struct{}
+	// taken are entries that another server has replaced. They stay in the index of
+	// their former owner until it learns of that.
+	taken map[string]map[EntryRef]struct{}
 }
 
 func (c *copied) hear(w *world) {
 	for _, e := range w.events() {
 		before, known := c.at[e.Room]
-		if !known || e.Epoch != before.Epoch && len(c.rooms[e.Room]) == 0 { // it may have been forgotten
+		if !known || e.Epoch != before.Epoch && len(c.rooms[e.Room]) == 0 { // the room may have been forgotten
 			before = Position{Epoch: e.Epoch, Tag: "-"}
 			c.rooms[e.Room] = make(map[string]Record)
 		}
@@ -79,23 +81,23 @@ func (c *copied) hear(w *world) {
 			delete(members, e.Conn)
 			continue
 		}
-		if e.Type == State { // these do not repeat the metadata
+		if e.Type == State { // these do not contain the metadata
 			e.Meta = old.Meta
 		}
 		if e.Type == Replaced && old.Incarnation != e.Incarnation {
-			c.taken[old.Incarnation][OwnedRef{old.Conn, old.Entry, e.Room}] = struct{}{}
+			c.taken[old.Incarnation][EntryRef{old.Conn, old.Entry, e.Room}] = struct{}{}
 		}
 		members[e.Conn] = e.Record
 	}
 }
 
-// agrees asserts that Redis holds what was told, and in all places the same.
+// agrees asserts that Redis holds the state that the events describe, in all places.
 func (c *copied) agrees(w *world) {
 	var filled []string
-	owned := map[string][]OwnedRef{"I": w.owned("I"), "J": w.owned("J")}
+	owned := map[string][]EntryRef{"I": w.owned("I"), "J": w.owned("J")}
 	for _, room := range []string{"a b", "q", "r"} {
 		members := c.rooms[room]
-		homes := make(map[string]int)
+		owners := make(map[string]int)
 		snap, err := w.Snapshot(w.Context(), room)
 		require.NoError(w, err)
 		if len(members) > 0 || !snap.Position.None() {
@@ -104,17 +106,18 @@ func (c *copied) agrees(w *world) {
 		require.Len(w, snap.Records, len(members))
 		for _, r := range snap.Records {
 			heard := members[r.Conn]
-			// A state that went from none to none, and another TTL, are not told.
+			// A change from no state to no state, and a change of the TTL, are not
+			// published.
 			heard.StateVersion, heard.TTL, heard.StateSilent = r.StateVersion, r.TTL, r.StateSilent
 			require.Equal(w, heard, r)
-			homes[r.Incarnation]++
-			require.Contains(w, owned[r.Incarnation], OwnedRef{r.Conn, r.Entry, room})
+			owners[r.Incarnation]++
+			require.Contains(w, owned[r.Incarnation], EntryRef{r.Conn, r.Entry, room})
 			w.keysOf(room, r)
 		}
 		if len(members) > 0 {
 			filled = append(filled, room)
 		}
-		require.Equal(w, fmt.Sprint(homes), fmt.Sprint(w.homes(room)), room)
+		require.Equal(w, fmt.Sprint(owners), fmt.Sprint(w.owners(room)), room)
 		if !snap.Position.None() {
 			life := w.pttl(w.keys.Seq(room))
 			require.Equal(w, len(members) > 0, life < 0)
@@ -132,7 +135,7 @@ func (c *copied) agrees(w *world) {
 	}
 }
 
-// keysOf asserts that an entry has the keys of its own that its record speaks of.
+// keysOf asserts that an entry has the keys that its record requires.
 func (w *world) keysOf(room string, r Record) {
 	w.Helper()
 	key := w.rdb.Get(w.Context(), w.keys.Conn(room, r.Conn)).Val()
@@ -144,8 +147,8 @@ func (w *world) keysOf(room string, r Record) {
 	require.Equal(w, string(r.State), w.rdb.Get(w.Context(), w.keys.State(room, r.Conn)).Val())
 }
 
-// Whatever comes together in a call, Redis holds what was told, each event
-// follows the one before, and indexes and counts say what the records say.
+// After any batch Redis holds the published state, each event follows the one before,
+// and indexes and counts agree with the records.
 func TestRandomBatches(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
@@ -154,18 +157,22 @@ func TestRandomBatches(t *testing.T) {
 		d := &dice{Rand: rand.New(rand.NewPCG(seed, 0)), entries: make(map[string]int)}
 		c := &copied{
 			rooms: make(map[string]map[string]Record), at: make(map[string]Position),
-			taken: map[string]map[OwnedRef]struct{}{"I": {}, "J": {}},
+			taken: map[string]map[EntryRef]struct{}{"I": {}, "J": {}},
 		}
 		w.listen()
 		for range 200 {
 			inc := d.pick("I", "J")
 			if d.IntN(6) == 0 {
-				var items []ReapItem
+				// One item per connection and room: the leave of an earlier entry that
+				// is still in an index would be published a second time.
+				items := make(map[EntryRef]CleanUpItem)
 				for range 1 + d.IntN(4) {
 					o := d.op(inc)
-					items = append(items, item(ReapCleared, o.Room, o.Conn, o.Entry, c.rooms[o.Room][o.Conn].Incarnation))
+					items[EntryRef{Conn: o.Conn, Room: o.Room}] = item(GroundDead, o.Room, o.Conn, o.Entry, c.rooms[o.Room][o.Conn].Incarnation)
 				}
-				w.reap(items...)
+				w.whileDead("I", func() {
+					w.whileDead("J", func() { w.cleanUp(slices.Collect(maps.Values(items))...) })
+				})
 			} else {
 				ops := make([]Op, 1+d.IntN(8))
 				for i := range ops {

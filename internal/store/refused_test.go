@@ -16,9 +16,9 @@ type answer string
 func (a answer) Error() string { return string(a) }
 func (answer) RedisError()     {}
 
-// What Redis says in and outside of scripts, before and since 7.0, and what
-// others say that speak its protocol.
-func TestRefusalsAreToldApartInEveryWording(t *testing.T) {
+// The errors of Redis in and outside of scripts, before and since 7.0, and those of
+// other servers that speak its protocol.
+func TestReasonsOfRefusals(t *testing.T) {
 	t.Parallel()
 	const old = "ERR Error running script (call to f_5e1f): @user_script:1: @user_script: 1: "
 	kinds := []error{ErrFull, ErrForbidden, ErrMissing, ErrMisfit}
@@ -30,7 +30,7 @@ func TestRefusalsAreToldApartInEveryWording(t *testing.T) {
 	}
 	for _, c := range []struct {
 		text string
-		kind error // nil: one that may pass
+		kind error // nil: it may pass
 		to   []*Store
 	}{
 		{"OOM command not allowed when used memory > 'maxmemory'. script: 1f, on @user_script:1.", ErrFull, nil},
@@ -87,7 +87,7 @@ func TestRefusalsAreToldApartInEveryWording(t *testing.T) {
 			c.to = []*Store{plain, sentinel, cluster}
 		}
 		for _, s := range c.to {
-			err := s.failed(answer(c.text))
+			err := s.wrapError(answer(c.text))
 			require.ErrorIs(t, err, ErrUnavailable)
 			for _, kind := range kinds {
 				assert.Equal(t, kind == c.kind, errors.Is(err, kind), "%T: %q is %v", s.client, c.text, kind)
@@ -104,8 +104,8 @@ func TestRefusalsAreToldApartInEveryWording(t *testing.T) {
 	}
 }
 
-// Redis repeats the arguments of a command that it does not know.
-func TestMissingCommandSaysNoArguments(t *testing.T) {
+// Redis repeats the arguments of an unknown command.
+func TestMissingCommandHidesArguments(t *testing.T) {
 	t.Parallel()
 	s := New(redis.NewClient(&redis.Options{Addr: "127.0.0.1:1"}), testKeys{buckets: 1})
 	defer func() { _ = s.client.Close() }()
@@ -113,15 +113,15 @@ func TestMissingCommandSaysNoArguments(t *testing.T) {
 		"ERR unknown command 'auth', with args beginning with: 'mesh' 's3cr3t' ",
 		"ERR unknown command `AUTH`, with args beginning with: `mesh`, `s3cr3t`, ",
 	} {
-		err := s.failed(answer(text))
+		err := s.wrapError(answer(text))
 		require.ErrorIs(t, err, ErrMissing)
 		require.ErrorContains(t, err, "auth")
 		require.NotContains(t, err.Error(), "s3cr3t")
 	}
 }
 
-// Processes without a run_id, as they are in containers: all have the process
-// id 1 and the same port.
+// Processes without a run_id, as in containers: all have process id 1 and the same
+// port.
 func TestProcessesWithoutARunID(t *testing.T) {
 	t.Parallel()
 	began := time.Now()
@@ -144,11 +144,11 @@ func TestProcessesWithoutARunID(t *testing.T) {
 		"without uptime":            {at(0, -1, "7/6379/"), at(day, -1, "7/6379/"), true},
 		"without uptime, restarted": {at(0, -1, "7/6379/"), at(s, -1, "8/6379/"), false},
 	} {
-		var p processes
+		var p generations
 		first := p.note("", c.first)
 		require.Equal(t, c.same, first == p.note("", c.second), name)
 		require.True(t, p.anyWeak())
-		if !c.same { // and back again is a third one
+		if !c.same { // the first one again counts as a third
 			require.NotEqual(t, first, p.note("", c.first), name)
 		}
 	}

@@ -8,33 +8,33 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// request is one call of commit.lua, as it is being put together.
+// request is one call of commit.lua while it is assembled.
 type request struct {
 	keys    Keys
-	tracked func(room string) bool // nil: none is
-	own     bool                   // give every op the keys of its entry
-	room    string                 // at hand
-	there   bool                   // one is
-	count   int                    // of ops
+	tracked func(room string) bool // nil: no room is tracked
+	own     bool                   // send the keys of its entry with every op
+	room    string                 // the current room
+	inRoom  bool                   // room is set
+	count   int                    // number of ops
 
-	head  []string // KEYS of the call
-	rooms []string // of the rooms
-	names []string // of the ops
+	head  []string // KEYS of the call itself
+	rooms []string // KEYS of the rooms
+	names []string // KEYS of the ops
 	args  []any
 }
 
-// roomsAt is where ARGV says how many rooms there are.
+// roomsAt is the index in ARGV of the number of rooms.
 const roomsAt = 5
 
-// call returns the KEYS and ARGV.
+// call returns KEYS and ARGV.
 func (r *request) call() ([]string, []any) {
 	r.args[roomsAt] = strconv.Itoa(len(r.rooms))
 	return slices.Concat(r.head, r.rooms, r.names), r.args
 }
 
-// CommitCall returns what Commit asks Redis for, for whoever wants to know what
-// the bare call costs: the script, its KEYS and its ARGV. Where the answer to an
-// op is "k", Commit asks a second time.
+// CommitCall returns the script call that Commit makes, for measurements of the bare
+// call: the script, its KEYS and its ARGV. If the answer to an op is "k", Commit makes
+// a second call.
 func CommitCall(keys Keys, bucket int, inc string, number, known uint64, ops []Op) (*redis.Script, []string, []any) {
 	r := newRequest(keys, bucket, inc, number, known, len(ops))
 	for _, i := range orderOf(ops) {
@@ -51,7 +51,7 @@ func newRequest(keys Keys, bucket int, inc string, number, known uint64, ops int
 	return r
 }
 
-// request is newRequest for a batch of the store's.
+// request returns a newRequest for a batch of this store.
 func (s *Store) request(bucket int, inc string, number, known uint64, ops int) *request {
 	r := newRequest(s.keys, bucket, inc, number, known, ops)
 	r.tracked = s.isTracked
@@ -62,7 +62,7 @@ func (s *Store) request(bucket int, inc string, number, known uint64, ops int) *
 	return r
 }
 
-// add appends an op. commit.lua says what each kind brings.
+// add appends an op. The header of commit.lua lists the arguments and keys of each kind.
 func (r *request) add(o *Op) {
 	r.count++
 	switch o.Kind {
@@ -139,28 +139,29 @@ func (r *request) update(o *Op) {
 	}
 }
 
-// enter makes a room the one that the ops after it are about.
+// enter makes a room the current one of the ops that follow.
 func (r *request) enter(room string) {
-	if r.there && r.room == room {
+	if r.inRoom && r.room == room {
 		return
 	}
-	r.room, r.there = room, true
+	r.room, r.inRoom = room, true
 	r.rooms = append(r.rooms, r.keys.Seq(room))
 	r.names = append(r.names, r.keys.Members(room))
 	r.args = append(r.args, "R", room, flag(r.tracked != nil && r.tracked(room)))
 }
 
-// entry names the keys of one entry.
+// entry appends the keys of one entry.
 func (r *request) entry(o *Op) {
 	r.names = append(r.names, r.keys.Conn(o.Room, o.Conn), r.keys.State(o.Room, o.Conn))
 }
 
-// name returns the op's own: the tag of its write is made of it.
+// name returns the name of the op. The tag of its write contains the name.
 func (r *request) name(kind byte, more string) string {
 	return string(append(strconv.AppendInt([]byte{kind}, int64(r.count), 10), more...))
 }
 
-// What a record says of the state and of the metadata that an op brings.
+// stateAttributes and metaAttributes return the fields of a record that describe the
+// state and the metadata of an op.
 func stateAttributes(o *Op) string {
 	silence := " . "
 	if o.StateSilent {

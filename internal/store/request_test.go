@@ -8,8 +8,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// The same entry, and the same room, may come and go in one batch: it is as if
-// each op had been a batch of its own.
+// The same entry and the same room may join and leave in one batch. The result is that
+// of separate batches.
 func TestOneEntryManyTimesInABatch(t *testing.T) {
 	t.Parallel()
 	state := func(version uint64, data string) Op {
@@ -20,32 +20,32 @@ func TestOneEntryManyTimesInABatch(t *testing.T) {
 		name   string
 		before []Op
 		batch  []Op
-		said   string // in r
+		types  string // types of the events in r
 		rooms  []string
-		owned  []OwnedRef
-		homes  map[string]string
+		owned  []EntryRef
+		owners map[string]string
 	}{
 		{
-			"comes and goes", nil, []Op{join("r", "c", "e1"), elsewhere, leave("r", "c", "e1")}, "JL",
-			[]string{"q"}, []OwnedRef{{"c", "q1", "q"}}, map[string]string{},
+			"joins and leaves", nil, []Op{join("r", "c", "e1"), elsewhere, leave("r", "c", "e1")}, "JL",
+			[]string{"q"}, []EntryRef{{"c", "q1", "q"}}, map[string]string{},
 		},
 		{
-			"goes and comes", []Op{join("r", "c", "e1")}, []Op{leave("r", "c", "e1"), elsewhere, join("r", "c", "e1")}, "LJ",
-			[]string{"q", "r"}, []OwnedRef{{"c", "e1", "r"}, {"c", "q1", "q"}}, map[string]string{"I": "1"},
+			"leaves and joins", []Op{join("r", "c", "e1")}, []Op{leave("r", "c", "e1"), elsewhere, join("r", "c", "e1")}, "LJ",
+			[]string{"q", "r"}, []EntryRef{{"c", "e1", "r"}, {"c", "q1", "q"}}, map[string]string{"I": "1"},
 		},
 		{
-			"goes with a state that was not known of, and comes", []Op{join("r", "d", "d1"), join("r", "c", "e1"), state(1, "{}")},
+			"leaves with an unannounced state and joins", []Op{join("r", "d", "d1"), join("r", "c", "e1"), state(1, "{}")},
 			[]Op{leave("r", "c", "e1"), join("r", "c", "e2"), elsewhere, leave("r", "d", "d1")}, "LJL",
-			[]string{"q", "r"}, []OwnedRef{{"c", "e2", "r"}, {"c", "q1", "q"}}, map[string]string{"I": "1"},
+			[]string{"q", "r"}, []EntryRef{{"c", "e2", "r"}, {"c", "q1", "q"}}, map[string]string{"I": "1"},
 		},
 		{
-			"is replaced, refreshed and goes", []Op{joinTTL("r", "c", "e0", time.Minute)},
+			"is replaced, refreshed and leaves", []Op{joinTTL("r", "c", "e0", time.Minute)},
 			[]Op{join("r", "c", "e1"), {Kind: OpUpdate, Room: "r", Conn: "c", Entry: "e1", TTL: time.Minute, Left: time.Minute}, leave("r", "c", "e1")},
 			"RL", nil, nil, map[string]string{},
 		},
 		{
 			"states in a row", []Op{join("r", "c", "e1")}, []Op{state(1, "1"), state(2, "2"), elsewhere, state(3, "3"), state(3, "4")}, "SSS",
-			[]string{"q", "r"}, []OwnedRef{{"c", "e1", "r"}, {"c", "q1", "q"}}, map[string]string{"I": "1"},
+			[]string{"q", "r"}, []EntryRef{{"c", "e1", "r"}, {"c", "q1", "q"}}, map[string]string{"I": "1"},
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -57,25 +57,25 @@ func TestOneEntryManyTimesInABatch(t *testing.T) {
 				at := w.position("r")
 				w.listen()
 				w.ok("I", tt.batch...)
-				said := ""
+				types := ""
 				for _, e := range w.events() {
 					if e.Room != "r" {
 						continue
 					}
-					said += string(e.Type)
+					types += string(e.Type)
 					if at.Seq > 0 {
 						require.Equal(w, at.Tag, e.Prev)
 					}
 					require.Equal(w, at.Seq+1, e.Seq)
 					at = e.Position()
 				}
-				assert.Equal(w, tt.said, said)
+				assert.Equal(w, tt.types, types)
 				assert.Equal(w, at, w.position("r"))
 				assert.Equal(w, tt.rooms, w.rooms())
 				assert.Equal(w, tt.owned, w.owned("I"))
-				assert.Equal(w, tt.homes, w.homes("r"))
-				if len(tt.homes) == 0 {
-					w.lives(visited, w.keys.Seq("r"))
+				assert.Equal(w, tt.owners, w.owners("r"))
+				if len(tt.owners) == 0 {
+					w.expectTTL(visited, w.keys.Seq("r"))
 					assert.Zero(w, w.pttl(w.keys.Conn("r", "c")))
 				} else {
 					assert.Equal(w, time.Duration(-1), w.pttl(w.keys.Seq("r")))
@@ -85,9 +85,9 @@ func TestOneEntryManyTimesInABatch(t *testing.T) {
 	}
 }
 
-// Whoever goes with a state that the caller did not speak of takes a second
-// call, and who speaks of it does not.
-func TestSecondCallOnlyWhereNeeded(t *testing.T) {
+// The leave of an entry with a state takes a second call, unless the op says that there
+// may be one.
+func TestSecondCallOnlyIfNeeded(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
 		calls := func(op Op) uint64 {
@@ -109,29 +109,30 @@ func TestSecondCallOnlyWhereNeeded(t *testing.T) {
 		assert.EqualValues(w, 1, calls(out))
 		out.Stated, out.TTL = false, time.Minute
 		assert.EqualValues(w, 1, calls(out))
-		assert.Empty(w, w.eternal())
+		assert.Empty(w, w.permanent())
 	})
 }
 
-// How many entries each server has in a room is counted across calls and
-// servers, and begins anew with a room that fills.
-func TestHomesOfManyServers(t *testing.T) {
+// The entries of each server in a room are counted across calls and servers. The count
+// starts again when records were lost.
+func TestOwnersOfARoom(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
 		w.ok("I", join("r", "a", "a1"), join("r", "b", "b1"))
 		w.ok("II", join("r", "c", "c1"))
 		w.ok("J", join("r", "d", "d1"), join("r", "b", "b2"))
-		assert.Equal(w, map[string]string{"I": "1", "II": "1", "J": "2"}, w.homes("r"))
+		assert.Equal(w, map[string]string{"I": "1", "II": "1", "J": "2"}, w.owners("r"))
 		require.NoError(w, w.Fence(w.Context(), 0, "I"))
-		assert.Equal(w, "0++", w.reap(item(ReapDead, "r", "b", "b1", "I"), item(ReapDead, "r", "a", "a1", "I"),
-			item(ReapCleared, "r", "d", "d1", "J")))
-		assert.Equal(w, map[string]string{"II": "1", "J": "1"}, w.homes("r"))
+		require.NoError(w, w.Fence(w.Context(), 0, "J"))
+		assert.Equal(w, "0++", w.cleanUp(item(GroundDead, "r", "b", "b1", "I"), item(GroundDead, "r", "a", "a1", "I"),
+			item(GroundDead, "r", "d", "d1", "J")))
+		assert.Equal(w, map[string]string{"II": "1", "J": "1"}, w.owners("r"))
 		w.ok("II", leave("r", "c", "c1"))
-		assert.Equal(w, map[string]string{"J": "1"}, w.homes("r"))
+		assert.Equal(w, map[string]string{"J": "1"}, w.owners("r"))
 
-		// The members went and nobody said so; who comes has the room for himself.
+		// The records are lost without leaves. The next entry is alone in the room.
 		require.NoError(w, w.rdb.Del(w.Context(), w.keys.Members("r")).Err())
 		w.ok("II", join("r", "e", "e1"))
-		assert.Equal(w, map[string]string{"II": "1"}, w.homes("r"))
+		assert.Equal(w, map[string]string{"II": "1"}, w.owners("r"))
 	})
 }

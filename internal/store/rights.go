@@ -17,15 +17,14 @@ var (
 	rightsScript = redis.NewScript(rightsLua)
 )
 
-// pingTimeout is how long a client is waited for that may get through where its
-// dialer does not.
+// pingTimeout is how long Dial waits for the client if the dialer failed.
 const pingTimeout = 250 * time.Millisecond
 
-// Dial makes one connection and closes it, where that can be done: it tells
-// what stands against it, an unknown certificate for instance. The client tries
-// again for longer than any call waits, so that nobody would learn that from it.
-// What the dialer says does not count where the client gets through all the
-// same: a hook of the app's may make its connections in another way.
+// Dial makes one connection with the client's dialer and closes it, if the client
+// allows that. It finds the reason of a failure, such as an unknown certificate: the
+// client itself retries for longer than any call waits, so that the reason would be
+// lost. If the client works although the dialer fails, Dial succeeds, because a hook of
+// the app may make the connections in another way.
 func (s *Store) Dial(ctx context.Context) error {
 	c, ok := s.client.(*redis.Client)
 	if !ok || c.Options().Dialer == nil {
@@ -50,11 +49,11 @@ func (s *Store) Dial(ctx context.Context) error {
 	return err
 }
 
-// CheckRights tries everything that will be asked of Redis sooner or later: a
-// script that is refused halfway would have done half of its work. The error is
-// ErrForbidden if this user lacks a right, or ErrMissing if Redis lacks a
-// command, and names it. CONFIG and expired events are not checked, because
-// presence works without them. Channels are those to subscribe to besides.
+// CheckRights tries everything that the library will ever ask of Redis, because a
+// script that is refused halfway has done half of its work. The error is ErrForbidden
+// if the user lacks a right, or ErrMissing if Redis lacks a command, and names it.
+// CONFIG and expired events are not checked, because presence works without them.
+// channels are tested in addition to those of the store.
 func (s *Store) CheckRights(ctx context.Context, channels ...string) error {
 	if err := s.checkNames(ctx); err != nil {
 		return err
@@ -69,18 +68,18 @@ func (s *Store) CheckRights(ctx context.Context, channels ...string) error {
 		return err
 	}
 	// On a cluster this asks every master whether it knows the user.
-	if _, err := s.process(ctx); errors.Is(err, ErrForbidden) || errors.Is(err, ErrMissing) {
+	if _, err := s.generation(ctx); errors.Is(err, ErrForbidden) || errors.Is(err, ErrMissing) {
 		return err
 	}
-	return s.checkChannels(ctx, append(channels, s.keys.Control(""), s.keys.EventsPrefix()))
+	return s.checkChannels(ctx, append(channels, s.keys.ServerChannel(""), s.keys.EventsPrefix()))
 }
 
-// checkNames asks for one key of each kind of name.
+// checkNames reads one key of each kind of name.
 func (s *Store) checkNames(ctx context.Context) error {
 	k := s.keys
 	for _, key := range []string{
 		k.Members(""), k.Conn("", ""), k.State("", ""), k.Seq(""), k.RoomMeta(""), k.ConnMeta(""), k.Owned(0, ""),
-		k.Fence(0, ""), k.Rooms(0), k.Instances(), k.Dead(), k.Format(), k.Canary(),
+		k.Fence(0, ""), k.Rooms(0), k.Instances(), k.Dead(), k.Name(""), k.Format(), k.Canary(),
 	} {
 		if _, err := s.typeOf(ctx, key); err != nil {
 			return fmt.Errorf("key %q: %w", key, err)
@@ -93,8 +92,8 @@ func (s *Store) typeOf(ctx context.Context, key string) (string, error) {
 	return read(ctx, s, key, func(ctx context.Context) (string, error) { return s.client.Type(ctx, key).Result() })
 }
 
-// checkCommands runs every command that scripts and calls use, on each node
-// that holds a bucket: rights and renamed commands may differ from node to node.
+// checkCommands runs every command that scripts and calls use, on each node that holds
+// a bucket. Rights and renamed commands may differ from node to node.
 func (s *Store) checkCommands(ctx context.Context) error {
 	nodes := make(map[string]bool)
 	for b := range s.keys.Buckets() {
@@ -122,12 +121,11 @@ func (s *Store) checkCommands(ctx context.Context) error {
 	return nil
 }
 
-// checkCommandsAt runs every command on the node that holds the key. EVAL is
-// called by itself, because Run falls back on it only if Redis does not know
-// the script yet.
+// checkCommandsAt runs every command on the node that holds the key. It calls EVAL
+// explicitly, because Run uses EVAL only if Redis does not know the script yet.
 //
-// Without a cluster it names more keys, as other scripts do: there are proxies
-// that spread the keys of EXISTS over several nodes, but not those of a script.
+// Without a cluster it names more keys, as other scripts do. Some proxies spread the
+// keys of EXISTS over several nodes, but not those of a script.
 func (s *Store) checkCommandsAt(ctx context.Context, key string) error {
 	keys := []string{key}
 	if _, ok := s.client.(*redis.Client); ok {
@@ -137,7 +135,7 @@ func (s *Store) checkCommandsAt(ctx context.Context, key string) error {
 		rightsScript.Eval, rightsScript.Run,
 	} {
 		reply, err := within(ctx, s, s.leasing(), func(ctx context.Context) (any, error) {
-			return do(ctx, s.client, keys, s.keys.EventsPrefix(), s.keys.Control("")).Result()
+			return do(ctx, s.client, keys, s.keys.EventsPrefix(), s.keys.ServerChannel("")).Result()
 		})
 		if err != nil {
 			return err
@@ -153,14 +151,13 @@ func (s *Store) checkCommandsAt(ctx context.Context, key string) error {
 	return nil
 }
 
-// refusedCommands turns what commands in a script have met into an error. It
-// returns nil if each of them exists and this user may run it: other refusals,
-// such as want of memory, may pass.
+// refusedCommands returns an error if a command does not exist or is forbidden to this
+// user. Other failures, such as a lack of memory, are ignored because they may pass.
 func refusedCommands(failed []string) error {
 	var forbidden, missing []string
 	for _, f := range failed {
 		name, text, _ := strings.Cut(f, " ")
-		name, text = strings.ToLower(name), bare(text)
+		name, text = strings.ToLower(name), withoutPrefix(text)
 		switch {
 		case isForbidden(text):
 			forbidden = append(forbidden, name+" ("+text+")")
@@ -177,8 +174,8 @@ func refusedCommands(failed []string) error {
 	return nil
 }
 
-// checkChannels subscribes to channels, on a connection of its own, and
-// unsubscribes again.
+// checkChannels subscribes to channels on a connection of its own, and unsubscribes
+// again.
 func (s *Store) checkChannels(ctx context.Context, channels []string) error {
 	for _, channel := range channels {
 		_, err := call(ctx, s, func(ctx context.Context) (_ any, err error) {

@@ -10,17 +10,17 @@ import (
 )
 
 const (
-	// PageSize is how many members of a room one call reads at most.
+	// PageSize is the maximum number of members of a room that one call reads.
 	PageSize = 500
-	// positionsPerCall bounds one call of Positions.
+	// positionsPerCall limits one call of Positions.
 	positionsPerCall = 256
 )
 
-// Snapshot reads a whole room: in one moment where it has at most PageSize
-// members, in pages otherwise.
+// Snapshot reads a whole room. A room of at most PageSize members is read in one
+// moment, a larger one in pages.
 func (s *Store) Snapshot(ctx context.Context, room string) (Snapshot, error) {
 	h, err := s.head(ctx, room, PageSize)
-	snap := Snapshot{Position: h.pos, Records: h.records, Lost: h.lost}
+	snap := Snapshot{Position: h.pos, Records: h.records, Incomplete: h.incomplete}
 	if err != nil || h.total <= PageSize {
 		return snap, err
 	}
@@ -42,14 +42,14 @@ func (s *Store) Snapshot(ctx context.Context, room string) (Snapshot, error) {
 	return snap, nil
 }
 
-// page is a part of a room, and where the next one begins; 0: it was the last.
+// page is a part of a room. next is the cursor of the following page, 0 after the last.
 type page struct {
 	pairs []string
 	next  uint64
 }
 
-// scan reads a room page by page, from a cursor on, until f returns false.
-// Records that are there all the while come at least once.
+// scan reads a room page by page, from a cursor on, until f returns false. Records that
+// exist all the time come at least once.
 func (s *Store) scan(ctx context.Context, room string, cursor uint64, f func(Record) bool) error {
 	key := s.keys.Members(room)
 	for {
@@ -67,7 +67,8 @@ func (s *Store) scan(ctx context.Context, room string, cursor uint64, f func(Rec
 	}
 }
 
-// each calls f with the page's records until it returns false; then more is.
+// each calls f with the records of the page until f returns false. more is false if f
+// did.
 func (p page) each(f func(Record) bool) (more bool, err error) {
 	records, err := decodePairs(p.pairs)
 	if err != nil {
@@ -93,9 +94,9 @@ func decodePairs(pairs []string) ([]Record, error) {
 	return records, nil
 }
 
-// Some reads at most limit members of a room (limit < 0: all of them) and how
-// many there are. It reads not many more than it returns, however large the room
-// is, and in most cases in one round trip.
+// Some reads at most limit members of a room (limit < 0: all of them) and their total
+// number. It reads not many more members than it returns, and usually needs one round
+// trip.
 func (s *Store) Some(ctx context.Context, room string, limit int) ([]Record, int, error) {
 	if limit < 0 {
 		snap, err := s.Snapshot(ctx, room)
@@ -121,7 +122,7 @@ func (s *Store) Some(ctx context.Context, room string, limit int) ([]Record, int
 	return records, max(total, len(records)), err
 }
 
-// glance returns how many members a room has, and a page of about so many.
+// glance returns the number of members of a room, and a page of about that size.
 func (s *Store) glance(ctx context.Context, room string, about int) (int, page, error) {
 	type seen struct {
 		total int64
@@ -141,7 +142,7 @@ func (s *Store) glance(ctx context.Context, room string, about int) (int, page, 
 	return int(g.total), g.first, err
 }
 
-// Count returns how many members a room has.
+// Count returns the number of members of a room.
 func (s *Store) Count(ctx context.Context, room string) (int, error) {
 	key := s.keys.Members(room)
 	n, err := read(ctx, s, key, func(ctx context.Context) (int64, error) {
@@ -155,9 +156,9 @@ func (s *Store) Record(ctx context.Context, room, conn string) (Record, bool, er
 	return s.FindIn(ctx, []string{room}, conn)
 }
 
-// Records reads many entries in one round trip, in order; the zero Record
-// where there is none.
-func (s *Store) Records(ctx context.Context, refs []OwnedRef) ([]Record, error) {
+// Records reads many entries in one round trip, in the given order. Missing entries are
+// zero Records.
+func (s *Store) Records(ctx context.Context, refs []EntryRef) ([]Record, error) {
 	return call(ctx, s, func(ctx context.Context) ([]Record, error) {
 		pipe := s.client.Pipeline()
 		cmds := make([]*redis.StringCmd, len(refs))
@@ -173,7 +174,7 @@ func (s *Store) Records(ctx context.Context, refs []OwnedRef) ([]Record, error) 
 			if errors.Is(err, redis.Nil) {
 				continue
 			}
-			if err != nil { // Exec returns the first error only, which may be a Nil
+			if err != nil { // Exec returns only the first error, which may be a Nil
 				return nil, err
 			}
 			if records[i], err = DecodeRecord(refs[i].Conn, text); err != nil {
@@ -184,12 +185,12 @@ func (s *Store) Records(ctx context.Context, refs []OwnedRef) ([]Record, error) 
 	})
 }
 
-// FindIn reads the entry of conn in each of the rooms, in one round trip, and
-// returns the first that is there.
+// FindIn reads the entry of conn in each of the rooms, in one round trip, and returns
+// the first that exists.
 func (s *Store) FindIn(ctx context.Context, rooms []string, conn string) (Record, bool, error) {
-	refs := make([]OwnedRef, len(rooms))
+	refs := make([]EntryRef, len(rooms))
 	for i, room := range rooms {
-		refs[i] = OwnedRef{Room: room, Conn: conn}
+		refs[i] = EntryRef{Room: room, Conn: conn}
 	}
 	records, err := s.Records(ctx, refs)
 	for _, r := range records {
@@ -200,45 +201,56 @@ func (s *Store) FindIn(ctx context.Context, rooms []string, conn string) (Record
 	return Record{}, false, err
 }
 
-// Positions reads where rooms stand, hundreds per call, in the order asked.
+// Positions reads the positions of rooms, hundreds per call, in the given order.
 func (s *Store) Positions(ctx context.Context, rooms []string) ([]Position, error) {
 	out := make([]Position, len(rooms))
-	for _, group := range s.byBucket(rooms) {
-		for part := range slices.Chunk(group, positionsPerCall) {
-			keys := make([]string, len(part))
-			for i, at := range part {
-				keys[i] = s.keys.Seq(rooms[at])
-			}
-			reply, err := run(ctx, s, positionsScript, keys)
-			if err != nil {
-				return nil, err
-			}
-			lines, err := texts(reply)
-			if err != nil || len(lines) != len(part) {
-				return nil, fmt.Errorf("positions: %w", errFormat)
-			}
-			for i, at := range part {
-				if out[at], err = decodePosition(lines[i]); err != nil {
-					return nil, err
-				}
+	err := s.eachPart(rooms, positionsPerCall, func(_ int, part []int) error {
+		keys := make([]string, len(part))
+		for i, at := range part {
+			keys[i] = s.keys.Seq(rooms[at])
+		}
+		reply, err := run(ctx, s, positionsScript, keys)
+		if err != nil {
+			return err
+		}
+		lines, err := texts(reply)
+		if err != nil || len(lines) != len(part) {
+			return fmt.Errorf("positions: %w", errFormat)
+		}
+		for i, at := range part {
+			if out[at], err = decodePosition(lines[i]); err != nil {
+				return err
 			}
 		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
 	}
 	return out, nil
 }
 
-// byBucket groups the indexes of rooms that one script call may touch together.
-func (s *Store) byBucket(rooms []string) map[int][]int {
+// eachPart calls f with the indexes of at most size rooms at a time, all of one bucket,
+// because one script call may only use the rooms of one bucket. It stops at the first
+// error.
+func (s *Store) eachPart(rooms []string, size int, f func(bucket int, part []int) error) error {
 	groups := make(map[int][]int)
 	for i, room := range rooms {
 		b := s.keys.RoomBucket(room)
 		groups[b] = append(groups[b], i)
 	}
-	return groups
+	for bucket, group := range groups {
+		for part := range slices.Chunk(group, size) {
+			if err := f(bucket, part); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
-// Rooms calls f with the name of every room that has members, some of them
-// perhaps more than once, until f returns false.
+// Rooms calls f with the name of every room that has members, until f returns false. It
+// may name a room more than once.
 func (s *Store) Rooms(ctx context.Context, f func(room string) bool) error {
 	for b := range s.keys.Buckets() {
 		var cursor uint64
@@ -272,8 +284,8 @@ func (s *Store) setPage(ctx context.Context, key string, cursor uint64) ([]strin
 	return p.names, p.next, err
 }
 
-// Homes returns the incarnations that own entries of a room.
-func (s *Store) Homes(ctx context.Context, room string) ([]string, error) {
+// OwnersIn returns the incarnations that own entries of a room.
+func (s *Store) OwnersIn(ctx context.Context, room string) ([]string, error) {
 	key := s.keys.Seq(room)
 	at, err := read(ctx, s, key, func(ctx context.Context) (string, error) {
 		at, err := s.client.Get(ctx, key).Result()
@@ -285,5 +297,5 @@ func (s *Store) Homes(ctx context.Context, room string) ([]string, error) {
 	if err != nil {
 		return nil, err
 	}
-	return decodeHomes(at)
+	return decodeOwners(at)
 }

@@ -19,7 +19,7 @@ func TestSnapshotOfSmallRoom(t *testing.T) {
 		require.NoError(w, err)
 		assert.True(w, snap.Position.None())
 		assert.Empty(w, snap.Records)
-		assert.Empty(w, w.dump(), "reading makes nothing")
+		assert.Empty(w, w.dump(), "a read creates nothing")
 
 		op := joinTTL("r", "a", "a1", time.Minute)
 		op.MetaVersion, op.Meta, op.StateVersion, op.State = 1, []byte("1"), 1, []byte(`{}`)
@@ -57,8 +57,8 @@ func (p *paging) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	}
 }
 
-// A large room is read in pages. What stays all the while is in it, and what
-// changes meanwhile can be merged by its number.
+// A large room is read in pages. Members that stay all the time are in the snapshot,
+// and changes during the read can be merged by their seq.
 func TestSnapshotInPagesWhileTheRoomChanges(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
@@ -148,20 +148,20 @@ func TestPositionsOfManyRooms(t *testing.T) {
 	})
 }
 
-func TestRoomsHomesAndCounts(t *testing.T) {
+func TestRoomsOwnersAndCounts(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
 		w.ok("I", join("r", "a", "1"), join("r", "b", "1"), join("q", "a", "1"))
 		w.ok("J", join("r", "c", "1"))
 		assert.Equal(w, []string{"q", "r"}, w.rooms())
-		assert.Equal(w, map[string]string{"I": "2", "J": "1"}, w.homes("r"))
+		assert.Equal(w, map[string]string{"I": "2", "J": "1"}, w.owners("r"))
 		n, err := w.Count(w.Context(), "r")
 		require.NoError(w, err)
 		assert.Equal(w, 3, n)
 		w.ok("I", leave("r", "a", "1"), leave("r", "b", "1"), leave("q", "a", "1"))
 		assert.Equal(w, []string{"r"}, w.rooms())
-		assert.Equal(w, map[string]string{"J": "1"}, w.homes("r"))
-		assert.Empty(w, w.homes("nowhere"))
+		assert.Equal(w, map[string]string{"J": "1"}, w.owners("r"))
+		assert.Empty(w, w.owners("nowhere"))
 
 		calls := 0
 		w.ok("I", join("q", "a", "2"))
@@ -204,18 +204,18 @@ func TestSomeMembers(t *testing.T) {
 	})
 }
 
-// An error is not an absence, wherever it stands in the round trip.
-func TestRecordsTellErrorsFromAbsence(t *testing.T) {
+// An error differs from a missing record, in any place of the round trip.
+func TestRecordsErrorsAndMissing(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {
 		w.ok("I", join("r", "a", "a1"))
 		require.NoError(w, w.rdb.Set(w.Context(), w.keys.Members("bad"), "mine", 0).Err())
-		refs := []OwnedRef{{Room: "nowhere", Conn: "a"}, {Room: "r", Conn: "a"}, {Room: "r", Conn: "b"}}
+		refs := []EntryRef{{Room: "nowhere", Conn: "a"}, {Room: "r", Conn: "a"}, {Room: "r", Conn: "b"}}
 		records, err := w.Records(w.Context(), refs)
 		require.NoError(w, err)
 		assert.Equal(w, []Record{{}, w.record("r", "a"), {}}, records)
 		for at := range 3 {
-			broken := append([]OwnedRef{}, refs...)
+			broken := append([]EntryRef{}, refs...)
 			broken[at].Room = "bad"
 			_, err = w.Records(w.Context(), broken)
 			require.ErrorIs(w, err, ErrUnavailable, "at %d", at)

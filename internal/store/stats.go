@@ -6,46 +6,45 @@ import (
 	"github.com/meshpresence/mesh/internal/histogram"
 )
 
-// Stats is what a Store has done since it was made.
+// Stats are the figures of a Store since it was made.
 type Stats struct {
-	Calls uint64 // made
-	// Failures are calls that Redis did not answer in time, or refused; those
-	// included that were never made, for want of a place, and not those whose
+	Calls uint64 // calls made
+	// Failures counts calls that Redis refused or did not answer in time. It includes
+	// calls that were never sent because no slot became free, and excludes calls whose
 	// caller stopped waiting.
 	Failures uint64
-	// Took is how long calls waited for their answer, or until they were given up.
+	// Took is the time that calls waited for their answer or until they were given up.
 	Took histogram.Counts
-	// Reaped counts what was ended for others: once for all stores that tried,
-	// unless Redis's answer was lost.
-	Reaped Reaped
+	// CleanedUp counts ends on behalf of other owners. Each counts once, by the store
+	// that succeeded, unless the answer of Redis was lost.
+	CleanedUp CleanedUp
 }
 
-// Reaped counts entries, and states, that Reap ended, by the ground.
-type Reaped struct {
-	Expired uint64 // entries whose key was gone
-	States  uint64 // states whose key was gone
-	Dead    uint64 // entries whose owner was dead
+// CleanedUp counts the entries and states that CleanUp ended, by ground.
+type CleanedUp struct {
+	Expired uint64 // entries without a per-connection key
+	States  uint64 // states without a key
+	Dead    uint64 // entries of dead owners
 }
 
-// reaped is what Reaped is made of.
-type reaped struct{ expired, states, dead atomic.Uint64 }
+// cleanedUp holds the counters of CleanedUp.
+type cleanedUp struct{ expired, states, dead atomic.Uint64 }
 
-func (r *reaped) count(m ReapMode) {
+func (c *cleanedUp) count(m CleanUpGround) {
 	switch m {
-	case ReapExpired:
-		r.expired.Add(1)
-	case ReapState:
-		r.states.Add(1)
-	case ReapDead:
-		r.dead.Add(1)
-	case ReapCleared: // nobody asks for it
+	case GroundExpired:
+		c.expired.Add(1)
+	case GroundStateExpired:
+		c.states.Add(1)
+	case GroundDead:
+		c.dead.Add(1)
 	}
 }
 
-// Stats returns what has been counted.
+// Stats returns the current figures.
 func (s *Store) Stats() Stats {
 	return Stats{
 		Calls: s.nCalls.Load(), Failures: s.nFailures.Load(), Took: s.took.Counts(),
-		Reaped: Reaped{Expired: s.reaped.expired.Load(), States: s.reaped.states.Load(), Dead: s.reaped.dead.Load()},
+		CleanedUp: CleanedUp{Expired: s.cleanedUp.expired.Load(), States: s.cleanedUp.states.Load(), Dead: s.cleanedUp.dead.Load()},
 	}
 }

@@ -1,7 +1,7 @@
-// Package store is the only part of mesh that talks to Redis. It knows how a
-// room is laid out there, and does each change as one Lua script that also
-// publishes the event, so that what Redis holds and what servers hear cannot
-// differ. It decides nothing about time, ownership or who may see what.
+// Package store is the only part of mesh that talks to Redis. It knows the layout of
+// rooms in Redis. Each change is one Lua script that also publishes the event, so that
+// the data in Redis and the events that servers receive cannot differ. The package
+// decides nothing about time, ownership or access.
 package store
 
 import (
@@ -9,73 +9,73 @@ import (
 	"time"
 )
 
-// Errors of the store. Any other error means that the outcome is unknown: the
-// script may have run and its reply been lost.
+// Errors of the store. Any other error means that the outcome is unknown: the script
+// may have run, and its reply may have been lost.
 var (
-	// ErrFenced says that the incarnation has been declared dead: it must not
-	// write any more.
+	// ErrFenced means that the incarnation was declared dead, and may not write any
+	// more.
 	ErrFenced = errors.New("store: incarnation is fenced")
-	// ErrLost says that Redis has lost a batch that it had acknowledged, or
-	// does not know the incarnation (any more), though it has written before.
-	ErrLost = errors.New("store: redis has lost what it had acknowledged")
-	// ErrLate says that a later batch of the same lane has already run, so
-	// this one was dropped whole.
+	// ErrForgotten means that Redis has lost a batch that it had acknowledged, or that
+	// it does not know the incarnation although that has written before.
+	ErrForgotten = errors.New("store: redis has lost what it had acknowledged")
+	// ErrLate means that a later batch of the same incarnation and bucket has already
+	// run. The late batch changed nothing.
 	ErrLate = errors.New("store: batch is older than one that ran")
-	// ErrClock says that Redis's clock is not where the caller's own clock
-	// expected it: nobody may be judged now.
+	// ErrClock means that the clock of Redis is not where the caller's own clock
+	// expected it. No other server may be declared dead now.
 	ErrClock = errors.New("store: redis clock stepped")
-	// ErrUnavailable says that Redis did not answer in time, or refused: see
-	// refused.go for the reasons that are told apart.
+	// ErrUnavailable means that Redis did not answer in time or refused. refused.go
+	// lists the known reasons.
 	ErrUnavailable = errors.New("store: redis is unavailable")
-	// ErrData says that Redis refused an op because of what a key holds, which
-	// is nothing of this library's. It is an ErrUnavailable.
+	// ErrData means that Redis refused an op because a key holds a value that is not of
+	// this library. It is an ErrUnavailable.
 	ErrData = errors.New("store: a key holds something else")
 )
 
-// Keys names what the store keeps. Names of one room share a hash slot; names
-// of different rooms never coincide.
+// Keys returns the names of keys and channels. The keys of one room share a hash slot.
+// Keys of different rooms never collide.
 type Keys interface {
-	// Buckets is how many buckets rooms are spread over (1 without a cluster).
+	// Buckets returns the number of buckets (1 without a cluster).
 	Buckets() int
-	// Clustered says that names carry their bucket as a hash tag.
+	// Clustered reports whether names contain their bucket as a hash tag.
 	Clustered() bool
-	// RoomBucket and ConnBucket say which bucket a room and a connection's
-	// metadata belong to.
+	// RoomBucket and ConnBucket return the bucket of a room and of a connection's
+	// metadata.
 	RoomBucket(room string) int
 	ConnBucket(conn string) int
 
 	Members(room string) string     // hash: connection id -> record
 	Conn(room, conn string) string  // string with PX: entry id
 	State(room, conn string) string // string: copy of the state
-	Seq(room string) string         // string: position, and how many entries each incarnation has
+	Seq(room string) string         // string: position, and the number of entries of each incarnation
 	RoomMeta(room string) string    // hash: v, d
 	ConnMeta(conn string) string    // hash: o, v, d
 	Owned(bucket int, incarnation string) string
 	Fence(bucket int, incarnation string) string
-	Rooms(bucket int) string // set: names of rooms with members
-	Instances() string       // sorted set: incarnation -> deadline
-	Dead() string            // sorted set: incarnation -> time of death
-	Format() string          // string: layout version, and number of buckets
-	OtherFormat() string     // the same on a cluster if this is none, and the reverse
-	Canary() string          // string with PX: probe for expired events
-	Foreign() []string       // keys that other software with the same prefix has, and this never
+	Rooms(bucket int) string        // set: names of rooms with members
+	Instances() string              // sorted set: incarnation -> deadline
+	Dead() string                   // sorted set: incarnation -> time of death
+	Name(incarnation string) string // string with PX: a server's name for people, in the slot of Instances
+	Format() string                 // string: layout version and number of buckets
+	OtherFormat() string            // the format key of a cluster if this is none, and the reverse
+	Canary() string                 // string with PX: probe for expired events
+	OtherServerKeys() []string      // keys that other software uses under the same prefix, and this library never does
 
-	EventsPrefix() string              // channel of a room's events is this + room
-	Control(incarnation string) string // channel of one server
+	EventsPrefix() string                    // channel of a room's events is this + room
+	ServerChannel(incarnation string) string // channel of one server
 }
 
-// Position is a place in a room's history. The zero Position is a room that
-// Redis knows nothing of.
+// Position is a point in a room's history. The zero Position means that Redis has none.
 type Position struct {
 	Epoch string
 	Seq   uint64
-	Tag   string // of the writer of the event numbered Seq
+	Tag   string // of the event with number Seq
 }
 
-// None reports whether Redis knows nothing of the room.
+// None reports whether Redis has no position of the room.
 func (p Position) None() bool { return p.Epoch == "" }
 
-// Record is one entry as the room's hash holds it.
+// Record is one entry as stored in the room's hash.
 type Record struct {
 	Conn         string
 	Entry        string
@@ -91,12 +91,11 @@ type Record struct {
 	StateUntil   int64 // Redis time, unix ms; 0: no expiry
 }
 
-// EventType says what happened in a room.
+// EventType is the kind of a change in a room.
 type EventType byte
 
-// The types of events. Replaced is a join whose connection was already
-// present under an older entry id: to subscribers nothing happened, unless
-// the state differs.
+// The types of events. Replaced is a join of a connection that was present under an
+// older entry id. Subscribers do not see it unless the state differs.
 const (
 	Joined   EventType = 'J'
 	Replaced EventType = 'R'
@@ -105,20 +104,20 @@ const (
 	Meta     EventType = 'M'
 )
 
-// Cause says why an entry ended.
+// Cause is the reason for the end of an entry.
 type Cause byte
 
 // The causes of a leave.
 const (
-	CauseLeft   Cause = 'l' // asked to leave
-	CauseClosed Cause = 'c' // the connection closed
-	CauseSilent Cause = 's' // no frame for TTL
-	CauseLost   Cause = 'd' // its server died
+	CauseLeft       Cause = 'l' // the connection or the app asked for it
+	CauseClosed     Cause = 'c' // the connection closed
+	CauseSilent     Cause = 's' // no frame for TTL
+	CauseServerLost Cause = 'd' // its server was declared dead
 )
 
-// Event is one change of a room, as published by the script that made it.
-// The record fields hold what the change left behind (for Left: nothing but
-// Conn, Entry, Incarnation, Seq).
+// Event is one change of a room, as published by the script that made it. The record
+// holds the entry after the change. For Left it has only Conn, Entry, Incarnation and
+// Seq.
 type Event struct {
 	Type  EventType
 	Epoch string
@@ -129,66 +128,66 @@ type Event struct {
 	Record
 }
 
-// Position is where the room stands after the event.
+// Position returns the position of the room after the event.
 func (e *Event) Position() Position { return Position{Epoch: e.Epoch, Seq: e.Seq, Tag: e.Tag} }
 
-// Snapshot is what Redis holds of a room.
+// Snapshot is the content of a room in Redis.
 type Snapshot struct {
-	// Position is where the room stood when reading began. Records may be
-	// newer (their Seq says so) where the room was read in pages.
+	// Position is the position of the room when reading began. In a paged snapshot,
+	// records may be newer, as their Seq shows.
 	Position Position
 	Records  []Record
-	// Paged says that the records were not read in one atomic step: events
-	// after Position must be merged in, per connection the higher Seq wins.
+	// Paged means that the records were not read in one atomic step. Events after
+	// Position must be merged in. For each connection the higher Seq wins.
 	Paged bool
-	// Lost says that the room counts more members than it has: Redis lost
-	// records, so a member that is missing has not left.
-	Lost bool
+	// Incomplete means that the room counts more members than it has. Redis lost
+	// records, so a missing member may not have left.
+	Incomplete bool
 }
 
-// OpKind says what an Op does.
+// OpKind is the kind of an Op.
 type OpKind byte
 
-// The kinds of operations an owner commits.
+// The kinds of ops.
 const (
-	OpJoin       OpKind = 'J' // write the entry, whether or not there is one of that connection
-	OpUpdate     OpKind = 'U' // refresh, metadata, state: only if the entry is there
-	OpLeave      OpKind = 'L' // end the entry, only if it is that one
-	OpConnect    OpKind = 'K' // register a connection, with metadata
-	OpDisconnect OpKind = 'D' // forget a connection's metadata
-	OpRecount    OpKind = 'C' // restore a room's position, its count of this incarnation, and its place on the index
-	OpTouch      OpKind = 'N' // nothing but the batch, which restores the fence
+	OpJoin       OpKind = 'J' // write the entry, even if the connection has one
+	OpUpdate     OpKind = 'U' // refresh, metadata, state: only if the entry exists
+	OpLeave      OpKind = 'L' // end the entry, only if it is this one
+	OpConnect    OpKind = 'K' // register a connection with its metadata
+	OpDisconnect OpKind = 'D' // delete a connection's metadata
+	OpRecount    OpKind = 'C' // restore a room's position, its count of this incarnation, and its place in the index
+	OpTouch      OpKind = 'N' // nothing but the batch itself, which restores the fence
 )
 
-// Op is one change that the owner of an entry asks for. It may be executed
-// twice: the second time changes and publishes nothing.
+// Op is one change by the owner of an entry. It may be executed twice: the second
+// execution changes and publishes nothing.
 type Op struct {
 	Kind  OpKind
-	Room  string // not for OpConnect, OpDisconnect, OpTouch
+	Room  string // empty for OpConnect, OpDisconnect, OpTouch
 	Conn  string
 	Entry string
 
 	TTL  time.Duration // of the rule; 0: none
-	Left time.Duration // life of the per-connection key from now; 0 in OpUpdate: do not refresh
+	Left time.Duration // life of the per-connection key from now; 0 in OpUpdate: no refresh
 
-	MetaVersion uint64 // in OpUpdate 0: leave the metadata alone
+	MetaVersion uint64 // 0 in OpUpdate: metadata unchanged
 	Meta        []byte
 
-	StateVersion uint64 // in OpUpdate 0: leave the state alone
+	StateVersion uint64 // 0 in OpUpdate: state unchanged
 	State        []byte // nil: no state
 	StateSilent  bool
 	StateLeft    time.Duration // life of the state from now; 0: no expiry
 
 	Cause Cause // OpLeave
-	// Stated says that the entry of an OpLeave may have a state. If it has one and
-	// this was not said, the leave takes a second call. Of an OpJoin it says that a
-	// copy of an earlier entry's state may be there, which is deleted.
+	// Stated means, in an OpLeave, that the entry may have a state. A leave of an entry
+	// with a state takes a second call without it. In an OpJoin it means that there may
+	// be a copy of the state of an earlier entry, which the op deletes.
 	Stated bool
-	// Known says that Redis has acknowledged the entry of an OpLeave. If its
-	// record is lost, the leave is published all the same.
+	// Known means that Redis has acknowledged the entry of an OpLeave. If its record is
+	// lost, the leave is published nevertheless.
 	Known bool
 
-	Entries int // OpRecount: how many this incarnation has in the room, exactly
+	Entries int // OpRecount: the exact number of entries of this incarnation in the room
 
 	Fresh bool // OpConnect: the connection is new, not registered again
 }
@@ -196,91 +195,90 @@ type Op struct {
 // OpStatus is the outcome of an Op.
 type OpStatus byte
 
-// The outcomes. Gone: there is no entry of that connection any more. Other:
-// there is one, with another entry id; to an OpUpdate, one of another
-// incarnation, and what the same incarnation left there is as good as Gone.
+// The outcomes. Gone means that the connection has no entry. Other means that it has
+// one with another entry id. For an OpUpdate, Other means one of another incarnation;
+// one of the same incarnation counts as Gone.
 const (
 	Done  OpStatus = '+'
 	Gone  OpStatus = '0'
 	Other OpStatus = 'x'
 )
 
-// OpResult answers one Op.
+// OpResult is the answer to one Op.
 type OpResult struct {
 	Status OpStatus
-	Err    error // Redis refused this one (out of memory, wrong type); nothing was changed
-	// Position of the room after the op, the zero Position where an update
-	// changed nothing that anybody is told.
+	Err    error // Redis refused this op (out of memory, wrong type); nothing was changed
+	// Position is the position of the room after the op. It is zero if an update
+	// changed nothing that is published.
 	Position Position
 	Total    int    // members of the room (OpJoin only)
-	Holder   string // incarnation that owns the other entry (Other to OpUpdate only)
-	// Record of the connection's metadata where Redis holds a newer version
-	// than the one offered (OpConnect only).
+	Owner    string // incarnation of the other entry (Other to OpUpdate only)
+	// MetaVersion and Meta are the connection's metadata if Redis holds a newer version
+	// than the op (OpConnect only).
 	MetaVersion uint64
 	Meta        []byte
 }
 
-// ReapMode says on what ground an entry or state may be ended by somebody who
-// does not own it.
-type ReapMode byte
+// CleanUpGround is the condition on which a server may end an entry or a state that it
+// does not own.
+type CleanUpGround byte
 
 // The grounds.
 const (
-	ReapExpired ReapMode = 't' // its per-connection key is gone
-	ReapState   ReapMode = 's' // the state's key is gone
-	ReapDead    ReapMode = 'd' // its owner is fenced
-	ReapCleared ReapMode = 'f' // the app cleared the room: no ground needed
+	GroundExpired      CleanUpGround = 't' // its per-connection key is gone
+	GroundStateExpired CleanUpGround = 's' // the state's key is gone
+	GroundDead         CleanUpGround = 'd' // its owner is fenced
 )
 
-// ReapItem names one entry (or its state) to end.
-type ReapItem struct {
-	Mode         ReapMode
+// CleanUpItem names one entry (or its state) to end.
+type CleanUpItem struct {
+	Mode         CleanUpGround
 	Room         string
 	Conn         string
 	Entry        string
 	Incarnation  string
-	StateVersion uint64 // ReapState
+	StateVersion uint64 // GroundStateExpired
 }
 
-// ReapStatus is the outcome for one item.
-type ReapStatus byte
+// CleanUpStatus is the outcome of one item.
+type CleanUpStatus byte
 
-// The outcomes of a reap: Ended it was, now; Alive: the ground does not hold;
-// NotThere: it had ended before.
+// The outcomes. Ended: this call ended it. Alive: the ground does not hold. NotThere:
+// it had ended before.
 const (
-	Ended    ReapStatus = '+'
-	Alive    ReapStatus = 'a'
-	NotThere ReapStatus = '0'
+	Ended    CleanUpStatus = '+'
+	Alive    CleanUpStatus = 'a'
+	NotThere CleanUpStatus = '0'
 )
 
-// Judgment is what lets a server end what it does not own: its own idea of
-// where Redis's clock stands. The script refuses with ErrClock when Redis
-// disagrees by more than Tolerance.
-type Judgment struct {
+// ClockProof allows a server to end what it does not own. It is the time that the
+// server expects the clock of Redis to show. The script fails with ErrClock if the
+// clock differs by more than Tolerance.
+type ClockProof struct {
 	Now       int64 // expected Redis time, unix ms
 	Tolerance time.Duration
 }
 
-// OwnedRef is one member of an incarnation's index: an entry, or (Room and
-// Entry empty) a registered connection.
-type OwnedRef struct {
+// EntryRef is one item of an incarnation's index: an entry, or a registered connection
+// (if Room and Entry are empty).
+type EntryRef struct {
 	Conn  string
 	Entry string
 	Room  string
 }
 
-// Renewal answers Renew.
+// Renewal is the result of Renew.
 type Renewal struct {
-	Present bool          // false: this incarnation is not on the list any more
-	Now     int64         // Redis time, unix ms
-	Next    string        // the other incarnation whose lease runs out first, "" if none
-	NextIn  time.Duration // until it does; negative: it has
-	Dead    []string      // declared dead and not cleaned up yet; nil unless asked for
-	Owned   int64         // size of owned in bucket 0; -1 where it lives elsewhere
-	Heard   int64         // how many listeners of the same node the beat went to
+	Listed    bool          // the incarnation is in the list of live servers
+	Now       int64         // Redis time, unix ms
+	Next      string        // the other incarnation whose lease runs out first, "" if none
+	NextIn    time.Duration // time until then; negative: it has run out
+	Dead      []string      // incarnations that are not cleaned up yet; nil unless asked for
+	Owned     int64         // size of the index in bucket 0; -1: not read
+	Receivers int64         // receivers of the echo on the same Redis node
 }
 
-// MetaValue is a versioned JSON value: metadata of a connection or a room.
+// MetaValue is a versioned JSON value: the metadata of a connection or a room.
 type MetaValue struct {
 	Version uint64
 	Data    []byte // nil: none

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -17,53 +16,20 @@ import (
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-// testKeys are names like those of the library. A bucket of a room is its
-// length's, so that a test can choose.
-type testKeys struct{ buckets int }
-
-func (k testKeys) Buckets() int               { return k.buckets }
-func (k testKeys) RoomBucket(room string) int { return len(room) % k.buckets }
-func (k testKeys) ConnBucket(conn string) int { return len(conn) % k.buckets }
-
-func (k testKeys) Members(room string) string    { return "t:presence:members:" + room }
-func (k testKeys) Conn(room, conn string) string { return "t:presence:conn:" + room + ":" + conn }
-func (k testKeys) State(room, conn string) string {
-	return "t:presence:state:" + room + ":" + conn
-}
-func (k testKeys) Seq(room string) string      { return "t:presence:seq:" + room }
-func (k testKeys) RoomMeta(room string) string { return "t:room-meta:" + room }
-func (k testKeys) ConnMeta(conn string) string { return "t:connection-meta:" + conn }
-func (k testKeys) Owned(bucket int, inc string) string {
-	return "t:" + strconv.Itoa(bucket) + ":presence:owned:" + inc
-}
-func (k testKeys) Fence(bucket int, inc string) string {
-	return "t:" + strconv.Itoa(bucket) + ":fence:" + inc
-}
-func (k testKeys) Rooms(bucket int) string   { return "t:" + strconv.Itoa(bucket) + ":presence:rooms" }
-func (k testKeys) Instances() string         { return "t:instances" }
-func (k testKeys) Dead() string              { return "t:dead" }
-func (k testKeys) Format() string            { return "t:format" }
-func (k testKeys) OtherFormat() string       { return "t:{0}:format" }
-func (k testKeys) Canary() string            { return "t:canary" }
-func (k testKeys) Clustered() bool           { return k.buckets > 1 }
-func (k testKeys) Foreign() []string         { return []string{"t:theirs"} }
-func (k testKeys) EventsPrefix() string      { return "t:0:presence:events:" }
-func (k testKeys) Control(inc string) string { return "t:0:server:" + inc }
-
-// world is one Redis and a store on it.
+// world is one Redis with a store on it.
 type world struct {
 	*testing.T
 	*Store
-	rdb  *redis.Client     // beside the store's
-	mem  *meshtest.Redis   // in this process, or
-	real *redistest.Server // a process of its own
+	rdb  *redis.Client     // a second client
+	mem  *meshtest.Redis   // the embedded Redis, or nil
+	real *redistest.Server // the Redis server process, or nil
 
 	numbers map[string]uint64 // of the last batch, by incarnation
 	sub     *redis.PubSub
 }
 
-// everywhere runs a test on the Redis of meshtest, in virtual time, and on a
-// real one. In virtual time no call is late because the machine is busy.
+// everywhere runs a test on the embedded Redis, in virtual time, and on a real one. In
+// virtual time no call is late because the machine is busy.
 func everywhere(t *testing.T, f func(w *world)) {
 	t.Helper()
 	t.Run("embedded", func(t *testing.T) {
@@ -100,13 +66,13 @@ func (w *world) commit(inc string, ops ...Op) []OpResult {
 	return res
 }
 
-// again runs ops under the number of the last batch.
+// again sends ops under the number of the last batch.
 func (w *world) again(inc string, ops ...Op) ([]OpResult, error) {
 	return w.Store.Commit(w.Context(), 0, inc, w.numbers[inc], 0, ops)
 }
 
-// ok is commit of ops that all have to succeed, no more at once than a call may
-// carry: on a busy machine too each has to be done in time.
+// ok commits ops that all have to succeed, at most MaxOps per call, so that each call
+// is in time on a busy machine too.
 func (w *world) ok(inc string, ops ...Op) []OpResult {
 	w.Helper()
 	var res []OpResult
@@ -120,10 +86,10 @@ func (w *world) ok(inc string, ops ...Op) []OpResult {
 	return res
 }
 
-// listen begins to listen to the events of all rooms and to control channels.
+// listen subscribes to the events of all rooms and to the server channels.
 func (w *world) listen() {
 	w.Helper()
-	w.sub = w.rdb.PSubscribe(w.Context(), w.keys.EventsPrefix()+"*", w.keys.Control("")+"*", "end")
+	w.sub = w.rdb.PSubscribe(w.Context(), w.keys.EventsPrefix()+"*", w.keys.ServerChannel("")+"*", "end")
 	w.Cleanup(func() { _ = w.sub.Close() })
 	for range 3 {
 		_, err := w.sub.Receive(w.Context())
@@ -131,10 +97,10 @@ func (w *world) listen() {
 	}
 }
 
-// message is one message that was published.
+// message is one published message.
 type message struct{ channel, payload string }
 
-// heard returns what was published since the last time.
+// heard returns the messages since the last call.
 func (w *world) heard() []message {
 	w.Helper()
 	require.NoError(w, w.rdb.Publish(w.Context(), "end", "").Err())
@@ -149,13 +115,13 @@ func (w *world) heard() []message {
 	}
 }
 
-// event is an event and the room it was told in.
+// event is an event with its room.
 type event struct {
 	Room string
 	Event
 }
 
-// events returns the events that were published since the last time.
+// events returns the events since the last call.
 func (w *world) events() []event {
 	w.Helper()
 	var list []event
@@ -171,7 +137,7 @@ func (w *world) events() []event {
 	return list
 }
 
-// kinds says in short what events there were.
+// kinds returns the types of events as text.
 func kinds(events []event) string {
 	var b strings.Builder
 	for _, e := range events {
@@ -180,7 +146,7 @@ func kinds(events []event) string {
 	return b.String()
 }
 
-// record reads an entry that has to be there.
+// record reads an entry that must exist.
 func (w *world) record(room, conn string) Record {
 	w.Helper()
 	r, ok, err := w.Store.Record(w.Context(), room, conn)
@@ -204,9 +170,9 @@ func (w *world) position(room string) Position {
 }
 
 // owned lists the index of an incarnation.
-func (w *world) owned(inc string) []OwnedRef {
+func (w *world) owned(inc string) []EntryRef {
 	w.Helper()
-	var all []OwnedRef
+	var all []EntryRef
 	for cursor := uint64(0); ; {
 		refs, next, err := w.OwnedPage(w.Context(), 0, inc, cursor)
 		require.NoError(w, err)
@@ -219,7 +185,7 @@ func (w *world) owned(inc string) []OwnedRef {
 			break
 		}
 	}
-	slices.SortFunc(all, func(a, b OwnedRef) int {
+	slices.SortFunc(all, func(a, b EntryRef) int {
 		return strings.Compare(fmt.Sprint(a), fmt.Sprint(b))
 	})
 	return all
@@ -236,24 +202,25 @@ func (w *world) rooms() []string {
 	return slices.Compact(all)
 }
 
-func (w *world) homes(room string) map[string]string {
+func (w *world) owners(room string) map[string]string {
 	w.Helper()
 	at, err := w.rdb.Get(w.Context(), w.keys.Seq(room)).Result()
 	if errors.Is(err, redis.Nil) {
 		at, err = "none 0 -", nil
 	}
 	require.NoError(w, err)
-	homes := make(map[string]string)
+	owners := make(map[string]string)
 	for pair := range slices.Chunk(strings.Fields(at)[3:], 2) {
-		homes[pair[0]] = pair[1]
+		owners[pair[0]] = pair[1]
 	}
-	names, err := w.Homes(w.Context(), room)
+	names, err := w.OwnersIn(w.Context(), room)
 	require.NoError(w, err)
-	require.Len(w, names, len(homes))
-	return homes
+	require.Len(w, names, len(owners))
+	return owners
 }
 
-// pttl returns the life of a key; 0: there is none, negative: it has no end.
+// pttl returns the life of a key. 0 means that it does not exist, -1 that it has no
+// end.
 func (w *world) pttl(key string) time.Duration {
 	w.Helper()
 	d, err := w.rdb.PTTL(w.Context(), key).Result()
@@ -267,9 +234,8 @@ func (w *world) pttl(key string) time.Duration {
 	return max(d, 1)
 }
 
-// lives asserts how long a key has to live, give or take what a slow machine
-// has used up.
-func (w *world) lives(d time.Duration, key string) {
+// expectTTL asserts the remaining life of a key, with a tolerance for slow machines.
+func (w *world) expectTTL(d time.Duration, key string) {
 	w.Helper()
 	got := w.pttl(key)
 	require.LessOrEqual(w, got, d, key)
@@ -277,7 +243,7 @@ func (w *world) lives(d time.Duration, key string) {
 	require.Positive(w, got, key)
 }
 
-// dump returns every key with what it holds, without lives.
+// dump returns every key with its value, without TTLs.
 func (w *world) dump() map[string]string {
 	w.Helper()
 	out := make(map[string]string)
@@ -303,8 +269,8 @@ func (w *world) dump() map[string]string {
 	return out
 }
 
-// eternal returns the keys without an end.
-func (w *world) eternal() []string {
+// permanent returns the keys without a TTL.
+func (w *world) permanent() []string {
 	w.Helper()
 	var list []string
 	for key := range w.dump() {
@@ -316,28 +282,45 @@ func (w *world) eternal() []string {
 	return list
 }
 
-// gone waits until a key has run out.
-func (w *world) gone(key string) {
+// waitExpired waits until a key has expired.
+func (w *world) waitExpired(key string) {
 	w.Helper()
-	require.Eventually(w, func() bool { return w.pttl(key) == 0 }, 10*time.Second, 2*time.Millisecond, key)
+	require.Eventually(w, func() bool { return w.pttl(key) == 0 }, 2*time.Minute, 2*time.Millisecond, key)
 }
 
-// judgment is right about Redis's clock.
-func (w *world) judgment() Judgment {
+// clockProof returns a valid clock proof.
+func (w *world) clockProof() ClockProof {
 	w.Helper()
 	now, err := w.rdb.Time(w.Context()).Result()
 	require.NoError(w, err)
-	return Judgment{Now: now.UnixMilli(), Tolerance: 5 * time.Second}
+	return ClockProof{Now: now.UnixMilli(), Tolerance: 5 * time.Second}
 }
 
-func (w *world) reap(items ...ReapItem) string {
+// whileDead calls f while an incarnation is fenced, and then restores its fence.
+func (w *world) whileDead(inc string, f func()) {
 	w.Helper()
-	list, err := w.Reap(w.Context(), w.judgment(), items)
+	key := w.keys.Fence(0, inc)
+	number, err := w.rdb.Get(w.Context(), key).Result()
+	if !errors.Is(err, redis.Nil) {
+		require.NoError(w, err)
+	}
+	require.NoError(w, w.rdb.Set(w.Context(), key, "dead", 24*time.Hour).Err())
+	f()
+	if number == "" {
+		require.NoError(w, w.rdb.Del(w.Context(), key).Err())
+		return
+	}
+	require.NoError(w, w.rdb.Set(w.Context(), key, number, 24*time.Hour).Err())
+}
+
+func (w *world) cleanUp(items ...CleanUpItem) string {
+	w.Helper()
+	list, err := w.CleanUp(w.Context(), w.clockProof(), items)
 	require.NoError(w, err)
 	return statuses(list)
 }
 
-func statuses(list []ReapStatus) string {
+func statuses(list []CleanUpStatus) string {
 	var b strings.Builder
 	for _, s := range list {
 		b.WriteByte(byte(s))

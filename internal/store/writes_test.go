@@ -13,7 +13,7 @@ import (
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-// join is an op that joins, refresh one that refreshes.
+// joinOf returns a join, refreshOf a refresh.
 func joinOf(room, conn string) Op {
 	return Op{Kind: OpJoin, Room: room, Conn: conn, Entry: "E" + conn, TTL: time.Second, Left: 2 * time.Second}
 }
@@ -22,9 +22,8 @@ func refreshOf(room, conn string) Op {
 	return Op{Kind: OpUpdate, Room: room, Conn: conn, Entry: "E" + conn, TTL: time.Second, Left: 2 * time.Second}
 }
 
-// Whatever makes Redis refuse a refresh makes it refuse the attempt to write,
-// and nothing else does.
-func TestTryWriteIsRefusedAsARefreshIs(t *testing.T) {
+// Redis refuses the attempt to write exactly if it refuses a refresh.
+func TestTryWriteFailsLikeARefresh(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
 		begin, end func(ctx context.Context, c *redis.Client) error
@@ -69,7 +68,7 @@ func TestTryWriteIsRefusedAsARefreshIs(t *testing.T) {
 				require.ErrorIs(t, commit(joinOf("r", "b")), ErrFull)
 				_, _, err := s.SetRoomMeta(ctx, "r", 0, []byte("{}"))
 				require.ErrorIs(t, err, ErrFull)
-				require.Zero(t, s.Writes(0).Failed, "what needs memory says nothing about the rest")
+				require.Zero(t, s.Writes(0).Failed, "a lack of memory says nothing about other writes")
 			}
 
 			require.NoError(t, c.end(ctx, admin))
@@ -90,9 +89,8 @@ func replicaOf(host, port string) func(context.Context, *redis.Client) error {
 	return func(ctx context.Context, c *redis.Client) error { return c.Do(ctx, "REPLICAOF", host, port).Err() }
 }
 
-// A Redis that refuses for good to tell something, or an administrative command,
-// takes writes all the same.
-func TestWhatIsNeverAllowedIsNoFailure(t *testing.T) {
+// A Redis that always refuses a read or an administrative command still takes writes.
+func TestForbiddenReadIsNoFailure(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		mem := meshtest.StartRedis(t)
@@ -110,7 +108,7 @@ func TestWhatIsNeverAllowedIsNoFailure(t *testing.T) {
 			mem.SetError(text)
 			_, ok := s.Generation(ctx)
 			require.False(t, ok)
-			_, err := s.Publish(ctx, s.keys.Control("I"), "")
+			_, err := s.Publish(ctx, s.keys.ServerChannel("I"), "")
 			require.ErrorIs(t, err, ErrUnavailable)
 			_, err = s.OwnedSize(ctx, 0, "I")
 			require.ErrorIs(t, err, ErrUnavailable)
@@ -122,12 +120,12 @@ func TestWhatIsNeverAllowedIsNoFailure(t *testing.T) {
 			require.Zero(t, s.Writes(1).Failed)
 			mem.SetError("")
 			time.Sleep(time.Second)
-			s.places[0].health.now = Writes{}
+			s.slots[0].health.now = Writes{}
 		}
 	})
 }
 
-// What counts as a failure, and since when writes succeed again.
+// This covers which errors count as failures, and since when writes succeed again.
 func TestWritesSinceAFailure(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
@@ -153,15 +151,15 @@ func TestWritesSinceAFailure(t *testing.T) {
 		cancel()
 		require.Error(t, err)
 		mem.Resume()
-		require.Equal(t, first, s.Writes(0), "a caller without patience is no failure")
-		for range cap(s.places[0].reads) {
-			s.places[0].reads <- struct{}{}
+		require.Equal(t, first, s.Writes(0), "a caller that gives up early is no failure")
+		for range cap(s.slots[0].reads) {
+			s.slots[0].reads <- struct{}{}
 		}
 		_, err = s.OwnedSize(ctx, 0, "I")
 		require.ErrorIs(t, err, context.DeadlineExceeded)
-		require.Equal(t, first, s.Writes(0), "what was never sent is no failure")
-		for range cap(s.places[0].reads) {
-			<-s.places[0].reads
+		require.Equal(t, first, s.Writes(0), "a call that was never sent is no failure")
+		for range cap(s.slots[0].reads) {
+			<-s.slots[0].reads
 		}
 		mem.Hang()
 		_, err = s.OwnedSize(ctx, 1, "I")
@@ -179,9 +177,9 @@ func TestWritesSinceAFailure(t *testing.T) {
 		require.Equal(t, time.Now(), w.Failed)
 		require.Zero(t, w.Since)
 		require.False(t, w.Broken)
-		require.Zero(t, s.Writes(1).Failed, "nodes fail by themselves")
+		require.Zero(t, s.Writes(1).Failed, "each node fails alone")
 		require.Error(t, s.Ping(ctx))
-		require.Equal(t, time.Now(), s.Writes(1).Failed, "that one is of no bucket")
+		require.Equal(t, time.Now(), s.Writes(1).Failed, "this call has no bucket")
 		mem.SetError("")
 		time.Sleep(time.Second)
 		_, err = s.OwnedSize(ctx, 0, "I")
@@ -195,7 +193,7 @@ func TestWritesSinceAFailure(t *testing.T) {
 		require.Equal(t, since, s.Writes(0).Since)
 		require.Equal(t, time.Now(), s.Writes(0).Last)
 
-		s.Disturbed()
+		s.MayHaveFailed()
 		require.True(t, s.Writes(0).Broken)
 		time.Sleep(time.Millisecond)
 		require.NoError(t, s.TryWrite(ctx, 0))

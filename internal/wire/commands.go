@@ -1,7 +1,8 @@
 package wire
 
-// Commands that clients send. Those with an answer are answered under the
-// same name.
+import "strings"
+
+// Commands that clients send. An answer has the name of its command.
 const (
 	CommandNoop                    = "mesh/noop"
 	CommandJoinRoom                = "mesh/join-room"
@@ -16,42 +17,28 @@ const (
 	CommandSetMyConnectionMetadata = "mesh/set-my-connection-metadata"
 	CommandGetRoomMetadata         = "mesh/get-room-metadata"
 
-	// CommandPong and CommandLatencyResponse are signs of life; they carry an
-	// id and get no answer.
+	// CommandPong and CommandLatencyResponse are signs of life. They have an id and get
+	// no answer.
 	CommandPong            = "pong"
 	CommandLatencyResponse = "latency:response"
 )
 
-// Pushes that servers send unasked.
+// Pushes of the server.
 const (
 	PushAssignID       = "mesh/assign-id"
 	PushPresenceUpdate = "mesh/presence-update"
 	PushPresenceEnded  = "mesh/presence-ended"
-	// PushMembershipEnded is this project's own: a guard has taken the connection
-	// out of a room, and no request of the client tells it so.
+	// PushMembershipEnded is an extension of this project. The server sends it if a
+	// join guard has ended the membership of the connection in a room.
 	PushMembershipEnded = "mesh/membership-ended"
 	PushPing            = "ping"
 	PushLatencyRequest  = "latency:request"
 	PushLatency         = "latency"
 )
 
-// Codes of error answers. The stock client hands them to the app as they are.
-const (
-	CodeNotFound    = "ENOTFOUND"    // no such command
-	CodeServer      = "ESERVER"      // a handler failed
-	CodeBusy        = "EBUSY"        // the connection's queue is full
-	CodeUnavailable = "EUNAVAILABLE" // Redis does not answer
-)
-
-// Names of error answers: the class that the stock client's user sees.
-const (
-	NameError        = "Error"
-	NameCommandError = "CommandError"
-)
-
-// known maps the commands of the protocol to their constants, so that
-// decoding one of them allocates no string.
-var known = func() map[string]string {
+// knownCommands maps the commands of the protocol to their constants, so that decoding one of
+// them does not allocate a string.
+var knownCommands = func() map[string]string {
 	all := []string{
 		CommandNoop, CommandJoinRoom, CommandLeaveRoom,
 		CommandSubscribePresence, CommandUnsubscribePresence,
@@ -66,3 +53,13 @@ var known = func() map[string]string {
 	}
 	return m
 }()
+
+// IsReserved reports whether a command is one of the protocol's own or empty, so that an
+// app can neither send nor handle it.
+func IsReserved(name string) bool {
+	switch name {
+	case "", CommandPong, CommandLatencyResponse, PushPing, PushLatency, PushLatencyRequest:
+		return true
+	}
+	return strings.HasPrefix(name, "mesh/")
+}

@@ -1,9 +1,8 @@
-// Package wire is the Mesh wire protocol, presence part: the names of its
-// commands, the shapes of its payloads, and the frames that carry them. It
-// turns text into requests and answers into text, and knows nothing of
-// sockets, rooms or Redis.
+// Package wire is the presence part of the Mesh wire protocol: the names of the
+// commands, the codes of errors, the payloads, and the frames. It decodes requests and
+// encodes answers, and knows nothing of sockets, rooms or Redis.
 //
-// JSON that users made (states, metadata) is carried as the bytes they sent:
-// it is checked, never decoded and encoded again, so numbers keep their
-// digits and objects their order.
+// JSON of users (states, metadata) keeps the bytes that they sent. It is validated, but
+// never decoded and encoded again, so numbers keep their digits and objects their
+// order.
 package wire

@@ -8,15 +8,15 @@ import (
 	"unicode/utf8"
 )
 
-// Appender is a payload that knows how to write itself. Answer and Push use
-// AppendJSON where a payload has it, and encoding/json otherwise.
+// Appender is a payload that encodes itself. Answer and Push use AppendJSON if a
+// payload has it, and encoding/json otherwise.
 type Appender interface {
 	// AppendJSON appends exactly one JSON value to dst and returns it.
 	AppendJSON(dst []byte) []byte
 }
 
-// Raw is a payload that is JSON already. It is written as it is, unchecked:
-// use json.RawMessage for JSON of doubtful origin.
+// Raw is a payload that is JSON already. It is written without a check. Use
+// json.RawMessage for JSON of doubtful origin.
 type Raw []byte
 
 // AppendJSON appends r as it is, or null if it is empty.
@@ -27,13 +27,13 @@ func (r Raw) AppendJSON(dst []byte) []byte {
 	return append(dst, r...)
 }
 
-// Member is one connection in a list of who is present.
+// Member is one member of a room.
 type Member struct {
 	ID       string          `json:"id"`
 	Metadata json.RawMessage `json:"metadata"` // nil: null
 }
 
-// StateOf is the state that one connection published.
+// StateOf is the state of one member.
 type StateOf struct {
 	ID    string
 	State json.RawMessage // nil: none
@@ -46,13 +46,13 @@ func AppendMembers(dst []byte, members []Member) []byte {
 		if i > 0 {
 			dst = append(dst, ',')
 		}
-		dst = AppendMember(dst, members[i].ID, checked(members[i].Metadata))
+		dst = AppendMember(dst, members[i].ID, validOrNil(members[i].Metadata))
 	}
 	return append(dst, ']')
 }
 
-// AppendMember appends one member as an object {id, metadata}. metadata must be
-// valid JSON, or empty: none.
+// AppendMember appends one member as an object {id, metadata}. metadata must be valid
+// JSON, or empty for none.
 func AppendMember(dst []byte, id string, metadata []byte) []byte {
 	dst = append(appendString(append(dst, `{"id":`...), id), `,"metadata":`...)
 	if len(metadata) == 0 {
@@ -61,8 +61,8 @@ func AppendMember(dst []byte, id string, metadata []byte) []byte {
 	return append(append(dst, metadata...), '}')
 }
 
-// AppendState appends one connection's state as a field of an object, from its
-// id to its state, which must be valid JSON.
+// AppendState appends a member's state as a field of an object, with its id as the
+// name. state must be valid JSON.
 func AppendState(dst []byte, id string, state []byte) []byte {
 	return append(append(appendString(dst, id), ':'), state...)
 }
@@ -79,8 +79,8 @@ func AppendIDs(dst []byte, ids []string) []byte {
 	return append(dst, ']')
 }
 
-// AppendStates appends states as a JSON object, connection id to state, in
-// the order given. Connections without a state (nil) are left out.
+// AppendStates appends states as a JSON object from connection id to state, in the
+// given order. Members without a state (nil) are left out.
 func AppendStates(dst []byte, states []StateOf) []byte {
 	dst = append(dst, '{')
 	first := true
@@ -99,18 +99,18 @@ func AppendStates(dst []byte, states []StateOf) []byte {
 	return append(dst, '}')
 }
 
-// appendValue appends a user's JSON as it is. What is missing, or no JSON
-// (somebody wrote to Redis by hand), becomes null: one broken record must not
-// make a frame with a whole room in it unreadable.
+// appendValue appends a user's JSON. Missing or invalid JSON (written to Redis by other
+// software) becomes null: one broken record must not make the frame of a whole room
+// unreadable.
 func appendValue(dst []byte, raw []byte) []byte {
-	if raw = checked(raw); raw == nil {
+	if raw = validOrNil(raw); raw == nil {
 		return append(dst, "null"...)
 	}
 	return append(dst, raw...)
 }
 
-// checked returns raw, nil where it is no JSON.
-func checked(raw []byte) []byte {
+// validOrNil returns raw, or nil if it is not valid JSON.
+func validOrNil(raw []byte) []byte {
 	if !Valid(raw) {
 		return nil
 	}
@@ -120,7 +120,7 @@ func checked(raw []byte) []byte {
 // Valid reports whether raw is one JSON value in valid UTF-8.
 func Valid(raw []byte) bool { return len(raw) > 0 && utf8.Valid(raw) && json.Valid(raw) }
 
-// appendPayload appends what a frame carries as its payload.
+// appendPayload appends the payload of a frame.
 func appendPayload(dst []byte, payload any) ([]byte, error) {
 	switch p := payload.(type) {
 	case nil:
@@ -134,23 +134,23 @@ func appendPayload(dst []byte, payload any) ([]byte, error) {
 	}
 	buf := bytes.NewBuffer(dst)
 	enc := json.NewEncoder(buf)
-	enc.SetEscapeHTML(false) // this is no HTML, and "<" six times as long
+	enc.SetEscapeHTML(false) // this is not HTML, and an escaped "<" has six bytes
 	if err := enc.Encode(payload); err != nil {
 		return dst, fmt.Errorf("mesh: cannot encode a payload: %w", err)
 	}
 	return bytes.TrimSuffix(buf.Bytes(), []byte{'\n'}), nil
 }
 
-// mostQuoted limits the bytes that Quote shows.
-const mostQuoted = 32
+// maxQuoted limits the bytes of text that Quote includes.
+const maxQuoted = 32
 
-// Quote returns the beginning of what a client sent, as a JSON string: for
-// texts that a client reads.
+// Quote returns the beginning of a client's text as a JSON string, for messages to
+// clients.
 func Quote(s string) string {
-	if len(s) <= mostQuoted {
+	if len(s) <= maxQuoted {
 		return string(appendString(nil, s))
 	}
-	end := mostQuoted
+	end := maxQuoted
 	for end > 0 && !utf8.RuneStart(s[end]) {
 		end--
 	}
@@ -159,8 +159,8 @@ func Quote(s string) string {
 
 const hexDigits = "0123456789abcdef"
 
-// appendString appends s as a JSON string. Bytes that are not UTF-8 become
-// the replacement character.
+// appendString appends s as a JSON string. Bytes that are not UTF-8 become the
+// replacement character.
 func appendString(dst []byte, s string) []byte {
 	dst = append(dst, '"')
 	start := 0
@@ -184,7 +184,7 @@ func appendString(dst []byte, s string) []byte {
 	return append(append(dst, s[start:]...), '"')
 }
 
-// appendEscape appends the escape sequence of a quote, backslash or control
+// appendEscape appends the escape sequence of a quote, a backslash or a control
 // character.
 func appendEscape(dst []byte, c byte) []byte {
 	switch c {

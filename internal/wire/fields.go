@@ -8,30 +8,29 @@ import (
 	"strconv"
 )
 
-// fieldReader is a request that reads its fields by itself. encoding/json
-// takes "ROOMNAME" for "roomName", names Go types in its errors, and costs more
-// than the rest of a small command.
+// fieldReader is a request that decodes its own fields. encoding/json accepts
+// "ROOMNAME" for "roomName", names Go types in its errors, and costs more than the rest
+// of a small command.
 type fieldReader interface {
-	// readFields reads an object, which is valid JSON.
+	// readFields decodes an object, which must be valid JSON.
 	readFields(object []byte) error
 }
 
-// errNotAnObject is the error for a payload that is an array, a string, …
+// errNotAnObject is the error for a payload that is not an object.
 var errNotAnObject = errors.New("payload must be an object")
 
-// Unmarshal decodes the payload of a decoded Request into dst, a pointer to one
-// of the request structs. As in JavaScript, names count exactly as written, of
-// equal names the last one counts, unknown fields are ignored, and null counts
-// as missing. A payload that is missing or null is an empty object. dst may
-// share memory with the payload.
+// Unmarshal decodes the payload of a Request into dst, a pointer to one of the request
+// structs. As in JavaScript, names must match exactly, the last one of equal names
+// counts, unknown fields are ignored, and null counts as missing. A payload that is
+// missing or null is an empty object. dst may share memory with the payload.
 //
-// Errors are meant for the client: they name the field and the JSON type.
+// Errors are written for the client: they name the field and the JSON type.
 func Unmarshal(payload json.RawMessage, dst any) error {
 	r, ok := dst.(fieldReader)
 	switch {
 	case !ok:
 		return fmt.Errorf("mesh: %T is no request", dst)
-	case IsNull(payload):
+	case isNull(payload):
 		return r.readFields([]byte("{}"))
 	case !IsObject(payload):
 		return errNotAnObject
@@ -39,10 +38,9 @@ func Unmarshal(payload json.RawMessage, dst any) error {
 	return r.readFields(payload)
 }
 
-// Fields returns the values of an object's members of the given names, in their
-// order; nil for a name that is missing or null. Names count exactly as
-// written, and of equal names the last one counts. object must be valid JSON
-// and an object.
+// Fields returns the values of an object's fields with the given names, in that order.
+// The value is nil if the field is missing or null. Names must match exactly, and the
+// last one of equal names counts. object must be valid JSON and an object.
 func Fields(object []byte, names ...string) []json.RawMessage {
 	values := make([]json.RawMessage, len(names))
 	readMembers(object, names, values)
@@ -108,12 +106,12 @@ func (r *SetMetadataRequest) readFields(object []byte) error {
 	for key, value := range members(object) {
 		switch string(unquoted(key)) {
 		case "metadata":
-			next.Metadata = value // null is not the same as missing
+			next.Metadata = value // null differs from missing
 		case "options":
 			options = value
 		}
 	}
-	if !IsNull(options) {
+	if !isNull(options) {
 		if !IsObject(options) {
 			return errors.New("options must be an object")
 		}
@@ -127,7 +125,7 @@ func (r *SetMetadataRequest) readFields(object []byte) error {
 	return nil
 }
 
-// nameOf reads a string; nil is the empty one.
+// nameOf decodes a string; nil becomes the empty string.
 func nameOf(field string, value json.RawMessage) (Name, error) {
 	if value == nil {
 		return "", nil
@@ -144,7 +142,7 @@ func nameOf(field string, value json.RawMessage) (Name, error) {
 	return Name(unquoted(value)), nil
 }
 
-// numberOf reads a number; nil for nil.
+// numberOf decodes a number; nil becomes nil.
 func numberOf(field string, value json.RawMessage) (*float64, error) {
 	if value == nil {
 		return nil, nil
@@ -152,11 +150,11 @@ func numberOf(field string, value json.RawMessage) (*float64, error) {
 	if value[0] != '-' && (value[0] < '0' || value[0] > '9') {
 		return nil, fmt.Errorf("%s must be a number", field)
 	}
-	n, _ := strconv.ParseFloat(string(value), 64) // of valid JSON: infinite if it is out of range
+	n, _ := strconv.ParseFloat(string(value), 64) // value is valid JSON; a number out of range becomes infinite
 	return &n, nil
 }
 
-// boolOf reads a boolean; false for nil.
+// boolOf decodes a boolean; nil becomes false.
 func boolOf(field string, value json.RawMessage) (bool, error) {
 	if value == nil {
 		return false, nil

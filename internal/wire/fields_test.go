@@ -8,9 +8,9 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// TestFieldsCountAsWritten: names differ by case, and the last of equal
-// names counts, whatever the earlier ones held.
-func TestFieldsCountAsWritten(t *testing.T) {
+// TestFieldNamesMatchExactly checks that names differ by case, and that the last of equal
+// names counts, whatever the earlier ones contain.
+func TestFieldNamesMatchExactly(t *testing.T) {
 	t.Parallel()
 	for payload, want := range map[string]Name{
 		`{"roomName":"a"}`:                     "a",
@@ -50,7 +50,7 @@ func TestFieldsCountAsWritten(t *testing.T) {
 	assert.Equal(t, []json.RawMessage{json.RawMessage("4"), json.RawMessage("3"), nil, nil}, got)
 }
 
-// TestErrorsNameTheField: a client reads its own words, and nothing of Go.
+// TestErrorsNameTheField checks that errors use the words of the client and none of Go.
 func TestErrorsNameTheField(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct {

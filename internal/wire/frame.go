@@ -8,14 +8,14 @@ import (
 	"github.com/gorilla/websocket"
 )
 
-// Frame is one encoded message from server to client. It is encoded once and
-// can be sent to any number of connections. All methods are safe for
-// concurrent use; a Frame must not be copied.
+// Frame is one encoded message from server to client. It is encoded once and can be
+// sent to any number of connections. All methods are safe for concurrent use. A Frame
+// must not be copied.
 type Frame struct {
 	data []byte
-	// rest is what follows; nil: nothing. Frames that answer different
-	// requests with the same large list share the list: a thousand connections
-	// that are back after a restart do not take its memory a thousand times.
+	// rest follows data; it may be nil. Frames that answer different requests with the
+	// same large list share the list. So a thousand connections that return after a
+	// restart do not take its memory a thousand times.
 	rest Text
 
 	once     sync.Once // makes prepared and err
@@ -23,8 +23,8 @@ type Frame struct {
 	err      error
 }
 
-// Bytes returns the JSON text. It may be shared: callers must not change it. A
-// frame that shares a list is put together at each call, see Write.
+// Bytes returns the JSON text. It may be shared, so callers must not change it. For a
+// frame that shares a list, each call builds the text again. See Write.
 func (f *Frame) Bytes() []byte {
 	if f.rest == nil {
 		return f.data
@@ -38,20 +38,20 @@ func (f *Frame) append(dst []byte) []byte { return f.rest.Append(append(dst, f.d
 // Size returns the length of the JSON text in bytes.
 func (f *Frame) Size() int { return len(f.data) + f.rest.Size() }
 
-// mostJoined is up to which size the parts of a frame are put together to be
-// written, which saves calls of the system.
-const mostJoined = 64 << 10
+// maxJoined is the size up to which the parts of a frame are joined before they are
+// written, which saves system calls.
+const maxJoined = 64 << 10
 
-// joined are buffers of up to mostJoined.
+// joined holds buffers of up to maxJoined bytes.
 var joined = sync.Pool{New: func() any { return new([]byte) }}
 
-// Write writes the frame as one text message, of several fragments where it
-// shares a long list.
+// Write writes the frame as one text message. If the frame shares a long list, the
+// message has several fragments.
 func (f *Frame) Write(conn *websocket.Conn) error {
 	switch {
 	case f.rest == nil:
 		return conn.WriteMessage(websocket.TextMessage, f.data)
-	case f.Size() <= mostJoined:
+	case f.Size() <= maxJoined:
 		buf := joined.Get().(*[]byte)
 		defer joined.Put(buf)
 		*buf = f.append((*buf)[:0])
@@ -69,9 +69,9 @@ func (f *Frame) Write(conn *websocket.Conn) error {
 	return w.Close()
 }
 
-// Prepared returns the frame ready for gorilla/websocket. It is built at the
-// first call and shared from then on, so that many connections cost one
-// framing (and, where they compress, one compression).
+// Prepared returns the frame in the form that gorilla/websocket can send to many
+// connections. It is built at the first call and shared after that, so that many
+// connections cost one framing (and one compression, if they compress).
 func (f *Frame) Prepared() (*websocket.PreparedMessage, error) {
 	f.once.Do(func() {
 		p, err := websocket.NewPreparedMessage(websocket.TextMessage, f.Bytes())
@@ -84,25 +84,25 @@ func (f *Frame) Prepared() (*websocket.PreparedMessage, error) {
 	return f.prepared, f.err
 }
 
-// Pieces returns the frame as a WebSocket message in the pieces that it shares
-// with other frames; nil where it shares none, or is so short that it is better
-// put together. The pieces must not be changed.
+// Pieces returns the frame as a WebSocket message in the pieces that it shares with
+// other frames. It returns nil if the frame shares none, or if it is so short that
+// joining the pieces is cheaper. The pieces must not be changed.
 func (f *Frame) Pieces() [][]byte {
-	if f.rest == nil || f.Size() <= mostJoined {
+	if f.rest == nil || f.Size() <= maxJoined {
 		return nil
 	}
 	head := append(appendHeader(nil, websocket.TextMessage, f.Size()), f.data...)
 	return append([][]byte{head}, f.rest...)
 }
 
-// AppendMessage appends the frame as a WebSocket message, see the function
+// AppendMessage appends the frame as a WebSocket message. See the function
 // AppendMessage.
 func (f *Frame) AppendMessage(dst []byte) []byte {
 	return f.append(appendHeader(dst, websocket.TextMessage, f.Size()))
 }
 
-// AppendMessage appends a WebSocket message as a server sends it: one frame,
-// neither masked nor compressed (RFC 6455, section 5.2). kind is that of the
+// AppendMessage appends a WebSocket message of a server: one frame that is neither
+// masked nor compressed (RFC 6455, section 5.2). kind is a message type of the
 // websocket package.
 func AppendMessage(dst []byte, kind int, data []byte) []byte {
 	return append(appendHeader(dst, kind, len(data)), data...)
@@ -121,28 +121,27 @@ func appendHeader(dst []byte, kind, size int) []byte {
 	}
 }
 
-// Answer encodes the answer to a request: its id as Request.ID has it, its
-// command, and the result. The error says that payload cannot be encoded.
+// Answer encodes the answer to a request. id is Request.ID. It returns an error if
+// payload cannot be encoded.
 func Answer(id, command string, payload any) (*Frame, error) {
 	return encode(id, command, payload)
 }
 
-// Push encodes a message that answers no request. The error says that payload
-// cannot be encoded.
+// Push encodes a message that answers no request. It returns an error if payload cannot
+// be encoded.
 func Push(command string, payload any) (*Frame, error) {
 	return encode("", command, payload)
 }
 
-// ErrorAnswer encodes the answer to a request that failed. Code and name are
-// what the client's user sees beside the message, see CodeServer and
-// NameError.
+// ErrorAnswer encodes the answer to a failed request. The client's user sees the
+// message, the code and the name.
 func ErrorAnswer(id, command, message, code, name string) *Frame {
 	// An Appender cannot fail to encode.
 	f, _ := encode(id, command, ErrorPayload{Message: message, Code: code, Name: name})
 	return f
 }
 
-// NotFound encodes the answer to a request whose command nobody handles.
+// NotFound encodes the answer to a request with an unknown command.
 func NotFound(id, command string) *Frame {
 	return ErrorAnswer(id, command, `Command "`+command+`" not found`, CodeNotFound, NameCommandError)
 }
@@ -153,11 +152,11 @@ func AssignID(conn string) *Frame {
 	return f
 }
 
-// Ping returns the frame that asks a client for a pong: always the same one.
+// Ping returns the frame that requests a pong. It is always the same frame.
 func Ping() *Frame { return pingFrame }
 
-// LatencyRequest returns the frame that asks a client for a latency:response:
-// always the same one.
+// LatencyRequest returns the frame that requests a latency:response. It is always the
+// same frame.
 func LatencyRequest() *Frame { return latencyRequestFrame }
 
 var (
@@ -165,7 +164,7 @@ var (
 	latencyRequestFrame = &Frame{data: []byte(`{"command":"` + PushLatencyRequest + `","payload":{}}`)}
 )
 
-// encode builds a frame; an empty id is left out.
+// encode builds a frame. An empty id is left out.
 func encode(id, command string, payload any) (*Frame, error) {
 	dst := make([]byte, 0, 128)
 	dst = append(dst, '{')
@@ -177,7 +176,7 @@ func encode(id, command string, payload any) (*Frame, error) {
 	dst = append(dst, `"command":`...)
 	dst = appendString(dst, command)
 	dst = append(dst, `,"payload":`...)
-	if v, ok := payload.(EncodedView); ok && v.long() {
+	if v, ok := payload.(EncodedView); ok && v.shared() {
 		return v.frame(dst), nil
 	}
 	dst, err := appendPayload(dst, payload)

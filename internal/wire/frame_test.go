@@ -103,7 +103,7 @@ func TestUnencodablePayload(t *testing.T) {
 	}
 }
 
-// One record that somebody spoilt in Redis must not spoil the frame.
+// A broken record in Redis must not spoil the frame.
 func TestBrokenJSONBecomesNull(t *testing.T) {
 	t.Parallel()
 	for _, broken := range []string{`{`, `1,2`, `"a`, "\"\xff\"", ` `} {
@@ -144,7 +144,7 @@ func TestUpdate(t *testing.T) {
 	}
 	for _, test := range tests {
 		assert.Equal(t, `{"command":"mesh/presence-update","payload":`+test.want+`}`, string(test.u.Frame().Bytes()))
-		plain, err := json.Marshal(test.u) // which does escape HTML
+		plain, err := json.Marshal(test.u) // encoding/json escapes HTML
 		require.NoError(t, err)
 		assert.Equal(t, parse(t, []byte(test.want)), parse(t, plain))
 	}
@@ -171,8 +171,8 @@ func TestFramesAreMadeOnce(t *testing.T) {
 	}
 }
 
-// A prepared frame reaches a client as one text message with the same bytes,
-// compressed or not.
+// A prepared frame reaches a client as one text message with the same bytes, compressed
+// or not.
 func TestPreparedOnASocket(t *testing.T) {
 	t.Parallel()
 	f, err := Push("x", strings.Repeat("é", 40_000))
@@ -183,7 +183,7 @@ func TestPreparedOnASocket(t *testing.T) {
 	})
 }
 
-// received checks what arrives where a server writes to a socket.
+// received checks the message that a client receives from write.
 func received(t *testing.T, want []byte, write func(*websocket.Conn) error) {
 	t.Helper()
 	upgrader := websocket.Upgrader{EnableCompression: true}
@@ -208,11 +208,11 @@ func received(t *testing.T, want []byte, write func(*websocket.Conn) error) {
 	}
 }
 
-// Frames with the same long lists share them, and reach a client as one text
-// message, compressed or not.
+// Frames with the same long lists share them, and reach a client as one text message,
+// compressed or not.
 func TestFramesShareLongLists(t *testing.T) {
 	t.Parallel()
-	for _, size := range []int{10, longView, mostJoined, 300_000} {
+	for _, size := range []int{10, sharedFrom, maxJoined, 300_000} {
 		v := EncodedView{
 			Success: true, Present: Text{fmt.Appendf(nil, `["%s"]`, strings.Repeat("é", size/2))}, States: []byte(`{"a":1}`),
 			Extent: Extent{Total: 7, Epoch: "e", Seq: 3},
@@ -224,16 +224,16 @@ func TestFramesShareLongLists(t *testing.T) {
 			want := fmt.Sprintf(`{"id":%d,"command":"mesh/subscribe-presence","payload":%s}`, i, v.AppendJSON(nil))
 			assert.Equal(t, want, string(f.Bytes()))
 			assert.Equal(t, len(want), f.Size())
-			assert.Equal(t, size >= longView, f.rest != nil)
+			assert.Equal(t, size >= sharedFrom, f.rest != nil)
 			frames[i] = f
 		}
-		if size >= longView {
+		if size >= sharedFrom {
 			assert.Same(t, &v.Present[0][0], &frames[0].rest[0][0])
 			assert.Same(t, &v.Present[0][0], &frames[1].rest[0][0])
 		}
 		received(t, frames[0].Bytes(), frames[0].Write)
 	}
-	none := EncodedView{States: bytes.Repeat([]byte("1"), longView)}
+	none := EncodedView{States: bytes.Repeat([]byte("1"), sharedFrom)}
 	f, err := Push("x", none)
 	require.NoError(t, err)
 	assert.Equal(t, `{"command":"x","payload":`+string(none.AppendJSON(nil))+`}`, string(f.Bytes()))

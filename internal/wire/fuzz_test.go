@@ -46,7 +46,7 @@ func FuzzDecode(f *testing.F) {
 		require.Equal(t, req.Command, again.Command)
 		_, err = answer.Prepared()
 		require.NoError(t, err)
-		for _, dst := range []any{new(JoinRequest), new(PublishStateRequest), new(SetMetadataRequest), new(GetMetadataRequest)} {
+		for _, dst := range []any{new(RoomRequest), new(PublishStateRequest), new(SetMetadataRequest), new(GetMetadataRequest)} {
 			if err := req.Bind(dst); err != nil {
 				require.ErrorIs(t, err, ErrPayload)
 			}
@@ -54,8 +54,8 @@ func FuzzDecode(f *testing.F) {
 	})
 }
 
-// FuzzUnmarshal compares requests with what JavaScript would read: a map tells
-// names apart by case, and of equal names keeps the last.
+// FuzzUnmarshal compares requests with the result of JavaScript: a map tells names
+// apart by case, and keeps the last of equal names.
 func FuzzUnmarshal(f *testing.F) {
 	for _, seed := range []string{
 		`{"roomName":"lobby"}`, ` { "roomName" : "r\u00e9" , "roomName":"é" } `, `{"ROOMNAME":"x","roomName":"y"}`, `{"roomName":null}`, `{"roomName":1}`,
@@ -68,13 +68,13 @@ func FuzzUnmarshal(f *testing.F) {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, payload []byte) {
-		if !Valid(payload) { // Decode has seen to it
+		if !Valid(payload) { // Decode rejects such payloads
 			return
 		}
 		var object map[string]any
 		err := json.Unmarshal(payload, &object)
 		if _, tooLarge := errors.AsType[*json.UnmarshalTypeError](err); tooLarge && IsObject(payload) {
-			return // a number that fits no float
+			return // a number that does not fit a float
 		}
 		var room RoomRequest
 		var state PublishStateRequest
@@ -92,7 +92,7 @@ func FuzzUnmarshal(f *testing.F) {
 			},
 		} {
 			got := Unmarshal(payload, dst)
-			if err != nil { // no object
+			if err != nil { // not an object
 				require.Error(t, got)
 			}
 			if got == nil {
@@ -106,14 +106,13 @@ func FuzzUnmarshal(f *testing.F) {
 	})
 }
 
-// reads reports whether a name was read from a value.
+// reads reports whether name is the result of decoding value.
 func reads(value any, name Name) bool {
 	text, _ := value.(string)
 	return text == string(name)
 }
 
-// naiveDecode is Decode by way of a map, which unlike a struct tells names
-// apart by case.
+// naiveDecode is Decode with a map, which unlike a struct tells names apart by case.
 func naiveDecode(frame []byte) (Request, bool) {
 	var object map[string]json.RawMessage
 	if !utf8.Valid(frame) || json.Unmarshal(frame, &object) != nil || object == nil || depth(frame) > MaxDepth {
@@ -133,7 +132,7 @@ func naiveDecode(frame []byte) (Request, bool) {
 	return req, isText
 }
 
-// depth returns how deeply valid JSON is nested.
+// depth returns the nesting depth of valid JSON.
 func depth(raw []byte) (deepest int) {
 	dec := json.NewDecoder(bytes.NewReader(raw))
 	dec.UseNumber()
@@ -153,7 +152,7 @@ func depth(raw []byte) (deepest int) {
 	}
 }
 
-// plainUpdate is Update as encoding/json would have it.
+// plainUpdate is an Update for encoding/json.
 type plainUpdate struct {
 	Type         string           `json:"type"`
 	ConnectionID string           `json:"connectionId"`
@@ -170,9 +169,9 @@ func FuzzUpdate(f *testing.F) {
 	f.Add(byte(0), "c", "lobby", int64(1), []byte(`{"a":1}`), []byte(nil), uint64(1), "e", false)
 	f.Add(byte(1), "\x00\"\\\n", "r\u2028<&>\xff", int64(-1), []byte(nil), []byte(nil), uint64(0), "", true)
 	f.Add(byte(2), "\x7f\x1f\t\r", "\xed\xa0\x80é\xc3", int64(0), []byte(`{`), []byte(`1e400`), uint64(9), "\ufffd", false)
-	f.Add(byte(0), "0", "0", int64(1), []byte(`0`), bytes.Repeat([]byte{0xf8}, 400), uint64(1), "0", false) // a state where none belongs
+	f.Add(byte(0), "0", "0", int64(1), []byte(`0`), bytes.Repeat([]byte{0xf8}, 400), uint64(1), "0", false) // a state in an update of another type
 	f.Fuzz(func(t *testing.T, kind byte, conn, room string, at int64, meta, state []byte, seq uint64, epoch string, repair bool) {
-		if !Valid(meta) { // as the hub does
+		if !Valid(meta) { // the hub validates metadata
 			meta = nil
 		}
 		if !Valid(state) {
@@ -203,7 +202,7 @@ func FuzzUpdate(f *testing.F) {
 	})
 }
 
-// parse decodes JSON with numbers as their digits.
+// parse decodes JSON and keeps the digits of numbers.
 func parse(t *testing.T, raw []byte) (v any) {
 	t.Helper()
 	dec := json.NewDecoder(bytes.NewReader(raw))

@@ -6,32 +6,31 @@ import (
 	"fmt"
 )
 
-// Strategy says how new metadata meets what is there.
+// Strategy is the way in which new metadata is combined with the metadata before it.
 type Strategy string
 
 // The strategies of the wire protocol. An empty Strategy is StrategyReplace.
 const (
 	StrategyReplace   Strategy = "replace"
 	StrategyMerge     Strategy = "merge"     // key by key
-	StrategyDeepMerge Strategy = "deepMerge" // key by key, in nested objects too
+	StrategyDeepMerge Strategy = "deepMerge" // key by key, also in nested objects
 )
 
-// MaxMergeDepth is how many levels of nested objects a StrategyDeepMerge goes
-// down before it gives up with ErrTooDeep.
+// MaxMergeDepth limits the levels of nested objects that a StrategyDeepMerge enters. If
+// there are more, it fails with ErrTooDeep.
 const MaxMergeDepth = 64
 
-// ErrStrategy says that a strategy is none of the three.
+// ErrStrategy means that a strategy is unknown.
 var ErrStrategy = errors.New("unknown metadata strategy")
 
-// MergeMetadata returns what becomes of the metadata current, nil if there is
-// none, when change is set under strategy. Both merges fall back to replacing
-// where either side is not an object; within an object arrays and everything
-// else that is not an object is replaced, and null is a value like others.
-// Keys keep their order and values their bytes. Neither argument is changed;
-// the result may share memory with them.
+// MergeMetadata returns the metadata that results from current (nil: none) and change
+// under strategy. If one of them is not an object, both merges replace the whole.
+// Within an object, arrays and all other values that are not objects are replaced, and
+// null is an ordinary value. Keys keep their order and values keep their bytes. The
+// arguments are not changed; the result may share memory with them.
 //
-// It fails with ErrStrategy, with ErrNotJSON if change is not JSON, or with
-// ErrTooDeep. A current that is not JSON is replaced.
+// It fails with ErrStrategy, with ErrNotJSON if change is not JSON, or with ErrTooDeep.
+// If current is not JSON it is replaced.
 func MergeMetadata(current, change json.RawMessage, strategy Strategy) (json.RawMessage, error) {
 	switch strategy {
 	case "", StrategyReplace, StrategyMerge, StrategyDeepMerge:
@@ -49,16 +48,16 @@ func MergeMetadata(current, change json.RawMessage, strategy Strategy) (json.Raw
 		levels = MaxMergeDepth
 	}
 	if levels == 0 || !IsObject(change) || !IsObject(current) || CheckValue(current) != nil {
-		return trimSpace(change), nil
+		return trimSpace(change), nil //nolint:nilerr // a value that does not merge is replaced
 	}
 	return mergeObjects(nil, current, change, levels, strategy == StrategyDeepMerge)
 }
 
-// field is one member of an object: slices of the text it was read from.
+// field is one field of an object: slices of the original text.
 type field struct{ key, value []byte }
 
-// mergeObjects appends to dst the object a with the members of b put over
-// its own. It goes levels deep where deep is set.
+// mergeObjects appends to dst the object a with the fields of b merged in. If deep is
+// set it enters at most levels levels.
 func mergeObjects(dst, a, b []byte, levels int, deep bool) ([]byte, error) {
 	if levels == 0 {
 		return nil, ErrTooDeep
@@ -92,9 +91,8 @@ func mergeObjects(dst, a, b []byte, levels int, deep bool) ([]byte, error) {
 	return append(dst, '}'), nil
 }
 
-// parseObject returns an object's members in order, and where each name
-// stands. As in JavaScript, of equal names the last value counts, in the
-// first one's place.
+// parseObject returns the fields of an object in order, and the index of each name. As
+// in JavaScript, the last value of equal names counts, in the place of the first.
 func parseObject(obj []byte) ([]field, map[string]int) {
 	var fields []field
 	index := make(map[string]int)

@@ -6,17 +6,16 @@ import (
 	"strconv"
 )
 
-// Name is a name that a client sent. JSON can escape half of a surrogate pair,
-// which no text in UTF-8 can hold: encoding/json replaces it, so that two
-// names of a client would become one, and none that it knows. Such a name is
-// refused instead.
+// Name is a name that a client sent. JSON can escape half of a surrogate pair, which
+// UTF-8 cannot represent. encoding/json replaces it, so that two names of a client
+// would become one name that the client does not know. Such a name is refused instead.
 type Name string
 
 var errHalfPair = errors.New("holds half of a surrogate pair")
 
-// UnmarshalJSON takes a JSON string; null is none.
+// UnmarshalJSON accepts a JSON string. null changes nothing.
 func (n *Name) UnmarshalJSON(raw []byte) error {
-	if IsNull(raw) {
+	if isNull(raw) {
 		return nil
 	}
 	name, err := nameOf("a name", raw)
@@ -26,8 +25,7 @@ func (n *Name) UnmarshalJSON(raw []byte) error {
 	return err
 }
 
-// halfPair reports whether a JSON string escapes a surrogate that is not one
-// of a pair.
+// halfPair reports whether a JSON string escapes a surrogate without its other half.
 func halfPair(quoted []byte) bool {
 	for {
 		i := bytes.IndexByte(quoted, '\\')
@@ -46,8 +44,7 @@ func halfPair(quoted []byte) bool {
 	}
 }
 
-// surrogate returns the surrogate that is escaped at the beginning of b; 0:
-// none is.
+// surrogate returns the surrogate that is escaped at the beginning of b, or 0.
 func surrogate(b []byte) uint64 {
 	if len(b) < 6 || b[0] != '\\' || b[1] != 'u' {
 		return 0

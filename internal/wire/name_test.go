@@ -33,8 +33,8 @@ func TestName(t *testing.T) {
 	}
 }
 
-// FuzzName compares with what JavaScript would have: no two texts of a client
-// become one name.
+// FuzzName compares names with those of JavaScript: two texts of a client never become
+// one name.
 func FuzzName(f *testing.F) {
 	for _, s := range []string{`"\ud800"`, `"\ud83d\ude00"`, `"\\ud800\udc00"`, `"a\u0000"`, `null`, `"\udc00\ud800"`, `"\ufffd�"`} {
 		f.Add([]byte(s))

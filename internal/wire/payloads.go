@@ -10,43 +10,26 @@ import (
 	"time"
 )
 
-// RoomRequest is the payload of every command that names a room and nothing
-// else: join, leave, subscribe, unsubscribe, clear state, get state, get room
-// metadata.
+// RoomRequest is the payload of the commands that only name a room: join, leave,
+// subscribe, unsubscribe, clear state, get state and get room metadata.
 type RoomRequest struct {
 	RoomName Name `json:"roomName"`
 }
 
-// The commands that take a RoomRequest, by name.
-type (
-	// JoinRequest is the payload of CommandJoinRoom.
-	JoinRequest = RoomRequest
-	// LeaveRequest is the payload of CommandLeaveRoom.
-	LeaveRequest = RoomRequest
-	// SubscribeRequest is the payload of CommandSubscribePresence.
-	SubscribeRequest = RoomRequest
-	// UnsubscribeRequest is the payload of CommandUnsubscribePresence.
-	UnsubscribeRequest = RoomRequest
-	// ClearStateRequest is the payload of CommandClearPresenceState.
-	ClearStateRequest = RoomRequest
-	// GetStateRequest is the payload of CommandGetPresenceState.
-	GetStateRequest = RoomRequest
-	// GetRoomMetadataRequest is the payload of CommandGetRoomMetadata.
-	GetRoomMetadataRequest = RoomRequest
-)
-
 // PublishStateRequest is the payload of CommandPublishPresenceState.
 type PublishStateRequest struct {
 	RoomName    Name            `json:"roomName"`
-	State       json.RawMessage `json:"state"`       // nil or null: refused with false
+	State       json.RawMessage `json:"state"`       // nil or null: refused
 	ExpireAfter *float64        `json:"expireAfter"` // milliseconds, see Expiry
-	Silent      bool            `json:"silent"`      // store it, tell nobody
+	Silent      bool            `json:"silent"`      // store it without an update
 }
 
-// Expiry returns how long the state is to live, rounded up to milliseconds; 0
-// means as long as the entry, which is also what null, zero and negative
-// numbers ask for. A time that does not fit a time.Duration is an error that
-// wraps ErrPayload.
+// HasState reports whether the request brings a state. null brings none.
+func (r *PublishStateRequest) HasState() bool { return !isNull(r.State) }
+
+// Expiry returns the life of the state, rounded up to milliseconds. 0 means that the
+// state ends with its entry, which null, zero and negative numbers ask for. If the time
+// does not fit a time.Duration, the error wraps ErrPayload.
 func (r *PublishStateRequest) Expiry() (time.Duration, error) {
 	if r.ExpireAfter == nil || !(*r.ExpireAfter > 0) {
 		return 0, nil
@@ -71,7 +54,7 @@ type SetMetadataRequest struct {
 	} `json:"options"`
 }
 
-// Success is the answer to commands that only succeed or fail.
+// Success is the answer to commands without another result.
 type Success struct {
 	Success bool `json:"success"`
 }
@@ -81,7 +64,7 @@ func (s Success) AppendJSON(dst []byte) []byte {
 	return append(strconv.AppendBool(append(dst, `{"success":`...), s.Success), '}')
 }
 
-// Metadata is the answer to the commands that ask for metadata.
+// Metadata is the answer to the commands that read metadata.
 type Metadata struct {
 	Metadata json.RawMessage `json:"metadata"` // nil: null
 }
@@ -101,7 +84,7 @@ func (e Ended) AppendJSON(dst []byte) []byte {
 	return append(appendString(append(dst, `{"roomName":`...), e.RoomName), '}')
 }
 
-// ErrorPayload is the payload of the answer to a request that failed.
+// ErrorPayload is the payload of the answer to a failed request.
 type ErrorPayload struct {
 	Message string `json:"error"`
 	Code    string `json:"code"`
@@ -115,16 +98,16 @@ func (e ErrorPayload) AppendJSON(dst []byte) []byte {
 	return append(appendString(append(dst, `,"name":`...), e.Name), '}')
 }
 
-// Extent is what this server adds to a view of a room beside the protocol's
-// own fields. Fields that are zero are left out.
+// Extent holds the fields of a view of a room that this project adds to the protocol.
+// Zero fields are left out.
 type Extent struct {
-	Total int    // members of the room, where the list holds only some of them
-	Stale bool   // Redis does not answer: this is what was known last
-	Epoch string // where the room stands; without it Seq is left out too
+	Total int    // members of the room, if the list is shorter
+	Stale bool   // Redis does not answer, and this is the last known state
+	Epoch string // with Seq the position of the room; if empty, Seq is left out too
 	Seq   uint64
 }
 
-// Text is JSON in pieces that follow each other.
+// Text is JSON in consecutive pieces.
 type Text [][]byte
 
 // Size returns the length in bytes.
@@ -143,12 +126,12 @@ func (t Text) Append(dst []byte) []byte {
 	return dst
 }
 
-// EncodedView is the answer to a subscribe, join or get-state command whose
-// lists are encoded already, see AppendMembers, AppendIDs and AppendStates.
-// They are written as they are, and must not be changed afterwards: frames may
-// share them.
+// EncodedView is the answer to a subscribe, join or get-state command with lists that
+// are encoded already. See AppendMembers, AppendIDs and AppendStates. The lists must
+// not be changed afterwards, because frames may share them.
 type EncodedView struct {
 	Success bool
+	Level   int    // 0: left out
 	Present Text   // empty: []
 	States  []byte // empty: left out
 	Extent
@@ -162,16 +145,20 @@ func (v EncodedView) AppendJSON(dst []byte) []byte {
 	return v.appendTail(dst)
 }
 
-// appendHead appends what comes before the members.
+// appendHead appends the text before the members.
 func (v EncodedView) appendHead(dst []byte) []byte {
-	dst = append(strconv.AppendBool(append(dst, `{"success":`...), v.Success), `,"present":`...)
+	dst = strconv.AppendBool(append(dst, `{"success":`...), v.Success)
+	if v.Level > 0 {
+		dst = strconv.AppendInt(append(dst, `,"level":`...), int64(v.Level), 10)
+	}
+	dst = append(dst, `,"present":`...)
 	if len(v.Present) == 0 {
 		dst = append(dst, "[]"...)
 	}
 	return dst
 }
 
-// appendBetween appends what comes between members and states.
+// appendBetween appends the text between the members and the states.
 func (v EncodedView) appendBetween(dst []byte) []byte {
 	if len(v.States) > 0 {
 		dst = append(dst, `,"states":`...)
@@ -179,7 +166,7 @@ func (v EncodedView) appendBetween(dst []byte) []byte {
 	return dst
 }
 
-// appendTail appends what comes after them.
+// appendTail appends the text after the states.
 func (v EncodedView) appendTail(dst []byte) []byte {
 	if v.Total > 0 {
 		dst = strconv.AppendInt(append(dst, `,"total":`...), int64(v.Total), 10)
@@ -194,14 +181,14 @@ func (v EncodedView) appendTail(dst []byte) []byte {
 	return append(dst, '}')
 }
 
-// longView is from which size on lists are shared between frames.
-const longView = 4 << 10
+// sharedFrom is the size from which lists are shared between frames.
+const sharedFrom = 4 << 10
 
-// long reports whether frames share the lists.
-func (v EncodedView) long() bool { return v.Present.Size()+len(v.States) >= longView }
+// shared reports whether frames share the lists.
+func (v EncodedView) shared() bool { return v.Present.Size()+len(v.States) >= sharedFrom }
 
-// frame makes a frame that begins with dst and ends after the answer, and
-// shares the lists.
+// frame returns a frame that begins with dst, ends after the answer, and shares the
+// lists.
 func (v EncodedView) frame(dst []byte) *Frame {
 	dst = v.appendHead(dst)
 	head := len(dst)
@@ -212,8 +199,8 @@ func (v EncodedView) frame(dst []byte) *Frame {
 	return &Frame{data: dst[:head:head], rest: append(rest, dst[head:between:between], v.States, dst[between:])}
 }
 
-// Snapshot is the answer to CommandSubscribePresence and CommandJoinRoom. The
-// zero Snapshot is the refusal, {"success":false,"present":[]}.
+// Snapshot is the answer to CommandSubscribePresence and CommandJoinRoom. The zero
+// Snapshot is the refusal {"success":false,"present":[]}.
 type Snapshot struct {
 	Success bool
 	Present []Member                   // nil: []
@@ -221,7 +208,7 @@ type Snapshot struct {
 	Extent
 }
 
-// AppendJSON appends the answer; states are sorted by connection id.
+// AppendJSON appends the answer. States are sorted by connection id.
 func (s Snapshot) AppendJSON(dst []byte) []byte {
 	return EncodedView{
 		Success: s.Success,
@@ -231,11 +218,11 @@ func (s Snapshot) AppendJSON(dst []byte) []byte {
 	}.AppendJSON(dst)
 }
 
-// MarshalJSON returns what AppendJSON appends. It never fails.
+// MarshalJSON returns the text of AppendJSON. It never fails.
 func (s Snapshot) MarshalJSON() ([]byte, error) { return s.AppendJSON(nil), nil }
 
-// StateSnapshot is the answer to CommandGetPresenceState: as Snapshot, but
-// with bare connection ids.
+// StateSnapshot is the answer to CommandGetPresenceState. It is a Snapshot with only
+// the ids of the members.
 type StateSnapshot struct {
 	Success bool
 	Present []string                   // nil: []
@@ -243,7 +230,7 @@ type StateSnapshot struct {
 	Extent
 }
 
-// AppendJSON appends the answer; states are sorted by connection id.
+// AppendJSON appends the answer. States are sorted by connection id.
 func (s StateSnapshot) AppendJSON(dst []byte) []byte {
 	return EncodedView{
 		Success: s.Success,
@@ -253,10 +240,10 @@ func (s StateSnapshot) AppendJSON(dst []byte) []byte {
 	}.AppendJSON(dst)
 }
 
-// MarshalJSON returns what AppendJSON appends. It never fails.
+// MarshalJSON returns the text of AppendJSON. It never fails.
 func (s StateSnapshot) MarshalJSON() ([]byte, error) { return s.AppendJSON(nil), nil }
 
-// encodeStates encodes a map of states, nil for nil.
+// encodeStates encodes a map of states; nil becomes nil.
 func encodeStates(states map[string]json.RawMessage) []byte {
 	if states == nil {
 		return nil

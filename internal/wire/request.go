@@ -7,15 +7,15 @@ import (
 	"unicode/utf8"
 )
 
-// ErrNotMesh says that a frame is not a request of the Mesh protocol: not
-// JSON, not an object, or without a command. Such text gets no answer.
+// ErrNotMesh means that a frame is not a request of the Mesh protocol: it is not JSON,
+// not an object, or has no command. Such a frame gets no answer.
 var ErrNotMesh = errors.New("mesh: not a Mesh frame")
 
-// ErrPayload says that a request's payload does not have the fields, or not
-// the types, that its command asks for.
+// ErrPayload means that a request's payload lacks a field of its command, or that a
+// field has the wrong type.
 var ErrPayload = errors.New("mesh: invalid payload")
 
-// The reasons for ErrNotMesh, built once: a hostile client must not make the
+// The reasons for ErrNotMesh are built once, so that a hostile client cannot make the
 // server allocate errors.
 var (
 	errNotObject = fmt.Errorf("%w: not a JSON object in UTF-8", ErrNotMesh)
@@ -25,28 +25,31 @@ var (
 
 // Request is one frame from a client.
 type Request struct {
-	// ID is the request's id as the client wrote it: the digits of a JSON
-	// number, to be echoed in the answer. Empty if HasID is false.
+	// ID is the request's id as the client wrote it: the digits of a JSON number, which
+	// the answer repeats. It is empty if HasID is false.
 	ID string
-	// HasID tells whether there is an id. Requests without one, or with one
-	// that is not a number, are carried out but not answered.
+	// HasID reports whether there is an id. A request without an id, or with one that
+	// is not a number, is carried out but not answered.
 	HasID bool
-	// Command may be empty: then no handler has it.
+	// Command may be empty. No handler has that name.
 	Command string
 	// Payload is nil if the frame has none. It shares memory with the frame.
 	Payload json.RawMessage
-	// Size is the length of the whole frame: what the request keeps in memory
-	// at most, whatever it was padded with.
+	// Size is the length of the whole frame, including white space. It is the maximum
+	// memory that the request keeps.
 	Size int
+	// Also holds the ids of earlier requests that this one supersedes. They get the
+	// same answer.
+	Also []string
 }
 
-// Decode reads one text frame. It returns an error that wraps ErrNotMesh
-// unless the frame is a JSON object, in valid UTF-8 and nested at most
-// MaxDepth deep, with a string as its "command". As in JavaScript,
-// names count exactly as written and of equal names the last one counts.
+// Decode decodes one text frame. The frame must be a JSON object with a string as its
+// "command", valid UTF-8, and nested at most MaxDepth deep. Otherwise the error wraps
+// ErrNotMesh. As in JavaScript, names must match exactly, and the last one of equal
+// names counts.
 //
-// Decode does not look into the payload, see Request.Bind. The request shares
-// memory with frame, which must not be changed afterwards.
+// Decode does not decode the payload, see Request.Bind. The request shares memory with
+// frame, which must not be changed afterwards.
 func Decode(frame []byte) (Request, error) {
 	body := trimSpace(frame)
 	if len(body) == 0 || body[0] != '{' || !utf8.Valid(body) || !json.Valid(body) {
@@ -76,7 +79,7 @@ func Decode(frame []byte) (Request, error) {
 	return req, nil
 }
 
-// Bind decodes the payload into dst, see Unmarshal. The error wraps ErrPayload.
+// Bind decodes the payload into dst. See Unmarshal. The error wraps ErrPayload.
 func (r *Request) Bind(dst any) error {
 	if err := Unmarshal(r.Payload, dst); err != nil {
 		return fmt.Errorf("%w: %w", ErrPayload, err)
@@ -84,9 +87,9 @@ func (r *Request) Bind(dst any) error {
 	return nil
 }
 
-// intern returns name as a string, without allocating for known commands.
+// intern returns name as a string, without allocating it for known commands.
 func intern(name []byte) string {
-	if s, ok := known[string(name)]; ok {
+	if s, ok := knownCommands[string(name)]; ok {
 		return s
 	}
 	return string(name)

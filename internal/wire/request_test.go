@@ -20,16 +20,16 @@ func TestDecode(t *testing.T) {
 		err   bool
 	}{
 		{"request", `{"id":17,"command":"mesh/join-room","payload":{"roomName":"lobby"}}`,
-			Request{"17", true, CommandJoinRoom, json.RawMessage(`{"roomName":"lobby"}`), 0}, false},
+			Request{"17", true, CommandJoinRoom, json.RawMessage(`{"roomName":"lobby"}`), 0, nil}, false},
 		{"spaces", " {\t\"payload\" : [ 1 , 2 ] ,\r\n \"command\" : \"x\" , \"id\" : 0 } ",
-			Request{"0", true, "x", json.RawMessage(`[ 1 , 2 ]`), 0}, false},
+			Request{"0", true, "x", json.RawMessage(`[ 1 , 2 ]`), 0, nil}, false},
 		{"no id", `{"command":"x"}`, Request{Command: "x"}, false},
 		{"id is null", `{"id":null,"command":"x"}`, Request{Command: "x"}, false},
 		{"id is a string", `{"id":"1","command":"x"}`, Request{Command: "x"}, false},
 		{"id is an object", `{"id":{"id":1},"command":"x"}`, Request{Command: "x"}, false},
-		{"id keeps its digits", `{"id":-1.50e+3,"command":"x"}`, Request{"-1.50e+3", true, "x", nil, 0}, false},
+		{"id keeps its digits", `{"id":-1.50e+3,"command":"x"}`, Request{"-1.50e+3", true, "x", nil, 0, nil}, false},
 		{"payload is null", `{"command":"x","payload":null}`, Request{Command: "x", Payload: json.RawMessage(`null`)}, false},
-		{"last name counts", `{"id":1,"command":"x","id":2,"command":"y"}`, Request{"2", true, "y", nil, 0}, false},
+		{"last name counts", `{"id":1,"command":"x","id":2,"command":"y"}`, Request{"2", true, "y", nil, 0, nil}, false},
 		{"escaped name", `{"c\u006fmmand":"a\"\u00e9"}`, Request{Command: `a"é`}, false},
 		{"names inside strings and objects", `{"a":"\"command\":\"q\\\"","b":{"command":"z","id":3},"command":"x"}`, Request{Command: "x"}, false},
 		{"unknown names", `{"command":"x","trace":[{}]}`, Request{Command: "x"}, false},
@@ -100,7 +100,7 @@ func TestBind(t *testing.T) {
 	assert.Equal(t, "null", string(set.Metadata), "null is not the same as missing")
 	assert.Equal(t, StrategyDeepMerge, set.Options.Strategy)
 
-	var join JoinRequest
+	var join RoomRequest
 	require.NoError(t, (&Request{}).Bind(&join), "no payload")
 	assert.Zero(t, join)
 	for _, payload := range []string{`{"roomName":1}`, `[]`, `"lobby"`, `1`} {
@@ -153,7 +153,7 @@ func TestCheckValue(t *testing.T) {
 	require.ErrorIs(t, CheckValue([]byte("["+deep+"]")), ErrTooDeep)
 
 	for raw, want := range map[string]bool{``: true, ` null `: true, `0`: false, `{}`: false, `"null"`: false} {
-		assert.Equal(t, want, IsNull(json.RawMessage(raw)), raw)
+		assert.Equal(t, want, isNull(json.RawMessage(raw)), raw)
 	}
 	for raw, want := range map[string]bool{``: false, `null`: false, ` {} `: true, `[{}]`: false} {
 		assert.Equal(t, want, IsObject(json.RawMessage(raw)), raw)

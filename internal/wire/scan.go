@@ -8,23 +8,23 @@ import (
 	"unicode/utf8"
 )
 
-// MaxDepth is how deeply arrays and objects may be nested in a frame. It lies
-// far below the 10,000 at which encoding/json gives up, so that what one
-// client sent can always be wrapped into an answer for another.
+// MaxDepth limits the nesting of arrays and objects in a frame. It is far below the
+// 10,000 at which encoding/json fails, so that a value from one client can always be
+// wrapped into an answer for another.
 const MaxDepth = 512
 
-// What CheckValue finds wrong with a JSON value.
+// The errors of CheckValue.
 var (
-	// ErrNotJSON says that text is not one JSON value in valid UTF-8.
+	// ErrNotJSON means that the text is not one JSON value in valid UTF-8.
 	ErrNotJSON = errors.New("mesh: not valid JSON")
-	// ErrTooDeep says that arrays and objects are nested too deeply.
+	// ErrTooDeep means that arrays and objects are nested too deeply.
 	ErrTooDeep = errors.New("mesh: JSON nested too deeply")
 )
 
-// CheckValue returns nil if raw is exactly one JSON value, in valid UTF-8 and
-// nested at most MaxDepth deep; otherwise ErrNotJSON or ErrTooDeep. UTF-8
-// matters: a browser closes the connection on a text frame that is not, so
-// one client's bytes could disconnect every watcher of its room.
+// CheckValue returns ErrNotJSON unless raw is exactly one JSON value in valid UTF-8,
+// and ErrTooDeep if it is nested deeper than MaxDepth. Invalid UTF-8 is dangerous: a
+// browser closes the connection on such a text frame, so the bytes of one client could
+// disconnect all subscribers of its room.
 func CheckValue(raw []byte) error {
 	if !utf8.Valid(raw) || !json.Valid(raw) {
 		return ErrNotJSON
@@ -35,8 +35,8 @@ func CheckValue(raw []byte) error {
 	return nil
 }
 
-// IsNull reports whether raw is missing (empty) or the JSON value null.
-func IsNull(raw json.RawMessage) bool {
+// isNull reports whether raw is missing (empty) or the JSON value null.
+func isNull(raw json.RawMessage) bool {
 	b := trimSpace(raw)
 	return len(b) == 0 || b[0] == 'n'
 }
@@ -50,8 +50,8 @@ func IsObject(raw json.RawMessage) bool {
 // isSpace reports whether c is white space between JSON tokens.
 func isSpace(c byte) bool { return c == ' ' || c == '\t' || c == '\n' || c == '\r' }
 
-// trimSpace cuts JSON's white space (less than what bytes.TrimSpace takes for
-// such) off both ends.
+// trimSpace removes JSON's white space from both ends. bytes.TrimSpace would remove
+// more.
 func trimSpace(b []byte) []byte {
 	for len(b) > 0 && isSpace(b[0]) {
 		b = b[1:]
@@ -64,8 +64,8 @@ func trimSpace(b []byte) []byte {
 
 // deeperThan reports whether valid JSON is nested deeper than limit.
 func deeperThan(b []byte, limit int) bool {
-	// Nothing can be nested deeper than it has opening brackets, and counting
-	// those is much faster than looking at every byte.
+	// The text has at least as many opening brackets as levels. Counting them is much
+	// faster than the loop below.
 	if bytes.Count(b, []byte{'{'})+bytes.Count(b, []byte{'['}) <= limit {
 		return false
 	}
@@ -112,8 +112,8 @@ func skipValue(b []byte, i int) int {
 	return i
 }
 
-// skipNested returns the index after the array or object that begins at b[i].
-// It does not recurse, whatever the depth.
+// skipNested returns the index after the array or object that begins at b[i]. It does
+// not recurse.
 func skipNested(b []byte, i int) int {
 	depth := 0
 	for ; i < len(b); i++ {
@@ -131,15 +131,15 @@ func skipNested(b []byte, i int) int {
 	return len(b)
 }
 
-// members yields the keys (with their quotes) and values of an object in
-// order, as slices of obj. obj must be valid JSON and an object.
+// members yields the keys (with their quotes) and values of an object in order, as
+// slices of obj. obj must be valid JSON and an object.
 func members(obj []byte) iter.Seq2[[]byte, []byte] {
 	return func(yield func(key, value []byte) bool) {
 		i := skipSpace(obj, skipSpace(obj, 0)+1)
 		for i < len(obj) && obj[i] == '"' {
 			end := skipString(obj, i)
 			key := obj[i:end]
-			i = skipSpace(obj, skipSpace(obj, end)+1) // over the colon
+			i = skipSpace(obj, skipSpace(obj, end)+1) // skip the colon
 			if i >= len(obj) {
 				return
 			}
@@ -147,12 +147,12 @@ func members(obj []byte) iter.Seq2[[]byte, []byte] {
 			if !yield(key, obj[i:end]) {
 				return
 			}
-			i = skipSpace(obj, skipSpace(obj, end)+1) // over the comma
+			i = skipSpace(obj, skipSpace(obj, end)+1) // skip the comma
 		}
 	}
 }
 
-// skipSpace returns the index of the first byte from i on that is not space.
+// skipSpace returns the index of the first byte at or after i that is not space.
 func skipSpace(b []byte, i int) int {
 	for i < len(b) && isSpace(b[i]) {
 		i++
@@ -160,8 +160,8 @@ func skipSpace(b []byte, i int) int {
 	return i
 }
 
-// unquoted returns the text of a JSON string: a slice of it where that
-// suffices, a decoded copy where it has escapes.
+// unquoted returns the text of a JSON string: a slice of it, or a decoded copy if it
+// has escapes.
 func unquoted(quoted []byte) []byte {
 	if bytes.IndexByte(quoted, '\\') < 0 {
 		return quoted[1 : len(quoted)-1]

@@ -6,16 +6,16 @@ import (
 	"sync"
 )
 
-// Types of updates.
+// The types of updates.
 const (
 	UpdateJoin  = "join"
 	UpdateLeave = "leave"
 	UpdateState = "state"
 )
 
-// Update is what a subscriber is told of one change in a room. Its fields are
-// set before it is shared and not changed afterwards; then its methods are
-// safe for concurrent use. An Update must not be copied.
+// Update is the message to subscribers about one change in a room. Its fields are set
+// before it is shared and not changed after that. Then its methods are safe for
+// concurrent use. An Update must not be copied.
 type Update struct {
 	Type         string // UpdateJoin, UpdateLeave or UpdateState
 	ConnectionID string
@@ -25,14 +25,14 @@ type Update struct {
 	State        json.RawMessage // state only, valid JSON; nil: null
 	Seq          uint64          // never decreases within an epoch
 	Epoch        string
-	Repair       bool // makes good for missed updates; false: left out
+	Repair       bool // corrects for missed updates; false: left out
 
 	once  sync.Once // makes frame
 	frame Frame
 }
 
-// Frame returns the push that carries the update. It is encoded at the first
-// call; every subscriber of the room gets the same Frame.
+// Frame returns the push with the update. It is encoded at the first call, and all
+// subscribers of the room get the same Frame.
 func (u *Update) Frame() *Frame {
 	u.once.Do(func() {
 		const envelope = `{"command":"` + PushPresenceUpdate + `","payload":`
@@ -43,7 +43,7 @@ func (u *Update) Frame() *Frame {
 	return &u.frame
 }
 
-// AppendJSON appends the update as a JSON object, without its envelope.
+// AppendJSON appends the update as a JSON object, without the envelope of the push.
 func (u *Update) AppendJSON(dst []byte) []byte {
 	dst = append(dst, `{"type":`...)
 	dst = appendString(dst, u.Type)
@@ -71,5 +71,5 @@ func (u *Update) AppendJSON(dst []byte) []byte {
 	return append(dst, '}')
 }
 
-// MarshalJSON returns what AppendJSON appends. It never fails.
+// MarshalJSON returns the text of AppendJSON. It never fails.
 func (u *Update) MarshalJSON() ([]byte, error) { return u.AppendJSON(nil), nil }

@@ -7,22 +7,21 @@ import (
 	"time"
 )
 
-// The ids of requests say what was asked: an actor asks for each thing once at
-// a time.
+// The id of a request is its kind. An actor has at most one open request of each kind.
 const (
 	askJoin  = '1'
 	askLeave = '2'
 	askWatch = '3'
-	askTurn  = '4' // to watch no more
+	askTurn  = '4' // unsubscribe from the watched room
 	askState = '5'
 )
 
-// overdueAfter is when a socket whose client is silent must have been closed by
-// a server of default options: a ping after 30 s, which it has not answered
-// 60 s later, and what a busy machine takes.
+// overdueAfter is the time after which a server with default options must have closed the
+// socket of a silent client: a ping after 30 s, 60 s without an answer, and the delay of
+// a busy machine.
 const overdueAfter = 150 * time.Second
 
-// actor is one client of a Soak: in one room, watching another, or none.
+// actor is one client of a Soak. It is in one room and watches another, or none.
 type actor struct {
 	s *Soak
 
@@ -33,14 +32,14 @@ type actor struct {
 	in      bool // as answered
 	watch   string
 	ledger  *Ledger // nil: not subscribed
-	asked   int     // requests that are not answered yet
+	asked   int     // open requests
 	silent  time.Time
 	comings int
 }
 
-// live connects, and comes back as the stock client does, until the soak ends.
+// live connects, and reconnects like the stock client, until the soak ends.
 func (a *actor) live() {
-	for wait := time.Duration(0); a.s.sleep(wait); wait = a.s.backoff() {
+	for pause := time.Duration(0); a.s.sleep(pause); pause = a.s.backoff() {
 		if !a.s.turnToDial() {
 			return
 		}
@@ -72,7 +71,7 @@ func (a *actor) stay(addr string) {
 	a.s.counts.Ended.Add(1)
 }
 
-// begin enters the room, and watches one.
+// begin joins the room, and watches one.
 func (a *actor) begin(c *Conn, id string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -93,10 +92,10 @@ func (a *actor) end() {
 func (a *actor) askLocked(what byte, command, room, more string) {
 	a.asked++
 	a.s.counts.Commands.Add(1)
-	_ = a.c.Write(fmt.Appendf(nil, `{"id":%c,"command":%q,"payload":{"roomName":%q%s}}`, what, command, room, more)) // the reader notices
+	_ = a.c.Write(fmt.Appendf(nil, `{"id":%c,"command":%q,"payload":{"roomName":%q%s}}`, what, command, room, more)) // the reader notices an error
 }
 
-// take takes in what the server sends.
+// take handles a frame of the server.
 func (a *actor) take(frame []byte) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -104,7 +103,7 @@ func (a *actor) take(frame []byte) {
 	case bytes.HasPrefix(frame, []byte(`{"command":"mesh/presence-update"`)):
 		a.s.counts.Events.Add(1)
 		if a.ledger == nil {
-			a.s.violation(a, "told of a room that it does not watch: %s", frame)
+			a.s.violation(a, "an update of a room that it does not watch: %s", frame)
 		} else if err := a.ledger.Apply(frame); err != nil {
 			a.s.violation(a, "%v", err)
 		}
@@ -118,8 +117,7 @@ func (a *actor) take(frame []byte) {
 	}
 }
 
-// answered takes in an answer. a.mu is held. After a refusal the client comes
-// back with a new connection.
+// answered handles an answer. a.mu is held. After a refusal the client reconnects.
 func (a *actor) answered(what byte, frame []byte) {
 	_, answer, _ := bytes.Cut(bytes.TrimSpace(frame), []byte(`"payload":`))
 	answer = bytes.TrimSuffix(answer, []byte("}"))
@@ -134,7 +132,10 @@ func (a *actor) answered(what byte, frame []byte) {
 	case askJoin:
 		a.in = true
 	case askTurn:
-		a.ledger = nil
+		// The answers of two rooms come in any order: this may be the new one's ledger.
+		if a.ledger != nil && a.ledger.Room != a.watch {
+			a.ledger = nil
+		}
 	case askWatch:
 		l, err := NewLedger(a.watch, answer)
 		if err != nil {
@@ -146,10 +147,10 @@ func (a *actor) answered(what byte, frame []byte) {
 	}
 }
 
-// idleLocked reports whether it may be asked to do something.
+// idleLocked reports whether the actor is free for another act.
 func (a *actor) idleLocked() bool { return a.c != nil && a.asked == 0 && a.in && a.silent.IsZero() }
 
-// act is one thing that an actor does.
+// act is one action of an actor.
 type act func(a *actor)
 
 func (a *actor) move() {

@@ -1,6 +1,6 @@
-// Package load speaks to the servers under test: many WebSockets in one
-// process, made so that the load costs little beside what it measures. It
-// speaks the Mesh wire protocol and Centrifuge's JSON protocol.
+// Package load puts load on the servers under test: many WebSockets in one process that
+// cost little compared with the servers. It speaks the Mesh wire protocol and
+// Centrifuge's JSON protocol.
 package load
 
 import (
@@ -16,9 +16,8 @@ import (
 	"strings"
 )
 
-// Conn is a WebSocket whose frames are parsed in place: reading costs no
-// allocation, and writing one call of the system. One goroutine may read and
-// one write.
+// Conn is a WebSocket whose frames are parsed in place. Reading allocates nothing, and
+// writing is one system call. One goroutine may read and one may write.
 type Conn struct {
 	net     net.Conn
 	r       *bufio.Reader
@@ -27,8 +26,7 @@ type Conn struct {
 	out     []byte
 }
 
-// Dial opens a WebSocket at ws://addr/path. buffer is how many bytes are read
-// at once.
+// Dial opens a WebSocket at ws://addr/path. buffer is the size of one read.
 func Dial(addr, path string, buffer int) (*Conn, error) {
 	nc, err := net.Dial("tcp", addr)
 	if err != nil {
@@ -54,8 +52,8 @@ func Dial(addr, path string, buffer int) (*Conn, error) {
 // Close closes the connection without a close frame.
 func (c *Conn) Close() error { return c.net.Close() }
 
-// Next returns the next message, valid until the call after it. Control frames
-// are skipped; a close frame is an error.
+// Next returns the next message. It is valid until the next call. Control frames are
+// skipped. A close frame is an error.
 func (c *Conn) Next() ([]byte, error) {
 	c.message = c.message[:0]
 	for {
@@ -114,8 +112,7 @@ func (c *Conn) gather(n, size int) error {
 	return err
 }
 
-// Write sends one text frame. It is masked, as a client's must be, with a key
-// of zeros.
+// Write sends one text frame. It is masked, as a client's must be, with a key of zeros.
 func (c *Conn) Write(text []byte) error {
 	c.out = append(c.out[:0], 0x81)
 	switch n := len(text); {

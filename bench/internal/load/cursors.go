@@ -9,26 +9,25 @@ import (
 	"time"
 )
 
-// CursorsConfig is members of one room who move their cursors.
+// CursorsConfig describes members of one room who move their cursors.
 type CursorsConfig struct {
 	Addr       string
 	Publishers int
-	Watchers   int     // how many of them watch
+	Watchers   int     // members that watch
 	PerSecond  float64 // states that each publishes
 	Seconds    float64
 }
 
-// CursorsResult says what arrived.
+// CursorsResult holds the measurements of Cursors.
 type CursorsResult struct {
-	Frames  int     // of states, at all watchers together
-	Seconds float64 // in which those were read: from the first state until the last was told
-	Slowest float64 // seconds from when the last state had been taken until everybody had been told all last ones
+	Frames  int     // states received by all watchers together
+	Seconds float64 // from the first state until the last one was delivered
+	Slowest float64 // seconds from the acceptance of the last states until all watchers had received them
 	Busy    int     // states that were refused because too many waited
-	Missing int     // last states that a watcher was not told
+	Missing int     // last states that a watcher did not receive
 }
 
-// Cursors publishes, and returns when everybody has been told of the last
-// states.
+// Cursors publishes, and returns when all watchers have received the last states.
 func Cursors(cfg CursorsConfig) (CursorsResult, error) {
 	conns := make([]*Conn, cfg.Publishers)
 	defer closeAll(conns)
@@ -61,25 +60,25 @@ func Cursors(cfg CursorsConfig) (CursorsResult, error) {
 	return move(cfg, conns)
 }
 
-// lastMark is in the state that each member publishes last.
+// lastMark is in the last state that each member publishes.
 const lastMark = `"last":true`
 
-// board is what everybody notes together.
+// board holds the counters that all members share.
 type board struct {
 	frames, lasts, busy atomic.Int64
 	want                int64         // last states at all watchers together
-	told                chan struct{} // closed when lasts is that
+	done                chan struct{} // closed when lasts has reached want
 }
 
 // pointer is one member.
 type pointer struct {
 	c       *Conn
-	answers chan bool // whether a state was taken
+	answers chan bool // whether a state was accepted
 }
 
-// move has everybody publish and read.
+// move makes all members publish and read.
 func move(cfg CursorsConfig, conns []*Conn) (CursorsResult, error) {
-	b := &board{want: int64(cfg.Publishers * cfg.Watchers), told: make(chan struct{})}
+	b := &board{want: int64(cfg.Publishers * cfg.Watchers), done: make(chan struct{})}
 	var reading, publishing sync.WaitGroup
 	failed := make(chan error, len(conns))
 	begun := time.Now()
@@ -97,7 +96,7 @@ func move(cfg CursorsConfig, conns []*Conn) (CursorsResult, error) {
 	select {
 	case err := <-failed:
 		return CursorsResult{}, err
-	case <-b.told:
+	case <-b.done:
 	case <-time.After(30 * time.Second):
 	}
 	r := CursorsResult{
@@ -118,7 +117,7 @@ func (p *pointer) read(b *board) {
 		case err != nil:
 			return
 		case bytes.HasPrefix(frame, []byte(`{"id":`)):
-			taken := !bytes.Contains(frame, []byte(`"code":"EBUSY"`)) // what is only late is made true
+			taken := !bytes.Contains(frame, []byte(`"code":"EBUSY"`)) // a state that is only late is accepted
 			if !taken {
 				b.busy.Add(1)
 			}
@@ -126,14 +125,14 @@ func (p *pointer) read(b *board) {
 		case Mesh.event(frame):
 			b.frames.Add(1)
 			if bytes.Contains(frame, []byte(lastMark)) && b.lasts.Add(1) == b.want {
-				close(b.told)
+				close(b.done)
 			}
 		}
 	}
 }
 
-// publish publishes one member's states at its rate, each member at its own
-// moment; and the last until it has been taken.
+// publish publishes one member's states at its rate, each member at its own moment. It
+// repeats the last state until it has been accepted.
 func (p *pointer) publish(cfg CursorsConfig, i int, begun time.Time) error {
 	total := int(cfg.PerSecond * cfg.Seconds)
 	offset := time.Duration(float64(i) / float64(cfg.Publishers) / cfg.PerSecond * 1e9)

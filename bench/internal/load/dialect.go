@@ -5,7 +5,7 @@ import (
 	"fmt"
 )
 
-// Dialect is how a server is spoken to.
+// Dialect is the protocol of a server.
 type Dialect string
 
 // The dialects.
@@ -16,7 +16,7 @@ const (
 
 // Open dials, and returns when the server has greeted.
 func (d Dialect) Open(addr string, buffer int) (*Conn, error) {
-	c, err := Dial(addr, "/ws", buffer)
+	c, err := Dial(addr, "/ws?mesh-level=2", buffer) // so that refused states have a code
 	if err != nil {
 		return nil, err
 	}
@@ -39,8 +39,8 @@ func (d Dialect) Watch(c *Conn, room string) error {
 	return d.ask(c, fmt.Appendf(nil, `{"id":2,"command":"mesh/subscribe-presence","payload":{"roomName":%q}}`, room))
 }
 
-// Enter makes the connection present in a room and returns who is in it: for
-// Centrifuge that takes two calls.
+// Enter makes the connection present in a room and gets its members. For Centrifuge that
+// takes two calls.
 func (d Dialect) Enter(c *Conn, room string) error {
 	if d == Centrifuge {
 		return errorsOf(
@@ -67,7 +67,7 @@ func (d Dialect) publish(dst []byte, id int, room string, state []byte) []byte {
 	return fmt.Appendf(dst, `{"id":%d,"command":"mesh/publish-presence-state","payload":{"roomName":%q,"state":%s}}`, id, room, state)
 }
 
-// event reports whether a message tells of a state.
+// event reports whether a message is the update of a state.
 func (d Dialect) event(message []byte) bool {
 	if d == Centrifuge {
 		return bytes.HasPrefix(message, []byte(`{"push":`)) && bytes.Contains(message, []byte(`"pub":`))

@@ -10,26 +10,26 @@ import (
 	"time"
 )
 
-// FanoutConfig is one publisher and many subscribers of one room.
+// FanoutConfig describes one publisher and many subscribers of one room.
 type FanoutConfig struct {
 	Addrs       []string // servers; subscribers are spread over them
 	Dialect     Dialect
 	Room        string
 	Subscribers int
 	Events      int
-	InFlight    int     // events published and not yet acknowledged, at most
+	InFlight    int     // largest number of events that are published and not yet acknowledged
 	PerSecond   float64 // events per second; 0: as fast as InFlight allows
 }
 
-// FanoutResult says what arrived. Times are in seconds.
+// FanoutResult holds the measurements of Fanout. Times are in seconds.
 type FanoutResult struct {
 	Events    int // published
 	Delivered int // to all subscribers together
 	Seconds   float64
-	P50, P99  float64 // from publishing to reading, of every delivery; where PerSecond is set
+	P50, P99  float64 // from publishing to reading, of every delivery, if PerSecond is set
 }
 
-// Fanout publishes states and returns when every subscriber has seen the last.
+// Fanout publishes states and returns when every subscriber has received the last one.
 func Fanout(cfg FanoutConfig) (FanoutResult, error) {
 	audience := make([]*Conn, cfg.Subscribers)
 	defer closeAll(audience)
@@ -80,7 +80,7 @@ func Fanout(cfg FanoutConfig) (FanoutResult, error) {
 	return r, nil
 }
 
-// listen reads until the last event, and returns how many came.
+// listen reads until the last event, and returns the number of events.
 func listen(c *Conn, cfg FanoutConfig, last []byte, lags *[]time.Duration) (n int, err error) {
 	for {
 		frame, err := c.Next()
@@ -103,7 +103,7 @@ func listen(c *Conn, cfg FanoutConfig, last []byte, lags *[]time.Duration) (n in
 	}
 }
 
-// sentAt reads when an event was published: its field "t", in unix ns.
+// sentAt reads the time of publishing an event: its field "t", in unix ns.
 func sentAt(line []byte) time.Time {
 	_, rest, _ := bytes.Cut(line, []byte(`"t":`))
 	end := bytes.IndexByte(rest, '}')
@@ -111,7 +111,7 @@ func sentAt(line []byte) time.Time {
 	return time.Unix(0, ns)
 }
 
-// speak publishes all events, with so many in flight, or at that rate.
+// speak publishes all events, with InFlight in flight or at the rate of PerSecond.
 func speak(c *Conn, cfg FanoutConfig) error {
 	places := make(chan struct{}, cfg.InFlight)
 	stopped := make(chan error, 1)

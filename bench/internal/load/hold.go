@@ -5,24 +5,24 @@ import (
 	"sync"
 )
 
-// HoldConfig is connections that stay and are silent.
+// HoldConfig describes connections that stay open and silent.
 type HoldConfig struct {
 	Addr        string
 	Dialect     Dialect
 	Connections int
-	Rooms       int    // that each is in
-	Names       int    // how many rooms there are
+	Rooms       int    // that each connection is in
+	Names       int    // number of rooms in all
 	Watch       string // a room that each subscribes to; "": none
-	Drain       bool   // read what they are sent
+	Drain       bool   // read the messages to the clients
 }
 
-// Held is what Hold opened.
+// Held holds the connections of Hold.
 type Held struct {
 	conns   []*Conn
 	reading sync.WaitGroup
 }
 
-// dialers is how many connections are being opened at once.
+// dialers is the number of connections that are opened at once.
 const dialers = 32
 
 // Hold opens the connections and returns when all are in their rooms.

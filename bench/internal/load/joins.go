@@ -7,23 +7,23 @@ import (
 	"time"
 )
 
-// JoinsConfig is connections that enter and exit rooms.
+// JoinsConfig describes connections that join and leave rooms.
 type JoinsConfig struct {
 	Addr    string
 	Dialect Dialect
 	Rooms   int // room0, room1, …
-	Workers int // connections that come and go, one request at a time each
+	Workers int // connections, with one request at a time each
 	Seconds float64
 }
 
-// JoinsResult says how often that was done, and how long the median join took.
+// JoinsResult holds the number of joins and their median time.
 type JoinsResult struct {
 	Joins   int
 	Seconds float64
 	P50     float64 // seconds
 }
 
-// Joins has the workers enter and exit.
+// Joins makes the workers join and leave.
 func Joins(cfg JoinsConfig) (JoinsResult, error) {
 	var mu sync.Mutex // guards took
 	var took []time.Duration

@@ -7,11 +7,11 @@ import (
 	"strconv"
 )
 
-// Ledger is what a subscriber of one room has been told, and checks what is
-// promised about it: nobody who is present joins, nobody who is absent leaves
-// or has a state, so that each departure is told once, and seq never decreases
-// within an epoch. That nobody is missing shows when Present is compared with
-// the truth at a moment when nothing happens.
+// Ledger holds the updates of one room as a subscriber received them, and checks the
+// promises. A member never joins again before it has left. A connection that is not a
+// member never leaves and has no state, so that each leave is delivered once. seq never
+// decreases within an epoch. To find a missing update, compare Present with Redis at a
+// moment without changes.
 type Ledger struct {
 	Room    string
 	Present map[string]struct{}
@@ -19,7 +19,7 @@ type Ledger struct {
 	seq     uint64
 }
 
-// NewLedger begins with the payload of the answer to a subscription.
+// NewLedger begins with the payload of the answer to a subscribe request.
 func NewLedger(room string, answer []byte) (*Ledger, error) {
 	var a struct {
 		Success bool
@@ -37,21 +37,21 @@ func NewLedger(room string, answer []byte) (*Ledger, error) {
 	return l, nil
 }
 
-// Apply takes in a frame mesh/presence-update. An error is a broken promise.
-// Frames of other rooms are none of its business.
+// Apply handles a frame mesh/presence-update. An error is a broken promise. Frames of
+// other rooms are ignored.
 func (l *Ledger) Apply(frame []byte) error {
 	if !bytes.Equal(value(frame, `"roomName":"`, '"'), []byte(l.Room)) {
 		return nil
 	}
 	kind, conn := string(value(frame, `"type":"`, '"')), string(value(frame, `"connectionId":"`, '"'))
-	tail := frame[max(bytes.LastIndex(frame, []byte(`"seq":`)), 0):] // behind metadata and state
+	tail := frame[max(bytes.LastIndex(frame, []byte(`"seq":`)), 0):] // after metadata and state
 	seq, err := strconv.ParseUint(string(value(tail, `"seq":`, ',')), 10, 64)
 	if err != nil {
 		return fmt.Errorf("no seq: %s", frame)
 	}
 	epoch := string(value(tail, `"epoch":"`, '"'))
 	if epoch == l.epoch && seq < l.seq {
-		return fmt.Errorf("seq decreases, %d was told: %s", l.seq, frame)
+		return fmt.Errorf("seq decreases, it was %d: %s", l.seq, frame)
 	}
 	l.epoch, l.seq = epoch, seq
 	_, present := l.Present[conn]
@@ -61,14 +61,14 @@ func (l *Ledger) Apply(frame []byte) error {
 	case kind == "join":
 		l.Present[conn] = struct{}{}
 	case !present:
-		return fmt.Errorf("%s of somebody who is not in: %s", kind, frame)
+		return fmt.Errorf("%s of a connection that is not a member: %s", kind, frame)
 	case kind == "leave":
 		delete(l.Present, conn)
 	}
 	return nil
 }
 
-// value returns what follows begin, up to end.
+// value returns the text between begin and end.
 func value(text []byte, begin string, end byte) []byte {
 	_, rest, _ := bytes.Cut(text, []byte(begin))
 	if i := bytes.IndexByte(rest, end); i >= 0 {

@@ -17,15 +17,15 @@ func TestLedger(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		frames []string
-		broken string // by the last of them
+		broken string // error of the last frame
 	}{
 		"in order":             {frames: []string{update("join", "b", "r", 6, "e"), update("state", "b", "r", 7, "e"), update("leave", "a", "r", 8, "e")}},
 		"again after a leave":  {frames: []string{update("leave", "a", "r", 6, "e"), update("join", "a", "r", 7, "e")}},
 		"another room":         {frames: []string{update("join", "a", "other", 1, "e")}},
 		"another epoch":        {frames: []string{update("join", "b", "r", 1, "f")}},
 		"joins twice":          {frames: []string{update("join", "a", "r", 6, "e")}, broken: "joined twice"},
-		"leaves twice":         {frames: []string{update("leave", "a", "r", 6, "e"), update("leave", "a", "r", 7, "e")}, broken: "leave of somebody who is not in"},
-		"state of the absent":  {frames: []string{update("state", "b", "r", 6, "e")}, broken: "state of somebody who is not in"},
+		"leaves twice":         {frames: []string{update("leave", "a", "r", 6, "e"), update("leave", "a", "r", 7, "e")}, broken: "leave of a connection that is not a member"},
+		"state of the absent":  {frames: []string{update("state", "b", "r", 6, "e")}, broken: "state of a connection that is not a member"},
 		"seq before snapshot":  {frames: []string{update("join", "b", "r", 4, "e")}, broken: "seq decreases"},
 		"seq before the last":  {frames: []string{update("join", "b", "r", 9, "e"), update("leave", "b", "r", 8, "e")}, broken: "seq decreases"},
 		"what is not readable": {frames: []string{`{"command":"mesh/presence-update","payload":{"roomName":"r"}}`}, broken: "no seq"},

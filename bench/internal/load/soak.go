@@ -11,10 +11,12 @@ import (
 	"time"
 
 	"github.com/redis/go-redis/v9"
+
+	"github.com/meshpresence/mesh/internal/wait"
 )
 
-// SoakConfig is clients that come and go, for a long time, and check what they
-// are told. Rates are per second, of all of them together.
+// SoakConfig describes clients that connect and disconnect for a long time, and check
+// their updates. Rates are per second, of all clients together.
 type SoakConfig struct {
 	Redis          string // address
 	Prefix         string // of the keys of members of rooms
@@ -23,22 +25,22 @@ type SoakConfig struct {
 	Rooms          []string
 	Watchers       float64 // share of the connections that watch a room
 	DialsPerSecond float64
-	Paused         bool // begin as Pause does
+	Paused         bool // begin paused
 
 	Moves  float64 // leave a room, join another
 	States float64
 	Turns  float64 // watch another room
-	Drops  float64 // connections that break, and come back
-	Deaths float64 // clients that fall silent, and come back when they are closed
+	Drops  float64 // connections that break, and reconnect
+	Deaths float64 // clients that become silent, and reconnect when their connection is closed
 }
 
-// SoakCounts is what has happened so far.
+// SoakCounts holds the counters so far.
 type SoakCounts struct {
 	Commands, Events, Ended, DialsFailed, Refused, Violations int64
-	Examples                                                  []string // of violations and refusals since the last look, the first few
+	Examples                                                  []string // of violations and refusals since the last call, the first few
 }
 
-// Soak is such clients at work.
+// Soak is a group of such clients.
 type Soak struct {
 	cfg    SoakConfig
 	actors []*actor
@@ -53,14 +55,14 @@ type Soak struct {
 	addrs    []string
 	on       map[string]int // connections by server
 	nextDial time.Time
-	examples []string // since the last look
+	examples []string // since the last call
 	kept     int      // so far
 }
 
-// maxExamples bounds what is told in words.
+// maxExamples limits the number of examples.
 const maxExamples = 20
 
-// StartSoak begins.
+// StartSoak starts the clients.
 func StartSoak(cfg SoakConfig) *Soak {
 	s := &Soak{cfg: cfg, addrs: cfg.Addrs, on: map[string]int{}, redis: redis.NewClient(&redis.Options{Addr: cfg.Redis})}
 	s.life, s.stop = context.WithCancel(context.Background()) // until Stop
@@ -77,15 +79,15 @@ func StartSoak(cfg SoakConfig) *Soak {
 	return s
 }
 
-// SetAddrs says which servers take connections from now on.
+// SetAddrs sets the servers that get connections from now on.
 func (s *Soak) SetAddrs(addrs []string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.addrs = addrs
 }
 
-// pick chooses the server with the fewest connections from here, as a load
-// balancer does, and counts one more.
+// pick chooses the server with the fewest connections from here, like a load balancer,
+// and counts one more.
 func (s *Soak) pick() string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -102,34 +104,28 @@ func (s *Soak) gone(addr string) {
 
 func (s *Soak) room() string { return s.cfg.Rooms[rand.IntN(len(s.cfg.Rooms))] }
 
-// turnToDial waits for a place in the row of those who connect.
+// turnToDial waits for the next time to dial.
 func (s *Soak) turnToDial() bool {
 	s.mu.Lock()
 	now := time.Now()
 	if s.nextDial.Before(now) {
 		s.nextDial = now
 	}
-	wait := s.nextDial.Sub(now)
+	pause := s.nextDial.Sub(now)
 	s.nextDial = s.nextDial.Add(time.Duration(1e9 / s.cfg.DialsPerSecond))
 	s.mu.Unlock()
-	return s.sleep(wait)
+	return s.sleep(pause)
 }
 
-// backoff is how long a client waits before it comes back.
+// backoff returns the time that a client waits before it reconnects.
 func (s *Soak) backoff() time.Duration { return 500*time.Millisecond + rand.N(2*time.Second) }
 
-// sleep waits, and reports whether the soak goes on.
+// sleep waits for d, and reports whether the soak goes on.
 func (s *Soak) sleep(d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-s.life.Done():
-	}
-	return s.life.Err() == nil
+	return wait.For(s.life, d) == nil
 }
 
-// drive has actors do something, at the rates wanted.
+// drive makes actors act, at the configured rates.
 func (s *Soak) drive() {
 	const step = 20 * time.Millisecond
 	acts := []struct {
@@ -157,7 +153,7 @@ func (s *Soak) drive() {
 	}
 }
 
-// someone has an actor that is free do something.
+// someone makes a free actor act.
 func (s *Soak) someone(do act) {
 	for range 20 {
 		a := s.actors[rand.IntN(len(s.actors))]
@@ -203,7 +199,7 @@ func (s *Soak) example(text string) {
 	}
 }
 
-// Counts returns what has happened so far.
+// Counts returns the counters so far.
 func (s *Soak) Counts() SoakCounts {
 	s.mu.Lock()
 	examples := s.examples
@@ -216,8 +212,8 @@ func (s *Soak) Counts() SoakCounts {
 	}
 }
 
-// Settle waits until every actor is connected and has its answers, and returns
-// how many are not.
+// Settle waits until every actor is connected and has its answers. It returns the number
+// of actors that are not.
 func (s *Soak) Settle(within time.Duration) (waiting int) {
 	for end := time.Now().Add(within); ; time.Sleep(50 * time.Millisecond) {
 		waiting = 0
@@ -234,8 +230,8 @@ func (s *Soak) Settle(within time.Duration) (waiting int) {
 	}
 }
 
-// Pause has actors do nothing more of their own accord, or go on. They still
-// come back when they have lost their connection.
+// Pause stops the actors from acting, or lets them go on. They still reconnect if they
+// have lost their connection.
 func (s *Soak) Pause(paused bool) { s.paused.Store(paused) }
 
 // Stop ends the soak and closes all connections.

@@ -7,7 +7,7 @@ import (
 	"time"
 )
 
-// SubscribeConfig is connections that subscribe to a room, again and again.
+// SubscribeConfig describes connections that subscribe to a room repeatedly.
 type SubscribeConfig struct {
 	Addr        string
 	Room        string
@@ -15,8 +15,8 @@ type SubscribeConfig struct {
 	Times       int // each
 }
 
-// SubscribeResult says how long the median subscription took, from the request
-// to the last byte of the answer, how long all, and how long the answer was.
+// SubscribeResult holds the median time of a subscription, from the request to the last
+// byte of the answer, the time of all subscriptions, and the size of the answer.
 type SubscribeResult struct {
 	P50, Seconds float64
 	Bytes        int

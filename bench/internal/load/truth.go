@@ -9,16 +9,16 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// SoakTruth is how clients and Redis differ at a moment when nothing happens.
+// SoakTruth holds the differences between clients and Redis at a moment without changes.
 type SoakTruth struct {
-	Wrong    int      // ledgers that are not what Redis holds, and clients that it lacks
+	Wrong    int      // ledgers that differ from Redis, and clients that Redis does not have
 	Examples []string // the first few
-	Mine     []string // ids of the clients that are connected; Redis may hold no others
+	Mine     []string // ids of the connected clients; Redis may hold no others
 	Watching int      // ledgers compared
 }
 
-// Truth compares what each watcher was told with what Redis holds, and looks
-// for each client where it should be. A silent one may be there or not.
+// Truth compares each watcher's ledger with Redis, and looks for each client where it
+// should be. A silent client may be there or not.
 func (s *Soak) Truth(ctx context.Context) (SoakTruth, error) {
 	held, err := Members(ctx, s.redis, s.cfg.Prefix, s.cfg.Rooms)
 	if err != nil {
@@ -41,7 +41,7 @@ func (s *Soak) Truth(ctx context.Context) (SoakTruth, error) {
 		if l := a.ledger; l != nil {
 			out.Watching++
 			if !maps.Equal(l.Present, held[l.Room]) {
-				wrong("%s was told of %s: too many %v, too few %v", a.id, l.Room, beyond(l.Present, held[l.Room]), beyond(held[l.Room], l.Present))
+				wrong("the ledger of %s of room %s has too many %v, too few %v", a.id, l.Room, beyond(l.Present, held[l.Room]), beyond(held[l.Room], l.Present))
 			}
 		}
 		a.mu.Unlock()
@@ -49,7 +49,7 @@ func (s *Soak) Truth(ctx context.Context) (SoakTruth, error) {
 	return out, nil
 }
 
-// Members reads who is in rooms.
+// Members reads the members of rooms.
 func Members(ctx context.Context, client *redis.Client, prefix string, rooms []string) (map[string]map[string]struct{}, error) {
 	held := make(map[string]map[string]struct{}, len(rooms))
 	for part := range slices.Chunk(rooms, 100) {
@@ -71,7 +71,7 @@ func Members(ctx context.Context, client *redis.Client, prefix string, rooms []s
 	return held, nil
 }
 
-// beyond returns what x has and y has not.
+// beyond returns the elements of x that are not in y.
 func beyond(x, y map[string]struct{}) (list []string) {
 	for id := range x {
 		if _, ok := y[id]; !ok {

@@ -11,14 +11,13 @@ import (
 	"github.com/gorilla/websocket"
 )
 
-// ceiling is a server that does nothing but reading and writing: it speaks the
-// Mesh wire protocol, keeps who watches a room in memory, answers joins with
-// bytes made beforehand, and tells a state by one prepared frame in a loop over
-// the sockets.
+// ceiling is a server that only reads and writes. It speaks the Mesh wire protocol, keeps
+// the watchers of rooms in memory, answers joins with bytes made beforehand, and delivers
+// a state as one prepared frame in a loop over the sockets.
 type ceiling struct {
 	up websocket.Upgrader
 
-	mu       sync.Mutex // guards watchers and seq, and is held while a state is told
+	mu       sync.Mutex // guards watchers and seq, and is held while a state is delivered
 	watchers map[string][]*ceilingConn
 	seq      int
 }
@@ -35,7 +34,7 @@ func newCeiling() *ceiling {
 	}
 }
 
-// present is what a join is answered with: 50 members.
+// present is the answer to a join: 50 members.
 var present = func() string {
 	one := `{"id":"PVYSSQK7MXHCAWYDRLYOHL7DCN","metadata":{"avatar":"https://example.com/a/4711.png","name":"Ada Lovelace","userId":"user-4711"}}`
 	return `{"success":true,"present":[` + strings.Repeat(one+",", 49) + one + `]}`
@@ -63,7 +62,7 @@ func (s *ceiling) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// handle finds out what is wanted by looking for words.
+// handle finds the command by searching for words.
 func (s *ceiling) handle(c *ceilingConn, data []byte) error {
 	id := field(data, `"id":`, ',')
 	room := field(data, `"roomName":"`, '"')
@@ -123,7 +122,7 @@ func (c *ceilingConn) write(text string) error {
 	return c.ws.WriteMessage(websocket.TextMessage, []byte(text))
 }
 
-// field returns what follows begin, up to end.
+// field returns the text between begin and end.
 func field(data []byte, begin string, end byte) string {
 	_, rest, _ := bytes.Cut(data, []byte(begin))
 	if i := bytes.IndexByte(rest, end); i >= 0 {

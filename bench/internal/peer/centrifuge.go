@@ -9,8 +9,8 @@ import (
 	"github.com/centrifugal/centrifuge"
 )
 
-// NewPresence returns Centrifuge's Redis presence manager and the broker that
-// publishes join and leave beside it.
+// NewPresence returns Centrifuge's Redis presence manager and the broker that publishes
+// join and leave.
 func NewPresence(addr string) (*centrifuge.Node, *centrifuge.RedisPresenceManager, *centrifuge.RedisBroker, error) {
 	node, err := centrifuge.New(centrifuge.Config{})
 	if err != nil {

@@ -15,26 +15,26 @@ import (
 	"github.com/meshpresence/mesh"
 )
 
-// MemberConfig says what a member of a group of servers is like: options of
-// the library that are zero are its defaults.
+// MemberConfig configures a member of a group of servers. For options of the library,
+// zero means the library's default.
 type MemberConfig struct {
 	Redis           string // address
 	LeaseTTL        time.Duration
 	LatencyInterval time.Duration
 	Rules           []Rule
-	Warn            bool // write the library's warnings to the standard error
+	Warn            bool // write the library's warnings to standard error
 }
 
-// Rule is one for mesh's TrackPresence.
+// Rule is a rule for mesh's TrackPresence.
 type Rule struct {
 	Expr string
 	TTL  time.Duration
 }
 
-// Member is one server of several that share a Redis, with the library's
-// defaults where nothing else is said.
+// Member is one of several servers that share a Redis, with the library's defaults except
+// as configured.
 type Member struct {
-	Addr     string // of its /ws, where it is a server
+	Addr     string // of its /ws, if it has sockets
 	Server   *mesh.Server
 	Presence *mesh.PresenceManager
 	redis    *redis.Client
@@ -65,7 +65,7 @@ func (cfg MemberConfig) track(do func(mesh.Pattern, mesh.PresenceOptions) error)
 	return nil
 }
 
-// NewMember starts a server for sockets, on a free port of the loopback.
+// NewMember starts a server for sockets, on a free port of the loopback interface.
 func NewMember(ctx context.Context, cfg MemberConfig) (*Member, error) {
 	client := redis.NewClient(&redis.Options{Addr: cfg.Redis})
 	srv, err := mesh.NewServer(cfg.options(client))
@@ -86,7 +86,7 @@ func NewMember(ctx context.Context, cfg MemberConfig) (*Member, error) {
 	return m, nil
 }
 
-// NewBareMember starts one with a transport of its own.
+// NewBareMember starts a server without sockets, for a transport of its own.
 func NewBareMember(ctx context.Context, cfg MemberConfig) (*Member, error) {
 	client := redis.NewClient(&redis.Options{Addr: cfg.Redis})
 	p, err := mesh.NewPresenceManager(cfg.options(client))
@@ -96,8 +96,7 @@ func NewBareMember(ctx context.Context, cfg MemberConfig) (*Member, error) {
 	return &Member{Presence: p, redis: client}, errors.Join(cfg.track(p.TrackPresence), p.Start(ctx))
 }
 
-// Stop ends the member in an orderly way; a server sends its sockets away
-// evenly over spread before.
+// Stop shuts the member down. A server first drains its sockets evenly over spread.
 func (m *Member) Stop(ctx context.Context, spread time.Duration) error {
 	if m.Server == nil {
 		return errors.Join(m.Presence.Shutdown(ctx), m.redis.Close())

@@ -52,7 +52,7 @@ func startMesh(ctx context.Context, cfg Config) (http.Handler, func(context.Cont
 		opts := mesh.ConnOptions{Metadata: person}
 		if cfg.Kind == MeshGo {
 			ctx := context.WithoutCancel(r.Context())
-			go func() { _ = srv.ServeConn(ctx, ws, opts) }() // ends with the connection, which Shutdown awaits
+			go func() { _ = srv.ServeConn(ctx, ws, opts) }() // ends with the connection; Shutdown waits for it
 			return
 		}
 		_ = srv.ServeConn(r.Context(), ws, opts)

@@ -1,6 +1,5 @@
-// Package peer holds the servers that are compared: the library, Centrifuge,
-// and a plain gorilla server that answers from memory, which is the ceiling of
-// what any server can do here.
+// Package peer holds the servers that are compared: the library, Centrifuge, and a plain
+// gorilla server that answers from memory, which is the upper limit for any server here.
 package peer
 
 import (
@@ -34,20 +33,20 @@ const (
 type Config struct {
 	Kind  Kind
 	Redis string // address
-	// StateInterval is that of the rule; of the library alone.
+	// StateInterval is that of the rule, for the library only.
 	StateInterval time.Duration
 	// SnapshotMembers is the library's limit; 0: its default.
 	SnapshotMembers int
 }
 
-// Server is one that runs.
+// Server is a running server.
 type Server struct {
 	Addr string
 	web  *http.Server
 	stop func(context.Context) error
 }
 
-// Start starts a server on a free port of the loopback.
+// Start starts a server on a free port of the loopback interface.
 func Start(ctx context.Context, cfg Config) (*Server, error) {
 	var handler http.Handler
 	stop := func(context.Context) error { return nil }
@@ -81,14 +80,14 @@ func (s *Server) Stop(ctx context.Context) error {
 	return errors.Join(s.stop(ctx), s.web.Close())
 }
 
-// Memory is what this process holds, in bytes, after a collection.
+// Memory is the memory of this process, in bytes, after a collection.
 type Memory struct {
 	RSS, Heap, Stacks int
 	Goroutines        int
 	CPU               float64 // seconds of processor time used so far
 }
 
-// ReadMemory collects garbage, gives back what is free and measures.
+// ReadMemory collects garbage, returns free memory to the system, and measures.
 func ReadMemory() (Memory, error) {
 	debug.FreeOSMemory()
 	debug.FreeOSMemory()
@@ -106,8 +105,8 @@ func ReadMemory() (Memory, error) {
 	return out, nil
 }
 
-// ProcessorTime is what this process has used so far, in seconds; 0: the system
-// does not say.
+// ProcessorTime returns the processor time of this process so far, in seconds. It is 0 if
+// the system does not report it.
 func ProcessorTime() float64 {
 	var u syscall.Rusage
 	if syscall.Getrusage(syscall.RUSAGE_SELF, &u) != nil {

@@ -1,4 +1,4 @@
 package peer
 
-// Person is the metadata that connections have.
+// Person returns the metadata of connections.
 func Person() any { return person }

@@ -13,14 +13,13 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// Usage is what a Redis has done, since it began or between two looks.
+// Usage is the usage of a Redis, since its start or between two measurements.
 type Usage struct {
 	Commands map[string]int64 // calls by command, those of scripts included
 	CPU      float64          // seconds
 }
 
-// ReadUsage asks a Redis what it has done. The looks themselves, INFO, are
-// left out.
+// ReadUsage reads the usage of a Redis. The INFO calls for it are left out.
 func ReadUsage(ctx context.Context, client *redis.Client) (Usage, error) {
 	u := Usage{Commands: map[string]int64{}}
 	for _, section := range []string{"commandstats", "cpu"} {
@@ -48,7 +47,7 @@ func ReadUsage(ctx context.Context, client *redis.Client) (Usage, error) {
 	return u, nil
 }
 
-// Since is what was done between an earlier look and this one.
+// Since returns the usage between an earlier measurement and this one.
 func (u Usage) Since(before Usage) Usage {
 	out := Usage{Commands: map[string]int64{}, CPU: u.CPU - before.CPU}
 	for name, n := range u.Commands {
@@ -59,7 +58,7 @@ func (u Usage) Since(before Usage) Usage {
 	return out
 }
 
-// Total is the number of all commands.
+// Total returns the number of all commands.
 func (u Usage) Total() (n int64) {
 	for calls := range maps.Values(u.Commands) {
 		n += calls
@@ -67,11 +66,11 @@ func (u Usage) Total() (n int64) {
 	return n
 }
 
-// Scripts is the number of script calls.
+// Scripts returns the number of script calls.
 func (u Usage) Scripts() int64 { return u.Commands["evalsha"] + u.Commands["eval"] }
 
-// Monitor counts the commands that scripts call, which Redis counts like any
-// other: MONITOR alone tells who a command came from.
+// Monitor counts the commands that scripts call. Redis counts them like any other, and
+// only MONITOR shows the source of a command.
 type Monitor struct {
 	nc      net.Conn
 	reading sync.WaitGroup
@@ -101,7 +100,7 @@ func StartMonitor(addr string) (*Monitor, error) {
 	return m, nil
 }
 
-// take notes one line: +1339518083.107412 [0 lua] "set" "key" "value".
+// take counts one line: +1339518083.107412 [0 lua] "set" "key" "value".
 func (m *Monitor) take(line string) {
 	_, rest, _ := strings.Cut(line, "[")
 	source, text, ok := strings.Cut(rest, "] ")
@@ -118,8 +117,8 @@ func (m *Monitor) take(line string) {
 	m.seen = append(m.seen, text[:min(len(text), 80)])
 }
 
-// Stop ends the counting and returns, by command, what scripts called, and
-// what clients sent.
+// Stop ends the counting. It returns, by command, the calls of scripts, and the commands
+// of clients.
 func (m *Monitor) Stop() (lua map[string]int64, sent []string) {
 	_ = m.nc.Close()
 	m.reading.Wait()

@@ -9,8 +9,8 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// chromium finds the browser, or skips the test; with MESH_REQUIRE_BROWSER=1
-// it fails.
+// chromium finds the browser or skips the test. With MESH_REQUIRE_BROWSER=1 it fails the
+// test instead.
 func chromium(t testing.TB) string {
 	t.Helper()
 	names := []string{"chromium", "chromium-browser", "google-chrome"}
@@ -34,8 +34,8 @@ type browser struct {
 	ctx context.Context
 }
 
-// newBrowser starts a browser that reaches nothing but this machine. chromedp
-// gives each a new profile directory, and removes it.
+// newBrowser starts a browser that can reach only this machine. chromedp makes a new
+// profile directory for each browser, and removes it.
 func newBrowser(t testing.TB, path string) *browser {
 	t.Helper()
 	opts := []chromedp.ExecAllocatorOption{

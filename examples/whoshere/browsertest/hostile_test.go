@@ -11,8 +11,8 @@ import (
 	"github.com/meshpresence/mesh"
 )
 
-// hostile people choose their names, colours, states and rooms so as to get
-// markup or scripts into the page, or to look like somebody else.
+// hostile checks names, colours, states and rooms that try to get markup or scripts into
+// the page, or to imitate another user.
 func (w *world) hostile(t *testing.T) {
 	const (
 		image = `<img src=x onerror=hacked=1>`
@@ -27,7 +27,7 @@ func (w *world) hostile(t *testing.T) {
 	eve.join(room, map[string]any{"name": image, "userId": image, "avatar": image})
 	eve.publish(room, map[string]any{"typing": true, "x": 0.5, "y": 0.5, "name": image, "rev": 1e300}, time.Minute)
 
-	// Ann's public id is no secret; saying that one has it is of no use.
+	// Ann's public id is not a secret. A client that claims to have it gains nothing.
 	annID := strings.TrimPrefix(get[string](ann, `rows("Ann")[0].dataset.user`), "user ")
 	twin := newPerson(t, w.two, annID)
 	twin.join(room, map[string]any{"name": "Twin", "userId": annID})
@@ -48,7 +48,7 @@ func (w *world) hostile(t *testing.T) {
 		`String(window.hacked)`: "undefined",
 		`all("img, script, iframe, object, embed, base").map((el) => el.outerHTML).join("\n")`: `<script type="module" src="app.js"></script>` + "\n" +
 			`<img src="icon.svg" alt="" width="26" height="26">`,
-		// No attribute came in either, and no style but the two colours and a place.
+		// No attribute came in either, and no style but the two colours and a position.
 		`all("*").flatMap((el) => el.getAttributeNames()).filter((name) => name.startsWith("on")).join()`:                                            "",
 		`all("[style]").flatMap((el) => [...el.style]).filter((name) => !["--person", "--on-person", "transform"].includes(name)).join()`:            "",
 		`all("[style]").map((el) => el.style.getPropertyValue("--person")).filter((color) => color !== "" && !/^#[0-9a-f]{6}$/i.test(color)).join()`: "",
@@ -60,8 +60,8 @@ func (w *world) hostile(t *testing.T) {
 	ann.clean(false)
 }
 
-// ever has somebody claim with every state to have a new name: the page asks
-// now and then, and has commands left for what its own user does.
+// ever makes Eve claim a new name with every state. The page asks for her name only now
+// and then, so that commands remain for its own user.
 func ever(ann *tab, eve *person, room, name string) {
 	before, begun := get[int](ann, `seen.asked`), time.Now()
 	for i := range 60 {
@@ -75,7 +75,7 @@ func ever(ann *tab, eve *person, room, name string) {
 	}
 }
 
-// refused asks for metadata that the server must not take.
+// refused proposes metadata that the server must refuse.
 func (p *person) refused(metadata any) {
 	p.t.Helper()
 	if answer := p.ask("mesh/set-my-connection-metadata", map[string]any{"metadata": metadata}); !strings.Contains(string(answer), "EINVALID") {
@@ -83,8 +83,8 @@ func (p *person) refused(metadata any) {
 	}
 }
 
-// lawless has people in the room whose server lets them be called anything, as
-// another program on the same Redis may.
+// lawless adds people whose server accepts any metadata, like another program on the same
+// Redis.
 func (w *world) lawless(t *testing.T, room, image string) {
 	t.Helper()
 	m, err := mesh.NewPresenceManager(mesh.Options{Redis: w.redis.Client(t), LeaseTTL: leaseTTL})

@@ -5,12 +5,11 @@ import (
 	"time"
 )
 
-// slack is what the page may take to show what it has been told, on a busy
-// machine.
+// slack is the time that the page may take to show an update on a busy machine.
 const slack = 2 * time.Second
 
-// killedServer's people vanish exactly once, in the time that is promised, and
-// are back by themselves, exactly once, when it is.
+// killedServer kills a server. Its people must vanish exactly once, within the promised
+// time, and return exactly once when the server is back.
 func (w *world) killedServer(t *testing.T) {
 	const room = "kill"
 	ann, bob := w.meet(t, room)
@@ -19,7 +18,7 @@ func (w *world) killedServer(t *testing.T) {
 	ann.await(`rows("Cyd").length === 1`)
 	get[bool](bob, `window.stays = true`)
 
-	killed := time.Now() // its last renewal was before
+	killed := time.Now() // the last renewal was before this
 	w.two.kill()
 	bob.await(`status() === "reconnecting"`)
 	bob.shot("reconnecting")
@@ -36,7 +35,7 @@ func (w *world) killedServer(t *testing.T) {
 		}
 	}
 
-	// Who is back at once has only reloaded the page: no toast for that.
+	// If a person is back at once, the page has only been reloaded, and shows no toast.
 	ann.await(`toasts("leave", "Bob") === 1 && toasts("leave", "Cyd") === 1`)
 
 	w.two.start()
@@ -50,7 +49,7 @@ func (w *world) killedServer(t *testing.T) {
 	for what, want := range map[string]int{
 		`toasts("leave", "Bob")`:                              1,
 		`toasts("leave", "Cyd")`:                              1,
-		`toasts("join", "Bob")`:                               2, // at first, and back
+		`toasts("join", "Bob")`:                               2, // the first join, and the return
 		`toasts("leave", "Ann")`:                              0,
 		`seen.gone.filter(({name}) => name === "Bob").length`: 1,
 	} {

@@ -10,7 +10,7 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// crowd fills a room with people of all lengths of name.
+// crowd fills a room with people with short and long names.
 func (w *world) crowd(t *testing.T, room string) {
 	t.Helper()
 	for i, name := range []string{"Mira Okafor", "Jonas", "Wolfeschlegelsteinhausenbergerdorff, Jr.", "ß", "日本 太郎", "Tom Reyes"} {
@@ -20,7 +20,7 @@ func (w *world) crowd(t *testing.T, room string) {
 	}
 }
 
-// phone: everything is within reach, nothing is off the side.
+// phone checks that everything fits on the screen of a phone.
 func (w *world) phone(t *testing.T) {
 	const room = "a room with a name that is rather long for a phone"
 	w.crowd(t, room)
@@ -57,7 +57,7 @@ func (w *world) phone(t *testing.T) {
 	bob.clean(false)
 }
 
-// dark and light: what is to be read can be.
+// dark checks that all text is readable in the dark and the light scheme.
 func (w *world) dark(t *testing.T) {
 	w.crowd(t, "looks")
 	v := desktop
@@ -90,7 +90,7 @@ func (w *world) dark(t *testing.T) {
 	ann.clean(false)
 }
 
-// luminance is WCAG's, of a colour of the theme.
+// luminance is the WCAG luminance of a colour of the theme.
 const luminance = `var luminance = (name) => {
   const hex = getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const [r, g, b] = [1, 3, 5].map((i) => parseInt(hex.slice(i, i + 2), 16) / 255)

@@ -20,9 +20,9 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// watch is in each page before its own scripts: it notes the toasts, the rows
-// that were taken from the list, and what the page's policy forbade; and it
-// has words for what the tests ask.
+// watch runs in each page before its own scripts. It records the toasts, the rows that
+// were removed from the list, and violations of the page's policy. It also defines
+// functions for the tests.
 const watch = `
 window.seen = {toasts: [], gone: [], violations: [], asked: 0};
 const send = WebSocket.prototype.send;
@@ -45,7 +45,7 @@ const cursors = (name) => all(".cursor:not(.gone)").filter((el) => el.querySelec
 const toasts = (kind, name) => seen.toasts.filter((toast) => toast.kind === kind && toast.text.split(/ and | /).includes(name)).length;
 const status = () => document.getElementById("status").dataset.status;
 const text = (id) => document.getElementById(id).textContent;
-// Where a cursor's tip is, and where a point of the screen is, in the shared area.
+// inArea and tip return a position in the shared area: of a point of the screen, and of a cursor.
 const inArea = (x, y) => {
   const box = document.getElementById("cursors").getBoundingClientRect();
   return [(x - box.left) / box.width, (y - box.top) / box.height];
@@ -66,7 +66,7 @@ type tab struct {
 	name  string
 
 	mu     sync.Mutex
-	faults []string // guarded by mu: what the console says, requests that leave the server
+	faults []string // guarded by mu: console messages, and requests to other servers
 }
 
 // view is a screen.
@@ -128,7 +128,7 @@ func (p *tab) rename(name string) {
 	p.await(fmt.Sprintf(`!document.getElementById("me-dialog").open && all("#people .mine .name")[0]?.textContent === %q`, name))
 }
 
-// hear notes what must not happen in any page.
+// hear records events that must not happen in any page.
 func (p *tab) hear(origin string, event any) {
 	switch e := event.(type) {
 	case *runtime.EventConsoleAPICalled:
@@ -154,8 +154,8 @@ func (p *tab) fault(format string, args ...any) {
 	p.faults = append(p.faults, fmt.Sprintf(format, args...))
 }
 
-// clean fails the test if anything was noted that must not happen. Refused
-// sockets are expected of a page whose server is away.
+// clean fails the test if such an event was recorded. Failed connections are expected of
+// a page whose server was away.
 func (p *tab) clean(serverWasAway bool) {
 	p.t.Helper()
 	p.mu.Lock()
@@ -168,7 +168,7 @@ func (p *tab) clean(serverWasAway bool) {
 		p.t.Errorf("%s: %s", p.name, fault)
 	}
 	p.mu.Lock()
-	p.faults = nil // told
+	p.faults = nil // reported
 	p.mu.Unlock()
 	for _, violation := range get[[]string](p, `seen.violations`) {
 		p.t.Errorf("%s: policy violated: %s", p.name, violation)
@@ -183,7 +183,7 @@ func call[P, R any](command cdp.Command[P, R], params P) chromedp.Action[chromed
 	})
 }
 
-// run carries out actions in the tab.
+// run executes actions in the tab.
 func (p *tab) run(actions ...chromedp.Action[chromedp.Void]) {
 	p.t.Helper()
 	ctx, cancel := context.WithTimeout(p.ctx, patience)
@@ -217,8 +217,8 @@ func (p *tab) await(condition string) {
 	p.awaitWhile(func() {}, condition)
 }
 
-// awaitWhile waits until an expression is true of something that does not
-// last: it is done again and again meanwhile.
+// awaitWhile waits until an expression is true. The expression depends on something that
+// does not last, so again repeats it until then.
 func (p *tab) awaitWhile(again func(), condition string) {
 	p.t.Helper()
 	const pause, rounds = 50 * time.Millisecond, 20

@@ -8,7 +8,8 @@ import (
 	"github.com/chromedp/chromedp"
 )
 
-// twoPeople see each other come, type, point and go, across servers.
+// twoPeople checks that two people see each other join, type, point and leave, across
+// servers.
 func (w *world) twoPeople(t *testing.T) {
 	ann := w.ann.open(t, "Ann", w.one.url("room=two"), desktop)
 	ann.await(`!document.getElementById("alone").hidden`)
@@ -17,7 +18,7 @@ func (w *world) twoPeople(t *testing.T) {
 	bob.await(`rows("Ann").length === 1`)
 	ann.await(`rows("Bob").length === 1 && toasts("join", "Bob") === 1 && document.getElementById("alone").hidden`)
 
-	// The screens differ: the place in the shared area is the same.
+	// The screens differ, but the place in the shared area is the same.
 	at := get[[]float64](ann, `inArea(490, 485)`)
 	bob.awaitWhile(func() {
 		for i := range 20 {
@@ -32,7 +33,7 @@ func (w *world) twoPeople(t *testing.T) {
 	ann.run(chromedp.KeyEvent("\r"))
 	bob.await(`text("typing-text") === "" && !rows("Ann")[0].classList.contains("typing")`)
 
-	// Who has fallen silent takes nothing back: the server's clock does.
+	// A silent client clears nothing. Its states end when their time is over.
 	cyd := newPerson(t, w.two, "")
 	cyd.join("two", map[string]any{"name": "Cyd"})
 	for _, tab := range []*tab{ann, bob} {
@@ -54,7 +55,8 @@ func (w *world) twoPeople(t *testing.T) {
 	ann.clean(false)
 }
 
-// tabsOfOneUser are one row, one name, one typing indicator, and no news.
+// tabsOfOneUser checks that the tabs of one user are one row with one name and one typing
+// indicator, without toasts.
 func (w *world) tabsOfOneUser(t *testing.T) {
 	ann, bob := w.meet(t, "tabs")
 	second := w.ann.open(t, "Ann's second tab", w.one.url("room=tabs"), desktop)
@@ -95,7 +97,7 @@ func (w *world) tabsOfOneUser(t *testing.T) {
 	bob.clean(false)
 }
 
-// rooms are changed without loading the page again.
+// rooms checks that a change of room does not reload the page.
 func (w *world) rooms(t *testing.T) {
 	ann, bob := w.meet(t, "lobby")
 	get[bool](ann, `window.stays = true`)
@@ -121,7 +123,7 @@ func (p *tab) point(x, y float64) {
 	p.run(chromedp.MouseEvent(chromedp.MouseMoved, x, y))
 }
 
-// types types something into the field for it.
+// types types into the draft field.
 func (p *tab) types() {
 	p.t.Helper()
 	p.run(chromedp.Focus(chromedp.ID("draft")), chromedp.KeyEvent("hello"))

@@ -10,15 +10,16 @@ import (
 	"github.com/gorilla/websocket"
 )
 
-// person is somebody without a browser, who speaks the wire protocol and says
-// whatever they like.
+// person is a client without a browser. It speaks the wire protocol and may send
+// anything.
 type person struct {
 	t  testing.TB
 	ws *websocket.Conn
 	id int
 }
 
-// newPerson connects to a server. key is the user's secret; "": nobody's.
+// newPerson connects to a server. key is the user's secret. An empty key makes a new
+// user.
 func newPerson(t testing.TB, s *server, key string) *person {
 	t.Helper()
 	ws, _, err := websocket.DefaultDialer.DialContext(t.Context(), "ws://"+s.addr+"/ws?key="+key, http.Header{})
@@ -29,7 +30,7 @@ func newPerson(t testing.TB, s *server, key string) *person {
 	return &person{t: t, ws: ws}
 }
 
-// join says who they are and joins a room.
+// join sets the metadata and joins a room.
 func (p *person) join(room string, metadata any) {
 	p.t.Helper()
 	if answer := p.ask("mesh/set-my-connection-metadata", map[string]any{"metadata": metadata}); string(answer) != `{"success":true}` {
@@ -38,7 +39,7 @@ func (p *person) join(room string, metadata any) {
 	p.ask("mesh/join-room", map[string]any{"roomName": room})
 }
 
-// publish publishes a state for as long as it says.
+// publish publishes a state with a lifetime.
 func (p *person) publish(room string, state any, life time.Duration) {
 	p.t.Helper()
 	payload := map[string]any{"roomName": room, "state": state, "expireAfter": life.Milliseconds()}

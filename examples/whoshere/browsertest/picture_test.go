@@ -13,11 +13,11 @@ import (
 	"github.com/meshpresence/mesh/internal/redistest"
 )
 
-// pictureLimit is in bytes: a README is read on phones, too.
+// pictureLimit is in bytes. A README is also read on phones.
 const pictureLimit = 200_000
 
-// TestPicture takes the pictures of the README: a lively room, by day and by
-// night. It looks best where the font Inter is installed.
+// TestPicture takes the pictures of the README: a lively room, light and dark. It looks
+// best if the font Inter is installed.
 func TestPicture(t *testing.T) {
 	if *pictureFlag == "" {
 		t.Skip("no -picture")

@@ -4,8 +4,8 @@ import (
 	"testing"
 )
 
-// redisAway: the page says that what it shows may be out of date, nobody is
-// said to have left, and all is well again when Redis is back.
+// redisAway checks that the page says that its data may be out of date, shows no leaves,
+// and is live again when Redis is back.
 func (w *world) redisAway(t *testing.T) {
 	const room = "away"
 	ann, bob := w.meet(t, room)
@@ -18,7 +18,7 @@ func (w *world) redisAway(t *testing.T) {
 	w.settle(t, room, ann, bob)
 	for _, tab := range []*tab{ann, bob} {
 		if n := get[int](tab, `seen.gone.filter(({name}) => name !== "Zed").length + toasts("leave", "Ann") + toasts("leave", "Bob")`); n != 0 {
-			t.Errorf("%s: %d departures were told", tab.name, n)
+			t.Errorf("%s: %d leaves were shown", tab.name, n)
 		}
 		tab.clean(false)
 	}

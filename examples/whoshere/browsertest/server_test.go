@@ -18,10 +18,10 @@ import (
 )
 
 const (
-	// leaseTTL is of both servers: short, but longer than what a busy machine
+	// leaseTTL is the lease of both servers. It is short, but longer than a busy machine
 	// keeps a process waiting.
 	leaseTTL = 4 * time.Second
-	// patience is how long anything may take that no promise limits.
+	// patience limits every wait that no promise limits.
 	patience      = 30 * time.Second
 	startAttempts = 20
 )
@@ -50,8 +50,8 @@ type server struct {
 	log strings.Builder // guarded by mu
 }
 
-// newServer starts a server on a port that no connection of this machine is
-// given, so that it is still free after a restart.
+// newServer starts a server on a port outside the range of outgoing connections, so that
+// the port is still free after a restart.
 func newServer(t testing.TB, redis *redistest.Server) *server {
 	t.Helper()
 	s := &server{t: t, redis: redis}
@@ -76,7 +76,7 @@ func newServer(t testing.TB, redis *redistest.Server) *server {
 
 func (s *server) url(query string) string { return "http://" + s.addr + "/?" + query }
 
-// start starts it again after kill.
+// start starts the server again after kill.
 func (s *server) start() {
 	s.t.Helper()
 	if err := s.launch(); err != nil {
@@ -84,7 +84,7 @@ func (s *server) start() {
 	}
 }
 
-// launch returns when the server serves.
+// launch starts the process and returns when it serves.
 func (s *server) launch() error {
 	path, err := build()
 	if err != nil {
@@ -130,11 +130,11 @@ func (s *server) read(logs io.ReadCloser, ready chan<- bool) {
 	_ = logs.Close()
 	select {
 	case ready <- false:
-	default: // it was ready, and nobody asks any more
+	default: // launch has its answer already
 	}
 }
 
-// kill ends it as kill -9 does, and returns when it has ended.
+// kill ends the process like kill -9, and returns when it has ended.
 func (s *server) kill() {
 	if s.cmd == nil || s.ended == nil {
 		return

@@ -6,8 +6,8 @@ import (
 	"github.com/meshpresence/mesh/internal/redistest"
 )
 
-// world is two servers on one Redis, and a browser for each: Ann's tabs are at
-// the first server, Bob's at the second.
+// world is two servers on one Redis, and a browser for each. Ann's tabs use the first
+// server, Bob's the second.
 type world struct {
 	redis    *redistest.Server
 	one, two *server
@@ -31,8 +31,8 @@ func newWorld(t testing.TB) *world {
 	return w
 }
 
-// meet opens a tab for Ann and one for Bob in a room, and returns when each
-// sees the other.
+// meet opens a tab for Ann and one for Bob in a room, and returns when each sees the
+// other.
 func (w *world) meet(t testing.TB, room string) (ann, bob *tab) {
 	t.Helper()
 	ann = w.ann.open(t, "Ann", w.one.url("room="+room), desktop)
@@ -43,9 +43,9 @@ func (w *world) meet(t testing.TB, room string) (ann, bob *tab) {
 	return ann, bob
 }
 
-// settle returns when all that happened in a room until now has been told in
-// these tabs: somebody comes, is seen, and what the page gathers toasts with is
-// a timer that was started before the one started here.
+// settle returns when these tabs have shown everything that happened in a room until now.
+// A new person joins and is seen. The page collects toasts with a timer, which was
+// started before the timer here.
 func (w *world) settle(t testing.TB, room string, tabs ...*tab) {
 	t.Helper()
 	p := newPerson(t, w.one, "")
@@ -72,5 +72,5 @@ func TestPage(t *testing.T) {
 	t.Run("phone", w.phone)
 	t.Run("dark", w.dark)
 	t.Run("killed server", w.killedServer)
-	t.Run("redis away", w.redisAway) // last: after it servers judge nobody for a while
+	t.Run("redis away", w.redisAway) // last: servers declare no others dead for a while after it
 }

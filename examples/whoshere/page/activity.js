@@ -1,17 +1,17 @@
-// What this connection tells a room about itself. There is one state object
-// per connection and room, and a new one replaces it, so that typing, cursor
-// and a new name travel together: {typing: true, x: 0.2, y: 0.7, rev: 3}.
+// What this connection publishes in a room. There is one state object per
+// connection and room, and a new one replaces it. So typing, cursor and a new
+// name are in one object: {typing: true, x: 0.2, y: 0.7, rev: 3}.
 //
-// Each part has its own life. The state is published with an expireAfter that
-// ends it with the first part to end; a page that still runs republishes the
-// others before that. A page that froze, or lost its network, cannot, and the
-// server's clock ends everything in time.
+// Each part has a lifetime of its own. The state is published with an
+// expireAfter that ends it with the first part to end. A page that still runs
+// publishes the other parts again before that. A page that froze or lost its
+// network cannot, and the server ends everything in time.
 
 const LIFE = { typing: 3_000, cursor: 5_000, name: 2_000 }; // ms
 const THROTTLE = 50; // ms between two publications: at most 20 a second
-const RENEW = 1_000; // typing goes on: published again that often
-const GRACE = 500; // for republishing what outlives the first part
-const IN_FLIGHT = 4; // publications without an answer: a slow way slows us down
+const RENEW = 1_000; // while the user types, publish again at this interval
+const GRACE = 500; // time for publishing again the parts that last longer
+const IN_FLIGHT = 4; // publications without an answer: a slow connection reduces the rate
 const PAUSE = 1_000; // after a refusal or an error
 
 export class Activity {
@@ -27,16 +27,16 @@ export class Activity {
   #waiting = false; // to be flushed when an answer comes
   #timer = 0;
   #timerAt = Infinity;
-  #life = 0; // counts resets: answers of an earlier life are ignored
+  #life = 0; // counts resets: answers from before a reset are ignored
 
-  // room publishes (publish(state, expireAfter), clear()); report(error) is
-  // told each failure, and report(null) each success.
+  // room publishes (publish(state, expireAfter), clear()). Each failure is
+  // passed to report(error), and each success calls report(null).
   constructor(room, report = () => {}) {
     this.#room = room;
     this.#report = report;
   }
 
-  // typed is a keystroke.
+  // typed handles a keystroke.
   typed() {
     const now = Date.now();
     this.#until.typing = now + LIFE.typing;
@@ -49,7 +49,7 @@ export class Activity {
     this.#end("typing");
   }
 
-  // moved is the pointer, in fractions of the shared area.
+  // moved handles a pointer movement, in fractions of the shared area.
   moved(x, y) {
     const now = Date.now();
     this.#x = Math.round(x * 1e4) / 1e4;
@@ -58,14 +58,14 @@ export class Activity {
     this.#schedule(now);
   }
 
-  // left is the pointer leaving the shared area.
+  // left handles the pointer leaving the shared area.
   left() {
     this.#end("cursor");
   }
 
-  // renamed tells that this connection's metadata changed. Updates do not
-  // carry metadata changes, so the others are given a revision to compare,
-  // and ask for the metadata themselves.
+  // renamed publishes that this connection's metadata changed. Updates do not
+  // carry metadata changes. So the state has a revision that the others
+  // compare, and they ask for the metadata themselves.
   renamed() {
     const now = Date.now();
     this.#rev++;
@@ -73,8 +73,8 @@ export class Activity {
     this.#schedule(now);
   }
 
-  // reset forgets everything without telling: the connection is gone, and
-  // the state with it.
+  // reset forgets everything without publishing: the connection has ended, and
+  // its state with it.
   reset() {
     clearTimeout(this.#timer);
     this.#timerAt = Infinity;
@@ -94,8 +94,8 @@ export class Activity {
     this.#schedule(now);
   }
 
-  // schedule flushes at that time, or as soon after it as the throttle lets;
-  // an earlier appointment stands.
+  // schedule flushes at that time, or as soon after it as the throttle allows.
+  // It never postpones an earlier flush.
   #schedule(at) {
     at = Math.max(at, this.#notBefore);
     if (at >= this.#timerAt) return;
@@ -160,7 +160,8 @@ export class Activity {
     this.#inFlight--;
     this.#report(failure);
     if (!taken) {
-      // Not in the room yet, or Redis is away: again later, if it still holds.
+      // Not in the room yet, or Redis does not answer: try again later if the
+      // state still applies.
       this.#notBefore = Date.now() + PAUSE;
       this.#schedule(this.#notBefore);
     } else if (this.#waiting) {

@@ -1,5 +1,6 @@
 // The page: one connection, one room at a time. mesh.js and room.js speak the
-// protocol, activity.js says what we do, view.js draws what the others do.
+// protocol, activity.js publishes the user's own actions, and view.js draws the
+// other users.
 
 import { Activity } from "./activity.js";
 import { startDialog } from "./dialog.js";
@@ -21,19 +22,20 @@ const status = new Status(client, () => room);
 const switcher = new Switcher();
 const toasts = new Toasts($("toasts"));
 const view = new RoomView(() => client.id);
-const ASK_EVERY = 100; // ms between questions about metadata
+const ASK_EVERY = 100; // ms between requests for metadata
 const revisions = new Map(); // connection id -> revision of the metadata we have
-const renamed = new Map(); // connection id -> revision that is to be asked for, oldest first
-let asking = 0; // timer; 0: the next question may be asked at once
+const renamed = new Map(); // connection id -> revision to ask for, oldest first
+let asking = 0; // timer; 0: the next request may be sent at once
 
 let room = null;
 let activity = null;
 let seenBefore = false; // this room has been live on this page
 
-// A browser's socket carries no headers of ours: the key goes in the address.
+// A browser's socket cannot have headers of ours, so the key is in the address.
 function socketURL() {
   const url = new URL("ws", location.href.replace(/^http/, "ws"));
-  url.search = new URLSearchParams({ key: me.key });
+  // Level 2: a state that is not taken is answered with the reason, not only with false.
+  url.search = new URLSearchParams({ key: me.key, "mesh-level": "2" });
   url.hash = "";
   return url;
 }
@@ -47,7 +49,7 @@ function startMe() {
   }
   client.setMetadata(me.metadata);
   me.addEventListener("change", () => client.setMetadata(me.metadata));
-  // On the first connection the name travels ahead of the join.
+  // On the first connection the metadata are sent before the join.
   client.addEventListener("metadata", () => room.joined && activity.renamed());
   startDialog(me, () => person(room.members.get(client.id)?.metadata ?? me.metadata, client.id ?? ""));
 }
@@ -72,7 +74,8 @@ function goToURL() {
   status.entered();
 }
 
-// listen hears a room until we leave it: an answer may still be on its way.
+// listen handles the events of a room until we leave it. An answer may come
+// after that.
 function listen(entered) {
   const on = (type, handle) => {
     entered.addEventListener(type, ({ detail }) => entered === room && handle(detail));
@@ -115,8 +118,8 @@ function rebuilt() {
   seenBefore = true;
 }
 
-// checkRevision has a member's metadata asked for when its state says that it
-// has changed: see Activity.renamed.
+// checkRevision asks for a member's metadata if its state says that it has
+// changed: see Activity.renamed.
 function checkRevision(member) {
   const rev = member.state?.rev;
   if (!Number.isInteger(rev) || rev === (revisions.get(member.id) ?? 0)) return;
@@ -124,8 +127,8 @@ function checkRevision(member) {
   if (asking === 0) askNext();
 }
 
-// askNext asks about one after the other: somebody who claims with every state
-// to be renamed must not use up what commands our own connection may send.
+// askNext asks for one member after the other. A member that claims a new
+// revision with every state must not use up the commands of our own connection.
 function askNext() {
   asking = 0;
   const [next] = renamed;
@@ -136,7 +139,7 @@ function askNext() {
   renamed.delete(id);
   revisions.set(id, rev);
   asked.refresh(id).catch(() => {
-    // The next state brings it up again, but not the next twenty at once.
+    // The next state brings it up again, but not each of the next twenty.
     setTimeout(() => asked === room && revisions.get(id) === rev && revisions.delete(id), 2_000);
   });
 }
@@ -153,7 +156,7 @@ function watchPointer() {
   };
   stage.addEventListener("pointerdown", moved);
   stage.addEventListener("pointermove", moved);
-  // A mouse that leaves is gone; where a finger was stays to be seen a moment.
+  // A mouse that leaves is gone. After a touch the cursor stays for a moment.
   stage.addEventListener("pointerleave", ({ pointerType }) => pointerType === "touch" || activity.left());
 }
 

@@ -36,7 +36,7 @@ class Cursor {
     this.place();
   }
 
-  // place is called again when the shared area changes its size.
+  // place is called again when the size of the shared area changes.
   place() {
     const area = $("cursors");
     const left = this.#x * area.clientWidth;
@@ -46,14 +46,14 @@ class Cursor {
     this.el.classList.toggle("above", top > area.clientHeight - 50);
   }
 
-  // fade takes it away; a page that shows no motion does so at once.
+  // fade removes the cursor, at once if the user wants reduced motion.
   fade() {
     this.el.classList.add("gone");
     setTimeout(() => this.el.remove(), FADE);
   }
 }
 
-// Cursors shows a cursor for each member whose state says where its pointer is.
+// Cursors shows a cursor for each member whose state has a pointer position.
 export class Cursors {
   #cursors = new Map(); // connection id -> Cursor
   #resize = new ResizeObserver(() => this.#cursors.forEach((cursor) => cursor.place()));
@@ -62,8 +62,8 @@ export class Cursors {
     this.#resize.observe($("cursors"));
   }
 
-  // show puts a member's cursor where its state says, at once: cursors move
-  // more often than anything else here.
+  // show moves a member's cursor to the position in its state. It does so at
+  // once, because cursors move more often than anything else on the page.
   show(member, user, typing) {
     const { x, y } = member.state ?? {};
     if (!inside(x) || !inside(y)) {
@@ -74,7 +74,7 @@ export class Cursors {
     if (cursor === undefined) {
       if (this.#cursors.size >= LIMIT) return;
       cursor = new Cursor(member.id);
-      cursor.move(x, y); // before it is there, so that it does not fly in
+      cursor.move(x, y); // before it is shown, so that it does not fly in
       this.#cursors.set(member.id, cursor);
       $("cursors").append(cursor.el);
     } else {

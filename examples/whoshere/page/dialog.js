@@ -1,4 +1,4 @@
-// The dialog in which one says how one wants to be seen.
+// The dialog for the user's own name and colour.
 
 import { $, element } from "./elements.js";
 import { PALETTE } from "./person.js";
@@ -14,7 +14,7 @@ function swatch(color, checked) {
   return input;
 }
 
-// startDialog wires it up. now() is how we are seen at present.
+// startDialog sets it up. now() returns the user's current name and colour.
 export function startDialog(me, now) {
   const dialog = $("me-dialog");
   $("edit-me").addEventListener("click", () => {

@@ -1,5 +1,5 @@
-// Making and filling elements. Nothing is ever parsed as HTML: text goes in as
-// text, and the page's policy (trusted-types 'none') forbids the rest.
+// Making and filling elements. Nothing is ever parsed as HTML. Text is inserted
+// as text, and the page's policy (trusted-types 'none') forbids anything else.
 
 import { initials, onColor } from "./person.js";
 
@@ -12,18 +12,19 @@ export function element(tag, className, ...children) {
   return el;
 }
 
-// setText spares the browser, and screen readers, what has not changed.
+// setText changes the text only if it differs, which saves work for browsers
+// and screen readers.
 export function setText(el, text) {
   if (el.textContent !== text) el.textContent = text;
 }
 
-// paint gives an element, and what is in it, a person's colour.
+// paint gives an element and its children a person's colour.
 export function paint(el, color) {
   el.style.setProperty("--person", color);
   el.style.setProperty("--on-person", onColor(color));
 }
 
-// dots are the three that move while somebody types.
+// dots makes the three dots that move while a user types.
 export function dots() {
   const el = element("span", "dots", element("i"), element("i"), element("i"));
   el.setAttribute("aria-hidden", "true");

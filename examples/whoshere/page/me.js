@@ -1,24 +1,24 @@
-// Who we are: a secret key, a name and a colour. The browser keeps them, so
-// that we are the same user after a reload and in every tab.
+// The user of this browser: a secret key, a name and a colour. The browser
+// stores them, so that the user is the same after a reload and in every tab.
 
 import { cutName, isColor, randomName } from "./person.js";
 
 const STORED = "whoshere.me";
 
-// newKey works on plain http too, where randomUUID does not exist.
+// newKey also works on plain http, where randomUUID does not exist.
 function newKey() {
   const bytes = crypto.getRandomValues(new Uint8Array(18));
   return btoa(String.fromCharCode(...bytes)).replaceAll("+", "-").replaceAll("/", "_");
 }
 
-// Me is this browser's user, or with ?as=… in the address another one: to try
-// the page without a second browser.
+// Me is this browser's user. With ?as=… in the address it is another user, to
+// try the page without a second browser.
 //
-// Event: "change" (the name or colour did, here or in another tab).
+// Event: "change" (the name or colour changed, here or in another tab).
 export class Me extends EventTarget {
-  key = newKey(); // shown to the server alone; the others get its hash
+  key = newKey(); // sent to the server only; the others get its hash
   name = randomName();
-  color = ""; // "": the one that goes with the user
+  color = ""; // "": the default colour of the user
 
   #slot;
 
@@ -50,7 +50,7 @@ export class Me extends EventTarget {
     this.dispatchEvent(new Event("change"));
   }
 
-  // Storage may be forbidden, or hold what another version of the page left.
+  // Storage may be forbidden, or hold data of another version of the page.
   #recall() {
     try {
       const stored = JSON.parse(localStorage.getItem(this.#slot)) ?? {};
@@ -58,7 +58,7 @@ export class Me extends EventTarget {
       if (typeof stored.name === "string") this.name = cutName(stored.name) || this.name;
       this.color = isColor(stored.color) ? stored.color : "";
     } catch {
-      // Somebody new, then.
+      // A new user, then.
     }
   }
 

@@ -1,6 +1,6 @@
-// A small browser client of the Mesh wire protocol, presence part: one
-// WebSocket, commands with answers, rooms that are entered again after every
-// reconnect. It has no dependencies and runs as it is.
+// A small browser client for the presence part of the Mesh wire protocol. It
+// has one WebSocket, commands with answers, and rooms that it joins again after
+// every reconnect. It has no dependencies and needs no build step.
 
 import { Room } from "./room.js";
 
@@ -8,16 +8,17 @@ const OPEN_TIMEOUT = 10_000; // for the socket to open and the id to arrive
 const STABLE = 5_000; // a connection that lasted this long resets the backoff
 const FIRST_WAIT = 500; // before the first reconnect, doubled each time
 const LONGEST_WAIT = 10_000;
-const TRY_AGAIN_LATER = 1013; // close code of a server that sheds load
+const TRY_AGAIN_LATER = 1013; // close code of an overloaded server
 const MAX_ID = 99_999_999;
 
-// Answers that say "not now" rather than "no".
+// Errors that are temporary, so that trying again makes sense.
 const PASSING = new Set(["EUNAVAILABLE", "EBUSY", "ELIMIT", "ECONFLICT", "ETIMEOUT", "ECLOSED"]);
 
-// jitter spreads clients that lost the same server: between half and all of ms.
+// jitter spreads the reconnects of clients that lost the same server: between
+// half and all of ms.
 const jitter = (ms) => ms * (0.5 + Math.random() / 2);
 
-// An error that the server answered with, or ECLOSED / ETIMEOUT of this client.
+// An error from the server, or ECLOSED / ETIMEOUT of this client.
 export class MeshError extends Error {
   constructor(message, code, name = "MeshError") {
     super(message);
@@ -30,13 +31,13 @@ export class MeshError extends Error {
   }
 }
 
-// MeshClient keeps one connection to url for as long as it is wanted.
+// MeshClient keeps one connection to url until it is closed.
 //
 // Events: "status" (detail: "connecting", "open", "waiting" or "closed"),
-// "latency" (detail: ms), "metadata" (the server took ours), "trouble"
-// (detail: a MeshError of something that is being tried again, or given up).
+// "latency" (detail: ms), "metadata" (the server accepted ours), "trouble"
+// (detail: a MeshError of a command that is tried again, or was given up).
 export class MeshClient extends EventTarget {
-  id = null; // of this connection; null while there is none
+  id = null; // of this connection; null without one
   status = "closed";
 
   #url;
@@ -55,8 +56,8 @@ export class MeshClient extends EventTarget {
   #rooms = new Map(); // room name -> Room
   #metadata; // set again on every connection
 
-  // pingInterval is the server's, in ms: it pings that often, so silence of
-  // two intervals means that it, or the way to it, is gone.
+  // pingInterval is the server's, in ms. The server pings at that interval, so
+  // after two intervals of silence the server or the network must have failed.
   constructor(url, { pingInterval = 30_000, answerTimeout = 10_000, WebSocket = globalThis.WebSocket } = {}) {
     super();
     this.#url = url;
@@ -65,8 +66,8 @@ export class MeshClient extends EventTarget {
     this.#WebSocket = WebSocket;
   }
 
-  // connect starts connecting, and reconnecting. While waiting for the next
-  // attempt it tries at once.
+  // connect starts connecting and reconnecting. If the client waits for the
+  // next attempt, connect tries at once.
   connect() {
     this.#wanted = true;
     if (this.#socket === null) this.#dial();
@@ -78,7 +79,7 @@ export class MeshClient extends EventTarget {
     this.#drop();
   }
 
-  // command asks the server, and resolves with its answer or rejects with a
+  // command sends a command. It resolves with the answer or rejects with a
   // MeshError.
   command(command, payload = {}) {
     return new Promise((resolve, reject) => {
@@ -86,8 +87,8 @@ export class MeshClient extends EventTarget {
     });
   }
 
-  // setMetadata sets this connection's metadata now, and first thing on every
-  // later connection.
+  // setMetadata sets this connection's metadata now, and again at the start of
+  // every later connection.
   setMetadata(metadata) {
     this.#metadata = metadata;
     if (this.id !== null) this.#sendMetadata();
@@ -109,7 +110,7 @@ export class MeshClient extends EventTarget {
   }
 
   // _request calls done(error, result) exactly once, in the order in which
-  // frames arrive: what follows an answer is not yet handled by then.
+  // frames arrive. Frames after the answer have not been handled by then.
   _request(command, payload, done) {
     if (this.id === null) {
       done(new MeshError("not connected", "ECLOSED"));
@@ -124,8 +125,8 @@ export class MeshClient extends EventTarget {
     this.#send({ id, command, payload });
   }
 
-  // _insist is _request again and again while the answer is a passing error,
-  // the connection the same and wanted() true; then done is called once.
+  // _insist repeats _request while the answer is a temporary error, the
+  // connection is the same and wanted() is true. Then it calls done once.
   _insist(command, payload, wanted, done, wait = 1_000) {
     const socket = this.#socket;
     const current = () => socket === this.#socket && wanted();
@@ -164,15 +165,15 @@ export class MeshClient extends EventTarget {
     const socket = new this.#WebSocket(this.#url);
     this.#socket = socket;
     this.#heardAt = Date.now();
-    // Listeners of a socket that was given up do nothing: its close event may
-    // come long after the next socket is open.
+    // Listeners of an abandoned socket do nothing. Its close event may come
+    // long after the next socket is open.
     socket.onmessage = (event) => {
       if (socket === this.#socket) this.#receive(event.data);
     };
     socket.onclose = (event) => {
       if (socket === this.#socket) this.#drop(event.code);
     };
-    // Wall clock on purpose: after the machine slept the first tick finds out.
+    // Wall clock on purpose: after the machine slept, the first tick notices.
     this.#watchdog = setInterval(() => {
       const limit = this.id === null ? OPEN_TIMEOUT : this.#silence;
       if (Date.now() - this.#heardAt > limit) this.#drop();
@@ -180,7 +181,7 @@ export class MeshClient extends EventTarget {
     this.#setStatus("connecting");
   }
 
-  // drop gives up the current socket, if any, and plans the next.
+  // drop abandons the current socket, if any, and plans the next.
   #drop(code) {
     const socket = this.#socket;
     const lasted = this.id === null ? 0 : Date.now() - this.#openedAt;
@@ -270,9 +271,9 @@ export class MeshClient extends EventTarget {
     }
   }
 
-  // assigned sends all at once what a connection needs: the server carries
-  // out the commands of one connection in order, so nobody sees a join
-  // without its metadata.
+  // assigned sends all commands that a new connection needs at once. The server
+  // executes the commands of one connection in order, so the join always has
+  // the metadata.
   #assigned(id) {
     this.id = id;
     this.#openedAt = Date.now();

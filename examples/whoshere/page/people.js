@@ -1,4 +1,5 @@
-// The list of people: one row for each user, however many tabs they have.
+// The list of people, with one row for each user, even if the user has several
+// tabs.
 
 import { $, Avatar, dots, element, paint, setText } from "./elements.js";
 import { isTyping } from "./users.js";
@@ -34,7 +35,8 @@ class Row {
 export class People {
   #rows = new Map(); // user's key -> Row
 
-  // show lists the users in the order given; live: what they do is known, too.
+  // show lists the users in the given order. If live is true, their states are
+  // known too.
   show(users, mine, live) {
     const rows = new Map();
     for (const user of users.slice(0, LISTED)) {
@@ -47,7 +49,7 @@ export class People {
     return rows.size;
   }
 
-  // arrange touches only what is out of place.
+  // arrange moves only the rows that are out of place.
   #arrange(rows) {
     const list = $("people");
     rows.forEach((row, i) => {

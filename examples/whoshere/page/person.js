@@ -1,5 +1,5 @@
-// How people look: names, colours, initials. Whatever comes from others is
-// taken for text, or checked to be a colour.
+// How people look: names, colours, initials. Data from others is always treated
+// as text, or checked to be a colour.
 
 const NAME_LENGTH = 40;
 const COLOR = /^#[0-9a-f]{6}$/i;
@@ -18,12 +18,12 @@ const pick = (list) => list[Math.floor(Math.random() * list.length)];
 export const randomName = () => `${pick(FIRST)} ${pick(SECOND)}`;
 export const isColor = (color) => typeof color === "string" && COLOR.test(color);
 
-// cutName keeps whole characters: the server counts them as code points.
+// cutName keeps whole characters, because the server counts code points.
 export const cutName = (name) => [...name.trim()].slice(0, NAME_LENGTH).join("").trim();
 
-// person reads a person from anything: members may have no metadata, or some
-// that this page did not write. key is what the page groups connections by:
-// the user, or for want of one the connection itself.
+// person reads a person from any value: members may have no metadata, or
+// metadata that this page did not write. The page groups connections by key,
+// which is the user, or otherwise the connection itself.
 export function person(metadata, id) {
   const text = (value) => (typeof value === "string" ? value : "");
   const userId = text(metadata?.userId);
@@ -35,7 +35,7 @@ export function person(metadata, id) {
   };
 }
 
-// colorOf is the same for a user in every browser.
+// colorOf returns the same colour for a user in every browser.
 export function colorOf(key) {
   let hash = 0x811c9dc5; // FNV-1a
   for (const c of key) hash = Math.imul(hash ^ c.codePointAt(0), 0x01000193) >>> 0;
@@ -49,10 +49,11 @@ export function initials(name) {
   return picked.map((word) => upper([...word][0])).join("");
 }
 
-// upper leaves alone what would be two letters: ß.
+// upper keeps characters whose upper case has two letters, such as ß.
 const upper = (c) => (c.toUpperCase().length === c.length ? c.toUpperCase() : c);
 
-// onColor is black or white, whichever contrasts more (WCAG's luminance).
+// onColor returns black or white, whichever has more contrast (WCAG's
+// luminance).
 export function onColor(color) {
   const [r, g, b] = [1, 3, 5].map((i) => {
     const c = parseInt(color.slice(i, i + 2), 16) / 255;

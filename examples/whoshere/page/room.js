@@ -1,19 +1,20 @@
-// A room as one connection sees it. MeshClient makes these and feeds them; what
-// begins with an underscore is for the two of them only.
+// A room as one connection sees it. MeshClient makes these objects and feeds
+// them. Names that begin with an underscore are only for these two classes.
 
-// Room is who is in one room, kept current by the server's updates.
+// Room holds the members of one room and keeps them current with the server's
+// updates.
 //
 // Events: "snapshot" (members were rebuilt), "join", "leave", "state",
 // "metadata" (detail: the member), "status" (status, joined or stale changed).
 export class Room extends EventTarget {
   members = new Map(); // connection id -> {id, metadata, state}
-  total = 0; // more than members.size where the server gave a bounded list
+  total = 0; // more than members.size if the server listed only some of them
   status = "down"; // "down", "entering", "live", "refused" or "ended"
   joined = false;
-  stale = false; // Redis is away; the server listed what it last knew
+  stale = false; // Redis does not answer; these are the last known members
 
   #client;
-  #snapshots = 0; // how many there were: a check of an earlier one stops
+  #snapshots = 0; // number of snapshots: a check for an earlier one stops
 
   constructor(client, name) {
     super();
@@ -21,7 +22,7 @@ export class Room extends EventTarget {
     this.name = name;
   }
 
-  // publish replaces this connection's state in the room; expireAfter in ms.
+  // publish replaces this connection's state in the room. expireAfter is in ms.
   publish(state, expireAfter) {
     return this.#client.command("mesh/publish-presence-state", { roomName: this.name, state, expireAfter });
   }
@@ -30,7 +31,7 @@ export class Room extends EventTarget {
     return this.#client.command("mesh/clear-presence-state", { roomName: this.name });
   }
 
-  // leave ends it: the room gets no more updates.
+  // leave ends it. The room gets no more updates.
   leave() {
     const ignore = () => {}; // a lost connection has left as well
     this.#client._forget(this);
@@ -39,8 +40,8 @@ export class Room extends EventTarget {
     this._down();
   }
 
-  // doubt takes note that the server cannot reach Redis, as it said of
-  // something else: the room is stale until it can.
+  // doubt notes that the server cannot reach Redis, as the answer to another
+  // command said. The room is stale until it can.
   doubt() {
     if (this.status !== "live" || this.stale) return;
     this.stale = true;
@@ -48,7 +49,7 @@ export class Room extends EventTarget {
     this.#awaitFresh(++this.#snapshots);
   }
 
-  // refresh asks for a member's metadata: updates carry it only on joins.
+  // refresh asks for a member's metadata. Updates carry metadata only in joins.
   async refresh(id) {
     const metadata = await this.#client.getMetadata(id);
     const member = this.members.get(id);
@@ -71,7 +72,7 @@ export class Room extends EventTarget {
     });
   }
 
-  // _down forgets nobody: the page may go on showing who was here.
+  // _down keeps the members, so that the page can go on showing them.
   _down() {
     this.joined = false;
     this.#setStatus("down");
@@ -118,8 +119,8 @@ export class Room extends EventTarget {
     if (this.stale) this.#awaitFresh(++this.#snapshots);
   }
 
-  // awaitFresh asks until the server has Redis again. What changed meanwhile
-  // arrives as updates, so only the mark is taken off here.
+  // awaitFresh asks until the server reaches Redis again. Changes arrive as
+  // updates, so this only removes the stale mark.
   #awaitFresh(snapshot) {
     const payload = { roomName: this.name };
     const wanted = () => this.status === "live" && this.stale && snapshot === this.#snapshots;
@@ -135,7 +136,7 @@ export class Room extends EventTarget {
 
   #join(id, member, metadata) {
     if (member !== undefined) {
-      // Nothing new to the list, but a repair may bring what changed.
+      // This adds nothing to the list, but a repair may bring changes.
       if (metadata !== undefined) {
         member.metadata = metadata;
         this.#emit("metadata", member);
@@ -146,12 +147,12 @@ export class Room extends EventTarget {
     this.members.set(id, joined);
     this.total++;
     this.#emit("join", joined);
-    if (metadata === undefined) this.refresh(id).catch(() => {}); // nameless until it says more
+    if (metadata === undefined) this.refresh(id).catch(() => {}); // nameless until the answer comes
   }
 
   #leave(id, member) {
     if (member === undefined) {
-      // One of those that a bounded list left out, or nobody at all.
+      // A member that the server did not list, or an unknown one.
       if (this.total > this.members.size) {
         this.total--;
         this.#emit("status");

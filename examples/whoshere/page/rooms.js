@@ -1,15 +1,15 @@
-// Which room: the address says so, and the switcher changes the address
+// Which room: the address names it, and the switcher changes the address
 // without loading the page again.
 
 import { $, element } from "./elements.js";
 
 const OFFERED = ["lobby", "design", "standup"];
-const VISITED = 4; // others that stay in the switcher
+const VISITED = 4; // other rooms that stay in the switcher
 
 // query is the part of the address that this page understands.
 const query = () => new URLSearchParams(location.search);
 
-// asWhom is who we are in this tab: see Me.
+// asWhom is the user of this tab: see Me.
 export const asWhom = () => query().get("as")?.slice(0, 32) ?? "";
 
 // roomFromURL reads #name, else ?room=name.
@@ -18,7 +18,7 @@ export function roomFromURL() {
   try {
     name = decodeURIComponent(name);
   } catch {
-    // A lone percent sign: taken as it stands.
+    // A lone percent sign: use the text as it is.
   }
   return name.trim() || query().get("room")?.trim() || OFFERED[0];
 }
@@ -31,9 +31,9 @@ function linkTo(room, as) {
 
 // Switcher shows the rooms to choose from.
 //
-// Event: "change" (the address names another room, perhaps).
+// Event: "change" (the address may name another room).
 export class Switcher extends EventTarget {
-  #visited = []; // latest first, without what is offered anyway
+  #visited = []; // latest first, without the rooms that are always offered
 
   constructor() {
     super();
@@ -53,7 +53,7 @@ export class Switcher extends EventTarget {
     addEventListener("popstate", () => this.#changed()); // and when the hash changes
   }
 
-  // show marks the room that we are in.
+  // show marks the current room.
   show(current) {
     if (!OFFERED.includes(current) && !this.#visited.includes(current)) {
       this.#visited = [current, ...this.#visited].slice(0, VISITED);

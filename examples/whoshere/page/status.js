@@ -1,4 +1,5 @@
-// How the connection is, in a word, and in a sentence where that is not enough.
+// The status of the connection in one word, with a sentence if one word is not
+// enough.
 
 import { $, setText } from "./elements.js";
 
@@ -12,9 +13,9 @@ const WORDS = {
 
 export class Status {
   #client;
-  #room; // tells the room that we are in
+  #room; // the status of the current room
   #wasOpen = false;
-  #passing = ""; // what a server said that is still trying to let us in
+  #passing = ""; // a temporary error of the server while it is tried again
 
   constructor(client, room) {
     this.#client = client;
@@ -36,7 +37,7 @@ export class Status {
     addEventListener("offline", () => this.show());
   }
 
-  // entered forgets what was said before the room was live, or another one.
+  // entered clears errors from before the room was live, or about another room.
   entered() {
     this.#passing = "";
     this.show();

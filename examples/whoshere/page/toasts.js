@@ -1,8 +1,8 @@
-// Who came and who left, told in passing. The list is a live region, so a
-// screen reader speaks what is added. Arrivals and departures are gathered for
-// a moment and told in one line, or the restart of a server would be told a
-// hundred times; and who left and came within that moment has only reloaded
-// the page.
+// Short messages about users who came or left. The list is a live region, so a
+// screen reader speaks each new message. Joins and leaves are collected for a
+// moment and shown in one line. Otherwise the restart of a server would show a
+// hundred messages. A user who left and came back within that moment has only
+// reloaded the page.
 
 import { Avatar, element } from "./elements.js";
 
@@ -11,7 +11,7 @@ const LAST = 5_000; // ms
 const FADE = 250; // ms, as in parts.css
 const AT_ONCE = 4;
 const NAMED = 2; // people named in one line
-const NAME_LENGTH = 24; // of a name in it
+const NAME_LENGTH = 24; // characters of a name in it
 const FACES = 3;
 
 function names(people) {
@@ -40,13 +40,14 @@ export class Toasts {
     this.#gather(user, this.#left, this.#joined);
   }
 
-  // say tells something that is not about people.
+  // say shows a message that is not about people.
   say(text) {
     this.#flush();
     this.#add("note", text, []);
   }
 
-  // forget drops what was gathered: it is about another room.
+  // forget discards the collected joins and leaves, which are about another
+  // room.
   forget() {
     this.#joined.clear();
     this.#left.clear();

@@ -1,12 +1,12 @@
-// Presence is per connection; people think in users. Users puts the
-// connections of one user together.
+// Presence is per connection, but people think in users. Users groups the
+// connections of one user.
 
 import { person } from "./person.js";
 
 const compare = new Intl.Collator(undefined, { numeric: true, sensitivity: "base" }).compare;
 
-// Users is who is in a room. A user is {key, name, color, members}: members
-// are the room's, by connection id, one for each tab.
+// Users holds the users in a room. A user is {key, name, color, members}.
+// members are the room's members by connection id, one for each tab.
 export class Users {
   #byKey = new Map();
   #known = new Map(); // connection id -> {key, metadata}
@@ -25,9 +25,9 @@ export class Users {
     return this.#byKey.get(this.#known.get(id)?.key);
   }
 
-  // put adds a member, or takes note of its new metadata: of several tabs the
-  // last to say how its user looks is right. It returns the user, and whether
-  // this is its first connection.
+  // put adds a member, or notes its new metadata. Of several tabs, the last
+  // change of the metadata counts. put returns the user, and whether this is
+  // its first connection.
   put(member) {
     const { id, metadata } = member;
     const known = this.#known.get(id);
@@ -46,8 +46,8 @@ export class Users {
     return { user, first };
   }
 
-  // remove takes a connection out. It returns its user, and whether that was
-  // the last connection.
+  // remove removes a connection. It returns its user, and whether that was the
+  // last connection.
   remove(id) {
     const user = this.of(id);
     this.#known.delete(id);
@@ -57,7 +57,7 @@ export class Users {
     return { user, last };
   }
 
-  // list has mine first, then the others by name.
+  // list returns the own user first, then the others by name.
   list(mine) {
     const isMine = (user) => user.key === mine;
     return [...this.#byKey.values()].sort(
@@ -66,7 +66,7 @@ export class Users {
   }
 }
 
-// isTyping says so once for all tabs of a user.
+// isTyping reports whether any tab of a user is typing.
 export function isTyping(user) {
   for (const member of user.members.values()) {
     if (member.state?.typing === true) return true;

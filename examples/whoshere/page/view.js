@@ -1,34 +1,34 @@
-// The room on the screen: who is here, who is typing, where they point.
+// The room on the screen: the people, who is typing, and the pointers.
 
 import { Cursors } from "./cursors.js";
 import { $, setText } from "./elements.js";
 import { People } from "./people.js";
 import { Users, isTyping } from "./users.js";
 
-const REDRAW = 40; // ms that changes are gathered for
+const REDRAW = 40; // changes are collected for this time, in ms
 
 export class RoomView {
   #myID;
-  #mine = ""; // our user's key; kept while offline, for the list that stays
+  #mine = ""; // key of our user; kept while offline, because the list stays
   #room = null;
   #users = new Users();
   #people = new People();
   #cursors = new Cursors();
   #timer = 0;
 
-  // myID tells which of the members is this tab.
+  // myID sets which of the members is this tab.
   constructor(myID) {
     this.#myID = myID;
   }
 
-  // show turns to another room.
+  // show changes to another room.
   show(room) {
     this.#room = room;
     setText($("room-title"), room.name);
     this.reset();
   }
 
-  // reset begins anew from the room's members: after a snapshot every
+  // reset starts again from the room's members. After a snapshot every
   // connection may be another one.
   reset() {
     this.#users.clear();
@@ -44,9 +44,9 @@ export class RoomView {
     this.#cursors.clear();
   }
 
-  // joined, changed and left take note of one member. What joined and left
-  // return is a user who was not here before, or is no more: another tab of
-  // somebody is no news, and neither are we.
+  // joined, changed and left handle one member. joined and left return the user
+  // if it has just come or gone. They return nothing for another tab of the
+  // same user, and for our own user.
   joined(member) {
     const { user, first } = this.changed(member);
     return first && user.key !== this.#mine ? user : null;
@@ -67,8 +67,8 @@ export class RoomView {
     return last && user.key !== this.#mine ? user : null;
   }
 
-  // redraw draws the list a moment later. A timer, not an animation frame:
-  // those stand still in a hidden tab.
+  // redraw draws the list after a moment. It uses a timer, because animation
+  // frames stop in a hidden tab.
   redraw() {
     if (this.#timer !== 0) return;
     this.#timer = setTimeout(() => {
@@ -93,8 +93,8 @@ export class RoomView {
     this.#tellTyping(live ? users.filter((user) => user.key !== this.#mine && isTyping(user)) : []);
   }
 
-  // count counts users. Of a room so large that the server listed only some of
-  // its members, the others are connections without a name.
+  // count counts users. If the server listed only some members of a large room,
+  // the rest counts as connections without a name.
   #count(users, shown, live) {
     const more = users - shown + this.#room.total - this.#room.members.size;
     setText($("count"), String(users + this.#room.total - this.#room.members.size));

@@ -1,41 +1,49 @@
--- commit.lua: a batch of changes that one owner asks for.
+-- commit.lua: a batch of changes of one owner.
 --
 -- KEYS[1] fence of the incarnation   KEYS[2] its owned index   KEYS[3] rooms index of the bucket,
---   then seq of each room, in the order of their R, then those of the ops
--- ARGV[1] incarnation  ARGV[2] number of the batch  ARGV[3] random tag of the batch, also of the epoch of rooms that have none
--- ARGV[4] prefix of event channels  ARGV[5] number of the newest batch known to have run here; '0': none;
---   'i': none, and KEYS[4] is the list of instances, on which the incarnation must stand
--- ARGV[6] how many rooms
+--   then seq of each room in the order of their R, then the keys of the ops
+-- ARGV[1] incarnation  ARGV[2] number of the batch
+-- ARGV[3] random tag of the batch, also the epoch of rooms that have none
+-- ARGV[4] prefix of event channels
+-- ARGV[5] number of the newest batch known to have run here; '0': none; 'i': none, and KEYS[4]
+--   is the list of live servers, which must contain the incarnation
+-- ARGV[6] number of rooms
 --
--- Then per op its name, which begins with its kind and is unique in the batch
--- (except that of R and T): with the tag of the batch it makes the tag of the
--- write. What follows, and its KEYS:
---   R  room tracked ('1': the caller has a rule for it)         members: the room of the J, j, S, M, U, L, l, C that follow, once in a call
---   J  conn entry attributes meta                               joins: no TTL, no state
---   j  conn entry attributes meta left state stateLeft          conn, state; stateLeft '': an earlier copy may be there
---   S  conn entry ttl left stateVersion stateAttributes stateLeft state    conn, state: a newer state
---   M  conn entry ttl left metaVersion metaAttributes meta      conn, state: newer metadata
---   U  conn entry ttl left, those of S, those of M              conn, state: both
---   L  conn entry known ('1': Redis has held it)                leaves; its name's last letter is the cause
---   l  conn entry known                                         conn, state
---   C  entries                                                  so many entries of this incarnation are in the room
---   N                                                           nothing: the batch restores the fence
---   T  conn entry left                                          members, conn: a sign of life; its name is T and the TTL
---   K  conn metaVersion meta fresh ('1': not registered by this incarnation before)   connection-meta
---   D  conn                                                     connection-meta
--- The attributes are 'stateLength stateVersion flag ' and 'metaVersion metaLength ', all of them with the ttl before.
+-- Then the ops. Each begins with a name. The name begins with the kind of the op and is
+-- unique in the batch (except for R and T); the tag of the batch and the name together
+-- are the tag of the write. The arguments and keys of each kind (a test compares this
+-- list with the code on both sides):
 --
--- Reply: 'FENCED', 'LATE' or 'LOST' for the whole batch, otherwise per op but R
---   a number and a string where it changed what is told: members of the room (J and j only), 'epoch seq tag'
---   ('' to J and j where the room's position was lost);
---   or one string: '+' done, and nothing to tell, '+ version meta' (K: Redis holds a newer one),
---   '0' no such entry, 'x' another entry ('x incarnation' to S, M, U, T: of which other one), '! text' refused by Redis,
---   nothing changed, 'k' nothing changed: there is an entry with keys of its own, to be asked again with those (j, l)
+--   R | room tracked | members | begins the ops of a room, once per room; tracked '1': the caller has a rule for it
+--   J | conn entry attributes meta | | join without TTL and state
+--   j | conn entry attributes meta left state stateLeft | conn state | join; stateLeft '': an earlier copy may exist
+--   S | conn entry ttl left stateVersion stateAttributes stateLeft state | conn state | newer state
+--   M | conn entry ttl left metaVersion metaAttributes meta | conn state | newer metadata
+--   U | conn entry ttl left stateVersion stateAttributes stateLeft state metaVersion metaAttributes meta | conn state | both
+--   L | conn entry known | | leave; the last letter of the name is the cause; known '1': Redis has acknowledged the entry
+--   l | conn entry known | conn state | leave of an entry that may have keys of its own
+--   C | entries | | number of entries of this incarnation in the room
+--   N | | | nothing: the batch itself restores the fence
+--   T | conn entry left | members conn | refresh; the name is T and the TTL
+--   K | conn metaVersion meta fresh | connection-meta | registration; fresh '1': the first by this incarnation
+--   D | conn | connection-meta | end of a registration
+--
+-- J, j, S, M, U, L, l and C are about the room of the last R. Attributes are
+-- 'stateLength stateVersion flag ' and 'metaVersion metaLength '. Those of a join are
+-- the TTL and both.
+--
+-- Reply: 'FENCED', 'LATE' or 'LOST' for the whole batch, otherwise per op except R
+--   a number and a string if it published something: members of the room (J and j only) and
+--     'epoch seq tag' ('' to J and j if the position of the room was lost);
+--   or one string: '+' done without an event, '+ version meta' (K: Redis holds newer metadata),
+--     '0' no such entry, 'x' another entry ('x incarnation' to S, M, U, T: its owner),
+--     '! text' refused by Redis, nothing changed,
+--     'k' nothing changed, the entry has keys of its own and the op must name them (j, l)
 
 local inc, number, batch, channels = args[1], args[2], args[3], args[4]
 
--- A batch that sat in a proxy while a later one ran is dropped whole: what it
--- would write has been decided anew since. The same number again is a retry.
+-- A batch that waited in a proxy while a later one ran is dropped as a whole, because
+-- its changes were decided again since. The same number again is a retry.
 local last = call('GET', keys[1])
 if last == 'dead' then
   return 'FENCED'
@@ -43,9 +51,9 @@ end
 if last and tonumber(last) > tonumber(number) then
   return 'LATE'
 end
--- Redis lost everything, the fence too: this may be a batch of a server that
--- has been dead for long. Or it lacks a batch that was acknowledged: it has gone
--- back, or is an old master that does not know it yet, and would lose this one.
+-- If Redis lost everything including the fence, this may be a batch of a server that
+-- died long ago. If Redis lacks a batch that it acknowledged, it has gone back or is an
+-- old master, and would lose this batch too.
 if args[5] == 'i' then
   if not last and not call('ZSCORE', keys[4], inc) then
     return 'LOST'
@@ -54,28 +62,28 @@ elseif tonumber(last or '0') < tonumber(args[5]) then
   return 'LOST'
 end
 
--- Out of memory Redis refuses the first write of a script that may take more,
--- and lets it go on after any other. Leaving must always be possible; the rest
--- is refused op by op, as long as nothing of the batch has left.
+-- If Redis is out of memory, it refuses the first write of a script that may take more
+-- memory, and allows all writes after any other write. Leaves must always be possible.
+-- Other ops are refused one by one.
 local full = failed(try('SET', keys[1], number, 'PX', 86400000))
 if full then
   call('PEXPIRE', keys[1], 86400000)
   call('SET', keys[1], number, 'PX', 86400000)
 end
 
-local mine = ' ' .. inc .. ' ' -- follows the entry in a record
--- Changes of the owned index: name -> whether it is to be in it. They are
--- written at the end; an entry may come and go in one call.
+local mine = ' ' .. inc .. ' ' -- follows the entry id in a record
+-- Changes of the owned index: item -> true to add it, false to remove it. They are
+-- written at the end, because an entry may join and leave in one call.
 local owned = {}
-local ki, ai = 4, 7 -- keys and arguments of the op at hand
+local ki, ai = 4, 7 -- the next keys and arguments
 if args[5] == 'i' then
   ki = 5
 end
 readPositions(ki, tonumber(args[6]))
 ki = ki + tonumber(args[6])
 
--- The members key of a room in which an op waits for its keys. What follows in
--- that room waits, too: order is kept.
+-- The members key of a room in which an op has to be repeated with its keys. Later ops
+-- of that room are repeated too, so that their order is kept.
 local waits
 
 local function again()
@@ -98,12 +106,12 @@ local function read(key, conn)
   return v
 end
 
--- deadline is when a state ends that lives that long from now; '0': it does not.
+-- deadline returns the time at which a state with this life ends; '0': never.
 local function deadline(left)
   return (left == '0' or left == '') and '0' or string.format('%.0f', now + tonumber(left))
 end
 
--- setState writes the copy of a state for whoever looks, or takes it away.
+-- setState writes or deletes the copy of a state that is for inspection.
 local function setState(key, state, left)
   if state == '' then
     call('DEL', key)
@@ -114,17 +122,17 @@ local function setState(key, state, left)
   end
 end
 
--- update writes what is newer of a present entry: metadata, state, TTL, and
--- its per-connection key. Returns 0 where it moved the room.
+-- update writes the newer parts of an existing entry: metadata, state, TTL, and its
+-- per-connection key. It returns 0 if it changed the position of the room.
 local function update(key, v, mark, conn, entry, ttl, left, mv, metaAttrs, meta, sv, stateAttrs, stateLeft, state, connKey, stateKey)
   local by = mine
   if find(v, entry .. mine, 1, true) ~= 1 then
     local id
     id, by = match(v, '^(%S+)( %S+ )')
     if id ~= entry then
-      -- Of the same incarnation it is an older one of that connection, which a
-      -- late batch brought back after Redis forgot the numbers: to be replaced.
-      -- Taken for another server's it would cost the connection its place.
+      -- Another entry of the same incarnation is an older one of this connection, which
+      -- a late batch brought back after Redis lost the numbers. It has to be replaced.
+      -- If it counted as another server's, the connection would lose its place.
       return not id and '! ' .. ODD or by == mine and '0' or 'x' .. sub(by, 1, -2)
     end
   end
@@ -181,7 +189,7 @@ local function update(key, v, mark, conn, entry, ttl, left, mv, metaAttrs, meta,
   return told
 end
 
--- modify is S, M and U.
+-- modify executes S, M and U.
 local function modify(mark, conn, entry, ttl, left, mv, metaAttrs, meta, sv, stateAttrs, stateLeft, state)
   if waits == members then
     return 'k'
@@ -192,9 +200,9 @@ local function modify(mark, conn, entry, ttl, left, mv, metaAttrs, meta, sv, sta
   end
   local more
   if full then
-    -- A sign of life takes no memory that is not taken: refused, it would
-    -- have everybody reaped who has a TTL. Only the rest of the op is, if it is
-    -- newer than what is there. An entry that is verified brings nothing new.
+    -- A refresh needs no additional memory. If it were refused, every entry with a TTL
+    -- would expire. Only the rest of the op is refused, if it is newer than the record.
+    -- An entry that is only verified brings nothing new.
     local sv0, mv0 = match(v, '^%S+ %S+ %d+ %d+ (%d+) %S (%d+) ')
     more = sv0 and (tonumber(mv) > tonumber(mv0) or tonumber(sv) > tonumber(sv0))
     mv, sv = '0', '0'
@@ -237,9 +245,9 @@ local function rejoin(mark, conn, entry, attrs, meta, left, state, stateLeft, co
   end
   local ttl, stateAttrs, sv, metaAttrs, mv = match(attrs, '^(%d+) (%d+ (%d+) %S )((%d+) %d+ )')
   if id == entry then
-    -- It has run before and its reply was lost. The same batch again changes
-    -- nothing; one that was made anew since may bring a state, metadata or a
-    -- TTL that the first had not, and its owner takes them for written.
+    -- The join has run before, and its reply was lost. A repetition of the same batch
+    -- changes nothing. A batch that was made again may contain a newer state, metadata
+    -- or TTL, which its owner takes for written.
     out = update(members, v, mark, conn, entry, ttl, left, mv, metaAttrs, meta, sv, stateAttrs, stateLeft, state,
       connKey, stateKey)
     if out ~= 0 and out ~= '+' then
@@ -281,7 +289,7 @@ local function join(mark, conn, entry, attrs, meta, left, state, stateLeft, conn
   end
   local next = following()
   local record = entry .. mine .. attrs .. deadline(stateLeft) .. ' ' .. nowText .. ' ' .. next .. '\n' .. meta .. state
-  -- Asks and writes at once.
+  -- HSETNX tests and writes in one call.
   local new = try('HSETNX', members, conn, record)
   if new == 0 then
     if not connKey then
@@ -315,15 +323,15 @@ local function join(mark, conn, entry, attrs, meta, left, state, stateLeft, conn
   return size
 end
 
--- ended reports whether an entry that Redis has held and that has no record was
--- ended, by this batch before or by another server: that has told it, taken it off
--- the index, and counted it. Otherwise its record is lost, and mirrors still list it.
+-- ended reports whether an entry without a record, which Redis has held, was ended by
+-- this batch or by another server: then its end was published, and it was counted and
+-- removed from the index. Otherwise its record is lost, and mirrors still list it.
 local function ended(name)
   return owned[name] == false or
     placed and not overcounted(mine) and call('SMISMEMBER', keys[2], name)[1] == 0
 end
 
--- leave ends an entry. known: '1' if Redis is known to have held it.
+-- leave ends an entry. known is '1' if Redis has acknowledged the entry.
 local function leave(mark, conn, entry, known, connKey, stateKey)
   if waits == members then
     return 'k'
@@ -379,8 +387,8 @@ local function connect(key, conn, version, meta, fresh)
   end
   local w, out
   if fresh == '1' and h[1] and h[3] ~= inc then
-    -- Left behind by a connection of that id that another server had: not
-    -- this one's metadata, whatever their version.
+    -- A connection with this id on another server left these. They are not the metadata
+    -- of this connection, regardless of the version.
     local v = (tonumber(h[1]) + 1) .. ''
     w = try('HSET', key, 'o', inc, 'v', v, 'd', meta)
     out = '+ ' .. v .. ' ' .. meta
@@ -410,10 +418,10 @@ local function disconnect(key, conn)
   return '+'
 end
 
--- recount has the room at hand count so many entries of this incarnation, and
--- be on the index of rooms. It restores a position that is lost. An empty room
--- stays as it is. So does a count if there are fewer records than would be
--- counted: some were lost, and the count is what tells.
+-- recount sets the number of entries of this incarnation in the current room, and adds
+-- the room to the index of rooms. It restores a lost position. It leaves an empty room
+-- as it is. It also leaves a count that the records do not reach: then some were lost,
+-- and only the count shows it.
 local function recount(n)
   local err = stand(batch)
   if err then
@@ -439,8 +447,8 @@ local function recount(n)
   return '+'
 end
 
--- perform does the op at hand, and returns its answer and how many arguments
--- and keys it has.
+-- perform executes the current op. It returns the answer and the number of arguments
+-- and keys of the op.
 local function perform(name)
   local kind = sub(name, 1, 1)
   local a, b, c, d = args[ai + 1], args[ai + 2], args[ai + 3], args[ai + 4]

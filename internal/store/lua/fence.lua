@@ -1,8 +1,8 @@
--- fence.lua: locks an incarnation out of a bucket, also when Redis is out of memory (the DEL is not refused then, and what
--- follows it neither).
+-- fence.lua: fences an incarnation in a bucket. It works if Redis is out of memory too:
+-- DEL is not refused then, and neither is the write after it.
 --
 -- KEYS[1] fence
--- ARGV[1] for how long (ms)
+-- ARGV[1] life of the fence (ms)
 
 redis.call('DEL', KEYS[1])
 redis.call('SET', KEYS[1], 'dead', 'PX', ARGV[1])

@@ -1,4 +1,5 @@
--- forget.lua: takes the connections of a dead incarnation off its index, and their metadata where nobody took them over.
+-- forget.lua: removes the connections of a dead incarnation from its index, and deletes
+-- their metadata unless another server has registered the connection since.
 --
 -- KEYS[1] owned index, then connection-meta of each
 -- ARGV[1] incarnation, then the connection ids

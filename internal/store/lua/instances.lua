@@ -1,7 +1,7 @@
--- instances.lua: the living and the dead, and what time it is. It writes nothing.
+-- instances.lua: reads the live and the dead servers, and the time. It writes nothing.
 --
--- KEYS[1] instances  KEYS[2] dead
--- ARGV[1] how many of each at most
+-- KEYS[1] live servers  KEYS[2] dead servers
+-- ARGV[1] maximum number of each
 -- Reply: {now, {incarnation, deadline, ...}, {incarnation, time of death, ...}}, the earliest first
 
 local clock = redis.call('TIME')

@@ -1,18 +1,20 @@
--- lib.lua: what every script that changes rooms shares. It is put in front of
--- the script, so all of it is local and nothing runs by itself. What costs here
--- is calls of Redis, strings (Redis has Lua hash every byte of each), patterns
--- with captures, and tables: few of them are made.
+-- lib.lua: the common part of all scripts that change rooms. It is put before the
+-- script, so everything is local and nothing runs by itself. The costs here are calls
+-- of Redis, strings (Lua in Redis hashes every byte of each), patterns with captures,
+-- and tables. The code makes few of them.
 --
 -- A record (one field of a room's hash, see codec.go) is
---   entry incarnation ttl stateLength stateVersion flag metaVersion metaLength stateUntil joinedAt seq \n meta state
--- with times in ms. Users' JSON stays bytes: lengths say where it ends. What a
--- script asks most stands in front: whether it still is that entry of that
--- incarnation, and has no TTL and no state, is a comparison of how it begins.
--- What Redis determines stands last, so that the owner makes the rest.
 --
--- Where a room stands is 'epoch seq tag', followed by ' incarnation entries' of
--- each that has entries in it, so that a frame for the room finds the servers to
--- go to. The epoch ends in '@' and the time when it began, in ms.
+--   entry incarnation ttl stateLength stateVersion flag metaVersion metaLength stateUntil joinedAt seq \n meta state
+--
+-- with times in ms. JSON of users is never decoded: the lengths show where it ends. The
+-- fields that scripts test most come first: whether the record still is that entry of
+-- that incarnation, without TTL and state, is a comparison of its beginning. The fields
+-- that Redis determines come last, so that the owner can build the rest.
+--
+-- The position of a room is 'epoch seq tag', followed by ' incarnation entries' for
+-- each incarnation with entries in it, so that a message to the room's members can find
+-- their servers. The epoch ends in '@' and the time of its beginning in ms.
 
 local call, try = redis.call, redis.pcall
 local find, sub, match = string.find, string.sub, string.match
@@ -23,20 +25,21 @@ local clock = call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
 local nowText = string.format('%.0f', now)
 
--- What follows entry and incarnation in a record: ttl, what it says of the state
--- (its length, its version), of the metadata (version, length), until, joined, seq.
+-- The rest of a record after entry and incarnation: ttl, the fields of the state (with
+-- length and version), those of the metadata (with version and length), stateUntil,
+-- joinedAt, seq.
 local REST = '^(%d+) ((%d+) (%d+) %S )((%d+) (%d+) )(%d+) (%d+) (%d+)\n'
 local ODD = 'WRONGFORMAT not of this layout'
 
--- How the record of an event goes on behind entry and incarnation that has
--- neither TTL nor metadata nor state; seq follows.
+-- The rest of a record in an event without TTL, metadata and state. seq follows.
 local BARE = '0 0 0 . 0 0 0 0 '
 
 local function failed(v)
   return type(v) == 'table' and v.err
 end
 
--- spread calls a command with all of a list: what Lua can unpack is limited.
+-- spread calls a command with all items of a list in parts, because Lua can unpack only
+-- a limited number.
 local function spread(command, key, list)
   for from = 1, #list, 500 do
     local to = math.min(from + 499, #list)
@@ -48,10 +51,10 @@ local function spread(command, key, list)
   end
 end
 
--- Positions of the rooms of this call, in the order in which they will be
--- entered. They are read at once at the beginning and written at once at the
--- end: by then nothing is refused any more, because each op has asked before it
--- wrote (see stand), and Redis refuses for want of memory at the first write only.
+-- Positions of the rooms of this call, in the order of their enter calls. They are read
+-- together at the beginning and written together at the end. At the end Redis refuses
+-- nothing any more: each op reads before it writes (see stand), and for lack of memory
+-- Redis refuses only the first write.
 local positions, firstPosition, entered = {}, nil, 0
 
 local function readPositions(from, count)
@@ -68,42 +71,42 @@ local function readPositions(from, count)
   end
 end
 
--- The room at hand. Each room is entered once.
+-- The current room. Each room is entered once.
 local room, members, seqKey, channel
-local epoch, seq, tag, prev -- seq: in digits; epoch nil: not asked for yet
-local position -- 'epoch seq tag', '' where there is none yet
-local tracked -- whether the caller has a rule for it
+local epoch, seq, tag, prev -- seq: decimal text; epoch nil: not read yet
+local position -- 'epoch seq tag', '' if there is none yet
+local tracked -- the caller has a rule for it
 local moved -- something of it has been written
-local homes -- as in the position, without
-local home, entries -- the incarnation that is being counted, as ' incarnation ', and what it has
-local size, before -- how many entries it has, nil: not counted; and had at first
-local missed -- the end of an entry has been told whose record is lost
+local homes -- the counts of its incarnations as in the position, without that of home
+local home, entries -- the incarnation that is being counted, as ' incarnation ', and its number of entries
+local size, before -- number of members now (nil: not read) and before the call
+local missed -- the end of an entry without a record has been published
 local placed -- it had a position before this call
 
-local filled, emptied = {}, {} -- rooms
-local standing = {} -- key, value, ... of rooms that have moved
+local filled, emptied = {}, {} -- names of rooms
+local standing = {} -- key, value, ... of rooms with a new position
 
--- How long the position of an empty room is kept, and from what age of its epoch
--- a room counts as used rather than visited, all in ms.
+-- How long the position of an empty room is kept, and the age of its epoch from which a
+-- room counts as used instead of visited, in ms.
 --
--- Promise 5 does not rest on the position: late batches are refused by the number
--- in the fence, retried ones by the ids of their entries. The position only saves
--- mirrors work. If it is gone, the next join begins a new epoch, and a mirror
--- cannot tell whether Redis lost the members that it lists. It keeps them in
--- doubt for LeaseTTL + 1 s. So the position must be there when a mirror that
--- missed the last leave is compared, which is every 10 s, and once more if Redis
--- did not answer that call (1.8 s). A client that reconnects, or a page that is
--- loaded again, takes a few seconds, and joins the same epoch.
+-- No promise depends on the position of an empty room. Late batches are refused by the
+-- number in the fence, and repeated ones by the ids of their entries. The position only
+-- saves work of mirrors. If it is gone, the next join begins a new epoch, and a mirror
+-- cannot tell whether Redis lost the members that it lists. It keeps them as
+-- unconfirmed for LeaseTTL + 1 s. Therefore the position must still exist when a mirror
+-- that missed the last leave is compared. That happens every 10 s, and once more if
+-- Redis did not answer the call (1.8 s). A client that reconnects, or a page that is
+-- reloaded, takes a few seconds and joins the same epoch.
 --
--- Rooms that were only visited are kept no longer than that: otherwise anyone
--- could fill Redis with made-up names. No subscriber of an untracked room exists,
--- so its position orders nothing. It is kept as long as a visited one, because
+-- Positions of visited rooms are kept no longer than that, because otherwise anyone
+-- could fill Redis with made-up names. An untracked room has no subscribers, so its
+-- position orders nothing. It is kept as long as that of a visited room, because
 -- another server may track the room.
 local KEEP_USED, KEEP_VISITED = 3600000, 15000
 local USED_AFTER = 60000
 
--- keep returns how long the position of the room at hand is kept, now that it is
--- empty. An epoch without a time was begun by an earlier version.
+-- keep returns how long to keep the position of the current room, which is empty now.
+-- An epoch without a time was begun by an earlier version.
 local function keep()
   local began = tracked and (match(epoch, '@(%d+)$') or '0')
   if began and now - tonumber(began) > USED_AFTER then
@@ -119,14 +122,14 @@ local function fold()
   home = nil
 end
 
--- settle writes where the room at hand stands now.
+-- settle collects the new position of the current room.
 local function settle()
   if not moved then
     return
   end
   fold()
-  -- A room that lost its records is empty only if no incarnation is counted in
-  -- it any more. Until then the counts tell readers that records are missing.
+  -- A room that lost its records is empty only if it counts no incarnation any more.
+  -- Until then the counts show readers that records are missing.
   if missed and homes == '' then
     size = call('HLEN', members)
   end
@@ -151,11 +154,11 @@ local function enter(name, flag, membersKey, channels)
   epoch, moved, home, size, before, missed, placed = nil, false, nil, nil, nil, false, false
 end
 
--- attempt does the work of a call and then writes what has been collected. That
--- it does also where Redis stops the work in its midst, as it does when the user
--- has lost a right: what has been changed must not stand under a position that
--- nobody misses, nor the number of what has been told be given again. Returns
--- what Redis said then, as the script's reply: raised, it would be in other words.
+-- attempt runs work, and then writes what was collected. It also does so if Redis stops
+-- the work halfway, for example because the user has lost a right: otherwise a change
+-- would belong to a position that no mirror misses, or the number of a published event
+-- would be used again. It returns the error of Redis as the script's reply, because an
+-- error that is raised gets another text.
 local function attempt(work, roomsKey)
   local fine, why = pcall(work)
   settle()
@@ -165,16 +168,16 @@ local function attempt(work, roomsKey)
   return not fine and { err = why }
 end
 
--- stand makes sure that it is known where the room at hand stands (fresh: what
--- the epoch of a room without a position begins with). It must be asked before
--- anything of the room is written. Returns why the room cannot be changed.
+-- stand makes sure that the position of the current room is known. fresh is the
+-- beginning of the epoch of a room without a position. Call it before anything of the
+-- room is written. It returns an error text if the room cannot be changed.
 local function stand(fresh)
   if epoch then
     return nil
   end
   local p = positions[entered]
   if not p then
-    local v = try('GET', seqKey) -- MGET does not tell a wrong type from none
+    local v = try('GET', seqKey) -- MGET returns nothing for a key of another type
     if failed(v) then
       return v.err
     end
@@ -183,8 +186,8 @@ local function stand(fresh)
       return n.err
     end
     size, before = n, n
-    -- Members without a position carry numbers of an epoch that is lost. The
-    -- new epoch begins above them, so that the higher number still is the newer.
+    -- Members without a position have numbers of a lost epoch. The new epoch begins
+    -- above them, so that the higher number still is the newer one.
     epoch, seq, tag, position, homes = fresh .. '@' .. nowText, n == 0 and '0' or nowText, '-', '', ''
     return nil
   end
@@ -198,19 +201,18 @@ local function stand(fresh)
   epoch, seq, tag, position, homes = sub(p, 1, i - 1), sub(p, i + 1, j - 1), sub(p, j + 1, k - 1), sub(p, 1, k - 1), sub(p, k)
 end
 
--- following is the seq of the next event.
+-- following returns the seq of the next event.
 local function following()
   return (seq + 1) .. ''
 end
 
--- advance moves the room at hand, of which it is known where it stands, one
--- event on.
+-- advance moves the position of the current room, which is known, by one event.
 local function advance(mark, next)
   seq, prev, tag, moved = next or following(), tag, mark, true
   position = epoch .. ' ' .. seq .. ' ' .. mark
 end
 
--- count notes that an entry of an incarnation has come (by is 1) or gone (-1).
+-- count adds by (1 or -1) to the number of entries of an incarnation.
 local function count(inc, by)
   if home ~= inc then
     fold()
@@ -225,8 +227,7 @@ local function count(inc, by)
   entries = entries + by
 end
 
--- sized notes that the room at hand has one entry more (by is 1) or less (-1)
--- than before, and returns how many it has.
+-- sized adds by (1 or -1) to the number of members of the current room, and returns it.
 local function sized(by)
   if size then
     size = size + by
@@ -237,9 +238,9 @@ local function sized(by)
   return size
 end
 
--- bereft reports whether the room at hand, which has just got its first entry,
--- had counted others: their records are lost. It then begins a new epoch, so that
--- mirrors do not take what is missing for what has left.
+-- bereft reports whether the current room, which has just got its first entry, counted
+-- others: then their records are lost. The room begins a new epoch, so that mirrors do
+-- not mistake missing members for members that left.
 local function bereft(fresh)
   if size ~= 1 or homes == '' and (not home or entries <= 0) then
     return false
@@ -248,14 +249,14 @@ local function bereft(fresh)
   return true
 end
 
--- publish tells the event that advance has made room for.
+-- publish publishes the event that advance has made room for.
 local function publish(kind, cause, conn, record)
   call('PUBLISH', channel, kind .. ' ' .. epoch .. ' ' .. tag .. ' ' .. prev .. ' ' .. nowText .. ' ' .. cause .. ' ' ..
     conn .. ' ' .. record)
 end
 
--- counted returns how many entries the room at hand counts of all incarnations but
--- the one that is being counted.
+-- counted returns the number of entries that the current room counts for all
+-- incarnations except the one that is being counted.
 local function counted()
   local sum = 0
   for n in string.gmatch(homes, ' %S+ (%d+)') do
@@ -264,15 +265,15 @@ local function counted()
   return sum
 end
 
--- overcounted reports whether the room at hand counts more entries than it has
--- records, given the incarnation of one of them: some records are lost.
+-- overcounted reports whether the current room counts more entries than it has records,
+-- given the incarnation of one of them: then some records are lost.
 local function overcounted(inc)
   count(inc, 0)
   return counted() + entries > (size or call('HLEN', members))
 end
 
--- farewell tells that an entry of the room at hand has left whose record is lost:
--- mirrors may still list it. Those that do not ignore it.
+-- farewell publishes the leave of an entry without a record in the current room,
+-- because mirrors may still list it. Mirrors that do not list it ignore the event.
 local function farewell(conn, entry, inc, mark, cause)
   advance(mark)
   missed = true
@@ -282,8 +283,7 @@ local function farewell(conn, entry, inc, mark, cause)
   publish('L', cause, conn, entry .. inc .. BARE .. seq .. '\n')
 end
 
--- remove ends an entry of the room at hand that is known to be there, with the
--- keys of its own, where it has any.
+-- remove ends an existing entry of the current room, with its own keys if it has any.
 local function remove(conn, entry, inc, connKey, stateKey, mark, cause)
   advance(mark)
   call('HDEL', members, conn)

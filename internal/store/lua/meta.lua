@@ -1,11 +1,13 @@
--- meta.lua: compare-and-set of a versioned value (metadata of a connection or of a room).
+-- meta.lua: compare-and-set of a versioned value (metadata of a connection or of a
+-- room).
 --
 -- KEYS[1] the hash
--- ARGV[1] version it must have ('0': none yet)  ARGV[2] the new value  ARGV[3] '1': only if somebody owns it
--- ARGV[4] prefix of control channels, ARGV[5] connection id (connections only): the owner is told
--- ARGV[6] tag of this write: the same again is a retry, and has been done
--- ARGV[7] the new version is higher than this, too: Redis may have gone back behind what the owner holds
--- Reply: {'+', new version, owner} or {'x', version, value, owner} where the version differs, {'0'} where nobody owns it
+-- ARGV[1] version that it must have ('0': none yet)  ARGV[2] the new value
+-- ARGV[3] '1': fail if it has no owner
+-- ARGV[4] prefix of server channels, ARGV[5] connection id (connections only), to notify the owner
+-- ARGV[6] tag of this write: a write with the same tag is a retry of one that has run
+-- ARGV[7] the new version is also higher than this: Redis may have gone back behind the owner's
+-- Reply: {'+', new version, owner}, {'x', version, value, owner} if the version differs, {'0'} without an owner
 
 local h = redis.call('HMGET', KEYS[1], 'v', 'd', 'o', 'w')
 if ARGV[3] == '1' and not h[3] then

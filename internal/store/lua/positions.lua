@@ -1,7 +1,7 @@
--- positions.lua: where rooms stand, hundreds per call.
+-- positions.lua: reads the positions of rooms, hundreds per call.
 --
 -- KEYS: seq of each room
--- Reply: per room its position (see lib.lua), '' where Redis knows nothing of it.
+-- Reply: per room its position (see lib.lua), or ''
 
 local reply = redis.call('MGET', unpack(KEYS))
 for i = 1, #KEYS do

@@ -1,9 +1,10 @@
--- renew.lua: prolongs the lease of a living incarnation, never revives a dead one.
+-- renew.lua: extends the lease of a live incarnation. It never revives a dead one.
 --
--- KEYS[1] instances  KEYS[2] dead  KEYS[3] format, or owned index in the same slot
--- ARGV[1] incarnation  ARGV[2] lease (ms)  ARGV[3] own control channel  ARGV[4] beat  ARGV[5] '1': list the dead
--- ARGV[6] version of the layout, if KEYS[3] is the format; otherwise ''
--- Reply: {present 0/1, now, next foreign incarnation or '', its deadline, size of owned or -1, who heard the beat, dead ...}
+-- KEYS[1] live servers  KEYS[2] dead servers  KEYS[3] format, or owned index in the same slot  KEYS[4] name of the incarnation
+-- ARGV[1] incarnation  ARGV[2] lease (ms)  ARGV[3] own server channel  ARGV[4] echo  ARGV[5] '1': list the dead servers
+-- ARGV[6] version of the layout if KEYS[3] is the format, otherwise ''
+-- ARGV[7] name for people, or ''  ARGV[8] life of the name (ms)
+-- Reply: {live 0/1, now, next other incarnation or '', its deadline, size of owned or -1, receivers of the echo, dead ...}
 
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
@@ -12,12 +13,13 @@ local function int(n)
 end
 local deadline = now + tonumber(ARGV[2])
 
--- A deadline that is the same to the millisecond changes nothing and would
--- read as absent, so presence is asked for only then.
+-- ZADD also reports no change if the deadline is the same to the millisecond. Only then
+-- the list is read.
 local present = redis.pcall('ZADD', KEYS[1], 'XX', 'CH', int(deadline), ARGV[1])
 if type(present) == 'table' then
-  -- Out of memory, perhaps: Redis refuses the first write of a script that may
-  -- take more, and lets it go on after any other. Living must be possible.
+  -- Redis may be out of memory. It refuses the first write of a script that may take
+  -- more memory, and allows all writes after any other write. Renewals must be
+  -- possible.
   redis.call('ZREM', KEYS[1], '')
   present = redis.call('ZADD', KEYS[1], 'XX', 'CH', int(deadline), ARGV[1])
 end
@@ -37,6 +39,9 @@ if ARGV[6] == '' then
   owned = redis.call('SCARD', KEYS[3])
 elseif redis.call('EXISTS', KEYS[3]) == 0 then
   redis.call('SET', KEYS[3], ARGV[6]) -- it was lost
+end
+if present == 1 and ARGV[7] ~= '' then
+  redis.call('SET', KEYS[4], ARGV[7], 'PX', ARGV[8])
 end
 local heard = redis.call('PUBLISH', ARGV[3], ARGV[4])
 local reply = { present, int(now), other, due, owned, heard }

@@ -1,9 +1,10 @@
--- rights.lua: runs each command that the other scripts and calls need once, on a key and on channels of nobody's. It leaves nothing behind but, where DEL is
--- refused, a string that ends after a second.
+-- rights.lua: runs each command that the other scripts and calls need once, on an
+-- unused key and unused channels. It leaves nothing behind, or a string with a life of
+-- one second if DEL is refused.
 --
--- KEYS[1] the key; more are there only to be named
+-- KEYS[1] the key; further keys are only named
 -- ARGV[1], ARGV[2] the channels
--- Reply: per command that failed its name and, behind a space, why
+-- Reply: per failed command its name, a space, and the error
 
 local reply = {}
 local function try(...)

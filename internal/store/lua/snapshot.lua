@@ -1,7 +1,8 @@
--- snapshot.lua: a room's position and, where it is small, its members in the same moment.
+-- snapshot.lua: reads a room's position and, if the room is small, its members in the
+-- same moment.
 --
 -- KEYS[1] members  KEYS[2] seq
--- ARGV[1] how many members are still small
+-- ARGV[1] maximum number of members of a small room
 -- Reply: {position or '', number of members, {conn, record, ...} or {}, now}
 
 local clock = redis.call('TIME')

@@ -1,7 +1,0 @@
-//go:build !unix
-
-package mesh
-
-import "errors"
-
-func limitFiles(int) error { return errors.ErrUnsupported }

@@ -1,0 +1,216 @@
+package mesh_test
+
+import (
+	"bufio"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"time"
+
+	"github.com/meshpresence/mesh"
+	"github.com/meshpresence/mesh/meshtest"
+)
+
+// docs/recipes.md quotes the functions of this file: TestDocsQuoteTheRecipes.
+
+// Revoke access: change the data that the guards read, then have them asked again.
+func Example_revokeAccess() {
+	srv, connect, stop := startServer(mesh.Options{})
+	defer stop()
+
+	var readers sync.Map // stands for the app's database
+	readers.Store("alice", true)
+	mayRead := func(_ context.Context, m mesh.Member, _ string) (bool, error) {
+		u, err := mesh.MetadataOf[user](m)
+		_, ok := readers.Load(u.ID)
+		return ok, err
+	}
+	must(srv.TrackPresence(mesh.Exact("doc:1"), mesh.PresenceOptions{Guard: mayRead, JoinGuard: mayRead}))
+	alice := connect("alice")
+	fmt.Println("before:", alice.Join("doc:1").Success, alice.Subscribe("doc:1").Success)
+
+	readers.Delete("alice")
+	must(srv.Rooms().Recheck(context.Background(), "doc:1")) // on any server
+	alice.AwaitEnded("doc:1")                                // the push mesh/presence-ended
+	fmt.Println("after:", alice.Join("doc:1").Success, alice.Subscribe("doc:1").Success)
+	// Output:
+	// before: true true
+	// after: false false
+}
+
+// Kick a user: close each of the user's connections, on any server.
+func Example_kickConnection() {
+	srv, connect, stop := startServer(mesh.Options{})
+	defer stop()
+	ctx := context.Background()
+	alice, eve := connect("alice"), connect("eve")
+	alice.Subscribe("lobby")
+	eve.Join("lobby")
+	alice.ExpectUpdate("join", "lobby", eve.ID())
+
+	members, err := srv.Presence().Members(ctx, "lobby")
+	must(err)
+	for _, m := range members {
+		if u, err := mesh.MetadataOf[user](m); err == nil && u.ID == "eve" {
+			must(srv.Connections().Send(ctx, m.ID, "kicked", map[string]string{"for": "spam"}))
+			must(srv.Connections().Close(ctx, m.ID)) // it leaves all rooms, and its socket is closed
+		}
+	}
+
+	fmt.Printf("eve gets %s and is closed with %d\n", eve.NextPush("kicked"), eve.AwaitClose().Code)
+	fmt.Println("alice sees:", alice.ExpectUpdate("leave", "lobby", eve.ID()).Type)
+	// Output:
+	// eve gets {"for":"spam"} and is closed with 1000
+	// alice sees: leave
+}
+
+// Counts for a dashboard: many rooms in one round trip.
+func Example_countsForDashboard() {
+	srv, connect, stop := startServer(mesh.Options{})
+	defer stop()
+
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /counts", func(w http.ResponseWriter, r *http.Request) {
+		counts, err := srv.Presence().Counts(r.Context(), r.URL.Query()["room"]...)
+		switch {
+		case errors.Is(err, mesh.ErrInvalidRoom):
+			http.Error(w, "invalid room", http.StatusBadRequest)
+		case err != nil: // Redis is away, for example
+			http.Error(w, "try again later", http.StatusServiceUnavailable)
+		default:
+			_ = json.NewEncoder(w).Encode(counts)
+		}
+	})
+
+	connect("alice").Join("doc:1")
+	connect("bob").Join("doc:1")
+	answer := httptest.NewRecorder()
+	mux.ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/counts?room=doc:1&room=doc:2", nil))
+	fmt.Println(answer.Body)
+	// Output: {"doc:1":2,"doc:2":0}
+}
+
+// Behind nginx: name the pages that may connect, and ping more often than nginx's
+// idle timeout.
+func Example_behindNginx() {
+	srv, web, stop := serve(mesh.Options{
+		// Without this list the Origin must be the Host that nginx passes on.
+		AllowedOrigins: []string{"https://app.example.com"},
+		// nginx cuts a connection that is silent for proxy_read_timeout, 60 s by default.
+		PingInterval: 30 * time.Second,
+	})
+	defer stop()
+
+	for _, origin := range []string{"https://app.example.com", "https://evil.example"} {
+		_, err := web.Dial(meshtest.WithHeader("Origin", origin))
+		if refused, ok := errors.AsType[*meshtest.HandshakeError](err); ok {
+			fmt.Println(origin, "gets", refused.Status)
+			continue
+		}
+		must(err)
+		fmt.Println(origin, "is connected")
+	}
+	fmt.Println("refused so far:", srv.Stats().RefusedUpgrades["403"])
+	// Output:
+	// https://app.example.com is connected
+	// https://evil.example gets 403
+	// refused so far: 1
+}
+
+// Own transport: Server-Sent Events instead of a WebSocket.
+func Example_ownTransport() {
+	p, stop := startPresence()
+	defer stop()
+
+	events := func(w http.ResponseWriter, r *http.Request) {
+		ctx, id := r.Context(), rand.Text()
+		if err := p.Connect(ctx, id, map[string]string{"name": r.FormValue("name")}); err != nil {
+			http.Error(w, "try again later", http.StatusServiceUnavailable)
+			return
+		}
+		defer p.Disconnect(context.WithoutCancel(ctx), id)
+		if p.Join(ctx, "lobby", id) != nil {
+			return
+		}
+		w.Header().Set("Content-Type", "text/event-stream")
+		for e, err := range p.Subscribe(ctx, "lobby", mesh.SubscribeOptions{Viewer: id}) {
+			if err != nil {
+				return
+			}
+			data, _ := json.Marshal(e)
+			_, err = fmt.Fprintf(w, "event: %s\ndata: %s\n\n", e.Type, data)
+			if err != nil || http.NewResponseController(w).Flush() != nil {
+				return
+			}
+		}
+	}
+
+	web, err := meshtest.NewServer(http.HandlerFunc(events))
+	must(err)
+	defer web.Close()
+	page, err := web.HTTPClient().Get(web.URL() + "/?name=ann")
+	must(err)
+	defer page.Body.Close()
+	ctx := context.Background()
+	for lines := bufio.NewScanner(page.Body); lines.Scan() && lines.Text() != "event: leave"; {
+		switch lines.Text() {
+		case "event: snapshot":
+			fmt.Println(p.Count(ctx, "lobby"))
+			must(p.Connect(ctx, "bob", nil))
+			must(p.Join(ctx, "lobby", "bob"))
+		case "event: join":
+			fmt.Println(p.Count(ctx, "lobby"))
+			must(p.Disconnect(ctx, "bob"))
+		}
+	}
+	// Output:
+	// 1 <nil>
+	// 2 <nil>
+}
+
+// Show users instead of connections: count the connections of each user.
+func Example_showUsers() {
+	srv, connect, stop := startServer(mesh.Options{})
+	defer stop()
+	laptop, phone := connect("alice"), connect("alice")
+	laptop.Join("lobby")
+
+	users := make(map[string]string) // connection id to user id
+	count := make(map[string]int)    // user id to number of connections
+	add := func(m mesh.Member) {
+		u, err := mesh.MetadataOf[user](m)
+		must(err)
+		users[m.ID] = u.ID
+		if count[u.ID]++; count[u.ID] == 1 {
+			fmt.Println(u.ID, "is here")
+		}
+	}
+	for e, err := range srv.Presence().Subscribe(context.Background(), "lobby", mesh.SubscribeOptions{}) {
+		must(err)
+		switch e.Type {
+		case mesh.EventSnapshot:
+			for _, m := range e.Snapshot.Members {
+				add(m)
+			}
+			phone.Join("lobby") // the same user: nothing to show
+			laptop.Leave("lobby")
+			phone.Leave("lobby")
+		case mesh.EventJoin:
+			add(mesh.Member{ID: e.ConnectionID, Metadata: e.Metadata})
+		case mesh.EventLeave:
+			id := users[e.ConnectionID]
+			if count[id]--; count[id] == 0 {
+				fmt.Println(id, "has left")
+				return
+			}
+		}
+	}
+	// Output:
+	// alice is here
+	// alice has left
+}

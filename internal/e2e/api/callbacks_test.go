@@ -1,0 +1,202 @@
+package api
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gorilla/websocket"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh"
+	"github.com/meshpresence/mesh/internal/e2e/harness"
+)
+
+// callbackCases are all callbacks: what a client does that has it called, and
+// what it sees then, when the callback panics and when it hangs, and how long
+// the latter takes.
+var callbackCases = []struct {
+	name   string
+	use    func(t *testing.T, m *harness.Misbehaving) string
+	fine   string
+	panics string
+	hangs  string
+	limit  time.Duration
+	left   bool // a call that hangs is no timeout: it is left behind when its connection ends
+}{
+	{
+		"Authenticate", func(_ *testing.T, m *harness.Misbehaving) string {
+			_, resp, err := m.S.TryDial()
+			if err == nil {
+				return "connected"
+			}
+			return resp.Status
+		},
+		"connected", "500 Internal Server Error", "500 Internal Server Error", harness.HookLimit, false,
+	},
+	{
+		"ClientMetadata", func(_ *testing.T, m *harness.Misbehaving) string {
+			return m.S.Dial().Asked("mesh/set-my-connection-metadata", map[string]any{"metadata": 1})
+		},
+		`{"success":true}`, `{"error":"Internal error","code":"ESERVER","name":"Error"}`,
+		`{"error":"Timed out","code":"ETIMEOUT","name":"CommandError"}`, harness.HookLimit, false,
+	},
+	{
+		"guard", func(_ *testing.T, m *harness.Misbehaving) string {
+			v := m.S.Dial().Room("mesh/subscribe-presence", "guarded")
+			return fmt.Sprint(v.Success, " ", string(v.Present))
+		},
+		"true []", "false []", "false []", harness.GuardLimit, false,
+	},
+	{
+		"join guard", func(_ *testing.T, m *harness.Misbehaving) string {
+			v := m.S.Dial().Room("mesh/join-room", "closed")
+			return fmt.Sprint(v.Success, " ", len(v.IDs(m.W.T)) > 0)
+		},
+		"true true", "false false", "false false", harness.HookLimit, false,
+	},
+	{
+		// Its first command waits. If the function fails, nothing is served.
+		"OnConnection", func(_ *testing.T, m *harness.Misbehaving) string {
+			p := m.S.Dial()
+			if answer := p.Asked("mesh/noop", nil); answer != "connection ended" && answer != websocket.ErrCloseSent.Error() {
+				return answer
+			}
+			return fmt.Sprint("closed ", p.Closed(time.Second))
+		},
+		"true", "closed 1011", "closed 1011", harness.HookLimit, false,
+	},
+	{
+		// Who is in its room sees it leave before the hook is called.
+		"OnDisconnection", func(t *testing.T, m *harness.Misbehaving) string {
+			p, watcher := m.S.Dial(), m.App.Dial()
+			watcher.Subscribe("lobby")
+			p.Join("lobby")
+			p.Close()
+			watcher.Expect(100*time.Millisecond, "leave", p.ID)
+			return "left"
+		},
+		"left", "left", "left", 0, false,
+	},
+	{
+		// One that hangs holds up nothing but others of the app's, once there are too many.
+		"command", func(t *testing.T, m *harness.Misbehaving) string {
+			p, watcher := m.S.Dial(), m.S.Dial()
+			watcher.Subscribe("lobby")
+			p.Join("lobby")
+			for range 7 {
+				require.NoError(t, p.Send(map[string]any{"command": "work"}))
+			}
+			answers := make(chan string, 2)
+			for range 2 { // one more than may run
+				go func() { answers <- p.Asked("work", nil) }()
+				m.W.Sleep(5 * time.Millisecond)
+			}
+			require.Equal(t, "true", p.Asked("mesh/noop", nil))
+			p.Close() // the context of its handlers ends, and it leaves
+			watcher.Expect(100*time.Millisecond, "leave", p.ID)
+			return <-answers + ", " + <-answers
+		},
+		`"done", "done"`,
+		`{"error":"Internal error","code":"ESERVER","name":"Error"}, {"error":"Internal error","code":"ESERVER","name":"Error"}`,
+		`connection ended, connection ended`, 0, true,
+	},
+	{
+		// While it hangs nothing is read, so that the connection is silent.
+		"Foreign", func(t *testing.T, m *harness.Misbehaving) string {
+			p, watcher := m.App.Dial(), m.S.Dial()
+			watcher.Subscribe("lobby")
+			p.Join("lobby")
+			p.Mute() // a pong would wait for somebody to read it
+			p.Writing.Lock()
+			require.NoError(t, p.WS.WriteMessage(websocket.BinaryMessage, []byte("x")))
+			p.Writing.Unlock()
+			m.W.Sleep(10 * time.Millisecond)
+			if p.Pushed("got") == 1 {
+				return "got"
+			}
+			if m.S.Stats().CallbackPanics > 0 {
+				return "lost, " + p.Asked("mesh/noop", nil)
+			}
+			code := p.Closed(10 * time.Second)
+			watcher.Expect(100*time.Millisecond, "leave", p.ID)
+			return fmt.Sprint("closed ", code)
+		},
+		"got", "lost, true", "closed 1011", 3 * harness.PingEvery, true,
+	},
+}
+
+// TestEveryCallback: whatever an app's callback does, it is recovered, limited,
+// counted and logged, and only its own connection notices.
+func TestEveryCallback(t *testing.T) {
+	t.Parallel()
+	for _, c := range callbackCases {
+		t.Run(strings.ReplaceAll(c.name, " ", "-"), func(t *testing.T) {
+			t.Parallel()
+			panics := func(context.Context) error { panic("sesame") }
+			exits := func(context.Context) error { runtime.Goexit(); return nil }
+			for name, do := range map[string]func(context.Context) error{"panics": panics, "ends its goroutine": exits} {
+				t.Run(name, func(t *testing.T) {
+					t.Parallel()
+					harness.Embedded(t, func(t *testing.T, w *harness.World) {
+						m := harness.NewMisbehaving(t, w, do)
+						took := m.Rounds(t, c.name, c.use, c.fine, c.panics)
+						assert.Less(t, took, time.Second, "a panic costs no time")
+						st := m.S.Stats()
+						assert.GreaterOrEqual(t, st.CallbackPanics, uint64(3))
+						assert.Zero(t, st.CallbackTimeouts)
+						assert.Equal(t, 1, strings.Count(m.Log.String(), "callback panicked"), "one line in ten seconds:\n%s", &m.Log)
+						assert.NotContains(t, m.Log.String(), "handler panicked")
+					})
+				})
+			}
+			t.Run("hangs", func(t *testing.T) {
+				t.Parallel()
+				harness.Embedded(t, func(t *testing.T, w *harness.World) {
+					release := make(chan struct{})
+					m := harness.NewMisbehaving(t, w, func(context.Context) error { <-release; return errors.New("too late") })
+					defer close(release) // before the server is shut down
+					took := m.Rounds(t, c.name, c.use, c.fine, c.hangs)
+					assert.InDelta(t, c.limit, took, float64(150*time.Millisecond))
+					w.Sleep(harness.HookLimit)
+					st := m.S.Stats()
+					assert.Zero(t, st.CallbackPanics)
+					if c.left {
+						assert.Zero(t, st.CallbackTimeouts)
+						return
+					}
+					assert.EqualValues(t, 3, st.CallbackTimeouts)
+					assert.Equal(t, 1, strings.Count(m.Log.String(), "callback timed out"), "one line in ten seconds:\n%s", &m.Log)
+				})
+			})
+		})
+	}
+}
+
+// With LatencyInterval off a connection that does nothing is sent pings alone.
+func TestLatencyCanBeOff(t *testing.T) {
+	t.Parallel()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		for _, interval := range []time.Duration{-1, 5 * time.Second} {
+			p := w.Server(func(o *mesh.Options) { o.LatencyInterval = interval }).Dial()
+			w.Sleep(10*time.Minute + time.Second)
+			p.Mu.Lock()
+			counts := map[string]int{}
+			for _, f := range p.Frames {
+				counts[f.Command]++
+			}
+			p.Mu.Unlock()
+			if interval < 0 {
+				assert.Equal(t, map[string]int{"ping": 20}, counts)
+			} else {
+				assert.Equal(t, 20, counts["ping"])
+				assert.Equal(t, 120, counts["latency:request"])
+			}
+		}
+	})
+}

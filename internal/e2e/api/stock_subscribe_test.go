@@ -1,0 +1,258 @@
+package api
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh"
+	"github.com/meshpresence/mesh/internal/e2e/harness"
+	"github.com/meshpresence/mesh/meshtest"
+)
+
+// subscribePause is how long updates wait at least after the answer to a subscribe
+// request was written.
+const subscribePause = 5 * time.Millisecond
+
+// restless is members of a room who join, publish, clear and leave, until stop is called.
+// Some of them stay in the room.
+func restless(s *harness.Server, room string, members int) (stop func()) {
+	quit := make(chan struct{})
+	var all sync.WaitGroup
+	for m := range members {
+		p := s.Dial()
+		all.Go(func() {
+			payload := map[string]any{"roomName": room}
+			for i := 0; ; i++ {
+				_, _ = p.TryCall("mesh/join-room", payload)
+				_, _ = p.TryCall("mesh/publish-presence-state", map[string]any{"roomName": room, "state": map[string]any{"n": i}})
+				select {
+				case <-quit:
+					return
+				case <-time.After(time.Duration(20+(m*37+i*53)%23) * time.Millisecond): // within the limit of commands
+				}
+				_, _ = p.TryCall([]string{"mesh/leave-room", "mesh/clear-presence-state"}[i%2], payload)
+			}
+		})
+	}
+	return func() {
+		close(quit)
+		all.Wait()
+	}
+}
+
+// stockStorm has n stock clients subscribe to one room, some of them twice, while
+// others join, leave and publish in it. Every client's view must become the truth,
+// without what its app lost or (all) with it.
+func stockStorm(w *harness.World, s *harness.Server, n int, all bool) []*harness.StockClient {
+	clients := make([]*harness.StockClient, n)
+	for i := range clients {
+		clients[i] = s.Stock("")
+	}
+	stop := restless(s, "lobby", 8)
+	for i, c := range clients {
+		c.JoinRoom([]string{"other", "free"}[min(i%10, 1)])
+		c.SubscribePresence("other")
+		c.SubscribePresence("lobby")
+		if i%5 == 0 {
+			w.Sleep(time.Millisecond)
+			c.Room("mesh/subscribe-presence", "lobby")
+		}
+	}
+	w.Sleep(100 * time.Millisecond)
+	stop()
+	lobby, other := s.Truth("lobby"), s.Truth("other")
+	for _, c := range clients {
+		w.Eventually(w.Unhurried(5*time.Second), func() bool { return maps.Equal(lobby, c.View("lobby", all)) }, "the view is the truth")
+		w.Eventually(w.Unhurried(5*time.Second), func() bool { return maps.Equal(other, c.View("other", all)) }, "the view is the truth")
+	}
+	return clients
+}
+
+// Writes to a pipe never arrive in one piece, however busy the machine is.
+func TestStockSubscribeStorm(t *testing.T) {
+	t.Parallel()
+	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
+		s := w.Tracked()
+		for _, c := range stockStorm(w, s, 200, false) {
+			for _, room := range []string{"lobby", "other"} {
+				require.Empty(t, c.Lost(room), "updates of %s came in one piece with the answer, or before it", room)
+			}
+		}
+	})
+}
+
+// tcpPairs makes connections over the loopback interface. wrap changes the server's
+// end; nil: not.
+func tcpPairs(t *testing.T, wrap func(net.Conn) net.Conn) func() (client, server net.Conn) {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = l.Close() })
+	return func() (net.Conn, net.Conn) {
+		client, err := net.Dial("tcp", l.Addr().String())
+		require.NoError(t, err)
+		server, err := l.Accept()
+		require.NoError(t, err)
+		if wrap != nil {
+			server = wrap(server)
+		}
+		return client, server
+	}
+}
+
+// loopback returns a server in real time, on the embedded Redis, that is reached
+// over TCP.
+func loopback(t *testing.T, wrap func(net.Conn) net.Conn) (*harness.World, *harness.Server) {
+	t.Helper()
+	w := &harness.World{T: t, Mem: meshtest.StartRedis(t)}
+	s := w.Tracked(func(o *mesh.Options) { o.PingInterval = 10 * time.Minute }) // answers to pings would take ids
+	s.Listener.Pair = tcpPairs(t, wrap)
+	return w, s
+}
+
+// TestStockSubscribeStormOverTCP: everything arrives on the way that writes take over
+// TCP. What arrives in one piece there depends on how busy the client's machine is.
+func TestStockSubscribeStormOverTCP(t *testing.T) {
+	t.Parallel()
+	w, s := loopback(t, nil)
+	stockStorm(w, s, 50, true)
+}
+
+// writeLog checks the writes of one connection of a server: an answer to a subscribe
+// request is alone in its write, and updates of its room come no sooner than the
+// pause after that write has returned.
+type writeLog struct {
+	net.Conn
+
+	mu       sync.Mutex // guards the fields below
+	answered map[string]time.Time
+	faults   []string
+}
+
+func (l *writeLog) Write(p []byte) (int, error) {
+	begun := time.Now()
+	n, err := l.Conn.Write(p)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if bytes.HasPrefix(p, []byte("HTTP/")) {
+		return n, err
+	}
+	frames := unframe(p)
+	for _, f := range frames {
+		var u harness.Update
+		var v struct {
+			Success bool
+			Present []struct{ ID string }
+		}
+		switch {
+		case f.Command == "mesh/subscribe-presence" && json.Unmarshal(f.Payload, &v) == nil && v.Success:
+			if len(frames) > 1 {
+				l.faults = append(l.faults, fmt.Sprintf("an answer shares its write with %d frames", len(frames)-1))
+			}
+			l.answered[l.room(*f.ID)] = time.Now()
+		case f.Command == "mesh/presence-update" && json.Unmarshal(f.Payload, &u) == nil:
+			if at, ok := l.answered[u.RoomName]; !ok {
+				l.faults = append(l.faults, "an update before the answer")
+			} else if begun.Sub(at) < subscribePause {
+				l.faults = append(l.faults, fmt.Sprintf("an update of %s %v after the answer", u.RoomName, begun.Sub(at)))
+			}
+		}
+	}
+	return n, err
+}
+
+// room returns the room of a subscribe request of stockStorm by the order of its ids.
+func (l *writeLog) room(id int64) string {
+	if id == 2 {
+		return "other"
+	}
+	return "lobby"
+}
+
+// unframe returns the frames in what a server has written.
+func unframe(p []byte) (frames []harness.Frame) {
+	for len(p) >= 2 {
+		size, head := int(p[1]), 2
+		switch size {
+		case 126:
+			size, head = int(p[2])<<8|int(p[3]), 4
+		case 127:
+			size, head = int(p[6])<<24|int(p[7])<<16|int(p[8])<<8|int(p[9]), 10
+		}
+		var f harness.Frame
+		_ = json.Unmarshal(p[head:head+size], &f)
+		frames = append(frames, f)
+		p = p[head+size:]
+	}
+	return frames
+}
+
+// TestStockSubscribeWrites looks at the writes themselves: they do not depend on how
+// busy the machine is.
+func TestStockSubscribeWrites(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex // guards logs
+	var logs []*writeLog
+	w, s := loopback(t, func(conn net.Conn) net.Conn {
+		mu.Lock()
+		defer mu.Unlock()
+		l := &writeLog{Conn: conn, answered: make(map[string]time.Time)}
+		logs = append(logs, l)
+		return l
+	})
+	stockStorm(w, s, 50, true)
+	answers := 0
+	for _, l := range logs {
+		l.mu.Lock()
+		require.Empty(t, l.faults)
+		answers += len(l.answered)
+		l.mu.Unlock()
+	}
+	require.Equal(t, 2*50, answers)
+}
+
+// A subscription that ends within the pause tells so at once, and what waited for the
+// pause never comes.
+func TestEndOfASubscriptionInThePause(t *testing.T) {
+	t.Parallel()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s := w.Server()
+		var allowed atomic.Bool
+		allowed.Store(true)
+		s.Track("^doc$", mesh.PresenceOptions{Guard: func(context.Context, mesh.Member, string) (bool, error) {
+			return allowed.Load(), nil
+		}})
+		p, other := s.Dial(), s.Dial()
+		p.Subscribe("doc")
+		other.Join("doc")
+		allowed.Store(false)
+		require.NoError(t, s.Rooms().Recheck(t.Context(), "doc"))
+		synctest.Wait()
+		assert.Equal(t, 1, p.Pushed("mesh/presence-ended"), "at once")
+		assert.False(t, p.Room("mesh/subscribe-presence", "doc").Success)
+
+		unsubscribed := s.Dial()
+		allowed.Store(true)
+		require.NoError(t, s.Rooms().Recheck(t.Context(), "doc"))
+		unsubscribed.Subscribe("doc")
+		other.Leave("doc")
+		assert.Equal(t, "true", string(unsubscribed.Call("mesh/unsubscribe-presence", harness.InRoomPayload("doc"))))
+
+		w.Sleep(time.Second)
+		assert.Empty(t, p.Got())
+		assert.Empty(t, unsubscribed.Got())
+		assert.Equal(t, 1, p.Pushed("mesh/presence-ended"))
+	})
+}

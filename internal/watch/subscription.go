@@ -1,0 +1,142 @@
+package watch
+
+import (
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/meshpresence/mesh/internal/hub"
+	"github.com/meshpresence/mesh/internal/wire"
+)
+
+// Output receives the snapshot and the updates of a subscription. Its methods are called
+// one at a time, in order, and must not block.
+type Output interface {
+	Snapshot(v hub.View)
+	Update(u *wire.Update)
+	// Ended is called last. It may be called without a call of Snapshot before it.
+	Ended(err error)
+}
+
+// Subscription is the request of a viewer to see a room. It is a hub.Sink that holds
+// updates back while its guards are asked again. The exported fields must not be changed
+// after Access.Watch.
+type Subscription struct {
+	Room   string
+	Viewer string // id of a connection; empty: the app itself, about which no guard is asked
+	Out    Output
+	// MaxBytes limits the bytes that are held back. Negative: no limit.
+	MaxBytes int
+	// Early says that the subscription begins with the known members if Redis does
+	// not answer.
+	Early bool
+
+	before func() // see Config.Before; nil: not added yet
+
+	mu       sync.Mutex // guards the fields below, and calls of Out
+	paused   bool
+	buffered []bufferedUpdate
+	bytes    int
+	over     bool
+
+	rechecked time.Time // when a recheck last asked the guards; guarded by Access.mu
+}
+
+// bufferedUpdate is a snapshot or an update.
+type bufferedUpdate struct {
+	view   *hub.View
+	update *wire.Update
+}
+
+// ErrBufferFull ends a subscription if more than MaxBytes came while a guard was asked.
+var ErrBufferFull = errors.New("mesh: too much happened while a guard was asked")
+
+// ready takes the snapshot, before any update.
+func (s *Subscription) ready(v hub.View) { s.take(bufferedUpdate{view: &v}, 0) }
+
+// Deliver implements hub.Sink.
+func (s *Subscription) Deliver(u *wire.Update) {
+	if s.before != nil {
+		s.before()
+	}
+	s.take(bufferedUpdate{update: u}, 128+len(u.Metadata)+len(u.State))
+}
+
+func (s *Subscription) take(p bufferedUpdate, size int) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.over:
+	case !s.paused:
+		s.deliver(p)
+	case s.MaxBytes >= 0 && s.bytes+size > s.MaxBytes:
+		s.finishLocked(ErrBufferFull)
+	default:
+		s.buffered = append(s.buffered, p)
+		s.bytes += size
+	}
+}
+
+func (s *Subscription) deliver(p bufferedUpdate) {
+	if p.view != nil {
+		s.Out.Snapshot(*p.view)
+		return
+	}
+	s.Out.Update(p.update)
+}
+
+// pause holds back what comes from now on, until resume or Finish.
+func (s *Subscription) pause() {
+	s.mu.Lock()
+	s.paused = true
+	s.mu.Unlock()
+}
+
+// resume delivers what was held back.
+func (s *Subscription) resume() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.paused = false
+	for _, p := range s.buffered {
+		s.deliver(p)
+	}
+	s.buffered, s.bytes = nil, 0
+}
+
+// Finish ends the subscription for its output, which gets err. It returns false if the
+// subscription had ended already.
+func (s *Subscription) Finish(err error) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.finishLocked(err)
+}
+
+func (s *Subscription) finishLocked(err error) bool {
+	if s.over {
+		return false
+	}
+	s.over, s.buffered, s.bytes = true, nil, 0
+	s.Out.Ended(err)
+	return true
+}
+
+// EndQuietly ends the subscription without a call of its output.
+func (s *Subscription) EndQuietly() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.over, s.buffered = true, nil
+}
+
+// IsOver reports whether the subscription has ended.
+func (s *Subscription) IsOver() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.over
+}
+
+// Exclusively calls f while no method of the output is called.
+func (s *Subscription) Exclusively(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f()
+}

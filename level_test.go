@@ -1,0 +1,227 @@
+package mesh_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/gorilla/websocket"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh"
+	"github.com/meshpresence/mesh/internal/e2e/harness"
+	"github.com/meshpresence/mesh/internal/e2e/testlog"
+	"github.com/meshpresence/mesh/internal/wire"
+)
+
+// A level that is none is refused with its reason. A newer one than the server's is
+// served at the server's, and the answer to a subscribe request names it.
+func TestLevelInTheURL(t *testing.T) {
+	t.Parallel()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s := w.Tracked()
+		for query, reason := range map[string]string{
+			"?mesh-level=0": "mesh-level must be a whole number from 1 on", "?mesh-level=2&mesh-level=2": "mesh-level is given twice",
+		} {
+			s.Query = query
+			_, resp, err := s.TryDial()
+			require.ErrorIs(t, err, websocket.ErrBadHandshake)
+			body, err := io.ReadAll(resp.Body)
+			require.NoError(t, err)
+			assert.Equal(t, http.StatusBadRequest, resp.StatusCode)
+			assert.Equal(t, reason, strings.TrimSpace(string(body)))
+		}
+		for query, level := range map[string]int{"": 1, "?mesh-level=1": 1, "?mesh-level=2": 2, "?token=x&mesh-level=99": 2} {
+			s.Query = query
+			var answer struct{ Level int }
+			require.NoError(t, json.Unmarshal(s.Dial().Call("mesh/subscribe-presence", harness.InRoomPayload("lobby")), &answer))
+			assert.Equal(t, level, answer.Level, query)
+		}
+	})
+}
+
+// failing are requests of a connection that is in the rooms secret and free, and not in
+// lobby, with the code of their failure.
+var failing = []struct{ command, payload, code string }{
+	{"publish-presence-state", `{"roomName":"lobby","state":{}}`, "ENOTFOUND"}, // not in the room
+	{"clear-presence-state", `{"roomName":"lobby"}`, "ENOTFOUND"},
+	{"unsubscribe-presence", `{"roomName":"lobby"}`, "ENOTFOUND"},             // not subscribed
+	{"publish-presence-state", `{"roomName":"free","state":{}}`, "ENOTFOUND"}, // not tracked
+	{"clear-presence-state", `{"roomName":"free"}`, "ENOTFOUND"},
+	{"publish-presence-state", `{"roomName":"secret","state":{}}`, "EREFUSED"},
+	{"clear-presence-state", `{"roomName":"secret"}`, "EREFUSED"},
+	{"publish-presence-state", `{"roomName":"mine"}`, "EINVALID"},
+	{"publish-presence-state", `{"roomName":"mine","state":null}`, "EINVALID"},
+	{"publish-presence-state", `{"roomName":"mine","state":5}`, "EINVALID"},
+	{"publish-presence-state", `{"roomName":"mine","state":[]}`, "EINVALID"},
+	{"publish-presence-state", `{"roomName":"mine","state":{},"expireAfter":"1"}`, "EINVALID"},
+	{"publish-presence-state", `{"roomName":"mine","state":{},"expireAfter":1e300}`, "EINVALID"},
+	{"publish-presence-state", `{"roomName":"mine","state":{},"silent":1}`, "EINVALID"},
+	{"publish-presence-state", `{"roomName":"mine","state":{"x":"` + strings.Repeat("x", 9000) + `"}}`, "ETOOLARGE"},
+	{"publish-presence-state", `{}`, "EINVALID"},
+	{"publish-presence-state", `[]`, "EINVALID"},
+	{"clear-presence-state", `{"roomName":""}`, "EINVALID"},
+	{"clear-presence-state", `"mine"`, "EINVALID"},
+	{"clear-presence-state", `null`, "EINVALID"},
+	{"unsubscribe-presence", `{"roomName":5}`, "EINVALID"},
+	{"unsubscribe-presence", `{"roomName":"a\u0000"}`, "EINVALID"},
+}
+
+// Failures of commands whose answer is true or false are false at level 1, and have a
+// code at level 2. Both are counted by it, and logged at Debug with the reason.
+func TestFailedCommandsByLevel(t *testing.T) {
+	t.Parallel()
+	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
+		log := new(testlog.TextLog)
+		s := w.Server(harness.NoCommandLimit, func(o *mesh.Options) {
+			o.Logger = slog.New(slog.NewTextHandler(log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		})
+		for room, guard := range map[string]mesh.Guard{"lobby": nil, "mine": nil, "secret": harness.AdminsOnly} {
+			require.NoError(t, s.TrackPresence(mesh.Exact(room), mesh.PresenceOptions{Guard: guard}))
+		}
+		counted := make(map[string]uint64)
+		for level := 1; level <= 2; level++ {
+			s.Query = fmt.Sprint("?mesh-level=", level)
+			p := s.Dial()
+			for _, room := range []string{"mine", "free", "secret"} {
+				p.Join(room)
+			}
+			for _, c := range failing {
+				answer := p.Call("mesh/"+c.command, json.RawMessage(c.payload))
+				if counted[c.code]++; level == 1 {
+					assert.Equal(t, "false", string(answer), "%.80s", c.payload)
+				} else {
+					assert.Equal(t, c.code, harness.Code(t, answer), "%.80s: %s", c.payload, answer)
+				}
+			}
+			// What they do when they succeed is the same, and so are other commands.
+			for _, c := range []struct{ command, payload, want string }{
+				{"publish-presence-state", `{"roomName":"mine","state":{"a":1}}`, "true"},
+				{"clear-presence-state", `{"roomName":"mine"}`, "true"},
+				{"clear-presence-state", `{"roomName":"mine"}`, "true"},
+				{"subscribe-presence", `{"roomName":"secret"}`, `{"success":false,"present":[]}`},
+				{"join-room", `{"roomName":""}`, `{"error":"invalid room name: it is empty","code":"EINVALID","name":"CommandError"}`},
+			} {
+				assert.JSONEq(t, c.want, string(p.Call("mesh/"+c.command, json.RawMessage(c.payload))), "%s", c.payload)
+			}
+			p.Subscribe("mine")
+			assert.Equal(t, "true", string(p.Call("mesh/unsubscribe-presence", harness.InRoomPayload("mine"))))
+			// Without an id there is no answer, but the failure counts.
+			require.NoError(t, p.Send(map[string]any{"command": "mesh/unsubscribe-presence", "payload": harness.InRoomPayload("mine")}))
+			counted["ENOTFOUND"]++
+			p.Room("mesh/get-presence-state", "mine") // is answered after the commands before it about that room
+			assert.Contains(t, log.String(), " conn="+p.ID+" command=mesh/unsubscribe-presence code=ENOTFOUND reason=\"Not subscribed\"")
+		}
+		for code, n := range s.Stats().CommandsFailed {
+			assert.Equal(t, counted[code], n, code)
+		}
+		assert.NotContains(t, log.String(), "xxxx", "no payloads")
+	})
+}
+
+// The same while Redis is away.
+func TestUnavailableByLevel(t *testing.T) {
+	t.Parallel()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s := w.Tracked()
+		stock, second := s.Stock(""), s.Stock("?mesh-level=2")
+		for _, c := range []*harness.StockClient{stock, second} {
+			require.True(t, c.Wait(c.JoinRoom("lobby")).Ok())
+		}
+		w.Away()
+		defer w.Back()
+		first, other := stock.Publish("lobby", map[string]any{"n": 1}), second.Publish("lobby", map[string]any{"n": 1})
+		assert.Equal(t, "false", string(stock.Wait(first).Payload))
+		assert.Equal(t, "EUNAVAILABLE", second.Wait(other).Code())
+		assert.EqualValues(t, 2, s.Stats().CommandsFailed["EUNAVAILABLE"])
+	})
+}
+
+// What the socket refuses by itself, because there are too many commands, is false at
+// level 1, too. So is a panic.
+func TestRefusedBySocketByLevel(t *testing.T) {
+	t.Parallel()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s := w.Server()
+		p := s.Dial()
+		c, ok := s.Connection(p.ID)
+		require.True(t, ok)
+		req := wire.Request{ID: "7", HasID: true, Command: "mesh/publish-presence-state"}
+		assert.JSONEq(t, `{"id":7,"command":"mesh/publish-presence-state","payload":false}`, string(c.Refuse(req, "m", "EBUSY", "n").Bytes()))
+		req.Command = "mesh/join-room"
+		assert.JSONEq(t, `{"id":7,"command":"mesh/join-room","payload":{"error":"m","code":"EBUSY","name":"n"}}`, string(c.Refuse(req, "m", "EBUSY", "n").Bytes()))
+		p = s.Level2().Dial()
+		c, _ = s.Connection(p.ID)
+		req.Command = "mesh/publish-presence-state"
+		assert.JSONEq(t, `{"id":7,"command":"mesh/publish-presence-state","payload":{"error":"m","code":"EOWN","name":"n"}}`,
+			string(c.Refuse(req, "m", "EOWN", "n").Bytes()))
+		assert.EqualValues(t, 1, s.Stats().CommandsFailed["EBUSY"])
+		assert.EqualValues(t, 1, s.Stats().CommandsFailed["other"])
+	})
+}
+
+// The command with which a flood ends is answered and counted like any other that fails.
+func TestFloodByLevel(t *testing.T) {
+	t.Parallel()
+	for level, want := range map[string]string{
+		"1": "false", "2": `{"error":"too many frames","code":"ELIMIT","name":"CommandError"}`,
+	} {
+		for _, command := range []string{"publish-presence-state", "clear-presence-state", "unsubscribe-presence"} {
+			t.Run(level+" "+command, func(t *testing.T) {
+				t.Parallel()
+				harness.Embedded(t, func(t *testing.T, w *harness.World) {
+					s := w.Server(harness.Limits(func(l *mesh.Limits) { l.CommandsPerSecond = 5 }))
+					s.Query = "?mesh-level=" + level
+					p := s.Dial()
+					for range 100 { // as many frames as are tolerated
+						require.NoError(t, p.Send(map[string]any{"command": "pong"}))
+					}
+					require.NoError(t, p.Send(map[string]any{"id": 7, "command": "mesh/" + command, "payload": harness.InRoomPayload("lobby")}))
+					assert.Equal(t, websocket.ClosePolicyViolation, p.Closed(time.Second))
+					var answers []string
+					p.Mu.Lock()
+					for _, f := range p.Frames {
+						if f.ID != nil {
+							answers = append(answers, string(f.Payload))
+						}
+					}
+					p.Mu.Unlock()
+					require.Len(t, answers, 1)
+					assert.JSONEq(t, want, answers[0])
+					failed := s.Stats().CommandsFailed
+					assert.EqualValues(t, 1, failed["ELIMIT"])
+					assert.EqualValues(t, 0, failed["EBUSY"])
+				})
+			})
+		}
+	}
+}
+
+func TestServeConnAtLevel2(t *testing.T) {
+	t.Parallel()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s := w.Tracked()
+		level := 2
+		ended := make(chan error, 2)
+		s.HTTP.Handler = http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+			ws, err := new(websocket.Upgrader).Upgrade(rw, r, nil)
+			if assert.NoError(t, err) {
+				ended <- s.ServeConn(r.Context(), ws, mesh.ConnOptions{Level: level})
+			}
+		})
+		p := s.Dial()
+		assert.Equal(t, "ENOTFOUND", harness.Code(t, p.Call("mesh/unsubscribe-presence", harness.InRoomPayload("lobby"))))
+		p.Close()
+		require.ErrorIs(t, <-ended, mesh.ErrClosed)
+		level = 3
+		_, _, err := s.TryDial()
+		require.Error(t, err, "it is closed")
+		require.ErrorIs(t, <-ended, mesh.ErrInvalidOptions)
+	})
+}
