@@ -107,17 +107,20 @@ func (s *Store) DeclareDeadIfExpired(ctx context.Context, proof ClockProof, inc 
 	return reply == "1", nil
 }
 
-// DeclareDead moves the caller's own incarnation to the dead servers.
+// DeclareDead moves the caller's own incarnation to the dead servers, or puts a dead one
+// back if the list was lost. It does nothing after RemoveDead.
 func (s *Store) DeclareDead(ctx context.Context, inc string) error {
-	_, err := runIn(ctx, s, s.leasing(), declareDeadScript, []string{s.keys.Instances(), s.keys.Dead()}, inc)
+	_, err := runIn(ctx, s, s.leasing(), declareDeadScript, []string{s.keys.Instances(), s.keys.Dead(), s.keys.Fence(0, inc)}, inc)
 	return err
 }
 
 // RemoveDead removes an incarnation from the list of dead servers, and deletes its
-// name. Call it when nothing else of the incarnation is left.
+// name. Call it when nothing else of the incarnation is left. A copy of DeclareDead that
+// arrives later does nothing.
 func (s *Store) RemoveDead(ctx context.Context, inc string) error {
 	_, err := within(ctx, s, s.unqueued(), func(ctx context.Context) ([]redis.Cmder, error) {
 		pipe := s.client.Pipeline()
+		pipe.Eval(ctx, fenceLua, []string{s.keys.Fence(0, inc)}, millis(fenceLife), "1")
 		pipe.Del(ctx, s.keys.Name(inc))
 		pipe.ZRem(ctx, s.keys.Dead(), inc)
 		return pipe.Exec(ctx)
@@ -154,6 +157,6 @@ func (s *Store) Names(ctx context.Context, incs []string) ([]string, error) {
 // Fence fences an incarnation in a bucket: Redis then refuses all of its batches there.
 func (s *Store) Fence(ctx context.Context, bucket int, inc string) error {
 	key := s.keys.Fence(bucket, inc)
-	_, err := runIn(ctx, s, s.at(key).fence(), fenceScript, []string{key}, millis(fenceLife))
+	_, err := runIn(ctx, s, s.at(key).fence(), fenceScript, []string{key}, millis(fenceLife), "0")
 	return err
 }

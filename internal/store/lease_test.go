@@ -108,6 +108,12 @@ func TestDeclareDead(t *testing.T) {
 		require.NoError(w, w.RemoveDead(w.Context(), "I"))
 		assert.Equal(w, []string{"J"}, w.renew("J", time.Minute).Dead)
 		require.NoError(w, w.RemoveDead(w.Context(), "J"))
+		require.NoError(w, w.DeclareDead(w.Context(), "J"), "one that was late in the network")
+		require.NoError(w, w.Fence(w.Context(), 0, "J"), "by a server that cleaned up beside another")
+		require.NoError(w, w.DeclareDead(w.Context(), "J"))
+		assert.Empty(w, w.renew("J", time.Minute).Dead)
+		_, err = w.Commit(w.Context(), 0, "J", 1, 0, []Op{{Kind: OpJoin, Room: "r", Conn: "c", Entry: "E"}})
+		require.ErrorIs(w, err, ErrFenced)
 		assert.Equal(w, []string{"t:format"}, w.permanent(), "only the format, which renewals restore")
 	})
 }

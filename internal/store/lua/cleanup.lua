@@ -46,7 +46,8 @@ end
 
 local function dead()
   if fenced == nil then
-    fenced = call('GET', fenceKey) == 'dead'
+    local fence = call('GET', fenceKey)
+    fenced = fence == 'dead' or fence == 'gone'
   end
   return fenced
 end

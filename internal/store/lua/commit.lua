@@ -45,7 +45,7 @@ local inc, number, batch, channels = args[1], args[2], args[3], args[4]
 -- A batch that waited in a proxy while a later one ran is dropped as a whole, because
 -- its changes were decided again since. The same number again is a retry.
 local last = call('GET', keys[1])
-if last == 'dead' then
+if last == 'dead' or last == 'gone' then
   return 'FENCED'
 end
 if last and tonumber(last) > tonumber(number) then
