@@ -36,10 +36,15 @@ func (s *sim) lateKilled() bool {
 	return true
 }
 
+// experienced returns the servers but n that have run for long enough to declare
+// others dead. s.mu is held.
+func (s *sim) experienced(n *simNode) []*simNode {
+	return slices.DeleteFunc(s.running(), func(o *simNode) bool { return o == n || time.Since(o.born) < 2*s.lease })
+}
+
 // killNode kills a server, nil: none, if others will bury it. s.mu is held.
 func (s *sim) killNode(n *simNode) bool {
-	others := slices.DeleteFunc(s.running(), func(o *simNode) bool { return o == n || time.Since(o.born) < 2*s.lease })
-	if n == nil || len(others) == 0 || time.Now().Before(s.noKills) {
+	if n == nil || len(s.experienced(n)) == 0 || time.Now().Before(s.noKills) {
 		return false
 	}
 	s.killed = time.Now()
@@ -69,6 +74,9 @@ func (s *sim) stopNode() bool {
 	n := s.pickNode()
 	if n == nil || len(s.living()) < 2 || !n.bad.IsZero() || s.active > 0 {
 		return false
+	}
+	if time.Since(s.killed) < 2*s.lease && len(s.experienced(n)) == 0 {
+		return false // the servers that remain may not yet declare the killed one dead
 	}
 	of := slices.DeleteFunc(s.list(), func(c *simClient) bool { return c.node != n })
 	if slices.ContainsFunc(of, func(c *simClient) bool { return c.busy }) {
