@@ -61,7 +61,7 @@ func TestStockBurstWhileRedisIsAway(t *testing.T) {
 				w.Back()
 				w.Sleep(10 * time.Second)
 				for i := range 90 {
-					require.Equal(t, harness.Sight{c.ID: ""}, c.Sees(first[i], room(i)), room(i))
+					require.Equal(t, harness.MemberStates{c.ID: ""}, c.Sees(first[i], room(i)), room(i))
 					require.Equal(t, 1, c.JoinsOf(first[i], room(i), c.ID), room(i))
 					members, err := far.InRedis(room(i))
 					require.NoError(t, err)

@@ -107,7 +107,7 @@ func TestJoinWithoutMemory(t *testing.T) {
 		require.Empty(t, c.Got("lobby"))
 		armed.Store(false)
 		w.Sleep(2 * time.Second)
-		require.Equal(t, harness.Sight{c.ID: "", other.ID: ""}, c.Sees(first, "lobby"))
+		require.Equal(t, harness.MemberStates{c.ID: "", other.ID: ""}, c.Sees(first, "lobby"))
 		require.Equal(t, 1, c.JoinsOf(first, "lobby", c.ID))
 	})
 }

@@ -126,12 +126,12 @@ func burstWhileAway(t *testing.T, w *harness.World, wait time.Duration, begin, e
 	}
 
 	end()
-	fits := func(room string, want harness.Sight) func() bool {
-		return func() bool { return c.Sees(first[room], room).Differs(want) == "" }
+	fits := func(room string, want harness.MemberStates) func() bool {
+		return func() bool { return c.Sees(first[room], room).Diff(want) == "" }
 	}
-	w.Eventually(30*time.Second, fits("mirrored", harness.Sight{member.ID: "", stranger.ID: "", c.ID: ""}), "mirrored: %v", c.Got("mirrored"))
-	w.Eventually(10*time.Second, fits("unknown", harness.Sight{member.ID: "", stranger.ID: `{"n":1}`, c.ID: ""}), "unknown: %v", c.Got("unknown"))
-	w.Eventually(10*time.Second, fits("empty", harness.Sight{c.ID: ""}), "empty: %v", c.Got("empty"))
+	w.Eventually(30*time.Second, fits("mirrored", harness.MemberStates{member.ID: "", stranger.ID: "", c.ID: ""}), "mirrored: %v", c.Got("mirrored"))
+	w.Eventually(10*time.Second, fits("unknown", harness.MemberStates{member.ID: "", stranger.ID: `{"n":1}`, c.ID: ""}), "unknown: %v", c.Got("unknown"))
+	w.Eventually(10*time.Second, fits("empty", harness.MemberStates{c.ID: ""}), "empty: %v", c.Got("empty"))
 	for _, room := range rooms {
 		members, err := far.InRedis(room)
 		require.NoError(t, err)
@@ -140,7 +140,7 @@ func burstWhileAway(t *testing.T, w *harness.World, wait time.Duration, begin, e
 	// From now on every event, in order.
 	stranger.Leave("unknown")
 	require.True(t, c.Wait(c.Publish("unknown", map[string]any{"n": 2})).Ok())
-	w.Eventually(5*time.Second, fits("unknown", harness.Sight{member.ID: "", c.ID: `{"n":2}`}), "events go on")
+	w.Eventually(5*time.Second, fits("unknown", harness.MemberStates{member.ID: "", c.ID: `{"n":2}`}), "events go on")
 	w.Sleep(12 * time.Second) // a comparison changes nothing
 	for _, room := range rooms {
 		require.Equal(t, 1, c.JoinsOf(first[room], room, c.ID), "its own join in %s: %v", room, c.Got(room))
@@ -151,7 +151,7 @@ func burstWhileAway(t *testing.T, w *harness.World, wait time.Duration, begin, e
 			require.NotEmpty(t, u.Epoch)
 		}
 	}
-	require.True(t, fits("mirrored", harness.Sight{member.ID: "", stranger.ID: "", c.ID: ""})())
+	require.True(t, fits("mirrored", harness.MemberStates{member.ID: "", stranger.ID: "", c.ID: ""})())
 }
 
 // What happens to a client between the stale answer and the return of Redis counts:
@@ -219,18 +219,18 @@ func TestStockClientChangesItsMindWhileRedisIsAway(t *testing.T) {
 		} {
 			members, err := far.InRedis(room)
 			require.NoError(t, err)
-			want := harness.Sight{other.ID: ""}
+			want := harness.MemberStates{other.ID: ""}
 			if in {
 				want[c.ID] = ""
 			}
-			require.Empty(t, members.Differs(want), room)
+			require.Empty(t, members.Diff(want), room)
 			switch room {
 			case "guarded", "unsubscribed":
 				require.Empty(t, c.Got(room), room)
 			default:
 				first := second
 				first.Present = json.RawMessage("[]")
-				require.Empty(t, c.Sees(first, room).Differs(want), room)
+				require.Empty(t, c.Sees(first, room).Diff(want), room)
 				for _, u := range c.Got(room) {
 					require.Equal(t, "join", u.Type, "%s: nobody is told to have left", room)
 					require.Equal(t, 1, c.JoinsOf(first, room, u.ConnectionID), room)

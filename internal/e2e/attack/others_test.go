@@ -68,7 +68,7 @@ func TestWhatIsOthers(t *testing.T) {
 
 		now, err := s1.InRedis("private1")
 		require.NoError(t, err)
-		assert.Equal(t, harness.Sight{here.ID: `{"secret":1}`, far.ID: `{"secret":1}`}, now, "untouched")
+		assert.Equal(t, harness.MemberStates{here.ID: `{"secret":1}`, far.ID: `{"secret":1}`}, now, "untouched")
 		for _, u := range watcher.Got() {
 			assert.False(t, u.RoomName == "private1" || u.ConnectionID != spy.ID, "%v", u)
 		}

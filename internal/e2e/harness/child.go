@@ -113,10 +113,10 @@ func (c *Child) Stop() error {
 	return err
 }
 
-// Lives asks the server for its Lives.
-func (c *Child) Lives() (l Lives, err error) {
+// Interruptions asks the server for its Interruptions.
+func (c *Child) Interruptions() (l Interruptions, err error) {
 	once := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
-	resp, err := once.Get("http://" + c.Addr + "/lives")
+	resp, err := once.Get("http://" + c.Addr + "/interruptions")
 	if err != nil {
 		return l, err
 	}

@@ -32,14 +32,14 @@ func (c *StockClient) StaleOK(call *StockCall) View {
 
 // Sees returns what the app sees of a room: the answer to its subscribe, and the
 // updates since. It fails if an update does not fit.
-func (c *StockClient) Sees(first View, room string) Sight {
+func (c *StockClient) Sees(first View, room string) MemberStates {
 	c.t.Helper()
-	now := Sight{}
+	now := MemberStates{}
 	for _, id := range first.IDs(c.t) {
 		now[id] = string(first.States[id])
 	}
 	for _, u := range c.Got(room) {
-		require.NoError(c.t, now.Take(u), "%v, repair %v", u, u.Repair)
+		require.NoError(c.t, now.Apply(u), "%v, repair %v", u, u.Repair)
 	}
 	require.Empty(c.t, c.Lost(room))
 	return now
