@@ -82,10 +82,11 @@ func (d *drill) awaitRepair(since time.Time, within time.Duration) {
 	}
 }
 
-// TestClusterNodeUnreachable makes one node unreachable for one server: packets are
-// lost, and no connection is refused. The server's rooms on other nodes, new rooms too,
-// must work as usual for the whole time. Requests for rooms on the lost node must be
-// answered with EUNAVAILABLE or as stale, and those rooms must recover afterwards.
+// TestClusterNodeUnreachable makes one node unreachable for one server. Packets to the
+// node are lost, so no connection is refused. The server's rooms on other nodes, new
+// rooms too, must work as usual for the whole time. Requests for rooms on the lost node
+// must be answered with EUNAVAILABLE or as stale, and those rooms must recover
+// afterwards.
 func TestClusterNodeUnreachable(t *testing.T) {
 	t.Parallel()
 	harness.Long(t, "takes real seconds")

@@ -101,8 +101,8 @@ func (c *appConns) touch(ctx context.Context) {
 
 // awaitContact waits until all servers are in contact and have just renewed their
 // leases. A short outage that begins then is over before the next heartbeat. Servers
-// that were slow to start may have heartbeats at other times: then it gives up waiting
-// for the renewals.
+// that were slow to start may never renew at the same time. Then it returns after half
+// a lease of contact.
 func (c *appConns) awaitContact() {
 	c.w.T.Helper()
 	var since time.Time // when all of them were in contact
