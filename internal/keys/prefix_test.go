@@ -11,8 +11,8 @@ import (
 	"github.com/meshpresence/mesh/internal/errs"
 )
 
-// nameKind describes the names of one kind: how they begin, how they may end, and some
-// examples of their ends.
+// nameKind is one kind of names: their beginning, a pattern of their ends, and some
+// examples of ends.
 type nameKind struct {
 	begin    string
 	ends     *regexp.Regexp

@@ -149,13 +149,13 @@ func TrackTimed(s *mesh.Server, ttl time.Duration) error {
 	return s.TrackPresence(mesh.Exact(RoomTimed), mesh.PresenceOptions{TTL: ttl})
 }
 
-// Interruptions is what happened to a server.
+// Interruptions counts the interruptions of a server.
 type Interruptions struct {
 	Reregistered uint64 // Stats.Reregistered
 	Stalled      int64  // log lines about a process that stood still past its lease
 }
 
-// Stalls is a slog.Handler that counts the lines that Interruptions.Stalled reports.
+// Stalls is a slog.Handler that counts the log lines for Interruptions.Stalled.
 type Stalls struct{ N atomic.Int64 }
 
 func (s *Stalls) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelWarn }

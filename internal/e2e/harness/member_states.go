@@ -6,7 +6,7 @@ import (
 	"strings"
 )
 
-// MemberStates is who is in a room, with the state of each, "" for none.
+// MemberStates has the members of a room, each with its state, or "" without one.
 type MemberStates map[string]string
 
 // Diff describes the differences between s and want. It returns "" if there are none.
@@ -34,11 +34,11 @@ func (s MemberStates) Apply(u Update) error {
 	state, in := s[u.ConnectionID]
 	switch {
 	case u.Type == "join" && in:
-		return fmt.Errorf("is in already")
+		return fmt.Errorf("is already a member")
 	case u.Type == "join":
 		s[u.ConnectionID] = ""
 	case !in:
-		return fmt.Errorf("is not in")
+		return fmt.Errorf("is not a member")
 	case u.Type == "leave":
 		delete(s, u.ConnectionID)
 	case u.Type != "state":
@@ -53,7 +53,7 @@ func (s MemberStates) Apply(u Update) error {
 	return nil
 }
 
-// InRedis returns who is in a room as Redis holds it.
+// InRedis returns the members of a room in Redis.
 func (s *Server) InRedis(room string) (MemberStates, error) {
 	members, err := s.Presence().Members(s.W.T.Context(), room)
 	if err != nil {
@@ -66,14 +66,14 @@ func (s *Server) InRedis(room string) (MemberStates, error) {
 	return now, nil
 }
 
-// WantedEntry is what a peer has asked for in one room.
+// WantedEntry is the entry that a peer has requested in a room.
 type WantedEntry struct {
 	In    bool
 	State string
 }
 
-// In joins a room, and States publishes states. While Redis is away both fail, and take
-// effect when it is back.
+// In joins a room, States publishes a state, and Out leaves the room. They ignore
+// errors: while Redis is away, the calls may fail and take effect later.
 func (p *Peer) In(room string) WantedEntry {
 	_, _ = p.TryCall("mesh/join-room", map[string]any{"roomName": room})
 	return WantedEntry{In: true}
