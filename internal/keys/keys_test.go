@@ -72,7 +72,8 @@ func TestKeyNames(t *testing.T) {
 	assert.NotEqual(t, k.Canary(), k.Canary())
 }
 
-// The spreading is part of the layout. All servers of a group must agree on it.
+// The hash of rooms and connections to buckets is part of the layout. All servers of a
+// group must agree on it.
 func TestKeyNamesCluster(t *testing.T) {
 	t.Parallel()
 	k := clusterKeys
@@ -136,7 +137,7 @@ func TestParseExpiredForeign(t *testing.T) {
 			foreign++
 		}
 	}
-	assert.Positive(t, foreign, "a layout of other buckets")
+	assert.Positive(t, foreign, "keys of a layout with other buckets")
 	_, ok := plainKeys.ParseExpired(clusterKeys.Conn("r", "c"))
 	assert.False(t, ok)
 }
@@ -152,20 +153,20 @@ func FuzzKeys(f *testing.F) {
 	f.Add("a\xff", "☃", "a", "c\x00")
 	f.Add("x}:presence:conn:y", "c", "conn:x", "c")
 	f.Fuzz(func(t *testing.T, room1, conn1, room2, conn2 string) {
-		// Names hold for any connection id without a colon; only valid ones
+		// Names are distinct for any connection id without a colon. Only valid ids
 		// parse back.
 		conn1, conn2 = strings.ReplaceAll(conn1, ":", ""), strings.ReplaceAll(conn2, ":", "")
 		for _, k := range []Space{plainKeys, clusterKeys, {Prefix: "app:mesh:", Spread: 3, Cluster: true}} {
 			one, two := namesOf(k, room1, conn1), namesOf(k, room2, conn2)
 			seen := make(map[string]string)
-			for what, key := range one {
-				require.NotContains(t, seen, key, "%s and %s", what, seen[key])
-				seen[key] = what
+			for kind, key := range one {
+				require.NotContains(t, seen, key, "%s and %s", kind, seen[key])
+				seen[key] = kind
 			}
-			for what, key := range two {
+			for kind, key := range two {
 				if twin, ok := seen[key]; ok {
-					require.Equal(t, what, twin, key)
-					require.True(t, sameSubject(what, room1, conn1, room2, conn2), "%s: %q", what, key)
+					require.Equal(t, kind, twin, key)
+					require.True(t, sameSubject(kind, room1, conn1, room2, conn2), "%s: %q", kind, key)
 				}
 			}
 			checkParse(t, k, room1, conn1)
@@ -174,7 +175,7 @@ func FuzzKeys(f *testing.F) {
 	})
 }
 
-// namesOf builds every name of a room, of a connection, and of both.
+// namesOf returns all names that belong to a room, a connection, or both.
 func namesOf(k Space, room, conn string) map[string]string {
 	return map[string]string{
 		"room members": k.Members(room), "room seq": k.Seq(room), "room meta": k.RoomMeta(room),
@@ -185,8 +186,8 @@ func namesOf(k Space, room, conn string) map[string]string {
 	}
 }
 
-func sameSubject(what, room1, conn1, room2, conn2 string) bool {
-	switch word, _, _ := strings.Cut(what, " "); word {
+func sameSubject(kind, room1, conn1, room2, conn2 string) bool {
+	switch word, _, _ := strings.Cut(kind, " "); word {
 	case "room":
 		return room1 == room2
 	case "conn":
@@ -209,12 +210,12 @@ func checkParse(t *testing.T, k Space, room, conn string) {
 			require.Equal(t, want, e.Kind)
 		}
 	}
-	for what, key := range namesOf(k, room, conn) {
+	for kind, key := range namesOf(k, room, conn) {
 		if _, ok := k.ParseExpired(key); ok {
-			require.Contains(t, what, "both ", "%q", key)
+			require.Contains(t, kind, "both ", "%q", key)
 		}
 	}
-	if e, ok := k.ParseExpired(room); ok { // any text at all
+	if e, ok := k.ParseExpired(room); ok { // room is any text
 		build := map[Kind]func(string, string) string{ConnExpired: k.Conn, StateExpired: k.State}[e.Kind]
 		require.Equal(t, room, build(e.Room, e.Conn))
 	}
@@ -226,10 +227,10 @@ func checkSlots(t *testing.T, k Space, room string, names map[string]string) {
 		return
 	}
 	slot := clusterSlot(k.Owned(k.RoomBucket(room), "i"))
-	for what, key := range names {
-		shared := what == "rooms" || strings.HasPrefix(what, "both ") || strings.HasPrefix(what, "room ")
-		if shared && !strings.HasSuffix(what, "channel") {
-			require.Equal(t, slot, clusterSlot(key), "%s: %q", what, key)
+	for kind, key := range names {
+		shared := kind == "rooms" || strings.HasPrefix(kind, "both ") || strings.HasPrefix(kind, "room ")
+		if shared && !strings.HasSuffix(kind, "channel") {
+			require.Equal(t, slot, clusterSlot(key), "%s: %q", kind, key)
 		}
 	}
 }
@@ -252,14 +253,14 @@ func TestValidateRoomName(t *testing.T) {
 	for _, name := range []string{"", "a\nb", "a\x7f", "\u009f", "a\xff", "123456789"} {
 		assert.ErrorIs(t, ValidateRoomName(name, 8), errs.InvalidRoom, "%q", name)
 	}
-	assert.NoError(t, ValidateRoomName(strings.Repeat("x", 1<<16), -1), "negative: no limit")
+	assert.NoError(t, ValidateRoomName(strings.Repeat("x", 1<<16), -1), "a negative limit means no limit")
 	err := ValidateRoomName(strings.Repeat("☃", 1000), 8)
-	assert.Less(t, len(err.Error()), 300, "an error must not repeat everything it was sent")
+	assert.Less(t, len(err.Error()), 300, "the error repeats the whole name")
 	assert.True(t, utf8.ValidString(err.Error()))
 }
 
-// FuzzExpired checks any key: what is taken for an expired entry or state has exactly the
-// name of one, and no other key is taken for one.
+// FuzzExpired checks ParseExpired with any key. It must accept the exact names of
+// entries and states, and no other key.
 func FuzzExpired(f *testing.F) {
 	for _, k := range []Space{plainKeys, clusterKeys} {
 		for _, room := range []string{"lobby", "a:b", "", "}:presence:conn:x", "{1}", "\n*", "conn:", "\xff"} {

@@ -11,12 +11,12 @@ import (
 	"github.com/meshpresence/mesh/internal/errs"
 )
 
-// nameKind is one kind of names of a Space: its beginning, a pattern of its ends, and some
-// of them.
+// nameKind is one kind of names: their beginning, a pattern of their ends, and some
+// examples of ends.
 type nameKind struct {
-	begin string
-	ends  *regexp.Regexp
-	some  []string
+	begin    string
+	ends     *regexp.Regexp
+	examples []string
 }
 
 func (n nameKind) has(name string) bool {
@@ -24,8 +24,8 @@ func (n nameKind) has(name string) bool {
 	return ok && n.ends.MatchString(rest)
 }
 
-// minted reports whether the ends are random.
-func (n nameKind) minted() bool { return len(n.some) == 1 && len(n.some[0]) >= 16 }
+// isRandom reports whether the ends are random.
+func (n nameKind) isRandom() bool { return len(n.examples) == 1 && len(n.examples[0]) >= 16 }
 
 // kindsOf returns the kinds of names of a Space without a cluster.
 func kindsOf(k Space) []nameKind {
@@ -45,8 +45,8 @@ func kindsOf(k Space) []nameKind {
 	}
 }
 
-// Two allowed prefixes have no name of a key or channel in common, however the longer one
-// continues the shorter.
+// TestPrefixesNeverMeet checks that two allowed prefixes have no name of a key or
+// channel in common, even if one prefix begins with the other.
 func TestPrefixesNeverMeet(t *testing.T) {
 	t.Parallel()
 	if testing.Short() {
@@ -69,20 +69,20 @@ func TestPrefixesNeverMeet(t *testing.T) {
 		}
 	}
 	require.Greater(t, tried, 2000)
-	// The words keep them apart.
+	// Without the rule about layoutWords, two prefixes could have a name in common.
 	require.NotEmpty(t, common(plainKeys, Space{Prefix: "mesh:room-meta:", Spread: 1}))
 	for _, word := range layoutWords {
 		require.ErrorIs(t, ValidatePrefix("mesh:"+word), errs.InvalidOptions)
 	}
 }
 
-// continuations returns texts that make a prefix look like the beginning of a name.
+// continuations returns texts that extend a prefix to the beginning of a name.
 func continuations(k Space) []string {
 	list := []string{"b", "0", "1", "10", "@", "@0", "@0:", "1:"}
 	for _, kind := range kindsOf(k) {
 		ends := []string{""}
-		if !kind.minted() { // no prefix contains these
-			ends = append(ends, kind.some...)
+		if !kind.isRandom() { // no prefix contains random ends
+			ends = append(ends, kind.examples...)
 		}
 		for _, end := range ends {
 			name := strings.TrimPrefix(kind.begin+end, k.Prefix)
@@ -95,12 +95,12 @@ func continuations(k Space) []string {
 	return slices.Compact(list)
 }
 
-// common returns names that are names of both.
+// common returns the names that both Spaces have.
 func common(a, b Space) []string {
 	var list []string
 	for _, pair := range [][2][]nameKind{{kindsOf(a), kindsOf(b)}, {kindsOf(b), kindsOf(a)}} {
 		for _, theirs := range pair[0] {
-			for _, end := range theirs.some {
+			for _, end := range theirs.examples {
 				if slices.ContainsFunc(pair[1], func(ours nameKind) bool { return ours.has(theirs.begin + end) }) {
 					list = append(list, theirs.begin+end)
 				}

@@ -56,8 +56,8 @@ func TestEchoesAfterADisconnect(t *testing.T) {
 	})
 }
 
-// The renewal that named the candidate may have reached another Redis than before. Nobody
-// is declared dead before that is known.
+// The renewal that named the candidate may have reached another Redis than before. No
+// server is declared dead before that is known.
 func TestDeclaringDeadWaitsForAnEcho(t *testing.T) {
 	sim(t, func(t *testing.T, r *redis) {
 		a, b := newServer(t, r, "a").start(), newServer(t, r, "b").start()

@@ -108,7 +108,7 @@ func TestSameHostWithDefaultPorts(t *testing.T) {
 		{"https://[::1]", "[::1]", true},
 		{"http://[::1]:8080", "[::1]:8080", true},
 		{"https://example.com:8443", "example.com:8443", true},
-		{"https://example.com", "example.com:80", false}, // another port's page may be somebody else's
+		{"https://example.com", "example.com:80", false}, // a page on another port may belong to another user
 		{"http://example.com", "example.com:443", false},
 		{"https://example.com:8443", "example.com", false},
 		{"https://example.com", "example.com:8443", false},

@@ -220,7 +220,7 @@ func BenchmarkCleanUp(b *testing.B) {
 
 // BenchmarkCheck measures the key checks of a server with 100,000 rooms and about as
 // many keys of entries or connections. Each heartbeat checks about half of them. The
-// metric redis-%/beat is the share of the 3.3 seconds between two heartbeats.
+// metric redis-%/heartbeat is the share of the 3.3 seconds between two heartbeats.
 //
 //	go test -run '^$' -bench Check -benchtime 10x ./internal/store
 func BenchmarkCheck(b *testing.B) {
@@ -260,7 +260,7 @@ func BenchmarkCheck(b *testing.B) {
 			}
 			used := (usedByRedis(b, client) - before) / float64(b.N)
 			b.ReportMetric(used*1e9/rooms, "redis-ns/key")
-			b.ReportMetric(used/2*100/interval, "redis-%/beat")
+			b.ReportMetric(used/2*100/interval, "redis-%/heartbeat")
 			b.ReportMetric((usedByUs(b)-own)*1e9/rooms/float64(b.N), "go-ns/key")
 		})
 	}

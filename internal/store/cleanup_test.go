@@ -159,7 +159,8 @@ func TestUnknownGroundIsRefused(t *testing.T) {
 	})
 }
 
-// A server with a wrong idea of Redis's clock ends nothing and declares nobody dead.
+// A server with a wrong idea of Redis's clock ends no entries and declares no server
+// dead.
 func TestWrongClockProof(t *testing.T) {
 	t.Parallel()
 	everywhere(t, func(w *world) {

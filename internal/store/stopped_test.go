@@ -11,8 +11,8 @@ import (
 )
 
 // Redis may stop a script halfway, here because the user has lost the right to a
-// channel. Nobody may miss the changes that the script had made for good: the rooms
-// have the new position, so mirrors notice that an event is missing.
+// channel. Subscribers must not miss the changes that the script had made for good: the
+// rooms have the new position, so mirrors notice that an event is missing.
 func TestStoppedHalfway(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, redistest.Start(t))

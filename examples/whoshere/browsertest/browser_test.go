@@ -44,7 +44,7 @@ func newBrowser(t testing.TB, path string) *browser {
 		chromedp.NoDefaultBrowserCheck,
 		chromedp.NoSandbox, // tests run as root in containers
 		chromedp.DisableGPU,
-		chromedp.WSURLReadTimeout(patience),
+		chromedp.WSURLReadTimeout(timeLimit),
 		chromedp.Env("TMPDIR=" + tempDir), // Chromium leaves files there
 	}
 	for name, value := range map[string]any{

@@ -92,7 +92,7 @@ func (w *world) lawless(t *testing.T, room, image string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		ctx, cancel := context.WithTimeout(context.Background(), timeLimit)
 		defer cancel()
 		if err := m.Shutdown(ctx); err != nil {
 			t.Error(err)

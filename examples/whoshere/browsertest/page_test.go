@@ -186,7 +186,7 @@ func call[P, R any](command cdp.Command[P, R], params P) chromedp.Action[chromed
 // run executes actions in the tab.
 func (p *tab) run(actions ...chromedp.Action[chromedp.Void]) {
 	p.t.Helper()
-	ctx, cancel := context.WithTimeout(p.ctx, patience)
+	ctx, cancel := context.WithTimeout(p.ctx, timeLimit)
 	defer cancel()
 	if err := chromedp.Do(ctx, actions...); err != nil {
 		p.t.Fatalf("%s: %v", p.name, err)
@@ -202,7 +202,7 @@ func get[T any](p *tab, expression string) T {
 // evaluate runs an action that has a result.
 func evaluate[T any](p *tab, action chromedp.Action[T]) T {
 	p.t.Helper()
-	ctx, cancel := context.WithTimeout(p.ctx, patience)
+	ctx, cancel := context.WithTimeout(p.ctx, timeLimit)
 	defer cancel()
 	v, err := chromedp.Run(ctx, action)
 	if err != nil {
@@ -222,7 +222,7 @@ func (p *tab) await(condition string) {
 func (p *tab) awaitWhile(again func(), condition string) {
 	p.t.Helper()
 	const pause, rounds = 50 * time.Millisecond, 20
-	deadline := time.Now().Add(patience)
+	deadline := time.Now().Add(timeLimit)
 	for i := 0; ; i++ {
 		if i%rounds == 0 {
 			again()
@@ -232,7 +232,7 @@ func (p *tab) awaitWhile(again func(), condition string) {
 		}
 		if time.Now().After(deadline) {
 			p.shot("failed")
-			p.t.Fatalf("%s: not within %v: %s\nthe page:\n%s", p.name, patience, condition, get[string](p, `document.body.innerText`))
+			p.t.Fatalf("%s: not within %v: %s\nthe page:\n%s", p.name, timeLimit, condition, get[string](p, `document.body.innerText`))
 		}
 		time.Sleep(pause)
 	}

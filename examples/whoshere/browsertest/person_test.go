@@ -55,7 +55,7 @@ func (p *person) ask(command string, payload any) json.RawMessage {
 	if err := p.ws.WriteJSON(map[string]any{"id": p.id, "command": command, "payload": payload}); err != nil {
 		p.t.Fatal(err)
 	}
-	if err := p.ws.SetReadDeadline(time.Now().Add(patience)); err != nil {
+	if err := p.ws.SetReadDeadline(time.Now().Add(timeLimit)); err != nil {
 		p.t.Fatal(err)
 	}
 	for {

@@ -21,8 +21,8 @@ const (
 	// leaseTTL is the lease of both servers. It is short, but longer than a busy machine
 	// keeps a process waiting.
 	leaseTTL = 4 * time.Second
-	// patience limits every wait that no promise limits.
-	patience      = 30 * time.Second
+	// timeLimit is the limit of a wait for which there is no promise.
+	timeLimit     = 30 * time.Second
 	startAttempts = 20
 )
 
@@ -110,7 +110,7 @@ func (s *server) launch() error {
 		if ok {
 			return nil
 		}
-	case <-time.After(patience):
+	case <-time.After(timeLimit):
 		s.kill()
 	}
 	return fmt.Errorf("whoshere did not start at %s", s.addr)

@@ -17,17 +17,17 @@ import (
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 )
 
-// callbackCases are all callbacks: what a client does that has it called, and
-// what it sees then, when the callback panics and when it hangs, and how long
-// the latter takes.
+// callbackCases has a case for each callback: how a client causes its call, the result
+// for the client if the callback works, panics and hangs, and how long the call takes
+// if it hangs.
 var callbackCases = []struct {
 	name   string
 	use    func(t *testing.T, m *harness.Misbehaving) string
-	fine   string
+	works  string
 	panics string
 	hangs  string
 	limit  time.Duration
-	left   bool // a call that hangs is no timeout: it is left behind when its connection ends
+	left   bool // a hanging call has no time limit, but is abandoned when its connection ends
 }{
 	{
 		"Authenticate", func(_ *testing.T, m *harness.Misbehaving) string {
@@ -61,7 +61,8 @@ var callbackCases = []struct {
 		"true true", "false false", "false false", harness.HookLimit, false,
 	},
 	{
-		// Its first command waits. If the function fails, nothing is served.
+		// The first command of the client waits for it. If the callback fails, no
+		// command is served.
 		"OnConnection", func(_ *testing.T, m *harness.Misbehaving) string {
 			p := m.S.Dial()
 			if answer := p.Asked("mesh/noop", nil); answer != "connection ended" && answer != websocket.ErrCloseSent.Error() {
@@ -72,7 +73,7 @@ var callbackCases = []struct {
 		"true", "closed 1011", "closed 1011", harness.HookLimit, false,
 	},
 	{
-		// Who is in its room sees it leave before the hook is called.
+		// Other members see the leave before the hook is called.
 		"OnDisconnection", func(t *testing.T, m *harness.Misbehaving) string {
 			p, watcher := m.S.Dial(), m.App.Dial()
 			watcher.Subscribe("lobby")
@@ -84,7 +85,8 @@ var callbackCases = []struct {
 		"left", "left", "left", 0, false,
 	},
 	{
-		// One that hangs holds up nothing but others of the app's, once there are too many.
+		// Hanging handlers only delay other handlers of the connection, if there are
+		// too many of them.
 		"command", func(t *testing.T, m *harness.Misbehaving) string {
 			p, watcher := m.S.Dial(), m.S.Dial()
 			watcher.Subscribe("lobby")
@@ -93,12 +95,12 @@ var callbackCases = []struct {
 				require.NoError(t, p.Send(map[string]any{"command": "work"}))
 			}
 			answers := make(chan string, 2)
-			for range 2 { // one more than may run
+			for range 2 { // one more than the limit
 				go func() { answers <- p.Asked("work", nil) }()
 				m.W.Sleep(5 * time.Millisecond)
 			}
 			require.Equal(t, "true", p.Asked("mesh/noop", nil))
-			p.Close() // the context of its handlers ends, and it leaves
+			p.Close() // ends the context of its handlers and its entry
 			watcher.Expect(100*time.Millisecond, "leave", p.ID)
 			return <-answers + ", " + <-answers
 		},
@@ -107,12 +109,12 @@ var callbackCases = []struct {
 		`connection ended, connection ended`, 0, true,
 	},
 	{
-		// While it hangs nothing is read, so that the connection is silent.
+		// While the callback hangs, its connection is not read, so it becomes silent.
 		"Foreign", func(t *testing.T, m *harness.Misbehaving) string {
 			p, watcher := m.App.Dial(), m.S.Dial()
 			watcher.Subscribe("lobby")
 			p.Join("lobby")
-			p.Mute() // a pong would wait for somebody to read it
+			p.Mute() // the server reads no pong while Foreign hangs
 			p.Writing.Lock()
 			require.NoError(t, p.WS.WriteMessage(websocket.BinaryMessage, []byte("x")))
 			p.Writing.Unlock()
@@ -131,8 +133,9 @@ var callbackCases = []struct {
 	},
 }
 
-// TestEveryCallback: whatever an app's callback does, it is recovered, limited,
-// counted and logged, and only its own connection notices.
+// TestEveryCallback checks that every callback which panics, ends its goroutine or
+// hangs is recovered, limited, counted and logged, and that other connections do not
+// notice.
 func TestEveryCallback(t *testing.T) {
 	t.Parallel()
 	for _, c := range callbackCases {
@@ -145,7 +148,7 @@ func TestEveryCallback(t *testing.T) {
 					t.Parallel()
 					harness.Embedded(t, func(t *testing.T, w *harness.World) {
 						m := harness.NewMisbehaving(t, w, do)
-						took := m.Rounds(t, c.name, c.use, c.fine, c.panics)
+						took := m.Rounds(t, c.name, c.use, c.works, c.panics)
 						assert.Less(t, took, time.Second, "a panic costs no time")
 						st := m.S.Stats()
 						assert.GreaterOrEqual(t, st.CallbackPanics, uint64(3))
@@ -161,7 +164,7 @@ func TestEveryCallback(t *testing.T) {
 					release := make(chan struct{})
 					m := harness.NewMisbehaving(t, w, func(context.Context) error { <-release; return errors.New("too late") })
 					defer close(release) // before the server is shut down
-					took := m.Rounds(t, c.name, c.use, c.fine, c.hangs)
+					took := m.Rounds(t, c.name, c.use, c.works, c.hangs)
 					assert.InDelta(t, c.limit, took, float64(150*time.Millisecond))
 					w.Sleep(harness.HookLimit)
 					st := m.S.Stats()
@@ -178,7 +181,7 @@ func TestEveryCallback(t *testing.T) {
 	}
 }
 
-// With LatencyInterval off a connection that does nothing is sent pings alone.
+// With LatencyInterval off, an idle connection receives only pings.
 func TestLatencyCanBeOff(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {

@@ -16,11 +16,10 @@ import (
 	"github.com/meshpresence/mesh/internal/redistest"
 )
 
-// What a server holds of connections to each Redis process, as docs/operations.md
-// says: the client's own pools as far as they are needed at once, and of
-// subscriptions one for the events of rooms and, where expired events are
-// listened to, one for those. On a cluster the first stands at one of the
-// nodes, and the second at each.
+// The connections of a server to each Redis process, as docs/operations.md describes
+// them: the pools of the client as far as they are needed, one subscription connection
+// for the events of rooms, and one for expired events if they are used. On a cluster,
+// the former is at one node, and the latter at every node.
 const (
 	testPool      = 6
 	testPipelines = 3
@@ -29,14 +28,14 @@ const (
 
 const connName = "mesh-under-test"
 
-// gauge counts the connections of one client at some Redis processes.
+// connGauge counts the connections of one client at some Redis processes.
 type connGauge struct {
 	t      *testing.T
 	admins []*redis.Client
 
 	stop chan struct{}
 	done chan struct{}
-	most []int // at each, since watch
+	most []int // largest number at each process since watch
 }
 
 func newConnGauge(t *testing.T, addrs ...string) *connGauge {
@@ -49,7 +48,8 @@ func newConnGauge(t *testing.T, addrs ...string) *connGauge {
 	return g
 }
 
-// count returns how many there are at each, and how many of all subscribe.
+// count returns the number of connections at each process, and the number of all
+// connections that subscribe.
 func (g *connGauge) count() (at []int, subscribing int) {
 	at = make([]int, len(g.admins))
 	for i, admin := range g.admins {
@@ -71,8 +71,8 @@ func (g *connGauge) count() (at []int, subscribing int) {
 	return at, subscribing
 }
 
-// watch notes the most that there are at once, until the function it returns
-// is called.
+// watch records the largest number of connections until the returned function is
+// called.
 func (g *connGauge) watch() (most func() []int) {
 	g.stop, g.done = make(chan struct{}), make(chan struct{})
 	go func() {
@@ -135,8 +135,8 @@ func TestConnectionsToRedis(t *testing.T) {
 	})
 }
 
-// connectionsToRedis: an idle server, one that watches rooms, and one that 512
-// callers use at once.
+// connectionsToRedis counts the connections of a server that is idle, that watches
+// rooms, and that has 512 concurrent callers.
 func connectionsToRedis(t *testing.T, w *harness.World, subscriptions int, addrs ...string) {
 	const rooms, callers, readers, joins = 10, 512, 64, 5
 	g := newConnGauge(t, addrs...)

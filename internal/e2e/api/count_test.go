@@ -14,7 +14,8 @@ import (
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 )
 
-// Counts of many rooms, of all buckets, are those of Count, in one round trip.
+// Counts returns the same numbers as Count, in one round trip for many rooms of all
+// buckets.
 func TestCounts(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
@@ -63,11 +64,11 @@ func TestCounts(t *testing.T) {
 		require.NoError(t, err)
 		assert.Len(t, got, len(many))
 		assert.Equal(t, 3, got["doc-2"])
-		assert.EqualValues(t, 3, hook.Trips.Load(), "no more than 1,024 rooms at once")
+		assert.EqualValues(t, 3, hook.Trips.Load(), "one round trip per 1,024 rooms")
 	})
 }
 
-// All rooms are counted, or it is an error.
+// Counts returns either all numbers or an error.
 func TestCountsAllOrNone(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -82,7 +83,7 @@ func TestCountsAllOrNone(t *testing.T) {
 		for _, bad := range []string{"", "a\x00b", "\xff", strings.Repeat("a", 257)} {
 			fails(mesh.ErrInvalidRoom, "lobby", bad)
 		}
-		require.Zero(t, hook.Trips.Load(), "Redis was not asked")
+		require.Zero(t, hook.Trips.Load(), "no call to Redis")
 
 		end := "attic"
 		hook.Fail.Store(&end)

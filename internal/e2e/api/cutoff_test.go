@@ -12,9 +12,9 @@ import (
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 )
 
-// What a server missed while it was taken for dead includes rechecks: it asks
-// before it tells what it missed.
-func TestACutOffServerAsksBeforeItTells(t *testing.T) {
+// A server that was declared dead may have missed rechecks. It asks the guards before
+// it delivers the updates that it missed.
+func TestACutOffServerAsksGuardsBeforeItDelivers(t *testing.T) {
 	t.Parallel()
 	for i := range 6 {
 		t.Run(fmt.Sprint(i), func(t *testing.T) {

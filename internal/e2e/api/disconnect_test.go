@@ -12,8 +12,8 @@ import (
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 )
 
-// Every way of ending a connection by its id closes the socket, makes it leave its
-// rooms at once, and runs OnDisconnection once.
+// Each call that ends a connection by its id closes the socket, makes the connection
+// leave its rooms at once, and runs OnDisconnection once.
 func TestEndingASocketByItsID(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(ctx context.Context, here, there *harness.Server, id string) error{
@@ -32,7 +32,7 @@ func TestEndingASocketByItsID(t *testing.T) {
 		"both at once": func(ctx context.Context, here, there *harness.Server, id string) error {
 			done := make(chan error, 1)
 			go func() { done <- there.Connections().Close(ctx, id) }()
-			_ = here.Presence().Disconnect(ctx, id) // or the other one was faster
+			_ = here.Presence().Disconnect(ctx, id) // fails if Close was faster
 			<-done
 			return nil
 		},
@@ -47,43 +47,43 @@ func TestEndingASocketByItsID(t *testing.T) {
 					assert.ErrorIs(t, reason, mesh.ErrClosed)
 					ended <- c.ID()
 				})
-				watcher, p, deaf, stays := there.Dial(), here.Dial(), here.Raw(), here.Dial()
+				watcher, p, mute, stays := there.Dial(), here.Dial(), here.Raw(), here.Dial()
 				watcher.Subscribe("lobby")
 				p.Join("lobby")
 				p.Subscribe("lobby")
 				stays.Join("lobby")
-				deaf.Send(`{"id":1,"command":"mesh/join-room","payload":{"roomName":"lobby"}}`)
-				deaf.Next()
-				watcher.Expect(2*time.Second, "join", deaf.ID)
+				mute.Send(`{"id":1,"command":"mesh/join-room","payload":{"roomName":"lobby"}}`)
+				mute.Next()
+				watcher.Expect(2*time.Second, "join", mute.ID)
 
 				require.NoError(t, end(ctx, here, there, p.ID))
 				assert.Equal(t, 1000, p.Closed(2*time.Second))
 				began := time.Now()
-				require.NoError(t, end(ctx, here, there, deaf.ID)) // does not read: it answers no close frame
-				watcher.Expect(time.Second, "leave", deaf.ID)
+				require.NoError(t, end(ctx, here, there, mute.ID)) // does not read, so it does not answer the close frame
+				watcher.Expect(time.Second, "leave", mute.ID)
 				assert.Less(t, time.Since(began), w.Unhurried(time.Second))
 				watcher.Expect(2*time.Second, "leave", p.ID)
-				w.Eventually(5*time.Second, func() bool { return len(ended) == 2 }, "both have ended")
+				w.Eventually(5*time.Second, func() bool { return len(ended) == 2 }, "both connections have ended")
 				w.Sleep(100 * time.Millisecond)
-				assert.ElementsMatch(t, []string{p.ID, deaf.ID}, []string{<-ended, <-ended})
-				assert.Empty(t, ended, "once each")
+				assert.ElementsMatch(t, []string{p.ID, mute.ID}, []string{<-ended, <-ended})
+				assert.Empty(t, ended, "OnDisconnection ran twice")
 				assert.Equal(t, 1, here.Stats().Connections)
-				for _, id := range []string{p.ID, deaf.ID} {
+				for _, id := range []string{p.ID, mute.ID} {
 					_, open := here.Connection(id)
 					assert.False(t, open)
 					require.ErrorIs(t, here.Presence().Disconnect(ctx, id), mesh.ErrUnknownConnection)
 					w.Eventually(2*time.Second, func() bool {
 						return there.Connections().Close(ctx, id) != nil
-					}, "unknown everywhere")
+					}, "the id is unknown on the other server")
 				}
 				assert.Equal(t, 1, watcher.Count("leave", p.ID))
-				assert.True(t, stays.Room("mesh/subscribe-presence", "lobby").Success, "other connections stay")
+				assert.True(t, stays.Room("mesh/subscribe-presence", "lobby").Success, "other connections stay open")
 			})
 		})
 	}
 }
 
-// A connection that is ended while its hooks run, or by them, ends once, too.
+// A connection that is ended during its hooks, or by them, ends once.
 func TestEndingASocketFromItsHooks(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {

@@ -19,8 +19,8 @@ import (
 	"github.com/meshpresence/mesh/internal/e2e/testlog"
 )
 
-// methodsWithContext are all methods of a running server that take a context
-// and wait for Redis or for other servers.
+// methodsWithContext returns all methods of a running server that take a context and
+// wait for Redis or other servers.
 func methodsWithContext(s *mesh.Server, conn string) map[string]func(ctx context.Context) error {
 	p, c, r := s.Presence(), s.Connections(), s.Rooms()
 	return map[string]func(ctx context.Context) error{
@@ -65,7 +65,8 @@ func methodsWithContext(s *mesh.Server, conn string) map[string]func(ctx context
 	}
 }
 
-// TestCancelledContexts: a context that the caller has cancelled is no failure of Redis.
+// TestCancelledContexts checks that a context which the caller cancels is not reported
+// as a failure of Redis.
 func TestCancelledContexts(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -93,7 +94,7 @@ func TestCancelledContexts(t *testing.T) {
 				assert.NotErrorIs(t, err, mesh.ErrUnavailable, name)
 			}
 		}
-		// A deadline that passes while Redis does not answer is both.
+		// If a deadline passes while Redis does not answer, both errors are reported.
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer cancel()
 		_, err := s.Rooms().All(ctx)
@@ -112,7 +113,7 @@ func TestCancelledContexts(t *testing.T) {
 	})
 }
 
-// connected brings a connection of the app's own into two rooms.
+// connected adds connections of the app's own transport to two rooms.
 func connected(t *testing.T, s *harness.Server) string {
 	for _, id := range []string{"own", "own2"} {
 		require.NoError(t, s.Presence().Connect(t.Context(), id, nil))
@@ -122,7 +123,8 @@ func connected(t *testing.T, s *harness.Server) string {
 	return "own"
 }
 
-// TestNilArguments: each is an error, and the server goes on.
+// TestNilArguments checks that nil arguments return an error or log one, and that the
+// server keeps working.
 func TestNilArguments(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -147,12 +149,12 @@ func TestNilArguments(t *testing.T) {
 		assert.Equal(t, 3, strings.Count(log.String(), "level=ERROR"), "%s", &log)
 		p := s.Dial()
 		p.Join("lobby")
-		assert.Equal(t, 3, s.Stats().Connections, "nothing was registered")
+		assert.Equal(t, 3, s.Stats().Connections, "a nil argument was registered")
 	})
 }
 
-// TestMetadataThatPanics: ServeConn returns an error, and the client is not left
-// on an open socket.
+// TestMetadataThatPanics checks that ServeConn returns an error and closes the socket
+// if encoding the metadata panics.
 func TestMetadataThatPanics(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -169,7 +171,8 @@ func TestMetadataThatPanics(t *testing.T) {
 	})
 }
 
-// TestCloseChecksItsFrame: what no close frame can carry closes nothing.
+// TestCloseChecksItsFrame checks that Close refuses codes and reasons that a close
+// frame cannot contain, and does not close the connection.
 func TestCloseChecksItsFrame(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -191,7 +194,7 @@ func TestCloseChecksItsFrame(t *testing.T) {
 			c, ok := s.Connection(p.ID)
 			require.True(t, ok)
 			require.NoError(t, c.Close(code, strings.Repeat("é", 61)+"x"))
-			require.NoError(t, c.Close(code, ""), "again")
+			require.NoError(t, c.Close(code, ""), "second call")
 			if code == 0 {
 				code = websocket.CloseNormalClosure
 			}
@@ -200,8 +203,9 @@ func TestCloseChecksItsFrame(t *testing.T) {
 	})
 }
 
-// TestClientsReadNoGo: whatever error reaches a client speaks of JSON.
-func TestClientsReadNoGo(t *testing.T) {
+// TestErrorsForClientsSpeakOfJSON checks that errors for clients use the terms of JSON,
+// not of Go.
+func TestErrorsForClientsSpeakOfJSON(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s := w.Tracked(harness.AllowMetadata)
@@ -244,18 +248,19 @@ func TestClientsReadNoGo(t *testing.T) {
 			require.NoError(t, json.Unmarshal(p.Call(c.command, json.RawMessage(c.payload)), &e))
 			assert.Equal(t, [2]string{c.message, c.code}, [2]string{e.Error, e.Code}, "%s %s", c.command, c.payload)
 		}
-		assert.EqualValues(t, 1, s.Stats().CallbackErrors, "of the result that does not encode")
+		assert.EqualValues(t, 1, s.Stats().CallbackErrors, "only the result that cannot be encoded")
 	})
 }
 
-// TestShutdownInside: Shutdown and Drain inside a callback do not wait for it.
-func TestShutdownInside(t *testing.T) {
+// TestShutdownInsideACallback checks that Shutdown and Drain inside a callback do not
+// wait for it.
+func TestShutdownInsideACallback(t *testing.T) {
 	t.Parallel()
 	for name, stop := range map[string]func(ctx context.Context, s *mesh.Server) error{
-		"Shutdown":                     func(_ context.Context, s *mesh.Server) error { return s.Shutdown(context.Background()) },
-		"Shutdown with its context":    func(ctx context.Context, s *mesh.Server) error { return s.Shutdown(ctx) },
-		"Drain":                        func(_ context.Context, s *mesh.Server) error { return s.Drain(context.Background(), 0) },
-		"Shutdown on a goroutine more": func(_ context.Context, s *mesh.Server) error { return shutdownBeside(s) },
+		"Shutdown":                      func(_ context.Context, s *mesh.Server) error { return s.Shutdown(context.Background()) },
+		"Shutdown with its context":     func(ctx context.Context, s *mesh.Server) error { return s.Shutdown(ctx) },
+		"Drain":                         func(_ context.Context, s *mesh.Server) error { return s.Drain(context.Background(), 0) },
+		"Shutdown on another goroutine": func(_ context.Context, s *mesh.Server) error { return shutdownOnGoroutine(s) },
 	} {
 		for _, place := range []string{"Authenticate", "OnConnection", "OnDisconnection", "command", "guard", "Foreign", "ClientMetadata"} {
 			t.Run(fmt.Sprint(name, "/", place), func(t *testing.T) {
@@ -305,12 +310,12 @@ func TestShutdownInside(t *testing.T) {
 					})
 					select {
 					case err := <-returned:
-						if name != "Shutdown on a goroutine more" {
+						if name != "Shutdown on another goroutine" {
 							require.NoError(t, err)
 							assert.Less(t, time.Since(begun), 3*time.Second)
 						}
 					case <-time.After(time.Minute):
-						require.Fail(t, "it has not returned")
+						require.Fail(t, "the call has not returned")
 					}
 				})
 			})
@@ -318,15 +323,15 @@ func TestShutdownInside(t *testing.T) {
 	}
 }
 
-// shutdownBeside shuts a server down on a goroutine that the callback waits for.
-func shutdownBeside(s *mesh.Server) error {
+// shutdownOnGoroutine shuts a server down on a goroutine that the callback waits for.
+func shutdownOnGoroutine(s *mesh.Server) error {
 	done := make(chan error, 1)
 	go func() { done <- s.Shutdown(context.Background()) }()
 	return <-done
 }
 
-// Errors name Redis once, and the room or connection that they are about.
-func TestErrorsSayWhatTheyAreAbout(t *testing.T) {
+// Errors name the room or connection, and Redis only once.
+func TestErrorsNameTheirSubject(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s := w.Server()

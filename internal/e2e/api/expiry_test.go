@@ -41,10 +41,10 @@ func TestSilenceEndsAnEntryOnce(t *testing.T) {
 		require.ElementsMatch(t, []string{talker.ID}, s2.Present("short"))
 		require.ElementsMatch(t, []string{talker.ID, a.ID}, s2.Present("for ever"))
 
-		w.Sleep(1500 * time.Millisecond) // Redis's expired event has come by now too
-		a.Call("mesh/noop", nil)         // any frame is a sign of life, and joins it again
+		w.Sleep(1500 * time.Millisecond) // long enough for Redis's expired event
+		a.Call("mesh/noop", nil)         // any frame is a sign of life, and causes a return
 		for i, p := range watchers {
-			w.Eventually(2*time.Second, func() bool { return p.Count("join", a.ID) == 2 }, "it has not joined again: %v", p.Got())
+			w.Eventually(2*time.Second, func() bool { return p.Count("join", a.ID) == 2 }, "no return: %v", p.Got())
 			require.Equal(t, 1, p.Count("leave", ""))
 			require.Equal(t, 0, others[i].Count("leave", ""))
 			require.Equal(t, 1, others[i].Count("join", a.ID))
@@ -53,7 +53,7 @@ func TestSilenceEndsAnEntryOnce(t *testing.T) {
 	})
 }
 
-func TestWhoAskedToLeaveDoesNotComeBack(t *testing.T) {
+func TestAConnectionThatLeftDoesNotReturn(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
 		ctx := t.Context()
@@ -71,17 +71,17 @@ func TestWhoAskedToLeaveDoesNotComeBack(t *testing.T) {
 			p.Expect(3*time.Second, "leave", a.ID)
 			p.Expect(3*time.Second, "leave", b.ID)
 		}
-		was, err := s2.Rooms().Remove(ctx, "lobby", a.ID) // taken out while it is away
+		was, err := s2.Rooms().Remove(ctx, "lobby", a.ID) // removed while it is silent
 		require.NoError(t, err)
 		require.True(t, was)
 		a.Call("mesh/noop", nil)
-		b.Leave("lobby") // its next frame is the wish to leave
+		b.Leave("lobby") // the next frame is a leave
 		w.Sleep(300 * time.Millisecond)
 		require.Empty(t, s1.Present("lobby"))
 		for _, p := range watchers {
-			for _, who := range []*harness.Peer{a, b} {
-				require.Equal(t, 1, p.Count("join", who.ID), "%v", p.Got())
-				require.Equal(t, 1, p.Count("leave", who.ID), "%v", p.Got())
+			for _, other := range []*harness.Peer{a, b} {
+				require.Equal(t, 1, p.Count("join", other.ID), "%v", p.Got())
+				require.Equal(t, 1, p.Count("leave", other.ID), "%v", p.Got())
 			}
 		}
 		b.Join("lobby")
@@ -89,8 +89,8 @@ func TestWhoAskedToLeaveDoesNotComeBack(t *testing.T) {
 	})
 }
 
-// Where the TTL is shorter than the ping interval, extra pings keep who
-// answers them present, and the key in Redis is never let go.
+// If the TTL is shorter than the ping interval, extra pings keep connections that
+// answer them present. Their keys in Redis must never run out.
 func TestAnsweringPingsKeepsAnEntryAlive(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
@@ -108,7 +108,7 @@ func TestAnsweringPingsKeepsAnEntryAlive(t *testing.T) {
 		}
 		rounds := 40
 		if w.Virtual {
-			rounds = 1200 // a minute: past the regular pings
+			rounds = 1200 // a minute, which is longer than the ping interval
 		}
 		lowest := map[string]time.Duration{"one": time.Hour, "two": time.Hour}
 		for range rounds {
@@ -121,8 +121,8 @@ func TestAnsweringPingsKeepsAnEntryAlive(t *testing.T) {
 			}
 		}
 		for room, ttl := range ttls {
-			if w.Virtual { // else it depends on when the key is looked at
-				require.Less(t, lowest[room], ttl+time.Second-100*time.Millisecond, "its life was never seen to go down")
+			if w.Virtual { // otherwise it depends on when the key is read
+				require.Less(t, lowest[room], ttl+time.Second-100*time.Millisecond, "the TTL of the key never decreased")
 			}
 			require.Equal(t, []string{members[room].ID}, s2.Present(room))
 		}
@@ -132,10 +132,9 @@ func TestAnsweringPingsKeepsAnEntryAlive(t *testing.T) {
 	})
 }
 
-// A connection that had no reason to give a sign of life has not been silent:
-// neither when somebody else brings it into a room with a TTL, nor when the
-// room it is in gets one.
-func TestWhoWasQuietBeforeIsNotSilent(t *testing.T) {
+// A connection is not silent if it had no reason to show life: before another server
+// adds it to a room with a TTL, or before its room gets a TTL.
+func TestNoSilenceBeforeARoomHasATTL(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		ctx := t.Context()
@@ -157,7 +156,7 @@ func TestWhoWasQuietBeforeIsNotSilent(t *testing.T) {
 			require.Equal(t, 0, short[i].Count("leave", ""), "%v", short[i].Got())
 			require.Equal(t, 0, plain[i].Count("leave", ""), "%v", plain[i].Got())
 		}
-		// And from then on silence counts.
+		// From then on, silence counts.
 		a.Mute()
 		b.Mute()
 		for i := range short {
@@ -167,8 +166,9 @@ func TestWhoWasQuietBeforeIsNotSilent(t *testing.T) {
 	})
 }
 
-// A rule changed while a connection is away by silence holds when it comes back.
-func TestTheTTLOfWhoComesBackIsThatOfTheRuleThen(t *testing.T) {
+// If a rule changes while a connection is silent, its return gets the TTL of the new
+// rule.
+func TestAReturnHasTheTTLOfTheNewRule(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s, raw := w.Server(), w.Client()
@@ -180,7 +180,7 @@ func TestTheTTLOfWhoComesBackIsThatOfTheRuleThen(t *testing.T) {
 		watcher.Expect(3*time.Second, "leave", a.ID)
 		require.NoError(t, s.TrackPresence(mesh.Exact("lobby"), mesh.PresenceOptions{TTL: time.Minute}))
 		a.Call("mesh/noop", nil)
-		w.Eventually(time.Second, func() bool { return watcher.Count("join", a.ID) == 2 }, "it is back")
+		w.Eventually(time.Second, func() bool { return watcher.Count("join", a.ID) == 2 }, "the connection returns")
 		w.Sleep(time.Second)
 		require.Greater(t, harness.KeyLife(t, raw, w.ConnKey("lobby", a.ID)), 50*time.Second)
 		w.Sleep(9 * time.Second)
@@ -190,7 +190,7 @@ func TestTheTTLOfWhoComesBackIsThatOfTheRuleThen(t *testing.T) {
 
 func TestExpirationOff(t *testing.T) {
 	t.Parallel()
-	// It counts subscriptions to what is everybody's.
+	// The test counts all subscriptions of the cluster to expired events.
 	harness.EverywhereOn(t, func(t *testing.T) *harness.World { return harness.OwnCluster(t) }, func(t *testing.T, w *harness.World) {
 		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 		defer cancel()
@@ -210,7 +210,7 @@ func TestExpirationOff(t *testing.T) {
 		a.Mute()
 		b.Mute()
 		leaver.Close()
-		for _, p := range watchers { // all but TTLs is as ever
+		for _, p := range watchers { // all but TTLs works as usual
 			p.ExpectStates(2*time.Second, a.ID, `{"n":1}`, "null")
 			p.Expect(2*time.Second, "leave", leaver.ID)
 		}
@@ -220,13 +220,13 @@ func TestExpirationOff(t *testing.T) {
 		}
 		w.Sleep(wait)
 		for _, p := range watchers {
-			require.Equal(t, 1, p.Count("leave", ""), "nothing ends by itself")
+			require.Equal(t, 1, p.Count("leave", ""), "an entry ended by itself")
 		}
 		require.ElementsMatch(t, []string{a.ID, b.ID, talker.ID}, s1.Present("lobby"))
 		require.False(t, harness.KeyExists(t, raw, w.ConnKey("lobby", a.ID)))
 		require.True(t, harness.KeyExists(t, raw, w.ConnKey("lobby", talker.ID)))
 
-		n, err := s1.Presence().CleanExpired(ctx, "lobby") // its own, and the other server's
+		n, err := s1.Presence().CleanExpired(ctx, "lobby") // entries of both servers
 		require.NoError(t, err)
 		require.Equal(t, 2, n)
 		for _, s := range []*harness.Server{s1, s2} {
@@ -235,17 +235,17 @@ func TestExpirationOff(t *testing.T) {
 			require.Zero(t, n)
 		}
 		for _, p := range watchers {
-			for _, who := range []*harness.Peer{a, b} {
-				p.Expect(2*time.Second, "leave", who.ID)
+			for _, other := range []*harness.Peer{a, b} {
+				p.Expect(2*time.Second, "leave", other.ID)
 			}
 		}
 		require.Equal(t, []string{talker.ID}, s2.Present("lobby"))
 		a.Call("mesh/noop", nil)
 		b.Call("mesh/noop", nil)
 		for _, p := range watchers {
-			for _, who := range []*harness.Peer{a, b} {
-				w.Eventually(2*time.Second, func() bool { return p.Count("join", who.ID) == 2 }, "%s is back: %v", who.ID, p.Got())
-				require.Equal(t, 1, p.Count("leave", who.ID))
+			for _, other := range []*harness.Peer{a, b} {
+				w.Eventually(2*time.Second, func() bool { return p.Count("join", other.ID) == 2 }, "%s returns: %v", other.ID, p.Got())
+				require.Equal(t, 1, p.Count("leave", other.ID))
 			}
 		}
 		require.Zero(t, log.Sent("config"))
@@ -256,9 +256,9 @@ func TestExpirationOff(t *testing.T) {
 	})
 }
 
-// Whose entry another server has cleaned up joins again at its next frame,
-// however long the TTL.
-func TestWhoWasCleanedUpComesBackWithTheNextFrame(t *testing.T) {
+// A connection whose entry another server has cleaned up returns at its next frame,
+// however long the TTL is.
+func TestReturnAfterCleanExpiredByAnotherServer(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		const ttl = time.Minute
@@ -267,29 +267,29 @@ func TestWhoWasCleanedUpComesBackWithTheNextFrame(t *testing.T) {
 			s.Track(".*", mesh.PresenceOptions{TTL: ttl})
 		}
 		watchers := harness.Subscribers("lobby", s1, s2)
-		for i := range 7 { // at different times of the owner's refreshing
+		for i := range 7 { // at different moments between two refreshes of the owner
 			a := s2.Dial()
 			a.Join("lobby")
 			w.Sleep(time.Duration(i) * 3 * time.Second)
 			a.FallSilent()
-			w.Sleep(ttl + 1100*time.Millisecond) // its key has run out
+			w.Sleep(ttl + 1100*time.Millisecond) // the key has run out
 			n, err := s1.Presence().CleanExpired(t.Context(), "lobby")
 			require.NoError(t, err)
 			require.Equal(t, 1, n)
 			a.Call("mesh/noop", nil)
 			for _, p := range watchers {
-				w.Eventually(time.Second, func() bool { return p.Count("join", a.ID) == 2 }, "round %d: it is not back", i)
+				w.Eventually(time.Second, func() bool { return p.Count("join", a.ID) == 2 }, "round %d: no return", i)
 			}
 			a.Close()
 			for _, p := range watchers {
-				w.Eventually(time.Second, func() bool { return p.Count("leave", a.ID) == 2 }, "round %d: it has not left", i)
+				w.Eventually(time.Second, func() bool { return p.Count("leave", a.ID) == 2 }, "round %d: no leave", i)
 			}
 		}
 	})
 }
 
-// With expiration on, the same servers do ask for expired events: what the
-// test above relies on to see that they do not.
+// With expiration on, the same servers subscribe to expired events. TestExpirationOff
+// relies on that.
 func TestExpirationOnAsksForEvents(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
@@ -303,8 +303,7 @@ func TestExpirationOnAsksForEvents(t *testing.T) {
 	})
 }
 
-// Where CONFIG is forbidden, and where no expired event ever comes, silence
-// ends entries all the same.
+// Silence ends entries even if CONFIG is forbidden or no expired event arrives.
 func TestSilenceNeedsNoExpiredEvents(t *testing.T) {
 	t.Parallel()
 	for name, opt := range map[string]meshtest.Option{
@@ -344,81 +343,80 @@ func TestADeadServersEntriesLeaveWithItsLease(t *testing.T) {
 			lease = 10 * time.Second
 		}
 		s1, s2 := w.Tracked(harness.LeaseOf(lease)), w.Tracked(harness.LeaseOf(lease))
-		doomed, line := w.Mortal(harness.LeaseOf(lease))
-		doomed.Track(".*", mesh.PresenceOptions{})
+		victim, line := w.Mortal(harness.LeaseOf(lease))
+		victim.Track(".*", mesh.PresenceOptions{})
 		watchers := harness.Subscribers("lobby", s1, s2)
-		own := doomed.Dial()
+		own := victim.Dial()
 		own.Subscribe("lobby")
 		stays := s1.Dial()
 		stays.Join("lobby")
 		var lost []*harness.Peer
 		for range 5 {
-			p := doomed.Dial()
+			p := victim.Dial()
 			p.Join("lobby")
 			p.State("lobby", map[string]any{"n": 1})
 			lost = append(lost, p)
 		}
-		w.Sleep(lease + lease/2) // the survivors have been in touch for long enough to judge
+		w.Sleep(lease + lease/2) // the other servers are in contact
 		line.Cut()
 		for _, p := range lost {
 			p.Close()
 		}
 		cut := time.Now()
 		for _, p := range watchers {
-			for _, who := range lost {
-				p.Expect(lease+time.Second-time.Since(cut), "leave", who.ID)
+			for _, other := range lost {
+				p.Expect(lease+time.Second-time.Since(cut), "leave", other.ID)
 			}
 		}
-		require.Greater(t, time.Since(cut), lease/2, "it might have been a pause")
+		require.Greater(t, time.Since(cut), lease/2, "the server was declared dead before its lease ran out")
 		require.Equal(t, []string{stays.ID}, s2.Present("lobby"))
-		line.Mend() // it wakes up and finds itself dead
+		line.Mend() // the server notices that it was declared dead
 		w.Sleep(lease)
 		for _, p := range watchers {
-			for _, who := range lost {
-				require.Equal(t, 1, p.Count("join", who.ID))
-				require.Equal(t, 1, p.Count("leave", who.ID))
-				p.ExpectStates(0, who.ID, `{"n":1}`)
+			for _, other := range lost {
+				require.Equal(t, 1, p.Count("join", other.ID))
+				require.Equal(t, 1, p.Count("leave", other.ID))
+				p.ExpectStates(0, other.ID, `{"n":1}`)
 			}
 			require.Equal(t, 0, p.Count("leave", stays.ID))
 		}
-		require.Equal(t, []string{stays.ID}, s2.Present("lobby"), "nothing comes back")
-		w.Eventually(5*time.Second, func() bool { return own.Count("leave", "") == len(lost) }, "its own watcher is repaired: %v", own.Got())
+		require.Equal(t, []string{stays.ID}, s2.Present("lobby"), "an entry came back")
+		w.Eventually(5*time.Second, func() bool { return own.Count("leave", "") == len(lost) }, "the subscription on the server is repaired: %v", own.Got())
 		require.Equal(t, 0, own.Count("leave", stays.ID))
 	})
 }
 
-// What runs out before a dead owner's lease does is told by way of Redis's
-// expired events.
+// Keys that run out before a dead owner's lease are noticed by their expired events.
 func TestExpiredEventsAreFasterThanALongLease(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		lease := 30 * time.Second
 		s1, s2, s3 := w.Server(harness.LeaseOf(lease)), w.Server(harness.LeaseOf(lease)), w.Server(harness.LeaseOf(lease))
-		doomed, line := w.Mortal(harness.LeaseOf(lease))
-		for _, s := range []*harness.Server{s1, s2, s3, doomed} {
+		victim, line := w.Mortal(harness.LeaseOf(lease))
+		for _, s := range []*harness.Server{s1, s2, s3, victim} {
 			s.Track("^short", mesh.PresenceOptions{TTL: 3 * time.Second})
 			s.Track(".*", mesh.PresenceOptions{})
 		}
 		short, plain := harness.Subscribers("short", s1, s2, s3), harness.Subscribers("plain", s1, s2, s3)
-		a := doomed.Dial()
+		a := victim.Dial()
 		a.Join("short")
 		a.Join("plain")
 		w.Sleep(lease + time.Second)
 		require.Equal(t, "true", a.State("plain", map[string]any{"n": 1}, map[string]any{"expireAfter": 2000}))
 		line.Cut()
 		cut := time.Now()
-		key := testhook.PartsOf(doomed.Server).Keys.Conn("short", a.ID)
+		key := testhook.PartsOf(victim.Server).Keys.Conn("short", a.ID)
 		gone := cut.Add(w.Client().PTTL(t.Context(), key).Val()).UnixMilli()
-		for _, p := range plain { // no TTL, and a state with one
+		for _, p := range plain { // a room without a TTL, and a state with one
 			p.ExpectStates(2500*time.Millisecond, a.ID, `{"n":1}`, "null")
 		}
-		for _, p := range short { // the key lives for TTL + 1 s, and its owner has half a second to show that it lives
+		for _, p := range short { // the key lives for TTL + 1 s, and the owner's turn is half a second
 			u := p.Expect(4850*time.Millisecond-time.Since(cut), "leave", a.ID)
-			require.GreaterOrEqual(t, u.Timestamp, gone+500, "an owner would have come first")
+			require.GreaterOrEqual(t, u.Timestamp, gone+500, "before the owner's turn is over")
 		}
 		require.Greater(t, time.Since(cut), time.Second)
 		for _, p := range plain {
-			require.Equal(t, 0, p.Count("leave", ""), "it takes its lease to tell that the server is dead")
+			require.Equal(t, 0, p.Count("leave", ""), "without a TTL the entry ends with the lease")
 		}
 		for _, p := range plain {
 			p.Expect(lease+time.Second-time.Since(cut), "leave", a.ID)
@@ -432,23 +430,23 @@ func TestExpiredEventsAreFasterThanALongLease(t *testing.T) {
 	})
 }
 
-// With expiration off an expired entry of a dead owner stays until somebody
-// cleans up, or the lease runs out; its leave is told once.
+// With expiration off, an expired entry of a dead owner stays until CleanExpired or
+// until the lease runs out. Its leave is reported once.
 func TestCleanExpiredEndsADeadServersEntries(t *testing.T) {
 	t.Parallel()
 	for _, clean := range []bool{true, false} {
-		name := map[bool]string{true: "by hand", false: "by lease"}[clean]
+		name := map[bool]string{true: "CleanExpired", false: "lease"}[clean]
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			harness.Embedded(t, func(t *testing.T, w *harness.World) {
 				lease := 20 * time.Second
 				s1, s2 := w.Server(harness.ExpirationOff, harness.LeaseOf(lease)), w.Server(harness.ExpirationOff, harness.LeaseOf(lease))
-				doomed, line := w.Mortal(harness.ExpirationOff, harness.LeaseOf(lease))
-				for _, s := range []*harness.Server{s1, s2, doomed} {
+				victim, line := w.Mortal(harness.ExpirationOff, harness.LeaseOf(lease))
+				for _, s := range []*harness.Server{s1, s2, victim} {
 					s.Track(".*", mesh.PresenceOptions{TTL: 2 * time.Second})
 				}
 				watchers := harness.Subscribers("lobby", s1, s2)
-				a := doomed.Dial()
+				a := victim.Dial()
 				a.Join("lobby")
 				w.Sleep(lease + time.Second)
 				line.Cut()
@@ -461,7 +459,7 @@ func TestCleanExpiredEndsADeadServersEntries(t *testing.T) {
 					defer cancel()
 					counts := make([]int, 2)
 					var wg sync.WaitGroup
-					for i, s := range []*harness.Server{s1, s2} { // both at once: one ends it
+					for i, s := range []*harness.Server{s1, s2} { // at the same time: only one of them ends the entry
 						wg.Go(func() {
 							var err error
 							if counts[i], err = s.Presence().CleanExpired(ctx, "lobby"); err != nil {
@@ -485,8 +483,8 @@ func TestCleanExpiredEndsADeadServersEntries(t *testing.T) {
 	}
 }
 
-// An outage that hits everybody, longer than any lease, ends nobody's presence.
-func TestAnOutageLongerThanTheLeaseEndsNobody(t *testing.T) {
+// An outage of all servers that is longer than any lease ends no entry.
+func TestAnOutageLongerThanTheLeaseEndsNoEntry(t *testing.T) {
 	t.Parallel()
 	for name, fault := range map[string]struct{ begin, end func(*meshtest.Redis) }{
 		"cut":  {(*meshtest.Redis).Cut, (*meshtest.Redis).Heal},
@@ -534,9 +532,9 @@ func TestAnOutageLongerThanTheLeaseEndsNobody(t *testing.T) {
 	}
 }
 
-func TestFlushAllIsHealedWithinAHeartbeat(t *testing.T) {
+func TestFlushAllIsRepairedWithinAHeartbeat(t *testing.T) {
 	t.Parallel()
-	// It deletes what is everybody's.
+	// The test deletes all keys of the cluster.
 	harness.EverywhereOn(t, func(t *testing.T) *harness.World { return harness.OwnCluster(t) }, func(t *testing.T, w *harness.World) {
 		lease := 1500 * time.Millisecond
 		if w.Virtual {
@@ -561,18 +559,18 @@ func TestFlushAllIsHealedWithinAHeartbeat(t *testing.T) {
 			}
 		}
 		for _, p := range watchers {
-			w.Eventually(2*time.Second, func() bool { return p.Count("state", "") == len(ids) }, "all are there")
+			w.Eventually(2*time.Second, func() bool { return p.Count("state", "") == len(ids) }, "all states arrive")
 		}
 		w.EachNode(func(c redis.UniversalClient) { require.NoError(t, c.FlushAll(t.Context()).Err()) })
 		for _, room := range rooms {
-			w.Eventually(lease/3+time.Second, func() bool { return len(servers[0].Present(room)) == len(ids) }, "the roster of %q", room)
+			w.Eventually(lease/3+time.Second, func() bool { return len(servers[0].Present(room)) == len(ids) }, "the members of %q", room)
 			members, err := servers[1].Presence().Members(t.Context(), room)
 			require.NoError(t, err)
 			for _, m := range members {
 				require.JSONEq(t, `{"of":"`+m.ID+`"}`, string(m.State))
 			}
 		}
-		w.Sleep(lease + 2*time.Second) // whoever was in doubt would have left by now
+		w.Sleep(lease + 2*time.Second) // unconfirmed members would have left by now
 		for _, p := range watchers {
 			require.Equal(t, 0, p.Count("leave", ""), "%v", p.Got())
 			require.Equal(t, len(ids), p.Count("join", ""), "%v", p.Got())
@@ -587,8 +585,8 @@ func TestFlushAllIsHealedWithinAHeartbeat(t *testing.T) {
 	})
 }
 
-// Every server hears of what runs out, and one looks: the others are told, and
-// need not ask Redis. So it costs the same with six servers as with two.
+// Every server receives expired events, but only one of them looks at Redis for each.
+// So the cost does not grow with the number of servers.
 func TestHintsCostTheSameWithMoreServers(t *testing.T) {
 	t.Parallel()
 	const entries = 20
@@ -606,7 +604,7 @@ func TestHintsCostTheSameWithMoreServers(t *testing.T) {
 				}
 				s, line := w.Mortal(long)
 				s.Track(".*", mesh.PresenceOptions{TTL: 2 * time.Second})
-				w.Sleep(2 * time.Minute) // all have been in touch for one lease: they may judge
+				w.Sleep(2 * time.Minute) // all servers are in contact
 				for i := range entries {
 					s.Dial().Join(fmt.Sprintf("room %d", i%5))
 				}
@@ -627,5 +625,5 @@ func TestHintsCostTheSameWithMoreServers(t *testing.T) {
 			})
 		})
 	}
-	require.LessOrEqual(t, looks[6], 2*looks[2], "three times as many if each server looked")
+	require.LessOrEqual(t, looks[6], 2*looks[2], "it would be three times as many if each server looked")
 }

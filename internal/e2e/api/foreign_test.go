@@ -13,14 +13,14 @@ import (
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 )
 
-// While Foreign blocks nothing is read. That must not keep the connection in
-// its rooms when it has ended, for whatever reason.
+// While Foreign hangs, its connection is not read. The connection must still leave its
+// rooms when it ends, whatever the reason.
 func TestAHungForeignDoesNotKeepItsConnectionPresent(t *testing.T) {
 	t.Parallel()
 	for name, end := range map[string]func(t *testing.T, w *harness.World, s *harness.Server, p *harness.Peer){
-		"the client goes": func(_ *testing.T, _ *harness.World, _ *harness.Server, p *harness.Peer) { p.Close() },
-		"it is silent":    func(_ *testing.T, w *harness.World, _ *harness.Server, p *harness.Peer) { w.Sleep(90 * time.Second) },
-		"it is closed": func(t *testing.T, _ *harness.World, s *harness.Server, p *harness.Peer) {
+		"the client closes":    func(_ *testing.T, _ *harness.World, _ *harness.Server, p *harness.Peer) { p.Close() },
+		"the client is silent": func(_ *testing.T, w *harness.World, _ *harness.Server, p *harness.Peer) { w.Sleep(90 * time.Second) },
+		"the app closes it": func(t *testing.T, _ *harness.World, s *harness.Server, p *harness.Peer) {
 			require.NoError(t, s.Connections().Close(t.Context(), p.ID))
 		},
 		"the server drains": func(t *testing.T, _ *harness.World, s *harness.Server, _ *harness.Peer) {
@@ -42,7 +42,7 @@ func TestAHungForeignDoesNotKeepItsConnectionPresent(t *testing.T) {
 				p := app.Dial()
 				p.Join("lobby")
 				watcher.Expect(time.Second, "join", p.ID)
-				p.Mute() // a pong would wait for somebody to read it
+				p.Mute() // the server reads no pong while Foreign hangs
 				p.Writing.Lock()
 				require.NoError(t, p.WS.WriteMessage(websocket.BinaryMessage, []byte("hang")))
 				p.Writing.Unlock()

@@ -14,9 +14,9 @@ import (
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 )
 
-// TestHandlerReturns: what net/http keeps for a request is not kept for a
-// socket. What the app put into the request's context is, and that the request
-// is over ends nothing.
+// TestHandlerReturns checks that ServeHTTP returns after the upgrade, so that a socket
+// does not keep the memory of its request. Values of the request's context stay
+// available, and its cancellation has no effect.
 func TestHandlerReturns(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {

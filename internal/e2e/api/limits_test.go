@@ -52,7 +52,7 @@ func TestLimitsOfSizes(t *testing.T) {
 				assert.Equal(t, "EINVALID", harness.Code(t, p.Call(command, payload)), "%s %q", command, bad)
 			}
 		}
-		padded := func(n int) string { return `{"s" : "` + strings.Repeat("x", n-len(`{"s":""}`)) + `"}` } // space does not count
+		padded := func(n int) string { return `{"s" : "` + strings.Repeat("x", n-len(`{"s":""}`)) + `"}` } // whitespace does not count
 		state := func(text string) json.RawMessage {
 			return p.Call("mesh/publish-presence-state", json.RawMessage(`{"roomName":"`+room+`","state":`+text+`}`))
 		}
@@ -60,14 +60,14 @@ func TestLimitsOfSizes(t *testing.T) {
 		assert.Equal(t, "ETOOLARGE", harness.Code(t, state(padded(21))))
 		var v harness.View
 		require.NoError(t, json.Unmarshal(p.Call("mesh/get-presence-state", harness.InRoomPayload(room)), &v))
-		assert.JSONEq(t, padded(20), string(v.States[p.ID]), "the old one stands")
+		assert.JSONEq(t, padded(20), string(v.States[p.ID]), "the old state remains")
 
 		set := func(text, strategy string) json.RawMessage {
 			return p.Call("mesh/set-my-connection-metadata", json.RawMessage(`{"metadata":`+text+`,"options":{"strategy":"`+strategy+`"}}`))
 		}
 		assert.JSONEq(t, `{"success":true}`, string(set(padded(30), "replace")))
 		assert.Equal(t, "ETOOLARGE", harness.Code(t, set(padded(31), "replace")))
-		assert.Equal(t, "ETOOLARGE", harness.Code(t, set(`{"t":1}`, "merge")), "what comes of it counts")
+		assert.Equal(t, "ETOOLARGE", harness.Code(t, set(`{"t":1}`, "merge")), "the merged metadata count")
 		assert.JSONEq(t, `{"metadata":`+padded(30)+`}`, string(p.Call("mesh/get-my-connection-metadata", nil)))
 	})
 }
@@ -89,7 +89,7 @@ func TestLimitsOfRoomsAndSubscriptions(t *testing.T) {
 		p.Subscribe("a")
 		q.Join("c")
 		w.Sleep(100 * time.Millisecond)
-		assert.Zero(t, p.Count("join", q.ID), "nothing half done")
+		assert.Zero(t, p.Count("join", q.ID), "the refused subscription has effects")
 		ids, err := s.Rooms().ConnectionIDs(t.Context(), "c")
 		require.NoError(t, err)
 		assert.Equal(t, []string{q.ID}, ids)
@@ -97,7 +97,7 @@ func TestLimitsOfRoomsAndSubscriptions(t *testing.T) {
 		p.Call("mesh/unsubscribe-presence", harness.InRoomPayload("b"))
 		p.Join("c")
 		p.Subscribe("c")
-		// A refused subscription takes no place.
+		// A refused subscription does not count.
 		require.NoError(t, s.TrackPresence(mesh.Exact("secret"), mesh.PresenceOptions{Guard: harness.AdminsOnly}))
 		p.Call("mesh/unsubscribe-presence", harness.InRoomPayload("c"))
 		for range 3 {
@@ -122,10 +122,10 @@ func TestLimitOfCommands(t *testing.T) {
 			return time.Since(begun)
 		}
 		assert.Zero(t, burst(20), "twice the rate at once")
-		assert.InDelta(t, 0.5, burst(5).Seconds(), 0.06, "more wait")
+		assert.InDelta(t, 0.5, burst(5).Seconds(), 0.06, "further commands wait")
 		assert.Equal(t, "true", string(other.Call("mesh/noop", nil)))
 		w.Sleep(time.Second)
-		assert.InDelta(t, 0.2, burst(12).Seconds(), 0.06, "and the rate from then on")
+		assert.InDelta(t, 0.2, burst(12).Seconds(), 0.06, "the rate applies")
 		for range 50 {
 			require.NoError(t, p.Send(map[string]any{"id": 1, "command": "pong"}))
 		}
@@ -138,7 +138,7 @@ func TestLimitOfCommands(t *testing.T) {
 				break
 			}
 		}
-		assert.Equal(t, websocket.ClosePolicyViolation, p.Closed(3*time.Second), "a flood")
+		assert.Equal(t, websocket.ClosePolicyViolation, p.Closed(3*time.Second), "the flood closes the connection")
 		assert.Zero(t, s.Stats().Limited, "a command without an id has no answer")
 		assert.Equal(t, "true", string(other.Call("mesh/noop", nil)))
 	})
@@ -192,7 +192,7 @@ func TestLimitOfSnapshots(t *testing.T) {
 			p := s.Dial()
 			v := p.Join("lobby")
 			assert.Len(t, v.IDs(t), 5, name)
-			assert.Contains(t, v.IDs(t), p.ID, "%s: the joiner is among them", name)
+			assert.Contains(t, v.IDs(t), p.ID, "%s: the joiner is listed", name)
 			assert.Equal(t, total, v.Total, name)
 			var states harness.View
 			require.NoError(t, json.Unmarshal(p.Call("mesh/get-presence-state", harness.InRoomPayload("lobby")), &states))
@@ -207,15 +207,15 @@ func TestLimitOfSnapshots(t *testing.T) {
 			assert.LessOrEqual(t, len(v.States), 5)
 			q := s.Dial()
 			q.Join("lobby")
-			p.Expect(time.Second, "join", q.ID) // updates are of all
+			p.Expect(time.Second, "join", q.ID) // updates are not limited
 		}
 		members, err := s.Presence().Members(ctx, "lobby")
 		require.NoError(t, err)
-		assert.Len(t, members, 24, "the app itself may have all")
+		assert.Len(t, members, 24, "the app gets all members")
 		small := s.Dial()
 		v := small.Join("attic")
 		assert.Equal(t, []string{small.ID}, v.IDs(t))
-		assert.Zero(t, v.Total, "only where something is left out")
+		assert.Zero(t, v.Total, "total is only set if members are left out")
 
 		all := w.Tracked(harness.Limits(func(l *mesh.Limits) { l.SnapshotMembers = -1 }))
 		p := all.Dial()
@@ -286,23 +286,23 @@ func TestASocketThatDoesNotReadIsDropped(t *testing.T) {
 		slow.Send(`{"id":1,"command":"mesh/subscribe-presence","payload":{"roomName":"lobby"}}`)
 		slow.Next()
 		reader.Subscribe("lobby")
-		w.Sleep(2 * subscribePause) // what follows takes no virtual time, and would wait for the pause
+		w.Sleep(2 * subscribePause) // the following updates take no virtual time, and would wait for the pause
 		c, ok := s.Connection(slow.ID)
 		require.True(t, ok)
-		// From now on nobody reads slow. Joins and leaves do not coalesce.
+		// From now on, slow is not read. Joins and leaves do not coalesce.
 		rounds := 0
 		for ; rounds < 5000; rounds++ {
 			busy.Join("lobby")
 			busy.Leave("lobby")
-			require.LessOrEqual(t, testhook.QueueBytes(c), queue, "memory is bounded")
+			require.LessOrEqual(t, testhook.QueueBytes(c), queue, "the queue exceeds its limit")
 			if s.Stats().Closed["slow"] > 0 {
 				rounds++
 				break
 			}
 		}
-		assert.EqualValues(t, 1, s.Stats().Closed["slow"], "it was dropped")
-		w.Eventually(5*time.Second, func() bool { _, open := s.Connection(slow.ID); return !open }, "it has ended")
-		w.Eventually(5*time.Second, func() bool { return len(reader.Got()) == 2*rounds }, "nobody else lost anything")
+		assert.EqualValues(t, 1, s.Stats().Closed["slow"], "the connection was dropped")
+		w.Eventually(5*time.Second, func() bool { _, open := s.Connection(slow.ID); return !open }, "the connection has ended")
+		w.Eventually(5*time.Second, func() bool { return len(reader.Got()) == 2*rounds }, "other subscribers have all updates")
 		assert.Equal(t, 1, s.Stats().Subscriptions)
 	})
 }
@@ -327,6 +327,6 @@ func TestStatesForASlowSocketCoalesce(t *testing.T) {
 				break
 			}
 		}
-		assert.Less(t, seen, 400, "not all of them")
+		assert.Less(t, seen, 400, "states were not coalesced")
 	})
 }

@@ -23,8 +23,8 @@ import (
 	"github.com/meshpresence/mesh/internal/testhook"
 )
 
-// stormy is a server all of whose callbacks fail, and that has limits.
-func stormy(w *harness.World, log *testlog.Logbook) *harness.Server {
+// failingServer starts a server with limits whose callbacks all fail.
+func failingServer(w *harness.World, log *testlog.Logbook) *harness.Server {
 	s := w.Server(func(o *mesh.Options) {
 		o.Logger = slog.New(log)
 		o.Limits.CommandsPerSecond, o.Limits.QueueBytes = -1, 32<<10
@@ -57,8 +57,8 @@ func stormy(w *harness.World, log *testlog.Logbook) *harness.Server {
 	return s
 }
 
-// trouble is one round of everything that goes wrong.
-func trouble(w *harness.World, s *harness.Server, round, size int) {
+// causeFailures causes one round of all kinds of failures.
+func causeFailures(w *harness.World, s *harness.Server, round, size int) {
 	w.T.Helper()
 	boom := harness.Upgrading(w, s.Server, mesh.ConnOptions{Foreign: func(*mesh.Connection, int, []byte) { panic("foreign") }}, w.T.Context(), make(chan error, 10*size))
 	var all sync.WaitGroup
@@ -72,7 +72,7 @@ func trouble(w *harness.World, s *harness.Server, round, size int) {
 				_, _ = p.TryCall("app/boom", map[string]any{"SECRET-PAYLOAD": k})
 			}
 			_, _ = p.TryCall("mesh/subscribe-presence", map[string]any{"roomName": fmt.Sprint("hang", round, i)})
-			time.Sleep(time.Millisecond) // who goes in the moment of the timeout makes it none
+			time.Sleep(time.Millisecond) // let the timeout happen before the client closes
 			p.Close()
 		})
 		all.Go(func() { // refused upgrades
@@ -98,7 +98,7 @@ func trouble(w *harness.World, s *harness.Server, round, size int) {
 	all.Wait()
 }
 
-// slowReaders has members of a room send states that nobody reads.
+// slowReaders makes a member send states to clients that do not read.
 func slowReaders(w *harness.World, s *harness.Server, size int) {
 	w.T.Helper()
 	busy := s.Dial()
@@ -109,32 +109,32 @@ func slowReaders(w *harness.World, s *harness.Server, size int) {
 		slow.Send(`{"id":1,"command":"mesh/subscribe-presence","payload":{"roomName":"open"}}`)
 	}
 	w.Eventually(30*time.Second, func() bool {
-		// Joins and leaves, which are not merged.
+		// Joins and leaves do not coalesce.
 		busy.Leave("open")
 		busy.Join("open")
 		_ = busy.State("open", map[string]any{"SECRET-STATE": strings.Repeat("x", 4000)})
 		return s.Stats().Closed["slow"]-before == uint64(size)
-	}, "they are closed")
+	}, "the slow connections are closed")
 	busy.Close()
 }
 
-// However much goes wrong, an operator's log holds one line of each kind in ten
-// seconds, says how many it stands for, and nothing of what clients sent.
-func TestLogsAreBounded(t *testing.T) {
+// However many failures there are, the log has one line of each kind in ten seconds.
+// The lines give the number of failures, and contain nothing that clients sent.
+func TestLogsAreLimited(t *testing.T) {
 	t.Parallel()
-	harness.Long(t, "a storm of log lines")
+	harness.Long(t, "causes thousands of failures")
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		const (
 			size   = 20
 			rounds = 3
-			kinds  = 20 // of lines that this storm may bring about
+			kinds  = 20 // kinds of lines that this test may cause
 		)
 		var log testlog.Logbook
-		s := stormy(w, &log)
+		s := failingServer(w, &log)
 		for round := range rounds {
-			trouble(w, s, round, size)
+			causeFailures(w, s, round, size)
 			slowReaders(w, s, size)
-			for range 3 { // Redis goes, and comes back
+			for range 3 { // Redis goes away and returns
 				w.Mem.Cut()
 				w.Sleep(4 * time.Second)
 				w.Mem.Heal()
@@ -144,7 +144,7 @@ func TestLogsAreBounded(t *testing.T) {
 			w.Sleep(15 * time.Second)
 		}
 		before := testhook.Callbacks(s.Server)
-		trouble(w, s, rounds, 1) // the next lines bring what was held back
+		causeFailures(w, s, rounds, 1) // the next lines contain the remaining counts
 		w.Sleep(limit.LogEvery)
 		after := testhook.Callbacks(s.Server)
 
@@ -167,7 +167,7 @@ func TestLogsAreBounded(t *testing.T) {
 			{"panicked callback=Foreign", before["Foreign"].Panics, after["Foreign"].Panics},
 		} {
 			require.GreaterOrEqual(t, c.before, uint64(size), c.text)
-			require.Greater(t, log.Told(c.text), int64(c.before), "lines say how many there were: %s", c.text)
+			require.Greater(t, log.Told(c.text), int64(c.before), "the counts in the lines: %s", c.text)
 			require.LessOrEqual(t, log.Told(c.text), int64(c.after), c.text)
 		}
 		stats := s.Stats()

@@ -23,11 +23,11 @@ import (
 	"github.com/meshpresence/mesh/internal/store"
 )
 
-// outsideScripts are the commands of the ACL that scripts do not call, and
-// those without which nothing else can be tried.
+// outsideScripts are the commands of the ACL that no script calls, and those that the
+// other checks need.
 var outsideScripts = []string{"ping", "info", "eval", "evalsha", "subscribe", "unsubscribe", "type", "exists", "publish"}
 
-// lacking is a Redis without some commands.
+// lacking starts a Redis without some commands.
 func lacking(t *testing.T, commands ...string) *redistest.Server {
 	t.Helper()
 	var args []string
@@ -37,9 +37,9 @@ func lacking(t *testing.T, commands ...string) *redistest.Server {
 	return redistest.Start(t, redistest.Args(args...))
 }
 
-// TestStartNamesAMissingCommand renames every command of the ACL: those that
-// are called by themselves one at a time, since the first of them ends the
-// start, and all others together.
+// TestStartNamesAMissingCommand removes every command of the ACL. Commands outside
+// scripts are removed one at a time, because the first missing one ends the start. The
+// others are removed together.
 func TestStartNamesAMissingCommand(t *testing.T) {
 	t.Parallel()
 	var scripted []string
@@ -64,12 +64,12 @@ func TestStartNamesAMissingCommand(t *testing.T) {
 			}
 		})
 	}
-	t.Run("hlen", func(t *testing.T) { // one of many is enough
+	t.Run("hlen", func(t *testing.T) { // one missing command is enough
 		t.Parallel()
 		r := lacking(t, "hlen")
 		require.ErrorContains(t, harness.TryStart(t, r.Client(t)), "redis lacks a command: hlen;")
 		for _, key := range r.Client(t).Keys(t.Context(), "*").Val() {
-			require.NotEqual(t, time.Duration(-1), r.Client(t).PTTL(t.Context(), key).Val(), "nothing is half done, but for %s", key)
+			require.NotEqual(t, time.Duration(-1), r.Client(t).PTTL(t.Context(), key).Val(), "a failed start leaves %s", key)
 		}
 	})
 	t.Run("select", func(t *testing.T) {
@@ -85,18 +85,18 @@ func TestStartNamesAMissingCommand(t *testing.T) {
 		defer func() { _ = c.Close() }()
 		require.ErrorContains(t, harness.TryStart(t, c), "lacks a command: cluster")
 	})
-	t.Run("what is not in the ACL", func(t *testing.T) {
+	t.Run("commands outside the ACL", func(t *testing.T) {
 		t.Parallel()
 		r := lacking(t, "keys", "scan", "flushall", "config", "multi", "psubscribe", "setex", "debug", "command")
 		require.NoError(t, harness.TryStart(t, r.Client(t)))
 	})
 }
 
-// callsInLua finds the commands that a script calls.
+// callsInLua matches the commands that a script calls.
 var callsInLua = regexp.MustCompile(`\b(?:redis\.p?call|call|try|spread)\('([A-Z]+)'`)
 
-// TestTheACLIsComplete: every command that scripts and Go code issue is in the
-// ACL, and is tried at a start.
+// TestTheACLIsComplete checks that every command of the scripts and the Go code is in
+// the ACL, and is tried at a start.
 func TestTheACLIsComplete(t *testing.T) {
 	t.Parallel()
 	acl := make(map[string]bool)
@@ -117,9 +117,9 @@ func TestTheACLIsComplete(t *testing.T) {
 			into[strings.ToLower(m[1])] = true
 		}
 	}
-	require.Greater(t, len(called), 15, "the scripts were read")
+	require.Greater(t, len(called), 15, "the scripts were not read")
 	issued := commandsInGo(t, "internal/store/*.go")
-	require.Subset(t, issued, []string{"hscan", "sscan", "publish", "exists", "subscribe", "setnx", "configget"}, "the code was read")
+	require.Subset(t, issued, []string{"hscan", "sscan", "publish", "exists", "subscribe", "setnx", "configget"}, "the code was not read")
 	for name := range called {
 		require.True(t, acl[name], "scripts call %s", name)
 		require.True(t, tried[name], "scripts call %s, which is not tried at a start", name)
@@ -130,7 +130,7 @@ func TestTheACLIsComplete(t *testing.T) {
 			name = "set"
 		case "configget", "configset": // optional
 			continue
-		case "psubscribe": // of a Listener's patterns, and nothing here has any
+		case "psubscribe": // for patterns of a Listener, which are not used
 			require.Empty(t, filesWith(t, regexp.MustCompile(`\bPatterns:`)))
 			continue
 		}
@@ -139,11 +139,11 @@ func TestTheACLIsComplete(t *testing.T) {
 	}
 	for name := range acl {
 		require.True(t, tried[name] || slices.Contains(outsideScripts, name), "%s is not tried at a start", name)
-		require.True(t, called[name] || slices.Contains(issued, name) || slices.Contains([]string{"eval", "evalsha", "unsubscribe"}, name), "nothing needs %s", name)
+		require.True(t, called[name] || slices.Contains(issued, name) || slices.Contains([]string{"eval", "evalsha", "unsubscribe"}, name), "no code needs %s", name)
 	}
 }
 
-// filesWith returns the files of the library that an expression matches.
+// filesWith returns the files of the library that match an expression.
 func filesWith(t *testing.T, text *regexp.Regexp) []string {
 	t.Helper()
 	var files []string
@@ -164,8 +164,8 @@ func filesWith(t *testing.T, text *regexp.Regexp) []string {
 	return files
 }
 
-// commandsInGo returns the names, in lower case, of the methods of Redis clients
-// that the code calls, or hands on to be called.
+// commandsInGo returns the names, in lower case, of the methods of Redis clients that
+// the code calls or passes on.
 func commandsInGo(t *testing.T, glob string) []string {
 	t.Helper()
 	methods := map[string]bool{"Subscribe": true, "PSubscribe": true, "SSubscribe": true}
@@ -186,7 +186,7 @@ func commandsInGo(t *testing.T, glob string) []string {
 		require.NoError(t, err)
 		ast.Inspect(file, func(n ast.Node) bool {
 			switch n := n.(type) {
-			case *ast.CallExpr: // of a client, and not of the store, which has methods of such names itself
+			case *ast.CallExpr: // a call of a client, not of the store, which has methods with the same names
 				sel, ok := n.Fun.(*ast.SelectorExpr)
 				if !ok || !methods[sel.Sel.Name] || len(n.Args) == 0 {
 					return true

@@ -19,16 +19,16 @@ import (
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 )
 
-// tenant is one of two applications on one Redis: two servers with a transport
-// of their own, and a subscriber of each room on the second one.
+// tenant is one of two apps on one Redis: two servers with an own transport, and a
+// subscriber of each room on the second server.
 type tenant struct {
 	t       *testing.T
 	clients []redis.UniversalClient
 	servers []*mesh.PresenceManager
 	rooms   []string
 
-	mu   sync.Mutex // guards told
-	told []string   // "join lobby c1", as the subscribers were told
+	mu      sync.Mutex // guards updates
+	updates []string   // received updates, such as "join lobby c1"
 }
 
 func newTenant(t *testing.T, w *harness.World, opts func() mesh.Options, rooms []string) *tenant {
@@ -59,7 +59,7 @@ func newTenant(t *testing.T, w *harness.World, opts func() mesh.Options, rooms [
 					ready <- struct{}{}
 				default:
 					n.mu.Lock()
-					n.told = append(n.told, fmt.Sprint(e.Type, " ", room, " ", e.ConnectionID))
+					n.updates = append(n.updates, fmt.Sprint(e.Type, " ", room, " ", e.ConnectionID))
 					n.mu.Unlock()
 				}
 			}
@@ -70,7 +70,7 @@ func newTenant(t *testing.T, w *harness.World, opts func() mesh.Options, rooms [
 		watching.Wait()
 		for _, m := range n.servers {
 			short, cancel := context.WithTimeout(context.Background(), 5*time.Second)
-			_ = m.Shutdown(short) // one of them has no Redis any more
+			_ = m.Shutdown(short) // one server has no Redis any more
 			cancel()
 		}
 	})
@@ -80,7 +80,7 @@ func newTenant(t *testing.T, w *harness.World, opts func() mesh.Options, rooms [
 	return n
 }
 
-// fill has a connection of each name join every room, on one of the servers.
+// fill lets connections with the given names join every room, on one of the servers.
 func (n *tenant) fill(server int, conns ...string) {
 	n.t.Helper()
 	for _, c := range conns {
@@ -91,26 +91,26 @@ func (n *tenant) fill(server int, conns ...string) {
 	}
 }
 
-// count returns how often the subscribers were told something.
-// heard returns what the tenant's second server has told.
-func (n *tenant) heard() []string {
+// received returns the updates of the subscribers.
+func (n *tenant) received() []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	return slices.Clone(n.told)
+	return slices.Clone(n.updates)
 }
 
-func (n *tenant) count(what string) int {
+// count returns the number of updates that begin with a text.
+func (n *tenant) count(text string) int {
 	c := 0
-	for _, told := range n.heard() {
-		if strings.HasPrefix(told, what) {
+	for _, update := range n.received() {
+		if strings.HasPrefix(update, text) {
 			c++
 		}
 	}
 	return c
 }
 
-// TestTwoApplications: two applications use the same names of rooms and
-// connections on one Redis. What befalls one, the other does not see.
+// TestTwoApplications runs two apps with the same names of rooms and connections on one
+// Redis. Faults of one app must not affect the other.
 func TestTwoApplications(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -146,7 +146,7 @@ func TestTwoApplications(t *testing.T) {
 }
 
 func twoApplications(t *testing.T, w *harness.World, one, other func() mesh.Options, databases bool) {
-	// Rooms are called like parts of keys, too.
+	// Some names of rooms look like parts of keys.
 	rooms := []string{"lobby", harness.RoomTimed, "instances", "presence:conn:lobby", "presence:members:lobby"}
 	a, b := newTenant(t, w, one, rooms), newTenant(t, w, other, rooms)
 	for _, n := range []*tenant{a, b} {
@@ -162,20 +162,20 @@ func twoApplications(t *testing.T, w *harness.World, one, other func() mesh.Opti
 			}
 		}
 	}
-	told := func(n *tenant, what string, times int) {
+	expect := func(n *tenant, text string, times int) {
 		t.Helper()
-		w.Eventually(10*time.Second, func() bool { alive(); return n.count(what) == times }, "%s: %d of %d, %v", what, n.count(what), times, n.heard())
+		w.Eventually(10*time.Second, func() bool { alive(); return n.count(text) == times }, "%s: %d of %d, %v", text, n.count(text), times, n.received())
 	}
 	for _, n := range []*tenant{a, b} {
-		told(n, "join ", 3*len(rooms))
+		expect(n, "join ", 3*len(rooms))
 	}
-	for range 40 { // two servers have seen enough of each other to judge
+	for range 40 { // until the servers are in contact
 		alive()
 		w.Sleep(100 * time.Millisecond)
 	}
-	require.NoError(t, a.clients[0].Close()) // as good as dead
-	told(a, "leave ", 2*len(rooms))
-	require.Zero(t, b.count("leave"), "%v", b.heard())
+	require.NoError(t, a.clients[0].Close()) // has the same effect as killing the server
+	expect(a, "leave ", 2*len(rooms))
+	require.Zero(t, b.count("leave"), "%v", b.received())
 
 	if databases {
 		require.NoError(t, a.clients[1].FlushDB(t.Context()).Err())
@@ -183,15 +183,15 @@ func twoApplications(t *testing.T, w *harness.World, one, other func() mesh.Opti
 			alive()
 			ids, err := a.servers[1].PresentConnections(t.Context(), "lobby")
 			return err == nil && slices.Equal(ids, []string{"c2"})
-		}, "what was flushed is there again")
+		}, "the flushed entries are restored")
 	}
 	for range 40 {
 		alive()
 		w.Sleep(100 * time.Millisecond)
 	}
-	require.Equal(t, 2*len(rooms), a.count("leave"), "%v", a.heard())
-	require.Zero(t, b.count("leave"), "%v", b.heard())
-	require.Equal(t, 3*len(rooms), b.count("join"), "%v", b.heard())
+	require.Equal(t, 2*len(rooms), a.count("leave"), "%v", a.received())
+	require.Zero(t, b.count("leave"), "%v", b.received())
+	require.Equal(t, 3*len(rooms), b.count("join"), "%v", b.received())
 	for i, room := range rooms {
 		ids, err := b.servers[0].PresentConnections(t.Context(), room)
 		require.NoError(t, err)
@@ -202,11 +202,12 @@ func twoApplications(t *testing.T, w *harness.World, one, other func() mesh.Opti
 	}
 	st := b.servers[0].Stats()
 	require.Zero(t, st.ServersDeclaredDead+st.Reregistered+st.Leaves["server_lost"]+st.Leaves["expired"]+st.Rejoined)
-	// Silence in one room with a TTL is told by expired events or the owner's clock.
+	// In a room with a TTL, a silent connection leaves, by expired events or by the
+	// owner's clock.
 	w.Eventually(5*time.Second, func() bool {
 		_ = b.servers[0].Touch("c1")
 		_ = b.servers[0].Touch("dead")
 		return b.count("leave "+harness.RoomTimed+" c2") == 1
-	}, "who is silent leaves")
-	require.Equal(t, 1, b.count("leave"), "%v", b.heard())
+	}, "the silent connection leaves")
+	require.Equal(t, 1, b.count("leave"), "%v", b.received())
 }

@@ -14,8 +14,8 @@ import (
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 )
 
-// speaking serves connections whose own protocol is f.
-func speaking(w *harness.World, srv *mesh.Server, f func(c *mesh.Connection, messageType int, data []byte)) *harness.Server {
+// foreignServer serves connections whose foreign messages are passed to f.
+func foreignServer(w *harness.World, srv *mesh.Server, f func(c *mesh.Connection, messageType int, data []byte)) *harness.Server {
 	return harness.Upgrading(w, srv, mesh.ConnOptions{Foreign: f}, w.T.Context(), make(chan error, 10))
 }
 
@@ -23,9 +23,9 @@ func TestSendMessage(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		conns := make(chan *mesh.Connection, 1)
-		s := speaking(w, w.Server().Server, func(c *mesh.Connection, messageType int, data []byte) {
+		s := foreignServer(w, w.Server().Server, func(c *mesh.Connection, messageType int, data []byte) {
 			assert.NoError(t, c.SendMessage(messageType, data))
-			clear(data) // the caller's again
+			clear(data) // SendMessage does not keep data
 			assert.NoError(t, c.Send("app/done", nil))
 			select {
 			case conns <- c:
@@ -35,7 +35,7 @@ func TestSendMessage(t *testing.T) {
 		p := s.Raw()
 		p.Send("not Mesh's")
 		require.Equal(t, "not Mesh's", p.Next())
-		require.Equal(t, `{"command":"app/done","payload":null}`, p.Next(), "in the order in which it was sent")
+		require.Equal(t, `{"command":"app/done","payload":null}`, p.Next(), "messages are in order")
 		require.NoError(t, p.WS.WriteMessage(websocket.BinaryMessage, []byte{0, 0xff}))
 		kind, data, err := p.WS.ReadMessage()
 		require.NoError(t, err)
@@ -43,14 +43,14 @@ func TestSendMessage(t *testing.T) {
 		require.Equal(t, []byte{0, 0xff}, data)
 		p.Next()
 		p.Send(`{"id":7,"command":"mesh/noop"}`)
-		require.JSONEq(t, `{"id":7,"command":"mesh/noop","payload":true}`, p.Next(), "Mesh goes on beside it")
+		require.JSONEq(t, `{"id":7,"command":"mesh/noop","payload":true}`, p.Next(), "commands still work")
 
 		c := <-conns
 		for _, kind := range []int{0, websocket.CloseMessage, websocket.PingMessage, websocket.PongMessage, -1} {
 			require.ErrorIs(t, c.SendMessage(kind, nil), mesh.ErrInvalidMessage, kind)
 		}
 		require.ErrorIs(t, c.SendMessage(websocket.TextMessage, []byte("\xff")), mesh.ErrInvalidMessage)
-		require.NoError(t, c.SendMessage(websocket.TextMessage, nil), "text of no bytes is text")
+		require.NoError(t, c.SendMessage(websocket.TextMessage, nil), "an empty text is valid")
 		require.Empty(t, p.Next())
 
 		c.Close(4000, "bye")
@@ -60,16 +60,16 @@ func TestSendMessage(t *testing.T) {
 	})
 }
 
-// Who asks and does not read is closed when a queue's worth waits, and holds up
-// neither the app's function nor anybody else.
+// A client that does not read the answers to its foreign messages is closed when its
+// queue is full. It delays neither the app's function nor other clients.
 func TestSendMessageToSlowReader(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		ended := make(chan error, 1)
 		srv := w.Server(func(o *mesh.Options) { o.Limits.QueueBytes = 64 << 10 }).Server
 		srv.OnDisconnection(func(_ context.Context, _ *mesh.Connection, reason error) { ended <- reason })
-		s := speaking(w, srv, func(c *mesh.Connection, messageType int, data []byte) {
-			_ = c.SendMessage(messageType, data) // fails in the end
+		s := foreignServer(w, srv, func(c *mesh.Connection, messageType int, data []byte) {
+			_ = c.SendMessage(messageType, data) // fails once the connection has ended
 		})
 		slow, quick := s.Raw(), s.Raw()
 		for range 200 {
@@ -81,7 +81,7 @@ func TestSendMessageToSlowReader(t *testing.T) {
 		case reason := <-ended:
 			require.ErrorContains(t, reason, "1013")
 		case <-time.After(w.Unhurried(10 * time.Second)):
-			require.Fail(t, "it may wait for ever")
+			require.Fail(t, "the connection is not closed")
 		}
 		require.EqualValues(t, 1, srv.Stats().Closed["slow"])
 		quick.Send("still here")

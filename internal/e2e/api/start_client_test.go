@@ -20,15 +20,14 @@ import (
 	"github.com/meshpresence/mesh/internal/testhook"
 )
 
-// loneCluster is a Redis Cluster of one node, which has all slots once they are
-// assigned.
+// loneCluster starts a Redis Cluster of one node. The node has no slots yet.
 func loneCluster(t *testing.T, more ...string) (*redistest.Server, *redis.Client) {
 	t.Helper()
 	r := redistest.Start(t, redistest.Args("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf"), redistest.Args(more...))
 	return r, r.Client(t)
 }
 
-// assignSlots gives a node all slots, and waits until it serves them.
+// assignSlots assigns all slots to a node, and waits until it serves them.
 func assignSlots(t *testing.T, admin *redis.Client) {
 	t.Helper()
 	require.NoError(t, admin.ClusterAddSlotsRange(t.Context(), 0, redistest.Slots-1).Err())
@@ -37,16 +36,16 @@ func assignSlots(t *testing.T, admin *redis.Client) {
 	}, 2*time.Minute, 5*time.Millisecond)
 }
 
-// misled starts a server that must be refused at once because its client is of
-// the wrong kind, and has the error name the remedy.
-func misled(t *testing.T, client redis.UniversalClient, remedy string) {
+// checkWrongClient starts a server with the wrong kind of client. Start must fail at
+// once, with an error that names the remedy.
+func checkWrongClient(t *testing.T, client redis.UniversalClient, remedy string) {
 	t.Helper()
 	defer func() { _ = client.Close() }()
 	err := harness.TryStart(t, client)
 	require.ErrorIs(t, err, mesh.ErrInvalidOptions, remedy)
 	require.ErrorContains(t, err, remedy)
-	require.NotContains(t, err.Error(), "store:", "it does not say which package found out")
-	require.NotContains(t, err.Error(), "unavailable", "it answers")
+	require.NotContains(t, err.Error(), "store:", "the error names an internal package")
+	require.NotContains(t, err.Error(), "unavailable", "Redis answers")
 }
 
 func TestStartWithTheWrongClient(t *testing.T) {
@@ -66,46 +65,46 @@ func TestStartWithTheWrongClient(t *testing.T) {
 		return redis.NewClusterClient(&redis.ClusterOptions{Addrs: []string{addr}})
 	}
 
-	misled(t, at(node.Addr()), "NewClusterClient") // it has no slots yet
+	checkWrongClient(t, at(node.Addr()), "NewClusterClient") // no slots yet
 	assignSlots(t, nodeAdmin)
-	misled(t, at(node.Addr()), "NewClusterClient")
-	misled(t, at(node.Addr(), database(1)), "NewClusterClient")
-	misled(t, redis.NewUniversalClient(&redis.UniversalOptions{Addrs: []string{node.Addr()}}), "NewClusterClient")
-	require.Empty(t, nodeAdmin.Keys(t.Context(), "*").Val(), "nothing was written")
+	checkWrongClient(t, at(node.Addr()), "NewClusterClient")
+	checkWrongClient(t, at(node.Addr(), database(1)), "NewClusterClient")
+	checkWrongClient(t, redis.NewUniversalClient(&redis.UniversalOptions{Addrs: []string{node.Addr()}}), "NewClusterClient")
+	require.Empty(t, nodeAdmin.Keys(t.Context(), "*").Val(), "Redis has new keys")
 	cluster := clusterOf(node.Addr())
 	defer func() { _ = cluster.Close() }()
 	require.NoError(t, harness.TryStart(t, cluster))
 
-	misled(t, clusterOf(alone.Addr()), "redis.NewClient")
-	misled(t, redis.NewUniversalClient(&redis.UniversalOptions{Addrs: []string{alone.Addr(), alone.Addr()}}), "redis.NewClient")
-	misled(t, at(alone.Addr(), database(99)), "no database 99")
-	misled(t, at(fakeSentinel(t, alone.Addr())), "NewFailoverClient")
-	misled(t, redis.NewFailoverClient(&redis.FailoverOptions{MasterName: "m", SentinelAddrs: []string{alone.Addr()}}), "no Sentinel")
-	require.Empty(t, admin.Keys(t.Context(), "*").Val(), "nothing was written")
+	checkWrongClient(t, clusterOf(alone.Addr()), "redis.NewClient")
+	checkWrongClient(t, redis.NewUniversalClient(&redis.UniversalOptions{Addrs: []string{alone.Addr(), alone.Addr()}}), "redis.NewClient")
+	checkWrongClient(t, at(alone.Addr(), database(99)), "no database 99")
+	checkWrongClient(t, at(fakeSentinel(t, alone.Addr())), "NewFailoverClient")
+	checkWrongClient(t, redis.NewFailoverClient(&redis.FailoverOptions{MasterName: "m", SentinelAddrs: []string{alone.Addr()}}), "no Sentinel")
+	require.Empty(t, admin.Keys(t.Context(), "*").Val(), "Redis has new keys")
 
 	require.NoError(t, admin.ConfigSet(t.Context(), "replica-serve-stale-data", "no").Err())
 	require.NoError(t, harness.ReadOnly.Begin(t.Context(), admin))
-	misled(t, at(alone.Addr()), "address of the master") // MASTERDOWN
+	checkWrongClient(t, at(alone.Addr()), "address of the master") // MASTERDOWN
 	require.NoError(t, admin.ConfigSet(t.Context(), "replica-serve-stale-data", "yes").Err())
-	misled(t, at(alone.Addr()), "address of the master") // READONLY
+	checkWrongClient(t, at(alone.Addr()), "address of the master") // READONLY
 	require.NoError(t, admin.ConfigSet(t.Context(), "replica-read-only", "no").Err())
-	misled(t, at(alone.Addr()), "address of the master") // it takes what would be lost
+	checkWrongClient(t, at(alone.Addr()), "address of the master") // accepts writes that would be lost
 	require.NoError(t, harness.ReadOnly.End(t.Context(), admin))
 	require.NoError(t, harness.TryStart(t, alone.Client(t)))
 }
 
-// TestStartWithOneNodeOfACluster: the keys that it does not have are MOVED.
+// TestStartWithOneNodeOfACluster checks a plain client on a node of a cluster, which
+// answers MOVED.
 func TestStartWithOneNodeOfACluster(t *testing.T) {
 	t.Parallel()
 	harness.Long(t, "starts a cluster")
 	w := harness.ClusterWorld(t)
-	for _, addr := range w.Cluster.Addrs() { // replicas, too
-		misled(t, redis.NewClient(&redis.Options{Addr: addr}), "NewClusterClient")
+	for _, addr := range w.Cluster.Addrs() { // including replicas
+		checkWrongClient(t, redis.NewClient(&redis.Options{Addr: addr}), "NewClusterClient")
 	}
 }
 
-// withoutInfo is a service that tells nothing in INFO, or forbids it to say what
-// it is.
+// withoutInfo is a hook that removes fields from INFO, as some services do.
 type withoutInfo struct{ edit func(info string) string }
 
 func (withoutInfo) DialHook(next redis.DialHook) redis.DialHook { return next }
@@ -124,7 +123,7 @@ func (h withoutInfo) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	}
 }
 
-// without returns what drops fields of INFO.
+// without returns a hook that removes the given fields, or all fields.
 func without(fields ...string) withoutInfo {
 	return withoutInfo{func(info string) string {
 		var kept strings.Builder
@@ -142,9 +141,9 @@ func without(fields ...string) withoutInfo {
 	}}
 }
 
-// spreads is a proxy that spreads keys over several nodes by itself, but not
-// those of one script.
-type spreads struct{}
+// shardingProxy is a hook that behaves like a proxy of several nodes: it refuses
+// scripts with more than one key.
+type shardingProxy struct{}
 
 type crossSlot struct{}
 
@@ -152,13 +151,13 @@ func (crossSlot) Error() string { return "CROSSSLOT Keys in request don't hash t
 
 func (crossSlot) RedisError() {}
 
-func (spreads) DialHook(next redis.DialHook) redis.DialHook { return next }
+func (shardingProxy) DialHook(next redis.DialHook) redis.DialHook { return next }
 
-func (spreads) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+func (shardingProxy) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return next
 }
 
-func (spreads) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
+func (shardingProxy) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	return func(ctx context.Context, cmd redis.Cmder) error {
 		if strings.HasPrefix(cmd.Name(), "eval") && fmt.Sprint(cmd.Args()[2]) != "1" {
 			cmd.SetErr(crossSlot{})
@@ -168,12 +167,12 @@ func (spreads) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	}
 }
 
-// Start does not succeed if Redis would refuse most of what follows.
+// Start fails if Redis would refuse most later calls.
 func TestStartBehindAProxyThatSpreadsKeys(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		client := w.Client()
-		client.(*redis.Client).AddHook(spreads{})
+		client.(*redis.Client).AddHook(shardingProxy{})
 		srv, err := mesh.NewServer(mesh.Options{Redis: client})
 		require.NoError(t, err)
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
@@ -185,22 +184,22 @@ func TestStartBehindAProxyThatSpreadsKeys(t *testing.T) {
 	})
 }
 
-// Where INFO tells nothing, what Redis refuses tells enough.
+// If INFO has no fields, the errors of Redis are enough.
 func TestStartWithTheWrongClientWithoutInfo(t *testing.T) {
 	t.Parallel()
 	node, nodeAdmin := loneCluster(t)
 	assignSlots(t, nodeAdmin)
 	c := redis.NewClient(&redis.Options{Addr: node.Addr()})
 	c.AddHook(without())
-	misled(t, c, "NewClusterClient")
+	checkWrongClient(t, c, "NewClusterClient")
 	alone := redistest.Start(t)
 	require.NoError(t, harness.ReadOnly.Begin(t.Context(), alone.Client(t)))
 	c = redis.NewClient(&redis.Options{Addr: alone.Addr()})
 	c.AddHook(without())
-	misled(t, c, "address of the master")
+	checkWrongClient(t, c, "address of the master")
 }
 
-// fakeSentinel is a Sentinel that names one master and never another.
+// fakeSentinel is a Sentinel that always names the same master.
 func fakeSentinel(t *testing.T, master string) string {
 	t.Helper()
 	s, err := server.NewServer("127.0.0.1:0")
@@ -233,8 +232,8 @@ func fakeSentinel(t *testing.T, master string) string {
 	return s.Addr().String()
 }
 
-// A client that follows Sentinel may reach a master that was just demoted, or
-// one that is not promoted yet.
+// With Sentinel, a client may reach a master that was just demoted or is not promoted
+// yet. Start waits.
 func TestStartBehindSentinelWaitsForTheFailover(t *testing.T) {
 	t.Parallel()
 	r := redistest.Start(t)
@@ -255,8 +254,8 @@ func TestStartBehindSentinelWaitsForTheFailover(t *testing.T) {
 	require.NoError(t, srv.Shutdown(t.Context()))
 }
 
-// Keys that this library wrote for another kind of client, or for another
-// number of buckets, are told from those of other software.
+// Keys of this library with another layout (with or without a cluster, or another
+// number of buckets) are distinguished from keys of other software.
 func TestStartOnAnotherLayout(t *testing.T) {
 	t.Parallel()
 	node, nodeAdmin := loneCluster(t)
@@ -265,12 +264,12 @@ func TestStartOnAnotherLayout(t *testing.T) {
 	defer func() { _ = cluster.Close() }()
 	alone := redistest.Start(t).Client(t)
 	ctx := t.Context()
-	refused := func(client redis.UniversalClient, prefix string, buckets int, says ...string) {
+	refused := func(client redis.UniversalClient, prefix string, buckets int, texts ...string) {
 		t.Helper()
 		err := harness.TryStart(t, client, func(o *mesh.Options) { o.Prefix, o.Buckets = prefix, buckets })
 		require.ErrorIs(t, err, mesh.ErrIncompatible)
 		require.NotContains(t, err.Error(), "other software")
-		for _, text := range says {
+		for _, text := range texts {
 			require.ErrorContains(t, err, text)
 		}
 	}
@@ -279,7 +278,7 @@ func TestStartOnAnotherLayout(t *testing.T) {
 		require.NoError(t, harness.TryStart(t, client, func(o *mesh.Options) { o.Prefix, o.Buckets = prefix, buckets }))
 	}
 
-	// What is here without a cluster is copied there, as an app's move would.
+	// Copy the keys to the cluster, as an app that moves to one might.
 	on(alone, "moved:", 0)
 	for _, key := range []string{"moved:format", "moved:instances", "moved:dead", "moved:presence:rooms"} {
 		dump, err := alone.Dump(ctx, key).Result()
@@ -287,7 +286,7 @@ func TestStartOnAnotherLayout(t *testing.T) {
 			require.NoError(t, cluster.Restore(ctx, key, 0, dump).Err())
 		}
 	}
-	require.NoError(t, cluster.ZAdd(ctx, "moved:instances", redis.Z{Score: 1, Member: "i"}).Err()) // of one that was killed
+	require.NoError(t, cluster.ZAdd(ctx, "moved:instances", redis.Z{Score: 1, Member: "i"}).Err()) // left by a killed server
 	refused(cluster, "moved:", 0, "moved:format", "do not use a Redis Cluster")
 	on(cluster, "back:", 0)
 	require.NoError(t, alone.Set(ctx, "back:{0}:format", cluster.Get(ctx, "back:{0}:format").Val(), 0).Err())
@@ -298,10 +297,10 @@ func TestStartOnAnotherLayout(t *testing.T) {
 	refused(cluster, "spread:", 32, "spread:{0}:format", "Options.Buckets", "16", "32")
 	refused(cluster, "spread:", 0, "Options.Buckets", "16", "64")
 	on(alone, "spread:", 8)
-	on(alone, "spread:", 9) // without a cluster it is of no effect
+	on(alone, "spread:", 9) // without a cluster Buckets has no effect
 }
 
-func TestStartTellsPeculiaritiesOfRedis(t *testing.T) {
+func TestStartWarnsAboutRedis(t *testing.T) {
 	t.Parallel()
 	started := func(r *redistest.Server, hooks ...redis.Hook) []string {
 		var log testlog.Warnings
@@ -318,19 +317,19 @@ func TestStartTellsPeculiaritiesOfRedis(t *testing.T) {
 	}
 	r := redistest.Start(t, redistest.Args("--notify-keyspace-events", "Ex"))
 	require.Empty(t, started(r))
-	require.Empty(t, started(r, without("run_id")), "other fields do")
-	told := started(r, without("run_id", "process_id", "tcp_port", "master_replid", "uptime_in_seconds"))
-	require.Len(t, told, 1, "%v", told)
-	require.Contains(t, told[0], "does not identify")
+	require.Empty(t, started(r, without("run_id")), "other fields identify the process")
+	warnings := started(r, without("run_id", "process_id", "tcp_port", "master_replid", "uptime_in_seconds"))
+	require.Len(t, warnings, 1, "%v", warnings)
+	require.Contains(t, warnings[0], "does not identify")
 	require.NoError(t, r.Client(t).ConfigSet(t.Context(), "maxmemory-policy", "allkeys-lru").Err())
-	told = started(r)
-	require.Len(t, told, 1, "%v", told)
-	require.Contains(t, told[0], "allkeys-lru")
-	require.Contains(t, told[0], "noeviction")
-	require.Empty(t, started(r, without("maxmemory_policy")), "what INFO does not tell is nothing to complain of")
+	warnings = started(r)
+	require.Len(t, warnings, 1, "%v", warnings)
+	require.Contains(t, warnings[0], "allkeys-lru")
+	require.Contains(t, warnings[0], "noeviction")
+	require.Empty(t, started(r, without("maxmemory_policy")), "missing fields of INFO cause no warning")
 }
 
-// A Redis without a run_id in INFO is told apart from the process that follows it.
+// Without a run_id in INFO, a restarted Redis is still recognised as another process.
 func TestRestartWithoutARunID(t *testing.T) {
 	t.Parallel()
 	r := redistest.Start(t)
@@ -352,8 +351,8 @@ func TestRestartWithoutARunID(t *testing.T) {
 	require.NoError(t, srv.Shutdown(t.Context()))
 }
 
-// Callers get the answer of Redis as the error, not that it did not answer.
-func TestRefusedWritesSayWhatRedisSaid(t *testing.T) {
+// If Redis refuses a write, callers get its answer as the error, not a timeout.
+func TestRefusedWritesReturnTheErrorOfRedis(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		m, err := mesh.NewPresenceManager(w.Options())
@@ -398,7 +397,7 @@ func TestRefusedWritesSayWhatRedisSaid(t *testing.T) {
 		w.Mem.Hang()
 		err = m.Join(t.Context(), "room2", "a")
 		require.ErrorIs(t, err, mesh.ErrUnavailable)
-		require.NotContains(t, err.Error(), "OOM", "that is over")
+		require.NotContains(t, err.Error(), "OOM", "an old error")
 		w.Mem.Resume()
 	})
 }

@@ -16,54 +16,55 @@ import (
 	"github.com/meshpresence/mesh/internal/testhook"
 )
 
-// Redis may go away between two steps of a start.
-func TestStartGoesOnWhereALeaseIsNotTaken(t *testing.T) {
+// If Redis fails the registration of the lease, Start tries again until its context
+// ends.
+func TestStartRetriesTheLease(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		opts := w.Options()
-		deaf := new(harness.DeafToLeases)
+		leases := new(harness.DeafToLeases)
 		testhook.SetSeams(&opts, func(s *store.Store) testhook.Seams {
-			deaf.Store = s
-			return testhook.Seams{Local: s, Lease: deaf, Hub: s}
+			leases.Store = s
+			return testhook.Seams{Local: s, Lease: leases, Hub: s}
 		})
 		srv, err := mesh.NewServer(opts)
 		require.NoError(t, err)
-		deaf.Left.Store(1000)
+		leases.Left.Store(1000)
 		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 		defer cancel()
 		began := time.Now()
 		require.ErrorIs(t, srv.Start(ctx), mesh.ErrUnavailable)
-		require.Equal(t, 5*time.Second, time.Since(began), "it tries as long as it may")
+		require.Equal(t, 5*time.Second, time.Since(began), "Start tries until the deadline")
 		require.ErrorIs(t, srv.Ready(t.Context()), mesh.ErrNotStarted)
-		deaf.Left.Store(3)
+		leases.Left.Store(3)
 		require.NoError(t, srv.Start(t.Context()))
 		require.NoError(t, srv.Ready(t.Context()))
 		require.NoError(t, srv.Shutdown(t.Context()))
 	})
 }
 
-// elsewhere is an app's hook that makes the client's connections in its own way.
-type elsewhere struct{ addr string }
+// redirect is a hook of the app that dials another address.
+type redirect struct{ addr string }
 
-func (e elsewhere) DialHook(redis.DialHook) redis.DialHook {
+func (e redirect) DialHook(redis.DialHook) redis.DialHook {
 	return func(ctx context.Context, network, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, network, e.addr)
 	}
 }
 
-func (elsewhere) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
+func (redirect) ProcessHook(next redis.ProcessHook) redis.ProcessHook { return next }
 
-func (elsewhere) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
+func (redirect) ProcessPipelineHook(next redis.ProcessPipelineHook) redis.ProcessPipelineHook {
 	return next
 }
 
-// What the dialer of a client says is an explanation, and no condition.
+// Start only uses the client's own address in messages. A hook may dial another one.
 func TestStartWithAClientThatDialsByAHook(t *testing.T) {
 	t.Parallel()
 	r := redistest.Start(t)
-	c := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1"}) // nobody is there
+	c := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1"}) // no server listens there
 	defer func() { _ = c.Close() }()
-	c.AddHook(elsewhere{r.Addr()})
+	c.AddHook(redirect{r.Addr()})
 	srv, err := mesh.NewServer(mesh.Options{Redis: c})
 	require.NoError(t, err)
 	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
@@ -72,9 +73,8 @@ func TestStartWithAClientThatDialsByAHook(t *testing.T) {
 	require.NoError(t, srv.Shutdown(ctx))
 }
 
-// Start waits for a Redis that answers and takes no writes: the checks of a start must
-// not take its refusal for one of the user. (A replica is another
-// matter: see TestStartWithTheWrongClient.)
+// Start waits for a Redis that answers but refuses writes. Its checks must not mistake
+// that for missing rights of the user. TestStartWithTheWrongClient covers replicas.
 func TestStartWaitsForARedisThatTakesNoWrites(t *testing.T) {
 	t.Parallel()
 	harness.Long(t, "takes real seconds")
@@ -100,9 +100,9 @@ func TestStartWaitsForARedisThatTakesNoWrites(t *testing.T) {
 	}
 }
 
-// A Redis that is being replaced may answer as a replica or a Cluster does for a
-// moment. What INFO contradicts, or cannot be asked about, is waited for.
-func TestStartWaitsForWhatMayPass(t *testing.T) {
+// While Redis is replaced, it may answer like a replica or a Cluster for a moment.
+// Start waits if INFO says otherwise, or if INFO fails.
+func TestStartWaitsForTemporaryErrors(t *testing.T) {
 	t.Parallel()
 	for _, text := range []string{
 		"READONLY You can't write against a read only replica.", "TRYAGAIN Multiple keys request during rehashing of slot",

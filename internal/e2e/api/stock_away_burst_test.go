@@ -17,7 +17,7 @@ import (
 	"github.com/meshpresence/mesh/internal/testhook"
 )
 
-// A client that comes back while Redis is away, and renews 90 rooms in one burst, does
+// A client that reconnects while Redis is away, and renews 90 rooms in one burst, does
 // not wait for one room after the other.
 func TestStockBurstWhileRedisIsAway(t *testing.T) {
 	t.Parallel()
@@ -28,7 +28,7 @@ func TestStockBurstWhileRedisIsAway(t *testing.T) {
 				s, far := w.Tracked(), w.Tracked()
 				c, mirrors := s.Stock(""), s.Dial()
 				room := func(i int) string { return fmt.Sprintf("room-%02d", i) }
-				for i := range 45 { // of the others this server has no copy
+				for i := range 45 { // the other rooms have no mirror on this server
 					mirrors.Subscribe(room(i))
 				}
 				w.Sleep(3 * time.Second)
@@ -50,7 +50,7 @@ func TestStockBurstWhileRedisIsAway(t *testing.T) {
 					require.Equal(t, []string{c.ID}, c.StaleOK(joins[i]).IDs(t))
 					first[i] = c.ViewOf(subscribes[i])
 					require.True(t, first[i].Success)
-					require.Equal(t, wait > 0 || i >= 45, first[i].Stale, "a copy in order shows what is known")
+					require.Equal(t, wait > 0 || i >= 45, first[i].Stale, "a mirror that is up to date is not stale")
 				}
 				for _, a := range c.WaitAll(slices.Concat(joins, subscribes, reads)...) {
 					require.LessOrEqual(t, a.Took, limit, "%s", a.Room)
@@ -61,7 +61,7 @@ func TestStockBurstWhileRedisIsAway(t *testing.T) {
 				w.Back()
 				w.Sleep(10 * time.Second)
 				for i := range 90 {
-					require.Equal(t, harness.Sight{c.ID: ""}, c.Sees(first[i], room(i)), room(i))
+					require.Equal(t, harness.MemberStates{c.ID: ""}, c.Sees(first[i], room(i)), room(i))
 					require.Equal(t, 1, c.JoinsOf(first[i], room(i), c.ID), room(i))
 					members, err := far.InRedis(room(i))
 					require.NoError(t, err)
@@ -72,8 +72,8 @@ func TestStockBurstWhileRedisIsAway(t *testing.T) {
 	}
 }
 
-// Stale answers take turns as others do: a client that does not read them fills no
-// memory, and gets all of them.
+// Stale answers are queued like others. If a client does not read them, their memory is
+// limited, and none is lost.
 func TestUnreadStaleAnswers(t *testing.T) {
 	t.Parallel()
 	harness.Calm(t, "megabytes of answers")
@@ -111,9 +111,9 @@ func TestUnreadStaleAnswers(t *testing.T) {
 	})
 }
 
-// A stale answer lists no more members than others do, and says how many are known: the
-// connection is one of them, whether or not the copy of the room has it.
-func TestStaleAnswersAreBounded(t *testing.T) {
+// A stale answer lists no more members than the limit, and reports the number of known
+// members. The connection itself is listed, whether or not the mirror has it.
+func TestStaleAnswersAreLimited(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s := w.Tracked(func(o *mesh.Options) { o.Limits.SnapshotMembers = 2 })
@@ -136,11 +136,11 @@ func TestStaleAnswersAreBounded(t *testing.T) {
 		require.Empty(t, first.IDs(t))
 		w.Back()
 		w.Sleep(5 * time.Second)
-		require.Len(t, c.Got("unknown"), 2, "as many as an answer lists: %v", c.Got("unknown"))
+		require.Len(t, c.Got("unknown"), 2, "the limit of an answer: %v", c.Got("unknown"))
 	})
 }
 
-// A client that may be in one room at a time goes on to the next one.
+// A client with a limit of one room can leave it and join the next one.
 func TestNextRoomWhileRedisIsAway(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {

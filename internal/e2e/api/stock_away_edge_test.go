@@ -17,8 +17,8 @@ import (
 	"github.com/meshpresence/mesh/internal/testhook"
 )
 
-// A key of another type in a room's place is no outage: the join fails, and does not
-// take place later.
+// A key of the wrong type in the place of a room is no outage. The join fails, and does
+// not take place later.
 func TestAFailedJoinDoesNotTakePlaceLater(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -36,14 +36,14 @@ func TestAFailedJoinDoesNotTakePlaceLater(t *testing.T) {
 	})
 }
 
-// joinEdge does something about batches with a join.
-type joinEdge struct {
+// joinSeam refuses batches with a join, or calls a function after one.
+type joinSeam struct {
 	local.Store
 	armed *atomic.Bool
 	after func(results []store.OpResult)
 }
 
-func (e joinEdge) Commit(ctx context.Context, bucket int, inc string, number, known uint64, ops []store.Op) ([]store.OpResult, error) {
+func (e joinSeam) Commit(ctx context.Context, bucket int, inc string, number, known uint64, ops []store.Op) ([]store.OpResult, error) {
 	joins := slices.ContainsFunc(ops, func(op store.Op) bool { return op.Kind == store.OpJoin })
 	if joins && e.armed.Load() && e.after == nil {
 		refused := fmt.Errorf("%w: %w: OOM", store.ErrUnavailable, store.ErrFull)
@@ -59,13 +59,13 @@ func (e joinEdge) Commit(ctx context.Context, bucket int, inc string, number, kn
 func onJoin(armed *atomic.Bool, after func([]store.OpResult)) func(*mesh.Options) {
 	return func(o *mesh.Options) {
 		testhook.SetSeams(o, func(st *store.Store) testhook.Seams {
-			return testhook.Seams{Local: joinEdge{st, armed, after}, Lease: st, Hub: st}
+			return testhook.Seams{Local: joinSeam{st, armed, after}, Lease: st, Hub: st}
 		})
 	}
 }
 
-// Redis goes away between a join and the reading of who is there: the join has taken
-// place, so it is not answered with an error.
+// Redis goes away between a join and the reading of the members. The join has taken
+// place, so the answer is no error.
 func TestRedisGoesAwayRightAfterAJoin(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -85,9 +85,9 @@ func TestRedisGoesAwayRightAfterAJoin(t *testing.T) {
 	})
 }
 
-// Redis is out of memory for joins, and answers everything else. A client hears at
-// once that it is in, and is in when there is memory. Until then others, and its own
-// subscription, do not know of it.
+// Redis is out of memory for joins, and answers everything else. A client gets a
+// success at once, and is a member as soon as Redis has memory. Until then, its own
+// subscription and others do not show it.
 func TestJoinWithoutMemory(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -107,13 +107,13 @@ func TestJoinWithoutMemory(t *testing.T) {
 		require.Empty(t, c.Got("lobby"))
 		armed.Store(false)
 		w.Sleep(2 * time.Second)
-		require.Equal(t, harness.Sight{c.ID: "", other.ID: ""}, c.Sees(first, "lobby"))
+		require.Equal(t, harness.MemberStates{c.ID: "", other.ID: ""}, c.Sees(first, "lobby"))
 		require.Equal(t, 1, c.JoinsOf(first, "lobby", c.ID))
 	})
 }
 
-// If a call fails where no write follows, Redis is not taken to be away for ever.
-func TestAFailureOfLongAgoIsNoOutage(t *testing.T) {
+// If no write follows a failed call, Redis counts as away only for a limited time.
+func TestAnOldFailureIsNoOutage(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s := w.Tracked(func(o *mesh.Options) { o.LeaseTTL = time.Hour }) // no heartbeat

@@ -17,7 +17,7 @@ import (
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-// awayKinds are the ways in which Redis takes nothing of what clients ask for.
+// awayKinds are the ways in which Redis refuses or does not answer any write.
 var awayKinds = func() map[string]harness.OutageKind {
 	kinds := maps.Clone(harness.Outages)
 	for name, text := range map[string]string{
@@ -39,9 +39,10 @@ var awayKinds = func() map[string]harness.OutageKind {
 	return kinds
 }()
 
-// A client joins and subscribes in one burst while Redis is away, rooms that this
-// server has a mirror of and others, before the server knows of the outage and
-// after. It succeeds, and is in and told everything when Redis is back.
+// A client joins and subscribes in one burst while Redis is away, before or after the
+// server has noticed the outage. Some of the rooms have a mirror on this server, others
+// do not. The requests succeed. When Redis is back, the client is a member and has
+// received everything.
 func TestStockClientWhileRedisIsAway(t *testing.T) {
 	t.Parallel()
 	for name, kind := range awayKinds {
@@ -56,7 +57,7 @@ func TestStockClientWhileRedisIsAway(t *testing.T) {
 	}
 }
 
-// The same on a real Redis that stands still, or is killed and comes back empty.
+// The same on a real Redis that is paused, or killed and restarted empty.
 func TestStockClientWhileRealRedisIsAway(t *testing.T) {
 	t.Parallel()
 	harness.Long(t, "real seconds")
@@ -84,9 +85,9 @@ func burstWhileAway(t *testing.T, w *harness.World, wait time.Duration, begin, e
 		leaver.Join(room)
 	}
 	require.Equal(t, "true", stranger.State("unknown", map[string]any{"n": 1}))
-	w.Eventually(5*time.Second, func() bool { return watcher.Count("join", "") == 3 }, "the mirror knows all")
+	w.Eventually(5*time.Second, func() bool { return watcher.Count("join", "") == 3 }, "the mirror has all joins")
 	c := s.Stock("")
-	w.Eventually(5*time.Second, func() bool { return s.Stats().Unwritten == 0 }, "registered")
+	w.Eventually(5*time.Second, func() bool { return s.Stats().Unwritten == 0 }, "the connection is registered")
 	w.Sleep(3 * time.Second)
 
 	begin()
@@ -102,7 +103,7 @@ func burstWhileAway(t *testing.T, w *harness.World, wait time.Duration, begin, e
 		joined := c.StaleOK(joins[room])
 		require.Contains(t, joined.IDs(t), c.ID)
 		if room != "empty" {
-			require.Contains(t, joined.IDs(t), member.ID, "this server knows of its own")
+			require.Contains(t, joined.IDs(t), member.ID, "this server knows its own members")
 		}
 		first[room] = c.ViewOf(subscribes[room])
 		require.True(t, first[room].Success)
@@ -126,24 +127,24 @@ func burstWhileAway(t *testing.T, w *harness.World, wait time.Duration, begin, e
 	}
 
 	end()
-	fits := func(room string, want harness.Sight) func() bool {
-		return func() bool { return c.Sees(first[room], room).Differs(want) == "" }
+	fits := func(room string, want harness.MemberStates) func() bool {
+		return func() bool { return c.Sees(first[room], room).Diff(want) == "" }
 	}
-	w.Eventually(30*time.Second, fits("mirrored", harness.Sight{member.ID: "", stranger.ID: "", c.ID: ""}), "mirrored: %v", c.Got("mirrored"))
-	w.Eventually(10*time.Second, fits("unknown", harness.Sight{member.ID: "", stranger.ID: `{"n":1}`, c.ID: ""}), "unknown: %v", c.Got("unknown"))
-	w.Eventually(10*time.Second, fits("empty", harness.Sight{c.ID: ""}), "empty: %v", c.Got("empty"))
+	w.Eventually(30*time.Second, fits("mirrored", harness.MemberStates{member.ID: "", stranger.ID: "", c.ID: ""}), "mirrored: %v", c.Got("mirrored"))
+	w.Eventually(10*time.Second, fits("unknown", harness.MemberStates{member.ID: "", stranger.ID: `{"n":1}`, c.ID: ""}), "unknown: %v", c.Got("unknown"))
+	w.Eventually(10*time.Second, fits("empty", harness.MemberStates{c.ID: ""}), "empty: %v", c.Got("empty"))
 	for _, room := range rooms {
 		members, err := far.InRedis(room)
 		require.NoError(t, err)
 		require.Contains(t, members, c.ID)
 	}
-	// From now on every event, in order.
+	// From now on, every update arrives in order.
 	stranger.Leave("unknown")
 	require.True(t, c.Wait(c.Publish("unknown", map[string]any{"n": 2})).Ok())
-	w.Eventually(5*time.Second, fits("unknown", harness.Sight{member.ID: "", c.ID: `{"n":2}`}), "events go on")
-	w.Sleep(12 * time.Second) // a comparison changes nothing
+	w.Eventually(5*time.Second, fits("unknown", harness.MemberStates{member.ID: "", c.ID: `{"n":2}`}), "updates continue")
+	w.Sleep(12 * time.Second) // long enough for a comparison, which must change nothing
 	for _, room := range rooms {
-		require.Equal(t, 1, c.JoinsOf(first[room], room, c.ID), "its own join in %s: %v", room, c.Got(room))
+		require.Equal(t, 1, c.JoinsOf(first[room], room, c.ID), "the client's own join in %s: %v", room, c.Got(room))
 		last := map[string]uint64{}
 		for _, u := range c.Got(room) {
 			require.GreaterOrEqual(t, u.Seq, last[u.Epoch], "%v", u)
@@ -151,11 +152,12 @@ func burstWhileAway(t *testing.T, w *harness.World, wait time.Duration, begin, e
 			require.NotEmpty(t, u.Epoch)
 		}
 	}
-	require.True(t, fits("mirrored", harness.Sight{member.ID: "", stranger.ID: "", c.ID: ""})())
+	require.True(t, fits("mirrored", harness.MemberStates{member.ID: "", stranger.ID: "", c.ID: ""})())
 }
 
-// What happens to a client between the stale answer and the return of Redis counts:
-// it is joined and told only what it is still to be.
+// A client changes its rooms between the stale answers and the return of Redis.
+// Afterwards it must only be in the rooms that it still wants, and only receive their
+// updates.
 func TestStockClientChangesItsMindWhileRedisIsAway(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -174,7 +176,7 @@ func TestStockClientChangesItsMindWhileRedisIsAway(t *testing.T) {
 		}
 		c, gone := s.Stock(""), s.Stock("")
 		w.Sleep(3 * time.Second)
-		w.Mem.Cut() // a Redis that stands still would carry out what it has got already, before the rest
+		w.Mem.Cut() // not Hang, after which Redis would first carry out the calls that it has already received
 		w.Sleep(6 * time.Second)
 		for _, room := range rooms {
 			c.StaleOK(c.JoinRoom(room))
@@ -194,7 +196,7 @@ func TestStockClientChangesItsMindWhileRedisIsAway(t *testing.T) {
 		require.Equal(t, "true", string(c.Wait(c.Room("mesh/unsubscribe-presence", "unsubscribed")).Payload))
 		require.Equal(t, "false", string(c.Wait(c.Room("mesh/unsubscribe-presence", "unsubscribed")).Payload))
 		second := c.StaleOK(c.SubscribePresence("twice"))
-		require.False(t, c.Wait(c.Room("mesh/join-room", "guarded")).Ok(), "a refusal is one")
+		require.False(t, c.Wait(c.Room("mesh/join-room", "guarded")).Ok(), "a refusal is no stale success")
 		_ = gone.WS.Close()
 		w.Sleep(time.Second)
 		pushed := func(command string) (rooms []string) {
@@ -219,20 +221,20 @@ func TestStockClientChangesItsMindWhileRedisIsAway(t *testing.T) {
 		} {
 			members, err := far.InRedis(room)
 			require.NoError(t, err)
-			want := harness.Sight{other.ID: ""}
+			want := harness.MemberStates{other.ID: ""}
 			if in {
 				want[c.ID] = ""
 			}
-			require.Empty(t, members.Differs(want), room)
+			require.Empty(t, members.Diff(want), room)
 			switch room {
 			case "guarded", "unsubscribed":
 				require.Empty(t, c.Got(room), room)
 			default:
 				first := second
 				first.Present = json.RawMessage("[]")
-				require.Empty(t, c.Sees(first, room).Differs(want), room)
+				require.Empty(t, c.Sees(first, room).Diff(want), room)
 				for _, u := range c.Got(room) {
-					require.Equal(t, "join", u.Type, "%s: nobody is told to have left", room)
+					require.Equal(t, "join", u.Type, "%s: no leave is reported", room)
 					require.Equal(t, 1, c.JoinsOf(first, room, u.ConnectionID), room)
 				}
 			}
@@ -241,7 +243,8 @@ func TestStockClientChangesItsMindWhileRedisIsAway(t *testing.T) {
 	})
 }
 
-// A room that only the joining is possible in, or the seeing, or that is not tracked.
+// Guards also decide while Redis is away. One room refuses subscriptions, one refuses
+// joins, and one is not tracked.
 func TestGuardsWhileRedisIsAway(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -254,7 +257,7 @@ func TestGuardsWhileRedisIsAway(t *testing.T) {
 		w.Sleep(3 * time.Second)
 		w.Away()
 		w.Sleep(6 * time.Second)
-		require.Empty(t, c.StaleOK(c.JoinRoom("unseen")).IDs(t), "it learns nothing")
+		require.Empty(t, c.StaleOK(c.JoinRoom("unseen")).IDs(t), "the answer lists no members")
 		require.JSONEq(t, `{"success":false,"present":[]}`, string(c.Wait(c.SubscribePresence("unseen")).Payload))
 		require.JSONEq(t, `{"success":false,"present":[]}`, string(c.Wait(c.JoinRoom("closed")).Payload))
 		require.Equal(t, []string{c.ID}, c.StaleOK(c.JoinRoom("untracked")).IDs(t))
@@ -269,9 +272,9 @@ func TestGuardsWhileRedisIsAway(t *testing.T) {
 	})
 }
 
-// Subscriptions that begin without Redis count for the limit, and leave no mirror
-// behind when they end.
-func TestStaleSubscriptionsAreBounded(t *testing.T) {
+// Stale subscriptions count towards the limit of subscriptions. They leave no mirror
+// when they end.
+func TestStaleSubscriptionsAreLimited(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s := w.Tracked(func(o *mesh.Options) { o.Limits.SubscriptionsPerConnection = 2 })

@@ -13,8 +13,8 @@ import (
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 )
 
-// Everything about one room in one burst: each answer shows what came before it, and
-// nothing of what came after. Two bursts have the same ids.
+// A burst has many commands about one room. Each answer reflects the commands before
+// it, and none of those after it. The ids are used twice.
 func TestOneRoomInOneBurst(t *testing.T) {
 	t.Parallel()
 	for name, interval := range map[string]time.Duration{"": 0, "interval": 50 * time.Millisecond} {
@@ -23,7 +23,7 @@ func TestOneRoomInOneBurst(t *testing.T) {
 			harness.Embedded(t, func(t *testing.T, w *harness.World) {
 				s := w.Server(harness.NoCommandLimit)
 				s.Track(".*", mesh.PresenceOptions{StateInterval: interval})
-				told := interval > 0 // a state is seen when it is told
+				paced := interval > 0 // a state is visible when it is delivered
 				r := s.Raw()
 				var sent, want []string
 				add := func(answer, command, more string) {
@@ -71,16 +71,16 @@ func TestOneRoomInOneBurst(t *testing.T) {
 							States  json.RawMessage
 						}
 					}
-					_ = json.Unmarshal([]byte(text), &a) // a payload may be no object
+					_ = json.Unmarshal([]byte(text), &a) // some payloads are no objects
 					in, got := len(a.Payload.Present) == 1, a.Payload.Success
 					switch kind := want[i]; {
 					case strings.Contains(kind, `"payload":joined}`):
 						got = got && in && strings.Contains(text, "join-room")
 					case strings.Contains(kind, `"payload":subscribed`):
-						got = got && in && (told || strings.Contains(kind, "subscribed"+string(a.Payload.States)+"}"))
+						got = got && in && (paced || strings.Contains(kind, "subscribed"+string(a.Payload.States)+"}"))
 					case strings.Contains(kind, "get-presence-state"):
 						got = got && strings.HasSuffix(kind, fmt.Sprint(in, "}")) &&
-							(told || strings.Contains(kind, `"payload":`+string(a.Payload.States)))
+							(paced || strings.Contains(kind, `"payload":`+string(a.Payload.States)))
 					default:
 						got = text == kind
 					}

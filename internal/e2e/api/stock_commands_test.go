@@ -19,7 +19,7 @@ import (
 	"github.com/meshpresence/mesh/internal/testhook"
 )
 
-// rooms returns names of rooms.
+// roomNames returns n names of rooms.
 func roomNames(n int) []string {
 	rooms := make([]string, n)
 	for i := range rooms {
@@ -70,7 +70,7 @@ func TestStockClientReconnectsIntoAllOfItsRooms(t *testing.T) {
 			w.Eventually(10*time.Second, func() bool {
 				ids, err := s.Rooms().ConnectionIDs(t.Context(), room)
 				return err == nil && slices.Equal(ids, []string{c.ID})
-			}, "%s: the new connection and no other is in", room)
+			}, "%s: only the new connection is a member", room)
 		}
 	})
 }
@@ -87,7 +87,7 @@ func TestStockClientAsksForMetadataInOneBurst(t *testing.T) {
 			require.NoError(t, other.Presence().Connect(t.Context(), id, map[string]any{"n": i}))
 			require.NoError(t, other.Presence().Join(t.Context(), "lobby", id))
 		}
-		// The room in common is joined in the same burst.
+		// The clients' common room is joined in the same burst.
 		join := c.JoinRoom("lobby")
 		var calls []*harness.StockCall
 		for _, id := range ids {
@@ -141,14 +141,15 @@ func TestRoomsOfAConnectionDoNotWaitForEachOther(t *testing.T) {
 		assert.LessOrEqual(t, time.Since(begun), 300*time.Millisecond)
 		c.AllOK(c.Send("mesh/noop", "", nil), c.Room("mesh/leave-room", "room3"))
 		assert.LessOrEqual(t, time.Since(begun), 300*time.Millisecond)
-		assert.Empty(t, behind.Done, "its own room waits")
+		assert.Empty(t, behind.Done, "commands about the same room wait")
 		assert.False(t, c.Wait(hangs).Ok())
 		c.AllOK(behind)
-		assert.InDelta(t, 5, time.Since(begun).Seconds(), 0.1, "until the guard has had its time")
+		assert.InDelta(t, 5, time.Since(begun).Seconds(), 0.1, "until the time limit of the guard")
 	})
 }
 
-// All rooms but one that a connection may be in hang: the last one does not wait.
+// The guards hang for all rooms but the last one that a connection may be in. That room
+// does not wait.
 func TestManyRoomsThatHang(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -187,7 +188,7 @@ func TestCommandsOfARoomStayInOrder(t *testing.T) {
 			}
 		}
 		c.AllOK(calls...)
-		w.Eventually(10*time.Second, func() bool { return len(watcher.Got()) >= 5*rounds*len(rooms) }, "all are told")
+		w.Eventually(10*time.Second, func() bool { return len(watcher.Got()) >= 5*rounds*len(rooms) }, "all updates arrive")
 		got := map[string][]string{}
 		for _, u := range watcher.Got() {
 			got[u.RoomName] = append(got[u.RoomName], u.Type+" "+string(u.State))
@@ -202,8 +203,8 @@ func TestCommandsOfARoomStayInOrder(t *testing.T) {
 	})
 }
 
-// What is sent after a change of the metadata waits for it, whatever it is about. What is
-// sent before a change of rooms takes effect before.
+// Commands after a change of the metadata wait for it, whatever they are about.
+// Commands before a change of rooms take effect before it.
 func TestCommandsTakeEffectInSequence(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -239,7 +240,7 @@ func TestCommandsTakeEffectInSequence(t *testing.T) {
 		assert.Equal(t, `{"n":2}`, got[7])
 		assert.Equal(t, 100*time.Millisecond, time.Since(begun))
 
-		// At the limit of rooms, the one that is left makes room for the next.
+		// At the limit of rooms, leaving a room makes space for the next one.
 		c.AllOK(c.JoinRoom("a"))
 		for _, move := range [][2]string{{"a", "b"}, {"b", "c"}, {"second2", "a"}} {
 			c.AllOK(c.Room("mesh/leave-room", move[0]), c.Room("mesh/join-room", move[1]))
@@ -248,8 +249,8 @@ func TestCommandsTakeEffectInSequence(t *testing.T) {
 	})
 }
 
-// What waits is bounded: then nothing is read, and the client is alive for so long,
-// although its pongs lie unread.
+// The number of waiting commands is limited. At the limit the connection is not read,
+// and it counts as alive, although its pongs are unread.
 func TestAClientWhoseCommandsWaitIsAlive(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -264,7 +265,7 @@ func TestAClientWhoseCommandsWaitIsAlive(t *testing.T) {
 		r.Send(`{"id":1,"command":"mesh/join-room","payload":{"roomName":"lobby"}}`)
 		r.Next()
 		const n = 30
-		go func() { // ends when the server has read all of it
+		go func() { // ends when the server has read all messages
 			for range n {
 				_ = r.WS.WriteMessage(websocket.TextMessage, []byte(`{"id":2,"command":"mesh/get-presence-state","payload":{"roomName":"hangs"}}`))
 			}
@@ -275,16 +276,16 @@ func TestAClientWhoseCommandsWaitIsAlive(t *testing.T) {
 				answered++
 			}
 		}
-		assert.GreaterOrEqual(t, time.Since(begun), 5*time.Second, "the guard had its time")
+		assert.GreaterOrEqual(t, time.Since(begun), 5*time.Second, "the time limit of the guard")
 		assert.Positive(t, s.Stats().ReadsPaused)
 		assert.Zero(t, watcher.Count("leave", ""))
 		watcher.Expect(1200*time.Millisecond, "leave", r.ID) // it has never answered a ping
 	})
 }
 
-// A client that does not read its answers is not closed for their size, and they are
-// bounded, also those that list what is known while Redis is away.
-func TestAnswersThatAreNotReadDoNotClose(t *testing.T) {
+// A client that does not read its answers is not closed because of their size. Their
+// memory is limited, also that of answers while Redis is away.
+func TestUnreadAnswersDoNotCloseAConnection(t *testing.T) {
 	t.Parallel()
 	harness.Calm(t, "megabytes of answers")
 	for name, away := range map[string]bool{"": false, "away": true} {

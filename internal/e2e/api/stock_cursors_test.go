@@ -13,7 +13,7 @@ import (
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 )
 
-// cursor moves a client's cursor in a room at a rate, and rests now and then.
+// cursor publishes the position of a client's cursor in a room, at a rate.
 type cursor struct {
 	c    *harness.StockClient
 	room string
@@ -22,7 +22,7 @@ type cursor struct {
 	sent []*harness.StockCall
 }
 
-// move sends states at the cursor's rate for a while, and returns the last one.
+// move publishes states for a while, and returns the last one.
 func (m *cursor) move(d time.Duration) string {
 	begun := time.Now()
 	for i := 0; ; i++ {
@@ -56,7 +56,7 @@ func TestCursorsFasterThanTheRate(t *testing.T) {
 						last := m.move(2 * time.Second)
 						asked := time.Now()
 						c.AllOK(c.Send("mesh/noop", "", nil), c.Room("mesh/join-room", "other"), c.Room("mesh/leave-room", "other"))
-						assert.LessOrEqual(t, time.Since(asked), 120*time.Millisecond, "others are answered promptly")
+						assert.LessOrEqual(t, time.Since(asked), 120*time.Millisecond, "other requests are answered promptly")
 						w.Sleep(interval + 200*time.Millisecond)
 						states := watcher.Got()
 						assert.Equal(t, last, string(states[len(states)-1].State), "the last position after a rest")
@@ -65,7 +65,7 @@ func TestCursorsFasterThanTheRate(t *testing.T) {
 					c.AllOK(c.Room("mesh/clear-presence-state", "board"))
 					w.Sleep(time.Second)
 					states := watcher.Got()
-					assert.Equal(t, "null", string(states[len(states)-1].State), "nothing after clear")
+					assert.Equal(t, "null", string(states[len(states)-1].State), "no state after clear")
 					c.AllOK(m.sent...)
 					assert.LessOrEqual(t, len(states), int(12*time.Second/interval)+20, "no more than the interval allows")
 					assert.Zero(t, s.Stats().Closed["flood"])
@@ -75,9 +75,9 @@ func TestCursorsFasterThanTheRate(t *testing.T) {
 	}
 }
 
-// States that wait for a token are superseded in a room with an interval, and told one by
-// one in a room without. A silent state and one that is told do not supersede each other,
-// and a state that is not valid supersedes none.
+// In a room with an interval, a newer state supersedes states that wait for a token. In
+// a room without one, each state is delivered. Silent states and other states do not
+// supersede each other, and an invalid state supersedes none.
 func TestStatesThatWaitAreSuperseded(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -113,13 +113,13 @@ func TestStatesThatWaitAreSuperseded(t *testing.T) {
 			"7 true ", "8 false ", "9 false ", "10 true ", "10 true ",
 		}, got)
 		w.Sleep(time.Second)
-		told := map[string][]string{}
+		delivered := map[string][]string{}
 		for _, u := range watcher.Got() {
 			if u.Type == "state" {
-				told[u.RoomName] = append(told[u.RoomName], string(u.State))
+				delivered[u.RoomName] = append(delivered[u.RoomName], string(u.State))
 			}
 		}
-		assert.Equal(t, []string{`{"a":3}`, `{"c":1}`, `{"d":1}`, `{"g":2}`, "null"}, told["fast"])
-		assert.Equal(t, []string{`{"e":1}`, `{"e":2}`}, told["each"])
+		assert.Equal(t, []string{`{"a":3}`, `{"c":1}`, `{"d":1}`, `{"g":2}`, "null"}, delivered["fast"])
+		assert.Equal(t, []string{`{"e":1}`, `{"e":2}`}, delivered["each"])
 	})
 }

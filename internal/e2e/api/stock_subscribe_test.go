@@ -21,13 +21,13 @@ import (
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-// subscribePause is how long updates wait at least after the answer to a subscribe
-// request was written.
+// subscribePause is the pause between the answer to a subscribe request and the first
+// update.
 const subscribePause = 5 * time.Millisecond
 
-// restless is members of a room who join, publish, clear and leave, until stop is called.
-// Some of them stay in the room.
-func restless(s *harness.Server, room string, members int) (stop func()) {
+// busyMembers makes members of a room join, publish, clear and leave until stop is
+// called. Some of them stay in the room.
+func busyMembers(s *harness.Server, room string, members int) (stop func()) {
 	quit := make(chan struct{})
 	var all sync.WaitGroup
 	for m := range members {
@@ -52,15 +52,15 @@ func restless(s *harness.Server, room string, members int) (stop func()) {
 	}
 }
 
-// stockStorm has n stock clients subscribe to one room, some of them twice, while
-// others join, leave and publish in it. Every client's view must become the truth,
-// without what its app lost or (all) with it.
+// stockStorm makes n stock clients subscribe to one room, some of them twice, while
+// other clients join, leave and publish in it. Every client's view must become the
+// truth. With all, updates that the app lost count, too.
 func stockStorm(w *harness.World, s *harness.Server, n int, all bool) []*harness.StockClient {
 	clients := make([]*harness.StockClient, n)
 	for i := range clients {
 		clients[i] = s.Stock("")
 	}
-	stop := restless(s, "lobby", 8)
+	stop := busyMembers(s, "lobby", 8)
 	for i, c := range clients {
 		c.JoinRoom([]string{"other", "free"}[min(i%10, 1)])
 		c.SubscribePresence("other")
@@ -74,27 +74,27 @@ func stockStorm(w *harness.World, s *harness.Server, n int, all bool) []*harness
 	stop()
 	lobby, other := s.Truth("lobby"), s.Truth("other")
 	for _, c := range clients {
-		w.Eventually(w.Unhurried(5*time.Second), func() bool { return maps.Equal(lobby, c.View("lobby", all)) }, "the view is the truth")
-		w.Eventually(w.Unhurried(5*time.Second), func() bool { return maps.Equal(other, c.View("other", all)) }, "the view is the truth")
+		w.Eventually(w.Unhurried(5*time.Second), func() bool { return maps.Equal(lobby, c.View("lobby", all)) }, "the view equals the truth")
+		w.Eventually(w.Unhurried(5*time.Second), func() bool { return maps.Equal(other, c.View("other", all)) }, "the view equals the truth")
 	}
 	return clients
 }
 
-// Writes to a pipe never arrive in one piece, however busy the machine is.
+// The test uses pipes, on which two writes never arrive in one piece.
 func TestStockSubscribeStorm(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
 		s := w.Tracked()
 		for _, c := range stockStorm(w, s, 200, false) {
 			for _, room := range []string{"lobby", "other"} {
-				require.Empty(t, c.Lost(room), "updates of %s came in one piece with the answer, or before it", room)
+				require.Empty(t, c.Lost(room), "updates of %s arrived in one piece with the answer, or before it", room)
 			}
 		}
 	})
 }
 
 // tcpPairs makes connections over the loopback interface. wrap changes the server's
-// end; nil: not.
+// end. It may be nil.
 func tcpPairs(t *testing.T, wrap func(net.Conn) net.Conn) func() (client, server net.Conn) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
@@ -122,17 +122,17 @@ func loopback(t *testing.T, wrap func(net.Conn) net.Conn) (*harness.World, *harn
 	return w, s
 }
 
-// TestStockSubscribeStormOverTCP: everything arrives on the way that writes take over
-// TCP. What arrives in one piece there depends on how busy the client's machine is.
+// TestStockSubscribeStormOverTCP checks that everything arrives over TCP. It does not
+// check the pause, because a busy client may read several writes in one piece.
 func TestStockSubscribeStormOverTCP(t *testing.T) {
 	t.Parallel()
 	w, s := loopback(t, nil)
 	stockStorm(w, s, 50, true)
 }
 
-// writeLog checks the writes of one connection of a server: an answer to a subscribe
-// request is alone in its write, and updates of its room come no sooner than the
-// pause after that write has returned.
+// writeLog checks the writes of a server's connection. The answer to a subscribe
+// request must be alone in its write. Updates of the room must be written after the
+// pause.
 type writeLog struct {
 	net.Conn
 
@@ -173,7 +173,8 @@ func (l *writeLog) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// room returns the room of a subscribe request of stockStorm by the order of its ids.
+// room returns the room of a subscribe request of stockStorm. It depends on the order
+// of the ids.
 func (l *writeLog) room(id int64) string {
 	if id == 2 {
 		return "other"
@@ -181,7 +182,7 @@ func (l *writeLog) room(id int64) string {
 	return "lobby"
 }
 
-// unframe returns the frames in what a server has written.
+// unframe decodes the frames that a server has written.
 func unframe(p []byte) (frames []harness.Frame) {
 	for len(p) >= 2 {
 		size, head := int(p[1]), 2
@@ -199,8 +200,8 @@ func unframe(p []byte) (frames []harness.Frame) {
 	return frames
 }
 
-// TestStockSubscribeWrites looks at the writes themselves: they do not depend on how
-// busy the machine is.
+// TestStockSubscribeWrites checks the writes on the server's side, which do not depend
+// on the load of the machine.
 func TestStockSubscribeWrites(t *testing.T) {
 	t.Parallel()
 	var mu sync.Mutex // guards logs
@@ -223,8 +224,8 @@ func TestStockSubscribeWrites(t *testing.T) {
 	require.Equal(t, 2*50, answers)
 }
 
-// A subscription that ends within the pause tells so at once, and what waited for the
-// pause never comes.
+// If a subscription ends within the pause, the push about it is sent at once, and
+// updates that wait for the pause are dropped.
 func TestEndOfASubscriptionInThePause(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -240,7 +241,7 @@ func TestEndOfASubscriptionInThePause(t *testing.T) {
 		allowed.Store(false)
 		require.NoError(t, s.Rooms().Recheck(t.Context(), "doc"))
 		synctest.Wait()
-		assert.Equal(t, 1, p.Pushed("mesh/presence-ended"), "at once")
+		assert.Equal(t, 1, p.Pushed("mesh/presence-ended"), "not sent at once")
 		assert.False(t, p.Room("mesh/subscribe-presence", "doc").Success)
 
 		unsubscribed := s.Dial()

@@ -21,7 +21,7 @@ func TestStockClient(t *testing.T) {
 		w.Sleep(time.Second)
 		p := s.Dial()
 		p.Join("lobby")
-		w.Eventually(5*time.Second, func() bool { return len(c.Got("lobby")) > 0 }, "the join is told")
+		w.Eventually(5*time.Second, func() bool { return len(c.Got("lobby")) > 0 }, "the join arrives")
 		require.Empty(t, c.Lost("lobby"))
 
 		joins, subscribes := c.Reconnect()

@@ -19,37 +19,37 @@ import (
 	"github.com/meshpresence/mesh/internal/redistest"
 )
 
-// attack is one way to make trouble. Bound is how much more memory than before
-// the server may hold meanwhile; where it comes from stands with each.
+// attack is one kind of attack. bound is the memory that the server may hold in
+// addition. The expression shows its parts.
 type attack struct {
 	name  string
 	conf  harness.ChildConfig
 	bound int64
-	run   func(t *testing.T, f *fort)
+	run   func(t *testing.T, f *target)
 }
 
 const (
-	// queue is the default of Limits.QueueBytes, the most that waits to be
-	// written to one socket, and the most that its waiting commands weigh.
+	// queue is the default of Limits.QueueBytes. It limits the bytes that wait to be
+	// written to one socket, and the size of its waiting commands.
 	queue = 1 << 20
-	// perEnemy is what one connection may cost: its answers and its commands
-	// that wait, both with what the allocator adds, and the frame being read.
-	perEnemy = 2*queue*3/2 + 256<<10
-	// spare is for garbage of the moment, and for tables that grow.
+	// perAttacker is the memory that one connection may use: its waiting answers and
+	// commands, each with the overhead of the allocator, and the frame that is being
+	// read.
+	perAttacker = 2*queue*3/2 + 256<<10
+	// spare is for garbage of the runtime and for growing tables.
 	spare = 6 << 20
 )
 
-// unlimited takes the commands' limit away, where it is the next bound behind
-// it that is tried.
+// unlimited removes the limit of commands, to test the limits behind it.
 var unlimited = mesh.Limits{CommandsPerSecond: -1}
 
-// TestAttacks makes them two at a time: each needs a processor of its own for
-// what it measures to say something. On the in-process Redis, which takes most
-// of the time then, it makes the first of each kind.
+// TestAttacks runs two attacks at a time: each needs a processor for its measurements
+// to mean something. The embedded Redis takes most of the time, so only the first
+// attack of each kind runs on it.
 func TestAttacks(t *testing.T) {
 	t.Parallel()
 	harness.Long(t, "attacks in real time")
-	harness.UnhurriedOnly(t, "megabytes a second, written to Redis within the usual time limits")
+	harness.UnhurriedOnly(t, "writes megabytes per second to Redis")
 	var wg sync.WaitGroup
 	defer wg.Wait()
 	slots := make(chan struct{}, 2)
@@ -62,8 +62,8 @@ func TestAttacks(t *testing.T) {
 			wg.Go(func() {
 				defer func() { <-slots }()
 				t.Run(a.name, func(t *testing.T) {
-					f := newFort(t, a.conf)
-					f.under(a.bound, func() { a.run(t, f) })
+					f := newTarget(t, a.conf)
+					f.run(a.bound, func() { a.run(t, f) })
 				})
 			})
 		}
@@ -71,65 +71,66 @@ func TestAttacks(t *testing.T) {
 }
 
 var floods = []attack{
-	{"ten thousand commands a second", harness.ChildConfig{}, perEnemy + spare, commandFlood},
-	{"as many as are tolerated", harness.ChildConfig{}, perEnemy + spare, nearFlood},
-	{"pings of WebSocket", harness.ChildConfig{}, perEnemy + spare, controlFlood},
-	{"empty fragments", harness.ChildConfig{}, perEnemy + spare, fragmentFlood},
-	{"answers that are read slowly", harness.ChildConfig{Buffer: 32 << 10}, perEnemy + spare, unreadAnswers},
-	{"padded commands behind them", harness.ChildConfig{Buffer: 32 << 10, Write: time.Minute}, paddedEnemies*perEnemy + spare, paddedCommands},
-	{"five thousand reconnects", harness.ChildConfig{Limits: mesh.Limits{UpgradesPerSecond: 200}}, 4*perEnemy + spare, reconnects},
-	{"requests that are refused", harness.ChildConfig{Limits: mesh.Limits{UpgradesPerSecond: 20}}, 4*perEnemy + spare, refusedStorm},
+	{"ten thousand commands a second", harness.ChildConfig{}, perAttacker + spare, commandFlood},
+	{"just below the flood limit", harness.ChildConfig{}, perAttacker + spare, nearFlood},
+	{"WebSocket pings", harness.ChildConfig{}, perAttacker + spare, controlFlood},
+	{"empty fragments", harness.ChildConfig{}, perAttacker + spare, fragmentFlood},
+	{"answers that are read slowly", harness.ChildConfig{Buffer: 32 << 10}, perAttacker + spare, unreadAnswers},
+	{"padded commands behind unread answers", harness.ChildConfig{Buffer: 32 << 10, Write: time.Minute}, paddedAttackers*perAttacker + spare, paddedCommands},
+	{"five thousand reconnects", harness.ChildConfig{Limits: mesh.Limits{UpgradesPerSecond: 200}}, 4*perAttacker + spare, reconnects},
+	{"refused requests", harness.ChildConfig{Limits: mesh.Limits{UpgradesPerSecond: 20}}, 4*perAttacker + spare, refusedStorm},
 }
 
 func noop(i int) string { return fmt.Sprintf(`{"id":%d,"command":"mesh/noop"}`, i) }
 
-// commandFlood: 1008 past ten times the limit, with ELIMIT for the command that was one
-// too many, and whoever comes back behaving is served.
-func commandFlood(t *testing.T, f *fort) {
+// commandFlood checks that a connection above ten times the limit is closed with 1008,
+// with ELIMIT for the last command, and that the client is served if it reconnects and
+// behaves.
+func commandFlood(t *testing.T, f *target) {
 	for range 3 {
-		e, begun := dialEnemy(t, f.Addr), time.Now()
+		e, begun := dialAttacker(t, f.Addr), time.Now()
 		ended := e.listen()
 		e.flood(10_000, 5*time.Second, noop)
 		r := <-ended
 		require.Equal(t, websocket.ClosePolicyViolation, r.closing, "%v", r.err)
 		assert.LessOrEqual(t, r.codes["ELIMIT"], 1, "%v", r.codes)
-		assert.LessOrEqual(t, r.codes[""], mostCommands(begun), "no more than may be are carried out: %v", r.codes)
+		assert.LessOrEqual(t, r.codes[""], mostCommands(begun), "more commands than allowed were carried out: %v", r.codes)
 		delete(r.codes, "")
 		delete(r.codes, "ELIMIT")
 		assert.Empty(t, r.codes)
-		e = dialEnemy(t, f.Addr)
-		require.Contains(t, e.call("mesh/noop", "{}"), "true", "and may come back")
-		e.gone()
+		e = dialAttacker(t, f.Addr)
+		require.Contains(t, e.call("mesh/noop", "{}"), "true", "the client may reconnect")
+		e.drop()
 	}
 	stats := f.gauge().Stats
 	assert.EqualValues(t, 3, stats.Closed["flood"])
 	assert.EqualValues(t, 3, stats.Limited)
 }
 
-// mostCommands is how many commands a connection may have had carried out.
+// mostCommands is the number of commands that a connection is allowed.
 func mostCommands(since time.Time) int { return 200 + int(100*time.Since(since).Seconds()) + 1 }
 
-// nearFlood stays below: every command is carried out, at the rate that is allowed. What
-// has not been read yet waits in the network.
-func nearFlood(t *testing.T, f *fort) {
-	e, begun := dialEnemy(t, f.Addr), time.Now()
+// nearFlood stays below the limit: every command is carried out, at the allowed rate.
+// Unread commands wait in the network.
+func nearFlood(t *testing.T, f *target) {
+	e, begun := dialAttacker(t, f.Addr), time.Now()
 	ended := e.listen()
 	sent := e.flood(400, 4*time.Second, noop)
-	f.within(patience, func() bool {
+	f.within(timeLimit, func() bool {
 		assert.LessOrEqual(t, e.answered.Load(), int64(mostCommands(begun)))
 		return e.answered.Load() == int64(sent)
-	}, "all are answered")
+	}, "all commands are answered")
 	assert.Positive(t, f.gauge().Stats.Delayed)
-	e.bye()
+	e.closeNormally()
 	r := <-ended
 	require.Equal(t, websocket.CloseNormalClosure, r.closing, "%v", r.err)
 	assert.Equal(t, map[string]int{"": sent}, r.codes)
 }
 
-// controlFlood: they count as frames.
-func controlFlood(t *testing.T, f *fort) {
+// controlFlood checks that control frames count as frames.
+func controlFlood(t *testing.T, f *target) {
 	for _, op := range []byte{finPing, finPong} {
-		e := dialEnemy(t, f.Addr)
+		e := dialAttacker(t, f.Addr)
 		ended := e.listen()
 		ping := []byte(strings.Repeat(string(wireFrame(op, strings.Repeat("x", 100))), 100))
 		for range 1000 {
@@ -142,12 +143,13 @@ func controlFlood(t *testing.T, f *fort) {
 	}
 }
 
-// fragmentFlood: a message that never ends, of fragments without content or with
-// a byte each, and a pong now and then. A message in pieces is none of it.
-func fragmentFlood(t *testing.T, f *fort) {
+// fragmentFlood sends a message that never ends, in fragments that are empty or have
+// one byte, with a pong now and then. A long message in fragments does not count as a
+// flood.
+func fragmentFlood(t *testing.T, f *target) {
 	pong := wireFrame(finText, `{"id":1,"command":"pong","payload":{}}`)
 	for _, content := range []string{"", "x"} {
-		e := dialEnemy(t, f.Addr)
+		e := dialAttacker(t, f.Addr)
 		for i := range 1000 {
 			first := byte(moreText)
 			if i > 0 {
@@ -174,56 +176,55 @@ func fragmentFlood(t *testing.T, f *fort) {
 	assert.EqualValues(t, 2, f.gauge().Stats.Closed["flood"])
 }
 
-// unreadAnswers: commands wait while their answers are not read as fast as they come. The
-// client is not closed for what it has asked for.
-func unreadAnswers(t *testing.T, f *fort) {
-	e := dialEnemy(t, f.Addr)
+// unreadAnswers checks that commands wait while their answers are read slowly. The
+// connection is not closed for that.
+func unreadAnswers(t *testing.T, f *target) {
+	e := dialAttacker(t, f.Addr)
 	e.pause = 25 * time.Millisecond
 	ended := e.listen()
-	name := strings.Repeat("x", 10_000) // it comes back in the answer, if only to say no
+	name := strings.Repeat("x", 10_000) // the answer contains it, with an error
 	const n = 300
 	for i := range n {
 		require.NoError(t, e.text(fmt.Sprintf(`{"id":%d,"command":%q}`, i, name)))
 	}
-	f.within(2*patience, func() bool { return e.answered.Load() == n }, "all are answered")
-	e.bye()
+	f.within(2*timeLimit, func() bool { return e.answered.Load() == n }, "all commands are answered")
+	e.closeNormally()
 	require.NoError(t, wantCode(<-ended, websocket.CloseNormalClosure))
 }
 
-const paddedEnemies = 16
+const paddedAttackers = 16
 
-// paddedCommands: while answers are not read commands wait. They are bounded by what they
-// weigh, padding included: past it nothing is read.
-func paddedCommands(t *testing.T, f *fort) {
+// paddedCommands checks that commands which wait behind unread answers are limited by
+// their size, including padding. Beyond the limit, the server reads nothing more.
+func paddedCommands(t *testing.T, f *target) {
 	name, padding := strings.Repeat("x", 30_000), strings.Repeat(" ", 64_000)
-	var enemies []*enemy
+	var attackers []*attacker
 	var writing sync.WaitGroup
 	defer writing.Wait()
-	for range paddedEnemies {
-		e := dialEnemy(t, f.Addr)
-		enemies = append(enemies, e)
-		writing.Go(func() { // until the server reads no more, and then until the end
+	for range paddedAttackers {
+		e := dialAttacker(t, f.Addr)
+		attackers = append(attackers, e)
+		writing.Go(func() { // blocks when the server reads no more, until the connection ends
 			for i := range 30 {
-				_ = e.text(fmt.Sprintf(`{"id":%d,"command":%q}`, i, name)) // fails once it is gone
+				_ = e.text(fmt.Sprintf(`{"id":%d,"command":%q}`, i, name)) // fails if the connection has ended
 			}
 			for i := range 60 {
 				_ = e.text(fmt.Sprintf(`{"id":%d,"command":"mesh/noop","payload":{}%s}`, i, padding))
 			}
 		})
 	}
-	f.within(patience, func() bool { return f.gauge().Stats.ReadsPaused >= paddedEnemies }, "nothing is read: %+v", f.gauge().Stats)
-	f.gauge() // a look at the memory while all of it waits
-	for _, e := range enemies {
+	f.within(timeLimit, func() bool { return f.gauge().Stats.ReadsPaused >= paddedAttackers }, "reading is paused: %+v", f.gauge().Stats)
+	f.gauge() // measures the memory while everything waits
+	for _, e := range attackers {
 		_, err := e.until("ENOTFOUND")
 		require.NoError(t, err)
-		e.gone()
+		e.drop()
 	}
 }
 
-// reconnects: they come, join, and drop the connection, thousands of times.
-// The server takes as many per second as it may; others are told when to come
-// back.
-func reconnects(t *testing.T, f *fort) {
+// reconnects connects, joins and drops the connection thousands of times. The server
+// accepts the allowed number per second, and refuses the others with Retry-After.
+func reconnects(t *testing.T, f *target) {
 	const attempts, workers = 5000, 8
 	var refused, accepted atomic.Int64
 	var wg sync.WaitGroup
@@ -231,12 +232,12 @@ func reconnects(t *testing.T, f *fort) {
 	for range workers {
 		wg.Go(func() {
 			for range attempts / workers {
-				e, resp, err := tryEnemy(t, f.Addr)
+				e, resp, err := tryDial(t, f.Addr)
 				switch {
 				case err == nil:
 					accepted.Add(1)
 					_ = e.text(`{"id":1,"command":"mesh/join-room","payload":{"roomName":"home"}}`)
-					e.gone()
+					e.drop()
 				case resp != nil && resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Retry-After") != "":
 					refused.Add(1)
 					_, _ = io.Copy(io.Discard, resp.Body)
@@ -253,9 +254,9 @@ func reconnects(t *testing.T, f *fort) {
 	assert.Positive(t, refused.Load())
 }
 
-// refusedStorm: requests that are refused come as fast as they can. Honest clients,
-// fewer than may come, are let in all the while.
-func refusedStorm(t *testing.T, f *fort) {
+// refusedStorm sends refused requests as fast as possible. Other clients, fewer than
+// allowed, are accepted at the same time.
+func refusedStorm(t *testing.T, f *target) {
 	const workers, honest = 4, 30
 	var storm sync.WaitGroup
 	stop := make(chan struct{})
@@ -276,9 +277,9 @@ func refusedStorm(t *testing.T, f *fort) {
 		})
 	}
 	for range honest {
-		e := dialEnemy(t, f.Addr)
-		e.gone()
-		time.Sleep(60 * time.Millisecond) // at most 16 a second
+		e := dialAttacker(t, f.Addr)
+		e.drop()
+		time.Sleep(60 * time.Millisecond) // at most 16 per second
 	}
 	close(stop)
 	storm.Wait()

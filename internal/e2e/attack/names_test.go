@@ -15,7 +15,7 @@ import (
 	"github.com/meshpresence/mesh/internal/testhook"
 )
 
-// quoted is text as JavaScript's JSON.stringify writes it.
+// quoted returns text in the form of JavaScript's JSON.stringify.
 func quoted(t *testing.T, text string) string {
 	t.Helper()
 	var b strings.Builder
@@ -25,7 +25,7 @@ func quoted(t *testing.T, text string) string {
 	return strings.TrimSuffix(b.String(), "\n")
 }
 
-// Odd names that are text are rooms of their own, and come back to the byte.
+// oddNames are valid names. Each one is a room of its own, and is sent back unchanged.
 var oddNames = []string{
 	"caf\u00e9", "cafe\u0301", // NFC and NFD
 	"\ufeffroom", "room", "room\u200b", "ro\u200dom", "\u202emoor", "room\u2028", "\u00adroom", // BOM, zero width, right to left, line separator
@@ -42,14 +42,14 @@ func TestOddNamesAreRoomsOfTheirOwn(t *testing.T) {
 		watcher, p := s.Dial(harness.Meta(`{"n":1}`)), s.Dial(harness.Meta(`{"who":"p"}`))
 		for _, name := range oddNames {
 			v := watcher.Subscribe(name)
-			require.Empty(t, v.IDs(t), "%q is another's room", name)
+			require.Empty(t, v.IDs(t), "%q is another room", name)
 			v = p.Join(name)
 			require.Equal(t, []string{p.ID}, v.IDs(t), "%q", name)
 			state := fmt.Sprintf(`{%s:%[1]s,"n":-0.10e+02}`, quoted(t, name))
 			require.Equal(t, "true", string(p.Ask("mesh/publish-presence-state", `{"roomName":`+quoted(t, name)+`,"state":`+state+`}`)), "%q", name)
 			w.Eventually(5*time.Second, func() bool { return watcher.Count("state", p.ID) == 1 }, "the state in %q", name)
 			for _, u := range watcher.Got() {
-				require.Equal(t, name, u.RoomName, "to the byte")
+				require.Equal(t, name, u.RoomName, "the name is unchanged")
 			}
 			require.Equal(t, state, string(watcher.Got()[1].State))
 			rooms, err := s.Rooms().Of(t.Context(), p.ID)
@@ -65,9 +65,9 @@ func TestOddNamesAreRoomsOfTheirOwn(t *testing.T) {
 	})
 }
 
-// What is no text, or no name, is refused with a code on every path, and
-// nothing of it gets anywhere.
-func TestNamesThatAreNone(t *testing.T) {
+// TestInvalidNames checks that invalid names get an error code from every command, and
+// have no effect.
+func TestInvalidNames(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
 		s := w.Tracked(harness.NoCommandLimit, harness.Limits(func(l *mesh.Limits) { l.FrameBytes = 2 << 20 }))
@@ -75,7 +75,7 @@ func TestNamesThatAreNone(t *testing.T) {
 		before := w.RoomKeys()
 		for _, name := range []string{
 			`""`, `"a\u0000b"`, `"\u0000"`, `"a\nb"`, `"\r\n"`, `"\u001b[31m"`, `"\u007f"`, `"\u0085"`, // control characters
-			`"\ud800"`, `"\udc00\ud800"`, `"a\udfff"`, // halves of pairs
+			`"\ud800"`, `"\udc00\ud800"`, `"a\udfff"`, // halves of surrogate pairs
 			`"` + strings.Repeat("x", 257) + `"`, `"` + strings.Repeat("x", 1<<20) + `"`, `"` + strings.Repeat("é", 129) + `"`,
 			`null`, `1`, `true`, `[]`, `{}`, `["lobby"]`, `1e400`,
 		} {
@@ -83,24 +83,24 @@ func TestNamesThatAreNone(t *testing.T) {
 				"mesh/publish-presence-state", "mesh/clear-presence-state", "mesh/get-presence-state", "mesh/get-room-metadata"} {
 				answer := p.Ask(command, `{"roomName":`+name+`,"state":{}}`)
 				require.Equal(t, "EINVALID", harness.Code(t, answer), "%s %.40s: %.200s", command, name, answer)
-				require.Less(t, len(answer), 400, "an answer is not as long as the name")
+				require.Less(t, len(answer), 400, "the answer does not contain the name")
 			}
 			answer := p.Ask("mesh/get-connection-metadata", `{"connectionId":`+name+`}`)
 			require.Contains(t, []string{"EINVALID", ""}, harness.Code(t, answer), "%.40s", name)
 		}
-		// Overlong forms, surrogates in UTF-8 and cut characters make the whole
-		// frame no text: like all that is not JSON it gets no answer.
+		// A frame with invalid UTF-8 (overlong forms, surrogates, cut characters) is no
+		// text. Like every frame that is not JSON, it gets no answer.
 		seen := s.Stats()
 		for _, bytes := range []string{"\xc0\xaf", "\xed\xa0\x80", "\xf4\x90\x80\x80", "\xff", "\xc3"} {
 			p.Say(`{"id":7,"command":"mesh/join-room","payload":{"roomName":"a` + bytes + `"}}`)
 		}
 		require.Equal(t, "true", string(p.Call("mesh/noop", nil)))
 		assert.Equal(t, seen.Changes, s.Stats().Changes)
-		assert.Equal(t, before, w.RoomKeys(), "nothing of it is in Redis")
+		assert.Equal(t, before, w.RoomKeys(), "Redis has new keys")
 	})
 }
 
-// States and metadata are carried as they were written, or refused.
+// States and metadata are either delivered unchanged or refused.
 func TestOddValues(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
@@ -117,7 +117,7 @@ func TestOddValues(t *testing.T) {
 			require.Equal(t, "true", string(p.Ask("mesh/publish-presence-state", `{"roomName":"lobby","state":`+state+`}`)), "%.80s", state)
 			w.Eventually(5*time.Second, func() bool { return watcher.Count("state", p.ID) == i+1 }, "%.80s", state)
 			got := watcher.Got()
-			require.Equal(t, state, string(got[len(got)-1].State), "to the byte")
+			require.Equal(t, state, string(got[len(got)-1].State), "the state is unchanged")
 			set := p.Ask("mesh/set-my-connection-metadata", `{"metadata":`+state+`}`)
 			require.JSONEq(t, `{"success":true}`, string(set))
 			require.Equal(t, `{"metadata":`+state+`}`, string(p.Call("mesh/get-my-connection-metadata", nil)))
@@ -135,7 +135,7 @@ func TestOddValues(t *testing.T) {
 			answer := p.Ask("mesh/publish-presence-state", `{"roomName":"lobby","state":{"x":1},"expireAfter":`+expiry+`}`)
 			require.Equal(t, want, harness.Code(t, answer), "%s: %s", expiry, answer)
 		}
-		// Values that could not be sent on, one level deeper, to others.
+		// A value that could not be encoded at the deeper level of a push.
 		deep := `{"id":1,"command":"mesh/publish-presence-state","payload":{"roomName":"lobby","state":` + nested(511) + `}}`
 		p.Say(deep)
 		require.Equal(t, "true", string(p.Call("mesh/noop", nil)))

@@ -14,9 +14,9 @@ import (
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 )
 
-// TestWhatIsOthers: ids and rooms of others are of no use to a client that has
-// nothing to do with them.
-func TestWhatIsOthers(t *testing.T) {
+// TestIDsAndRoomsOfOtherClients checks that a client without access to a room can
+// neither read nor change anything with the ids of its members.
+func TestIDsAndRoomsOfOtherClients(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
 		s1, s2 := w.Server(harness.ByHeader, harness.NoCommandLimit), w.Server(harness.ByHeader, harness.NoCommandLimit)
@@ -41,7 +41,7 @@ func TestWhatIsOthers(t *testing.T) {
 			}
 			for _, c := range []struct{ command, payload, want string }{
 				{"mesh/get-connection-metadata", fmt.Sprintf(`{"connectionId":%q}`, victim.ID), `{"metadata":null}`},
-				{"mesh/get-connection-metadata", `{"connectionId":"nobody"}`, `{"metadata":null}`}, // the same as for nobody
+				{"mesh/get-connection-metadata", `{"connectionId":"nobody"}`, `{"metadata":null}`}, // the same answer as for an unknown id
 				{"mesh/get-my-connection-metadata", forged(""), `{"metadata":` + harness.Visitor + `}`},
 				{"mesh/get-presence-state", forged(""), `{"success":false,"present":[]}`},
 				{"mesh/get-room-metadata", forged(""), `{"metadata":null}`},
@@ -53,7 +53,7 @@ func TestWhatIsOthers(t *testing.T) {
 			} {
 				require.JSONEq(t, c.want, string(spy.Ask(c.command, c.payload)), "%s %s", c.command, c.payload)
 			}
-			// In a room of its own it acts for itself, whatever it says.
+			// In its own room the client acts for itself, whatever the payload says.
 			require.Equal(t, "true", string(spy.Ask("mesh/publish-presence-state",
 				fmt.Sprintf(`{"roomName":"public1","connectionId":%q,"state":{"of":%[1]q}}`, victim.ID))))
 			u := watcher.Expect(5*time.Second, "state", spy.ID)
@@ -68,7 +68,7 @@ func TestWhatIsOthers(t *testing.T) {
 
 		now, err := s1.InRedis("private1")
 		require.NoError(t, err)
-		assert.Equal(t, harness.Sight{here.ID: `{"secret":1}`, far.ID: `{"secret":1}`}, now, "untouched")
+		assert.Equal(t, harness.MemberStates{here.ID: `{"secret":1}`, far.ID: `{"secret":1}`}, now, "the room has changed")
 		for _, u := range watcher.Got() {
 			assert.False(t, u.RoomName == "private1" || u.ConnectionID != spy.ID, "%v", u)
 		}
@@ -76,7 +76,7 @@ func TestWhatIsOthers(t *testing.T) {
 	})
 }
 
-// TestPongsOfOthers: nobody answers for somebody else.
+// TestPongsOfOthers checks that a client cannot send a pong for another client.
 func TestPongsOfOthers(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -90,6 +90,6 @@ func TestPongsOfOthers(t *testing.T) {
 		}
 		assert.Equal(t, websocket.CloseInternalServerErr, victim.Closed(time.Second))
 		assert.Equal(t, "true", string(liar.Call("mesh/noop", nil)))
-		assert.Zero(t, liar.Pushed("latency"), "what nobody asked for has no answer")
+		assert.Zero(t, liar.Pushed("latency"), "a latency response without a request has no answer")
 	})
 }

@@ -11,18 +11,18 @@ import (
 	"github.com/meshpresence/mesh/internal/store"
 )
 
-// TestReconnectsWhileRedisIsAway: clients that come and go while nothing can
-// be written are let go, but for those whose writing has begun: a batch at a
-// time. When Redis is back it holds nothing of any.
+// TestReconnectsWhileRedisIsAway checks that a server does not keep clients that
+// connect and leave while Redis answers nothing, except for those in a batch that was
+// sent. When Redis is back, it must have no keys of any of them.
 func TestReconnectsWhileRedisIsAway(t *testing.T) {
 	t.Parallel()
 	harness.Long(t, "an outage in real time")
-	f := newFort(t, harness.ChildConfig{})
+	f := newTarget(t, harness.ChildConfig{})
 	if f.real == nil {
 		t.Skip("needs a redis-server to stop")
 	}
-	keys := f.lasting()
-	before := f.ask("/gauge?reset")
+	keys := f.permanentKeys()
+	before := f.getGauge("/gauge?reset")
 	f.real.Pause()
 	paused := true
 	defer func() {
@@ -33,33 +33,34 @@ func TestReconnectsWhileRedisIsAway(t *testing.T) {
 	const attempts, workers = 1000, 50
 	f.each(workers, func(int) error {
 		for range attempts / workers {
-			e, _, err := tryEnemy(f.t, f.Addr)
+			e, _, err := tryDial(f.t, f.Addr)
 			if err != nil {
 				return err
 			}
 			if err := e.text(`{"id":1,` + body("join-room", "away", "") + `}`); err != nil {
 				return err
 			}
-			e.gone()
+			e.drop()
 		}
 		return nil
 	})
-	// What a batch has been tried with has to be ended, and a second one may
-	// have been begun; the rest goes when the next attempt has failed.
+	// The first batch was sent, so its connections have to be ended in Redis. A second
+	// batch may have been sent, too. The other connections are removed when the next
+	// attempt has failed.
 	var g harness.Gauged
-	f.within(patience, func() bool { g = f.gauge(); return g.Stats.Connections <= 2+2*store.MaxOps }, "they are let go: %+v", &g.Stats)
-	t.Logf("%d connections kept of %d that came, heap grew by %s at most", g.Stats.Connections-2, attempts, kib(g.Peak-before.Bytes))
+	f.within(timeLimit, func() bool { g = f.gauge(); return g.Stats.Connections <= 2+2*store.MaxOps }, "the connections are removed: %+v", &g.Stats)
+	t.Logf("%d of %d connections kept, heap grew by %s at most", g.Stats.Connections-2, attempts, kib(g.Peak-before.Bytes))
 	assert.LessOrEqual(t, g.Peak-before.Bytes, int64(attempts*16<<10+spare))
 	f.real.Resume()
 	paused = false
 	f.within(30*time.Second, func() bool {
 		g = f.gauge()
 		return g.Stats.Connections == 2 && g.Stats.Entries == 1 && g.Goroutines <= before.Goroutines+2
-	}, "all are gone")
+	}, "all connections are gone")
 	f.within(30*time.Second, func() bool {
-		now := f.lasting()
+		now := f.permanentKeys()
 		return len(now) == len(keys)
 	}, "nothing is left in Redis: before %q", keys)
-	f.pair.speak(20, nil)
-	require.NoError(t, f.pair.err, "and the neighbours go on")
+	f.pair.publish(20, nil)
+	require.NoError(t, f.pair.err, "the neighbours are served")
 }

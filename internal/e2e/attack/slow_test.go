@@ -16,21 +16,21 @@ import (
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 )
 
-// slowEnemies is how many take their time at once.
-const slowEnemies = 50
+// slowAttackers is the number of slow connections at the same time.
+const slowAttackers = 50
 
 var slowAttacks = []attack{
-	{"an upgrade byte by byte", harness.ChildConfig{Header: time.Second}, slowEnemies*64<<10 + spare, slowUpgrade},
-	{"frames byte by byte", harness.ChildConfig{Ping: time.Second}, slowEnemies*96<<10 + spare, slowFrames},
-	{"frames that never end", harness.ChildConfig{Ping: time.Second}, slowEnemies*160<<10 + spare, halfFrames},
-	{"no pongs", harness.ChildConfig{Ping: time.Second}, slowEnemies*64<<10 + spare, noPongs},
-	{"a busy room that is read slowly", harness.ChildConfig{Buffer: 32 << 10, Limits: unlimited, Metadata: true}, 3*perEnemy + spare, unreadRoom},
-	{"a little unread for long", harness.ChildConfig{Buffer: 32 << 10, Write: time.Second}, perEnemy + spare, stuckWrite},
-	{"half a connection", harness.ChildConfig{}, slowEnemies*64<<10 + spare, halfClosed},
+	{"an upgrade byte by byte", harness.ChildConfig{Header: time.Second}, slowAttackers*64<<10 + spare, slowUpgrade},
+	{"frames byte by byte", harness.ChildConfig{Ping: time.Second}, slowAttackers*96<<10 + spare, slowFrames},
+	{"frames that never end", harness.ChildConfig{Ping: time.Second}, slowAttackers*160<<10 + spare, halfFrames},
+	{"no pongs", harness.ChildConfig{Ping: time.Second}, slowAttackers*64<<10 + spare, noPongs},
+	{"a busy room that is read slowly", harness.ChildConfig{Buffer: 32 << 10, Limits: unlimited, Metadata: true}, 3*perAttacker + spare, unreadRoom},
+	{"a few unread answers for long", harness.ChildConfig{Buffer: 32 << 10, Write: time.Second}, perAttacker + spare, stuckWrite},
+	{"half-closed connections", harness.ChildConfig{}, slowAttackers*64<<10 + spare, halfClosed},
 }
 
-// each does something with many at once.
-func (f *fort) each(n int, do func(i int) error) {
+// each calls a function n times in parallel.
+func (f *target) each(n int, do func(i int) error) {
 	f.t.Helper()
 	var wg sync.WaitGroup
 	errs := make([]error, n)
@@ -43,10 +43,10 @@ func (f *fort) each(n int, do func(i int) error) {
 	}
 }
 
-// slowUpgrade: http.Server's ReadHeaderTimeout ends what never becomes a
-// request; whoever sends a whole one in time is not affected.
-func slowUpgrade(_ *testing.T, f *fort) {
-	f.each(slowEnemies, func(int) error {
+// slowUpgrade checks that ReadHeaderTimeout of http.Server ends requests that are not
+// complete in time.
+func slowUpgrade(_ *testing.T, f *target) {
+	f.each(slowAttackers, func(int) error {
 		c, err := net.Dial("tcp", f.Addr)
 		if err != nil {
 			return err
@@ -68,10 +68,10 @@ func slowUpgrade(_ *testing.T, f *fort) {
 	})
 }
 
-// slowFrames: a frame is a sign of life when it is whole.
-func slowFrames(t *testing.T, f *fort) {
-	f.each(slowEnemies, func(int) error {
-		e, _, err := tryEnemy(t, f.Addr)
+// slowFrames checks that only a whole frame is a sign of life.
+func slowFrames(t *testing.T, f *target) {
+	f.each(slowAttackers, func(int) error {
+		e, _, err := tryDial(t, f.Addr)
 		if err != nil {
 			return err
 		}
@@ -88,21 +88,22 @@ func slowFrames(t *testing.T, f *fort) {
 				}
 			}
 		}
-		return fmt.Errorf("a frame of %d bytes came through", len(frame))
+		return fmt.Errorf("a frame of %d bytes was accepted", len(frame))
 	})
 }
 
-func wantCode(r told, code int) error {
+func wantCode(r result, code int) error {
 	if r.closing != code {
 		return fmt.Errorf("ended with %d (%w), not %d", r.closing, r.err, code)
 	}
 	return nil
 }
 
-// halfFrames: what has been sent is kept while its rest may come.
-func halfFrames(t *testing.T, f *fort) {
-	f.each(slowEnemies, func(i int) error {
-		e, _, err := tryEnemy(t, f.Addr)
+// halfFrames checks that a partial frame is kept only until its connection counts as
+// silent.
+func halfFrames(t *testing.T, f *target) {
+	f.each(slowAttackers, func(i int) error {
+		e, _, err := tryDial(t, f.Addr)
 		if err != nil {
 			return err
 		}
@@ -119,23 +120,23 @@ func halfFrames(t *testing.T, f *fort) {
 	})
 }
 
-// noPongs: 1011 when nothing has come for too long.
-func noPongs(t *testing.T, f *fort) {
-	f.each(slowEnemies, func(int) error {
-		e, _, err := tryEnemy(t, f.Addr)
+// noPongs checks that a silent connection is closed with 1011.
+func noPongs(t *testing.T, f *target) {
+	f.each(slowAttackers, func(int) error {
+		e, _, err := tryDial(t, f.Addr)
 		if err != nil {
 			return err
 		}
 		e.mute = true
 		return wantCode(<-e.listen(), websocket.CloseInternalServerErr)
 	})
-	assert.EqualValues(t, slowEnemies, f.gauge().Stats.Closed["silent"])
+	assert.EqualValues(t, slowAttackers, f.gauge().Stats.Closed["silent"])
 }
 
-// unreadRoom: two fill the room with what cannot be left out for one who does
-// not keep up. It is closed with 1013 at the bound of its queue.
-func unreadRoom(t *testing.T, f *fort) {
-	slow := dialEnemy(t, f.Addr)
+// unreadRoom fills a room with joins and leaves, which cannot be coalesced, for a slow
+// subscriber. Its connection is closed with 1013 when its queue is full.
+func unreadRoom(t *testing.T, f *target) {
+	slow := dialAttacker(t, f.Addr)
 	require.Contains(t, slow.call("mesh/subscribe-presence", `{"roomName":"busy"}`), `"success":true`)
 	slow.pause = 25 * time.Millisecond
 	ended := slow.listen()
@@ -144,10 +145,10 @@ func unreadRoom(t *testing.T, f *fort) {
 	defer wg.Wait()
 	defer close(stop)
 	for range 2 {
-		e := dialEnemy(t, f.Addr)
+		e := dialAttacker(t, f.Addr)
 		require.Contains(t, e.call("mesh/set-my-connection-metadata", `{"metadata":"`+strings.Repeat("x", 8<<10)+`"}`), "true")
 		wg.Go(func() {
-			defer e.gone()
+			defer e.drop()
 			for {
 				select {
 				case <-stop:
@@ -169,29 +170,29 @@ func unreadRoom(t *testing.T, f *fort) {
 	case r := <-ended:
 		require.NoError(t, wantCode(r, websocket.CloseTryAgainLater))
 	case <-time.After(60 * time.Second):
-		require.FailNow(t, "it is not closed")
+		require.FailNow(t, "the connection is not closed")
 	}
 }
 
-// stuckWrite: less than the bound waits, but nothing moves. There is no way to
-// tell it: the connection is cut.
-func stuckWrite(t *testing.T, f *fort) {
-	e := dialEnemy(t, f.Addr)
+// stuckWrite checks a client that reads nothing while less than the limit waits. A
+// close frame could not be written, so the connection is cut.
+func stuckWrite(t *testing.T, f *target) {
+	e := dialAttacker(t, f.Addr)
 	name := strings.Repeat("x", 30_000)
 	for i := range 12 {
 		require.NoError(t, e.text(fmt.Sprintf(`{"id":%d,"command":%q}`, i, name)))
 	}
-	f.within(patience, func() bool { return f.gauge().Stats.Closed["stuck"] == 1 }, "cut: %+v", f.gauge().Stats)
-	e.gone()
+	f.within(timeLimit, func() bool { return f.gauge().Stats.Closed["stuck"] == 1 }, "the connection is cut: %+v", f.gauge().Stats)
+	e.drop()
 }
 
-// halfClosed: who says no more has gone, whether or not it still listens; and
-// so has who says no more without a word.
-func halfClosed(t *testing.T, f *fort) {
-	watcher := dialEnemy(t, f.Addr)
+// halfClosed checks that a connection leaves if the client closes its sending side,
+// even if it still reads, or resets the connection.
+func halfClosed(t *testing.T, f *target) {
+	watcher := dialAttacker(t, f.Addr)
 	require.Contains(t, watcher.call("mesh/subscribe-presence", `{"roomName":"half"}`), `"success":true`)
-	for i := range slowEnemies {
-		e := dialEnemy(t, f.Addr)
+	for i := range slowAttackers {
+		e := dialAttacker(t, f.Addr)
 		require.Contains(t, e.call("mesh/join-room", `{"roomName":"half"}`), `"success":true`)
 		tcp := e.ws.NetConn().(*net.TCPConn)
 		if i%2 == 0 {
@@ -201,10 +202,10 @@ func halfClosed(t *testing.T, f *fort) {
 			require.NoError(t, tcp.Close())
 		}
 		_, err := watcher.until(fmt.Sprintf(`{"type":"leave","connectionId":%q`, e.id))
-		require.NoError(t, err, "its leave")
+		require.NoError(t, err, "the leave is reported")
 		if i%2 == 0 {
-			assert.Equal(t, websocket.CloseAbnormalClosure, e.code(), "no close frame: there is nobody to answer it")
+			assert.Equal(t, websocket.CloseAbnormalClosure, e.code(), "no close frame, because the client could not answer it")
 		}
 	}
-	watcher.gone()
+	watcher.drop()
 }

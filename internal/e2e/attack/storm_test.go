@@ -13,24 +13,24 @@ import (
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 )
 
-// storms use what is allowed, as fast as it goes.
+// storms use allowed requests, as fast as possible.
 var storms = []attack{
-	{"a thousand rooms", harness.ChildConfig{Limits: unlimited}, perEnemy + spare, thousandRooms},
-	{"states as large and as many as may be", harness.ChildConfig{}, 8*perEnemy + spare, largeStates},
-	{"metadata in a hundred rooms", harness.ChildConfig{Metadata: true}, metadataEnemies*perEnemy + spare, metadataStorm},
-	{"subscribing and not", harness.ChildConfig{Limits: unlimited}, perEnemy + spare, subscribeStorm},
-	{"subscribing to ever new rooms", harness.ChildConfig{Limits: unlimited}, perEnemy + spare, mirrorChurn},
-	{"visiting ever new rooms", harness.ChildConfig{Limits: unlimited}, perEnemy + spare, passingVisits},
-	{"joining and leaving", harness.ChildConfig{Limits: unlimited}, perEnemy + spare, joinStorm},
+	{"a thousand rooms", harness.ChildConfig{Limits: unlimited}, perAttacker + spare, thousandRooms},
+	{"the largest states at the highest rate", harness.ChildConfig{}, 8*perAttacker + spare, largeStates},
+	{"metadata in a hundred rooms", harness.ChildConfig{Metadata: true}, metadataAttackers*perAttacker + spare, metadataStorm},
+	{"subscribing and unsubscribing", harness.ChildConfig{Limits: unlimited}, perAttacker + spare, subscribeStorm},
+	{"subscribing to new rooms", harness.ChildConfig{Limits: unlimited}, perAttacker + spare, mirrorChurn},
+	{"visiting new rooms", harness.ChildConfig{Limits: unlimited}, perAttacker + spare, passingVisits},
+	{"joining and leaving", harness.ChildConfig{Limits: unlimited}, perAttacker + spare, joinStorm},
 }
 
-const metadataEnemies = 8
+const metadataAttackers = 8
 
 const stormFor = 3 * time.Second
 
-// rally sends requests in pairs, each when the pair before it was answered,
-// for a while. It returns how many were answered, by code.
-func (e *enemy) rally(d time.Duration, pair func(i int) (first, second string)) map[string]int {
+// exchange sends pairs of requests for a while, each after the answers to the pair
+// before. It returns the number of answers by code.
+func (e *attacker) exchange(d time.Duration, pair func(i int) (first, second string)) map[string]int {
 	e.t.Helper()
 	codes := map[string]int{}
 	for i, end := 0, time.Now().Add(d); time.Now().Before(end); i++ {
@@ -51,9 +51,9 @@ func body(command, room, more string) string {
 	return fmt.Sprintf(`"command":"mesh/%s","payload":{"roomName":%q%s}`, command, room, more)
 }
 
-// thousandRooms: a hundred are allowed, then ELIMIT.
-func thousandRooms(t *testing.T, f *fort) {
-	e := dialEnemy(t, f.Addr)
+// thousandRooms checks that a hundred rooms are allowed, and others get ELIMIT.
+func thousandRooms(t *testing.T, f *target) {
+	e := dialAttacker(t, f.Addr)
 	codes := map[string]int{}
 	for i := range 1000 {
 		for _, command := range []string{"mesh/join-room", "mesh/subscribe-presence"} {
@@ -66,15 +66,15 @@ func thousandRooms(t *testing.T, f *fort) {
 	g := f.gauge()
 	assert.Equal(t, 101, g.Stats.Entries)
 	assert.Equal(t, 101, g.Stats.Watched)
-	e.gone()
+	e.drop()
 }
 
-// largeStates: four publish the largest states that there may be, as often as
-// they may, in the room where the neighbours are.
-func largeStates(t *testing.T, f *fort) {
+// largeStates makes four clients publish the largest allowed states in the room of the
+// neighbours, at the highest allowed rate.
+func largeStates(t *testing.T, f *target) {
 	const n = 4
 	f.each(n, func(int) error {
-		e, _, err := tryEnemy(t, f.Addr)
+		e, _, err := tryDial(t, f.Addr)
 		if err != nil {
 			return err
 		}
@@ -84,21 +84,21 @@ func largeStates(t *testing.T, f *fort) {
 		ended := e.listen()
 		state := `,"state":{"x":"` + strings.Repeat("x", 8<<10-8) + `"}`
 		e.flood(100, stormFor, func(i int) string { return fmt.Sprintf(`{"id":%d,%s}`, i, body("publish-presence-state", home, state)) })
-		e.bye()
+		e.closeNormally()
 		r := <-ended
 		if r.codes[""] == 0 || len(r.codes) > 1 {
-			return fmt.Errorf("answered with %v", r.codes)
+			return fmt.Errorf("answers %v", r.codes)
 		}
 		return wantCode(r, websocket.CloseNormalClosure)
 	})
 }
 
-// metadataStorm: each change rewrites an entry per room, with the metadata in
-// it: one command, a megabyte and a half for Redis.
-func metadataStorm(t *testing.T, f *fort) {
+// metadataStorm changes metadata. One command rewrites an entry per room, together a
+// megabyte and a half for Redis.
+func metadataStorm(t *testing.T, f *target) {
 	metadata := strings.Repeat("x", 16<<10-16)
-	f.each(metadataEnemies, func(n int) error {
-		e, _, err := tryEnemy(t, f.Addr)
+	f.each(metadataAttackers, func(n int) error {
+		e, _, err := tryDial(t, f.Addr)
 		if err != nil {
 			return err
 		}
@@ -114,7 +114,7 @@ func metadataStorm(t *testing.T, f *fort) {
 		e.flood(20, stormFor, func(i int) string {
 			return fmt.Sprintf(`{"id":%d,"command":"mesh/set-my-connection-metadata","payload":{"metadata":"%08d%s"}}`, i, i, metadata)
 		})
-		e.bye()
+		e.closeNormally()
 		r := <-ended
 		if r.codes[""] == 0 {
 			return fmt.Errorf("answers %v", r.codes)
@@ -123,32 +123,34 @@ func metadataStorm(t *testing.T, f *fort) {
 	})
 }
 
-// subscribeStorm: a room that is mirrored already costs Redis nothing.
-func subscribeStorm(t *testing.T, f *fort) {
+// subscribeStorm checks that a subscription to a room with a mirror makes no call to
+// Redis.
+func subscribeStorm(t *testing.T, f *target) {
 	before := f.gauge().Stats
-	e := dialEnemy(t, f.Addr)
-	codes := e.rally(stormFor, func(int) (string, string) {
+	e := dialAttacker(t, f.Addr)
+	codes := e.exchange(stormFor, func(int) (string, string) {
 		return body("subscribe-presence", "stormy", ""), body("unsubscribe-presence", "stormy", "")
 	})
 	after := f.gauge().Stats
 	t.Logf("%d answers, %d Redis calls, %d snapshots", codes[""], after.RedisCalls-before.RedisCalls, harness.Reads(after)-harness.Reads(before))
 	assert.Len(t, codes, 1, "%v", codes)
-	assert.LessOrEqual(t, harness.Reads(after)-harness.Reads(before), uint64(3), "it is read once, not each time")
-	e.gone()
+	assert.LessOrEqual(t, harness.Reads(after)-harness.Reads(before), uint64(3), "the room is read for each subscription")
+	e.drop()
 }
 
-// mirrorChurn: each room is mirrored anew, and let go a little after.
-func mirrorChurn(t *testing.T, f *fort) {
+// mirrorChurn subscribes to new rooms, so that each gets a mirror, which is dropped
+// soon after.
+func mirrorChurn(t *testing.T, f *target) {
 	before := f.gauge().Stats
-	e, begun := dialEnemy(t, f.Addr), time.Now()
+	e, begun := dialAttacker(t, f.Addr), time.Now()
 	ended := e.listen()
 	sent := e.flood(300, stormFor, func(i int) string {
 		command := []string{"subscribe-presence", "unsubscribe-presence"}[i%2]
 		return fmt.Sprintf(`{"id":%d,%s}`, i, body(command, fmt.Sprintf("new%d", i/2), ""))
 	})
-	f.within(patience, func() bool { return e.answered.Load() == int64(sent) }, "all are answered")
+	f.within(timeLimit, func() bool { return e.answered.Load() == int64(sent) }, "all commands are answered")
 	after := f.gauge().Stats
-	e.bye()
+	e.closeNormally()
 	r := <-ended
 	t.Logf("%d commands, answers %v, %d watched, %d snapshots, %d Redis calls", sent, r.codes, after.Watched,
 		harness.Reads(after)-harness.Reads(before), after.RedisCalls-before.RedisCalls)
@@ -159,19 +161,19 @@ func mirrorChurn(t *testing.T, f *fort) {
 	require.NoError(t, wantCode(r, websocket.CloseNormalClosure))
 }
 
-// mostNew is the number of new rooms that a connection may have begun to use.
+// mostNew is the number of new rooms that a connection may have used.
 func mostNew(since time.Time) int { return 300 * (1 + int(time.Since(since)/time.Minute)) }
 
-// passingVisits: each room is joined and left. Redis remembers no more of them
-// than the limit of new rooms lets in, and not for long.
-func passingVisits(t *testing.T, f *fort) {
-	e, begun := dialEnemy(t, f.Addr), time.Now()
+// passingVisits joins and leaves new rooms. Redis keeps no more of them than the limit
+// of new rooms allows, and only for a short time.
+func passingVisits(t *testing.T, f *target) {
+	e, begun := dialAttacker(t, f.Addr), time.Now()
 	ended := e.listen()
 	sent := e.flood(300, stormFor, func(i int) string {
 		command := []string{"join-room", "leave-room"}[i%2]
 		return fmt.Sprintf(`{"id":%d,%s}`, i, body(command, fmt.Sprintf("passing%d", i/2), ""))
 	})
-	f.within(patience, func() bool { return e.answered.Load() == int64(sent) }, "all are answered")
+	f.within(timeLimit, func() bool { return e.answered.Load() == int64(sent) }, "all commands are answered")
 	keys, err := f.redis.Keys(t.Context(), "mesh:presence:seq:passing*").Result()
 	require.NoError(t, err)
 	assert.NotEmpty(t, keys)
@@ -181,23 +183,23 @@ func passingVisits(t *testing.T, f *fort) {
 		require.NoError(t, err)
 		assert.LessOrEqual(t, left, 15*time.Second, key)
 	}
-	e.bye()
+	e.closeNormally()
 	r := <-ended
 	assert.Positive(t, r.codes["ELIMIT"], "%v", r.codes)
 	require.NoError(t, wantCode(r, websocket.CloseNormalClosure))
 }
 
-// joinStorm: the neighbours' room sees every single one, and Redis one call
-// for one change at most.
-func joinStorm(t *testing.T, f *fort) {
+// joinStorm joins and leaves the room of the neighbours. Each change is reported there,
+// and Redis gets at most one call per change.
+func joinStorm(t *testing.T, f *target) {
 	before := f.gauge().Stats
-	e := dialEnemy(t, f.Addr)
-	codes := e.rally(stormFor, func(int) (string, string) {
+	e := dialAttacker(t, f.Addr)
+	codes := e.exchange(stormFor, func(int) (string, string) {
 		return body("join-room", home, ""), body("leave-room", home, "")
 	})
 	after := f.gauge().Stats
 	t.Logf("%d answers, %d changes in %d batches", codes[""], after.Changes-before.Changes, after.Batches-before.Batches)
 	assert.Len(t, codes, 1, "%v", codes)
 	assert.LessOrEqual(t, after.Batches-before.Batches, after.Changes-before.Changes)
-	e.gone()
+	e.drop()
 }

@@ -21,8 +21,8 @@ import (
 
 const aclPassword = "s3cr3t/of=mesh"
 
-// restricted is a world whose servers reach Redis by a URL with TLS, as a user
-// with no more than the rights they need.
+// restricted returns a world whose servers reach Redis over a URL with TLS, as a user
+// with the documented rights only.
 func restricted(t *testing.T, more ...string) *harness.World {
 	t.Helper()
 	w := harness.RealWorld(t, redistest.WithTLS(), redistest.WithUser("mesh "+harness.AclOf(aclPassword, more...)))
@@ -31,15 +31,15 @@ func restricted(t *testing.T, more ...string) *harness.World {
 	return w
 }
 
-// refusals returns what Redis has refused to a user, as far as that is not what
-// the client library asks of newer servers when it connects, and lives without.
+// refusals returns the commands that Redis has refused to a user. It leaves out what
+// the Redis client sends to newer servers when it connects, and does not need.
 func refusals(t *testing.T, admin *redis.Client, user string) []string {
 	t.Helper()
 	entries, err := admin.ACLLog(t.Context(), 100).Result()
 	require.NoError(t, err)
 	var list []string
 	for _, e := range entries {
-		command, _, _ := strings.Cut(e.Object, "|") // before 7.0 there is no subcommand
+		command, _, _ := strings.Cut(e.Object, "|") // Redis before 7.0 reports no subcommand
 		if e.Username == user && command != "client" {
 			list = append(list, e.Reason+" "+command)
 		}
@@ -47,9 +47,9 @@ func refusals(t *testing.T, admin *redis.Client, user string) []string {
 	return list
 }
 
-// TestRestrictedUser goes through what servers do as a user who may do nothing
-// else, over TLS, without CONFIG: nothing of it is refused but the question for
-// one setting, and that is all that is logged.
+// TestRestrictedUser uses all features with a restricted user without CONFIG, over TLS.
+// Redis may only refuse the one CONFIG command, and the log may only have the warning
+// about it.
 func TestRestrictedUser(t *testing.T) {
 	t.Parallel()
 	harness.Long(t, "takes real seconds")
@@ -75,11 +75,11 @@ func TestRestrictedUser(t *testing.T) {
 		p.Join("a")
 		p.Join(harness.RoomTimed)
 		d.note("a", p.ID, p.States("a", 1))
-		d.note(harness.RoomTimed, p.ID, harness.Wish{In: true})
+		d.note(harness.RoomTimed, p.ID, harness.WantedEntry{In: true})
 		defer d.forget(p)
 	}
 	d.settles(time.Now(), 5*time.Second)
-	d.patient()
+	d.awaitContact()
 	victim.Die()
 	d.mu.Lock()
 	for _, room := range d.want {
@@ -93,21 +93,21 @@ func TestRestrictedUser(t *testing.T) {
 	d.settles(time.Now(), 8*time.Second)
 	d.stayed(stay)
 	require.Equal(t, []string{"command config"}, refusals(t, admin, "mesh"))
-	require.Equal(t, started, log.Texts(), "no more than the one warning of each")
+	require.Equal(t, started, log.Texts(), "one warning per server")
 
 	w.Real.Restart(true)
 	d.settles(time.Now(), 8*time.Second)
 	d.stayed(stay)
-	d.patient()
-	d.over()
+	d.awaitContact()
+	d.finish()
 	require.Equal(t, []string{"command config"}, refusals(t, admin, "mesh"))
-	for _, text := range log.Texts()[len(started):] { // that Redis was away
+	for _, text := range log.Texts()[len(started):] { // the warnings about the restart
 		require.NotContains(t, text, "NOPERM")
 	}
 }
 
-// useEverything calls what an app can call, from the server where the
-// connection is, and from another.
+// useEverything calls the API for connections and rooms, on the server of the
+// connection and on another one.
 func useEverything(t *testing.T, d *drill) {
 	t.Helper()
 	ctx := t.Context()
@@ -168,7 +168,7 @@ func useEverything(t *testing.T, d *drill) {
 	q.Closed(5 * time.Second)
 }
 
-// crowd fills a room that is read in pages.
+// crowd fills a room that has to be read in pages.
 func crowd(t *testing.T, w *harness.World) {
 	t.Helper()
 	const size = 600
@@ -201,8 +201,8 @@ func crowd(t *testing.T, w *harness.World) {
 	}
 }
 
-// TestRestrictedUserMayConfigure: with CONFIG nothing at all is refused, and
-// the setting is made.
+// TestRestrictedUserMayConfigure checks that a user with CONFIG is refused nothing, and
+// that the server makes the setting.
 func TestRestrictedUserMayConfigure(t *testing.T) {
 	t.Parallel()
 	w := restricted(t, harness.AclConfig)
@@ -218,9 +218,9 @@ func TestRestrictedUserMayConfigure(t *testing.T) {
 	require.Empty(t, log.Texts())
 }
 
-// TestUserLacksARight takes each right away, one at a time: without it a server
-// does not start, and says what it lacks. So none of them is given in vain, and
-// none is missed later, in the middle of a script.
+// TestUserLacksARight removes one right at a time. Without it, Start must fail and name
+// the right. So each documented right is needed, and a missing one is not only noticed
+// later, in the middle of a script.
 func TestUserLacksARight(t *testing.T) {
 	t.Parallel()
 	r := redistest.Start(t)
@@ -240,13 +240,13 @@ func TestUserLacksARight(t *testing.T) {
 		require.GreaterOrEqual(t, i, 0, old)
 		return slices.Concat(all[:i], now, all[i+1:])
 	}
-	refused := func(c *redis.Client, says string) {
+	refused := func(c *redis.Client, text string) {
 		err := harness.TryStart(t, c)
-		require.ErrorIs(t, err, mesh.ErrUnavailable, says)
-		require.ErrorContains(t, err, says)
+		require.ErrorIs(t, err, mesh.ErrUnavailable, text)
+		require.ErrorContains(t, err, text)
 		require.ErrorContains(t, err, "ACL")
 		for _, key := range admin.Keys(t.Context(), "*").Val() {
-			require.NotEqual(t, time.Duration(-1), admin.PTTL(t.Context(), key).Val(), "nothing is half done, but for %s", key)
+			require.NotEqual(t, time.Duration(-1), admin.PTTL(t.Context(), key).Val(), "a failed start leaves %s", key)
 		}
 	}
 	for right := range strings.FieldsSeq(harness.AclCommands) {
@@ -261,12 +261,13 @@ func TestUserLacksARight(t *testing.T) {
 	refused(as(1, all), "select")
 	refused(as(0, with(">pw", ">other")), "WRONGPASS")
 	refused(as(0, with("on", "off")), "WRONGPASS")
-	// NOAUTH: nobody may come without a name.
+	// NOAUTH: the default user needs a password.
 	require.NoError(t, admin.ACLSetUser(t.Context(), "default", "resetpass", ">pw").Err())
 	refused(r.Client(t), "NOAUTH")
 }
 
-// TestUserLacksTheExpiredEvents: that is the one right that servers can do without.
+// TestUserLacksTheExpiredEvents checks that servers work without the right to expired
+// events, and warn about it.
 func TestUserLacksTheExpiredEvents(t *testing.T) {
 	t.Parallel()
 	r := redistest.Start(t, redistest.Args("--notify-keyspace-events", "Ex"),
@@ -282,7 +283,8 @@ func TestUserLacksTheExpiredEvents(t *testing.T) {
 	require.Contains(t, log.Texts()[0], "__keyevent@0__:expired")
 }
 
-// TestRestrictedUserOfACluster: what the client of a cluster asks besides.
+// TestRestrictedUserOfACluster checks the rights that a cluster client needs in
+// addition.
 func TestRestrictedUserOfACluster(t *testing.T) {
 	t.Parallel()
 	harness.Long(t, "starts a cluster")
@@ -317,8 +319,9 @@ func TestRestrictedUserOfACluster(t *testing.T) {
 	require.Empty(t, log.Texts())
 }
 
-// TestUserOfAClusterLacksARightOnOneNode: users are made node by node, so that
-// one is soon forgotten, or made before the right is known.
+// TestUserOfAClusterLacksARightOnOneNode checks that a right which is missing on one
+// node is reported. Users are made on each node separately, so one node is easily
+// forgotten.
 func TestUserOfAClusterLacksARightOnOneNode(t *testing.T) {
 	t.Parallel()
 	harness.Long(t, "starts a cluster")
@@ -352,14 +355,14 @@ func TestUserOfAClusterLacksARightOnOneNode(t *testing.T) {
 	require.NoError(t, try())
 }
 
-// TestDocsQuoteTheRights checks that the rights in docs/operations.md are those that
-// are tried here.
+// TestDocsQuoteTheRights checks that docs/operations.md lists the same rights as this
+// package tests.
 func TestDocsQuoteTheRights(t *testing.T) {
 	t.Parallel()
 	text, err := os.ReadFile(harness.InModule("docs", "operations.md"))
 	require.NoError(t, err)
 	_, rest, found := strings.Cut(string(text), "redis-cli ACL SETUSER mesh reset ")
-	require.True(t, found, "the page has the command")
+	require.True(t, found, "the page lacks the command")
 	quoted, _, found := strings.Cut(rest, "\n```")
 	require.True(t, found)
 	words := strings.Fields(strings.NewReplacer("\\\n", " ", "'", "").Replace(quoted))

@@ -18,12 +18,12 @@ import (
 	"github.com/meshpresence/mesh/internal/redistest"
 )
 
-var causesRuns = flag.Int("causes.runs", 0, "how often TestCauses goes through every cause with default options, some two minutes each; 0: once, with short ones")
+var causesRuns = flag.Int("causes.runs", 0, "runs of TestCauses with default options, about two minutes each; 0: one run with short times")
 
-// times are the options that decide how long a leave takes to be told.
+// times are the options that decide how soon a leave is reported.
 type times struct {
 	lease, ping, ttl time.Duration
-	down, away       time.Duration // how long Redis is gone where it restarts, and where it is only away
+	down, away       time.Duration // duration of a restart of Redis, and of an outage
 }
 
 var (
@@ -31,22 +31,23 @@ var (
 	shortTimes   = times{lease: 2 * time.Second, ping: time.Second, ttl: 2 * time.Second, down: 500 * time.Millisecond, away: 4 * time.Second}
 )
 
-// cause is a reason why members of two rooms, one of them with a TTL, have left.
+// cause is a reason why the members of two rooms leave. One of the rooms has a TTL.
 type cause struct {
 	name string
 	aof  bool
-	// strike makes it happen and returns from when on somebody could be told.
-	strike func(s *scene) time.Time
-	// within is what is promised, for the rooms without and with a TTL.
+	// trigger causes the leaves and returns the earliest time at which they could be
+	// reported.
+	trigger func(s *scene) time.Time
+	// within returns the promised limits, for the rooms without and with a TTL.
 	within func(t times) [2]time.Duration
 }
 
-// scene is one server with a subscriber, and another process, where the members are.
+// scene has one server with a subscriber, and a child process with the members.
 type scene struct {
 	*drill
 	times
 	victim *harness.Child
-	tunnel *redistest.ProxyServer // that the members' sockets go through
+	tunnel *redistest.ProxyServer // proxy of the members' sockets
 	gone   []*harness.Peer
 }
 
@@ -60,7 +61,7 @@ var causes = []cause{
 		s.tunnel.BlackHole(true)
 		return time.Now()
 	}, func(t times) [2]time.Duration {
-		// One more interval where a server's clock stood still meanwhile.
+		// One more interval if a server's clock stood still.
 		return [2]time.Duration{4*t.ping + time.Second, t.ttl + time.Second}
 	}},
 	{"server killed (`kill -9`)", false, func(s *scene) time.Time {
@@ -92,13 +93,13 @@ func both(f func(times) time.Duration) func(times) [2]time.Duration {
 	return func(t times) [2]time.Duration { return [2]time.Duration{f(t), f(t)} }
 }
 
-// byLease is what is promised after the end of a server.
+// byLease returns the limits after the end of a server.
 func byLease(t times) [2]time.Duration {
 	return [2]time.Duration{t.lease + time.Second, t.lease + time.Second}
 }
 
-// afterOutage is what is promised once Redis is back: one lease of patience,
-// and for members whom it has lost the doubt about them.
+// afterOutage returns the limits after Redis is back: one lease until the servers are
+// in contact again, and one for unconfirmed members.
 func afterOutage(t times) [2]time.Duration {
 	return [2]time.Duration{2*t.lease + time.Second, 2*t.lease + time.Second}
 }
@@ -118,8 +119,8 @@ func (s *scene) leave() {
 	}
 }
 
-// TestCauses measures how long it takes for each reason to leave until the
-// subscribers on another server are told, and whether they are told wrongly.
+// TestCauses measures, for each cause, the time until subscribers on another server
+// receive the leaves. It also checks that no other leave is reported.
 func TestCauses(t *testing.T) {
 	t.Parallel()
 	harness.Long(t, "takes real seconds")
@@ -127,7 +128,7 @@ func TestCauses(t *testing.T) {
 	if *causesRuns > 0 {
 		times, runs = defaultTimes, *causesRuns
 	}
-	results := make([]telling, len(causes))
+	results := make([]measured, len(causes))
 	for range runs {
 		var all sync.WaitGroup
 		for i, c := range causes {
@@ -140,13 +141,13 @@ func TestCauses(t *testing.T) {
 	t.Log(tableOf(results, times))
 }
 
-// telling is when subscribers were told of members that left.
-type telling struct {
-	took  [2][]time.Duration // in the rooms without and with a TTL
-	wrong int                // leaves of who stayed, or told twice
+// measured contains the results for one cause.
+type measured struct {
+	took  [2][]time.Duration // times until a leave was reported, in the rooms without and with a TTL
+	wrong int                // leaves of members that stayed, and repeated leaves
 }
 
-func (c cause) run(t *testing.T, times times, out *telling) {
+func (c cause) run(t *testing.T, times times, out *measured) {
 	const members = 10
 	var opts []redistest.Option
 	if c.aof {
@@ -171,20 +172,20 @@ func (c cause) run(t *testing.T, times times, out *telling) {
 		}
 	}
 	s.settles(time.Now(), 10*time.Second)
-	s.patient()
-	s.Sleep(rand.N(times.lease / 3)) // heartbeats and pings keep no step with it
+	s.awaitContact()
+	s.Sleep(rand.N(times.lease / 3)) // at a random moment between heartbeats and pings
 	for _, p := range s.gone {
-		p.Call("mesh/noop", map[string]any{}) // nobody has been silent before
+		p.Call("mesh/noop", map[string]any{}) // ends the silence of each member
 	}
-	since := c.strike(s)
+	since := c.trigger(s)
 	for i, room := range rooms {
 		stream := s.streams[i]
-		s.toldBy(since.Add(c.within(times)[i]), times.lease, func() bool {
+		s.reportedBy(since.Add(c.within(times)[i]), times.lease, func() bool {
 			leaves := stream.leaves()
 			return !slices.ContainsFunc(s.gone, func(p *harness.Peer) bool { return len(leaves[p.ID]) == 0 })
 		}, "%s: leaves in %s", c.name, room)
 	}
-	s.Sleep(times.lease + 2*time.Second) // for what must not be told
+	s.Sleep(times.lease + 2*time.Second) // time for unexpected updates
 	for i := range rooms {
 		leaves := s.streams[i].leaves()
 		for _, p := range s.gone {
@@ -193,16 +194,16 @@ func (c cause) run(t *testing.T, times times, out *telling) {
 		}
 		for _, p := range stay {
 			for _, at := range leaves[p.ID] {
-				t.Logf("%s, who stayed, was told to have left %s %v after", p.ID, rooms[i], at.Sub(since))
+				t.Logf("%s stayed, but was reported as left from %s after %v", p.ID, rooms[i], at.Sub(since))
 			}
 			out.wrong += len(leaves[p.ID])
 		}
 	}
-	s.legal()
-	require.Zero(t, out.wrong, "told of leaves that were none")
+	s.checkStreams()
+	require.Zero(t, out.wrong, "wrong leaves")
 }
 
-// dialTunnel is dial for the members' sockets.
+// dialTunnel dials through the tunnel.
 func (s *scene) dialTunnel() *harness.Peer {
 	s.T.Helper()
 	direct := s.victim.Addr
@@ -211,17 +212,17 @@ func (s *scene) dialTunnel() *harness.Peer {
 	return s.victim.Dial()
 }
 
-// tableOf returns what was measured as a table in Markdown.
-func tableOf(results []telling, times times) string {
+// tableOf formats the results as a table in Markdown.
+func tableOf(results []measured, times times) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "LeaseTTL %v, PingInterval %v\n\n| somebody has left because | room without TTL | room with TTL %v | told wrongly |\n|---|---|---|---|\n", times.lease, times.ping, times.ttl)
+	fmt.Fprintf(&b, "LeaseTTL %v, PingInterval %v\n\n| cause of the leave | room without TTL | room with TTL %v | wrong leaves |\n|---|---|---|---|\n", times.lease, times.ping, times.ttl)
 	for i, r := range results {
 		fmt.Fprintf(&b, "| %s | %s | %s | %d of %d |\n", causes[i].name, spread(r.took[0]), spread(r.took[1]), r.wrong, len(r.took[0])+len(r.took[1]))
 	}
 	return b.String()
 }
 
-// spread is the median and the worst, in seconds.
+// spread formats the median and the worst time, in seconds.
 func spread(took []time.Duration) string {
 	if len(took) == 0 {
 		return "–"

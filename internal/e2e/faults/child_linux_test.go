@@ -16,7 +16,7 @@ import (
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 )
 
-// A child that stands still must not outlive a test binary that is killed.
+// A paused child process must not outlive a test binary that is killed.
 func TestPausedChildDiesWithItsParent(t *testing.T) {
 	t.Parallel()
 	w := harness.RealWorld(t)
@@ -35,7 +35,7 @@ func TestPausedChildDiesWithItsParent(t *testing.T) {
 	for lines := bufio.NewScanner(out); addr == "" && lines.Scan(); {
 		addr, _ = strings.CutPrefix(lines.Text(), "addr ")
 	}
-	answers := func() bool { // the kernel does, for one that is paused
+	answers := func() bool { // the kernel accepts connections for a paused process
 		conn, err := net.Dial("tcp", addr)
 		return err == nil && conn.Close() == nil
 	}

@@ -7,7 +7,7 @@ import (
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 )
 
-// TestChildIsAServer is the shortest use of one.
+// TestChildIsAServer checks a child process with a single join and leave.
 func TestChildIsAServer(t *testing.T) {
 	t.Parallel()
 	w := harness.RealWorld(t)

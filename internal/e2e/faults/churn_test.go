@@ -23,254 +23,251 @@ import (
 )
 
 var (
-	churnSeconds = flag.Int("churn.seconds", 8, "how long TestChurn goes on drawing faults")
-	churnConns   = flag.Int("churn.conns", 60, "connections of TestChurn")
-	churnSeed    = flag.Uint64("churn.seed", 1, "what TestChurn draws its faults from; 0: something else every time")
+	churnSeconds = flag.Int("churn.seconds", 8, "how long TestChurn injects faults")
+	churnConns   = flag.Int("churn.conns", 60, "number of connections of TestChurn")
+	churnSeed    = flag.Uint64("churn.seed", 1, "seed of TestChurn's faults; 0: another one each time")
 	churnLease   = flag.Duration("churn.lease", 2*time.Second, "LeaseTTL of TestChurn's servers")
-	churnFaults  = flag.String("churn.faults", "", "the only faults for TestChurn to draw, by name, with semicolons between")
+	churnFaults  = flag.String("churn.faults", "", "names of the faults that TestChurn injects, separated by semicolons")
 )
 
-// TestChurn is the whole of what TestFaults/churn is the short form of. It
-// takes somewhat more than a minute:
+// TestChurn is TestFaults/churn with a duration of your choice. This run takes somewhat
+// more than a minute:
 //
 //	go test -run TestChurn -v -churn.seconds=60 -churn.conns=200 -churn.seed=7 .
 func TestChurn(t *testing.T) {
 	t.Parallel()
-	told := false
-	flag.Visit(func(f *flag.Flag) { told = told || strings.HasPrefix(f.Name, "churn.") })
-	if !told {
-		t.Skip("say for how long: go test -run TestChurn -v -churn.seconds=60 -churn.conns=200 -churn.seed=7 .")
+	set := false
+	flag.Visit(func(f *flag.Flag) { set = set || strings.HasPrefix(f.Name, "churn.") })
+	if !set {
+		t.Skip("set a duration: go test -run TestChurn -v -churn.seconds=60 -churn.conns=200 -churn.seed=7 .")
 	}
 	churned(t)
 }
 
 func init() { faultCases = append([]faultCase{{"churn", churned}}, faultCases...) }
 
-// churned lets connections come and go on four servers, two of them processes
-// of their own, while one fault after the other is drawn from a seed. After
-// each everything is compared with what the connections asked for: what Redis
-// holds, and what every watcher has been told, none of it twice.
+// churned runs clients on four servers, two of them in child processes, and injects one
+// fault after the other. A seed decides the order. After each fault, the entries in
+// Redis and the updates of every watcher are compared with the requests of the clients.
 func churned(t *testing.T) {
 	harness.UnhurriedOnly(t, "leases and TTLs of one or two seconds")
-	st := newStorm(t, *churnSeed)
-	st.run(time.Duration(*churnSeconds) * time.Second)
-	st.finish()
+	ct := newChurnTest(t, *churnSeed)
+	ct.run(time.Duration(*churnSeconds) * time.Second)
+	ct.finish()
 }
 
-// storm is one run of TestChurn. Its methods are called from the test's own
-// goroutine, where nothing else is said.
-type storm struct {
+// churnTest is one run of TestChurn. The test's own goroutine calls its methods, unless
+// their comments say otherwise.
+type churnTest struct {
 	*harness.World
-	seed   uint64
-	rng    *rand.Rand // decides the schedule
-	lease  time.Duration
-	ttl    time.Duration // of roomTimed
-	rooms  []string
-	posts  []*post
-	souls  []*soul
-	admin  *redis.Client // past all proxies
-	reads  *store.Store  // past all proxies and servers
-	began  time.Time
-	report report
+	seed    uint64
+	rng     *rand.Rand // source of the schedule
+	lease   time.Duration
+	ttl     time.Duration // TTL of harness.RoomTimed
+	rooms   []string
+	slots   []*serverSlot
+	clients []*churnClient
+	admin   *redis.Client // not through a proxy
+	reads   *store.Store  // reads Redis without a server
+	began   time.Time
+	report  report
 
-	held  sync.RWMutex // held for reading during a step of a soul, for writing while everything is compared
-	quit  chan struct{}
-	slow  atomic.Bool // this process was held up for long, since somebody looked last
-	ended sync.Once
-	going sync.WaitGroup
+	stepLock sync.RWMutex // held for reading during a step of a client, for writing during a comparison
+	quit     chan struct{}
+	slow     atomic.Bool // this process stalled since the last check
+	ended    sync.Once
+	going    sync.WaitGroup
 
-	mu      sync.Mutex // guards the fields below
-	truth   map[string]harness.Sight
-	departs map[string]int      // how often each connection may have been told to have left
-	events  map[string][]string // what happened to each connection
-	since   map[string]struct{} // who departed after what Redis goes back to; nil: it does not go back
-	faulty  []string            // what must not be
+	mu            sync.Mutex // guards the fields below
+	expected      map[string]harness.MemberStates
+	allowedLeaves map[string]int      // allowed number of leaves, by connection
+	histories     map[string][]string // lines about each connection
+	afterSave     map[string]struct{} // connections that left after the state to which Redis will return; nil without a rollback
+	violations    []string
 }
 
-func newStorm(t *testing.T, seed uint64) *storm {
+func newChurnTest(t *testing.T, seed uint64) *churnTest {
 	t.Helper()
 	if seed == 0 {
 		seed = rand.Uint64()
 	}
-	st := &storm{
+	ct := &churnTest{
 		seed: seed, rng: rand.New(rand.NewPCG(seed, 1)), lease: *churnLease, ttl: *churnLease,
 		rooms: []string{"a", "b", "c", harness.RoomTimed}, quit: make(chan struct{}), began: time.Now(),
-		truth: make(map[string]harness.Sight), departs: make(map[string]int), events: make(map[string][]string),
+		expected: make(map[string]harness.MemberStates), allowedLeaves: make(map[string]int), histories: make(map[string][]string),
 	}
-	// What is acknowledged survives the process, if not the machine.
-	st.World = harness.RealWorld(t, redistest.WithRDB(), redistest.WithAOF(), redistest.Args("--appendfsync", "no",
+	// Acknowledged writes survive the end of the Redis process.
+	ct.World = harness.RealWorld(t, redistest.WithRDB(), redistest.WithAOF(), redistest.Args("--appendfsync", "no",
 		"--user", "app", "on", ">pw", "~*", "&*", "+@all", "-config"))
-	st.admin = st.Real.Client(t)
-	st.reads = store.New(st.admin, testhook.NewKeys(harness.RedisPrefix, 0, 1, false))
-	for _, room := range st.rooms {
-		st.truth[room] = harness.Sight{}
+	ct.admin = ct.Real.Client(t)
+	ct.reads = store.New(ct.admin, testhook.NewKeys(harness.RedisPrefix, 0, 1, false))
+	for _, room := range ct.rooms {
+		ct.expected[room] = harness.MemberStates{}
 	}
 	t.Cleanup(func() {
 		if t.Failed() {
-			t.Logf("-churn.seed=%d -churn.seconds=%d -churn.conns=%d -churn.lease=%v: %s", st.seed, *churnSeconds,
-				*churnConns, st.lease, strings.Join(st.report.schedule, "; "))
+			t.Logf("-churn.seed=%d -churn.seconds=%d -churn.conns=%d -churn.lease=%v: %s", ct.seed, *churnSeconds,
+				*churnConns, ct.lease, strings.Join(ct.report.schedule, "; "))
 		}
 	})
 	for i := range 2 {
-		st.posts = append(st.posts, newLocal(st, i), newRemote(st, i))
+		ct.slots = append(ct.slots, newLocal(ct, i), newRemote(ct, i))
 	}
 	for i := range *churnConns {
-		// A post's connections are in every room, and a quarter of those in each
-		// come only once.
-		room := i / len(st.posts)
-		s := &soul{
-			st: st, post: st.posts[i%len(st.posts)], room: st.rooms[room%len(st.rooms)],
-			steady: room/len(st.rooms)%4 == 0, rng: rand.New(rand.NewPCG(seed, uint64(2+i))),
+		// Each server has connections in every room. A quarter of them are steady.
+		room := i / len(ct.slots)
+		s := &churnClient{
+			ct: ct, slot: ct.slots[i%len(ct.slots)], room: ct.rooms[room%len(ct.rooms)],
+			steady: room/len(ct.rooms)%4 == 0, rng: rand.New(rand.NewPCG(seed, uint64(2+i))),
 		}
-		st.souls = append(st.souls, s)
-		st.going.Go(s.live)
+		ct.clients = append(ct.clients, s)
+		ct.going.Go(s.run)
 	}
-	t.Cleanup(st.calm)
-	st.overhear()
-	st.going.Go(st.gauge)
-	return st
+	t.Cleanup(ct.stop)
+	ct.recordEvents()
+	ct.going.Go(ct.detectStalls)
+	return ct
 }
 
-// calm ends the souls' doings. It may be called again.
-func (st *storm) calm() {
-	st.ended.Do(func() { close(st.quit) })
-	st.going.Wait()
+// stop stops the clients. It may be called several times.
+func (ct *churnTest) stop() {
+	ct.ended.Do(func() { close(ct.quit) })
+	ct.going.Wait()
 }
 
-// gauge notes when this process is held up for so long that a connection with a
-// TTL may fall silent in earnest: what it has to show for itself goes from one
-// goroutine to the next some times.
-func (st *storm) gauge() {
+// detectStalls records when this process was delayed for so long that a connection with
+// a TTL may have been silent for real: its signs of life pass through several
+// goroutines.
+func (ct *churnTest) detectStalls() {
 	const every, late = 20 * time.Millisecond, 150 * time.Millisecond
 	t := time.NewTicker(every)
 	defer t.Stop()
 	for last := time.Now(); ; {
 		select {
 		case <-t.C:
-		case <-st.quit:
+		case <-ct.quit:
 			return
 		}
 		now := time.Now()
 		if now.Sub(last) > every+late {
-			st.slow.Store(true)
-			st.report.slow.Add(1)
+			ct.slow.Store(true)
+			ct.report.slow.Add(1)
 		}
 		last = now
 	}
 }
 
-// run draws faults for that long.
-func (st *storm) run(d time.Duration) {
-	st.settle("", nil, time.Now())
+// run injects faults for the given time.
+func (ct *churnTest) run(d time.Duration) {
+	ct.settle("", nil, time.Now())
 	for until := time.Now().Add(d); time.Now().Before(until); {
-		for _, f := range st.deck() {
+		for _, f := range ct.shuffledFaults() {
 			if time.Now().After(until) {
 				break
 			}
-			st.strike(f)
+			ct.inject(f)
 		}
 	}
 }
 
-// deck returns all faults, in an order that the seed decides.
-func (st *storm) deck() []churnFault {
+// shuffledFaults returns all faults in an order that the seed decides.
+func (ct *churnTest) shuffledFaults() []churnFault {
 	list := slices.Clone(churnFaultList)
 	if *churnFaults != "" {
 		only := strings.Split(*churnFaults, ";")
 		list = slices.DeleteFunc(list, func(f churnFault) bool { return !slices.Contains(only, f.name) })
-		require.NotEmpty(st.T, list, "faults of those names")
+		require.NotEmpty(ct.T, list, "no faults of these names")
 	}
-	st.rng.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
+	ct.rng.Shuffle(len(list), func(i, j int) { list[i], list[j] = list[j], list[i] })
 	return list
 }
 
-// strike lets one fault begin and end under load, and waits until everything is
-// as it should be.
-func (st *storm) strike(f churnFault) {
-	st.T.Helper()
-	d := st.between(f.least, f.most)
-	on := st.posts[st.rng.IntN(len(st.posts))]
+// inject runs one fault under load, and waits for the recovery.
+func (ct *churnTest) inject(f churnFault) {
+	ct.T.Helper()
+	d := ct.between(f.least, f.most)
+	on := ct.slots[ct.rng.IntN(len(ct.slots))]
 	for f.child && on.local != nil {
-		on = st.posts[st.rng.IntN(len(st.posts))]
+		on = ct.slots[ct.rng.IntN(len(ct.slots))]
 	}
-	st.Sleep(st.between(0.1, 0.3)) // load, not synchronisation
+	ct.Sleep(ct.between(0.1, 0.3)) // for load, not to synchronise
 	what := f.name
 	if f.isolates || f.child {
 		what += " " + on.name
 	}
-	st.report.schedule = append(st.report.schedule,
-		fmt.Sprintf("%.1fs %s %.1fs", time.Since(st.began).Seconds(), what, d.Seconds()))
-	f.strike(st, on, d)
-	var hit *post
+	ct.report.schedule = append(ct.report.schedule,
+		fmt.Sprintf("%.1fs %s %.1fs", time.Since(ct.began).Seconds(), what, d.Seconds()))
+	f.inject(ct, on, d)
+	var isolated *serverSlot
 	if f.isolates {
-		hit = on
+		isolated = on
 	}
-	st.report.recovered(f.name, st.settle(what, hit, time.Now()))
+	ct.report.recovered(f.name, ct.settle(what, isolated, time.Now()))
 }
 
-// between draws a part of the lease.
-func (st *storm) between(least, most float64) time.Duration {
-	return time.Duration((least + st.rng.Float64()*(most-least)) * float64(st.lease))
+// between returns a random duration between two fractions of the lease.
+func (ct *churnTest) between(least, most float64) time.Duration {
+	return time.Duration((least + ct.rng.Float64()*(most-least)) * float64(ct.lease))
 }
 
-// settle keeps everybody still, waits until everything is as it should be, and
-// returns how long that took since the end of a fault. hit is the post that it
-// took away from Redis, nil for none.
-func (st *storm) settle(what string, hit *post, since time.Time) time.Duration {
-	st.T.Helper()
-	st.held.Lock()
-	defer st.held.Unlock()
-	for _, s := range st.souls {
-		s.sync()
+// settle stops all steps, waits for the recovery, and returns its time since the end of
+// a fault. isolated is the server that the fault cut off from Redis, or nil.
+func (ct *churnTest) settle(what string, isolated *serverSlot, since time.Time) time.Duration {
+	ct.T.Helper()
+	ct.stepLock.Lock()
+	defer ct.stepLock.Unlock()
+	for _, s := range ct.clients {
+		s.checkEnded()
 	}
-	slow := st.slow.Swap(false)
-	for _, p := range st.posts {
-		p.excuse(p == hit, slow)
+	slow := ct.slow.Swap(false)
+	for _, p := range ct.slots {
+		p.allowLeaves(p == isolated, slow)
 	}
-	st.rollback()
-	// Servers that died one lease after Redis was back to be judged, and those
-	// in doubt since then; twice what promise 1 and patience come to.
-	within := st.Unhurried(2*(st.lease+time.Second) + st.lease)
+	ct.endRollback()
+	// A server may have died one lease after Redis was back. Then it has to be declared
+	// dead, and unconfirmed members have to end. The limit is twice the promised time.
+	within := ct.Unhurried(2*(ct.lease+time.Second) + ct.lease)
 	var last string
-	for last = st.compare(); last != ""; last = st.compare() {
+	for last = ct.compare(); last != ""; last = ct.compare() {
 		if time.Since(since) > within {
-			require.FailNow(st.T, fmt.Sprintf("not as it should be %v after %q", within, what), "%s\n%s", last, st.stories(last))
+			require.FailNow(ct.T, fmt.Sprintf("no recovery within %v after %q", within, what), "%s\n%s", last, ct.historiesIn(last))
 		}
-		if st.slow.Swap(false) {
-			for _, p := range st.posts {
-				p.excuse(false, true)
+		if ct.slow.Swap(false) {
+			for _, p := range ct.slots {
+				p.allowLeaves(false, true)
 			}
 		}
-		st.Sleep(5 * time.Millisecond)
+		ct.Sleep(5 * time.Millisecond)
 	}
 	took := time.Since(since)
-	st.once(what)
+	ct.checkLeaves(what)
 	return took
 }
 
-// finish lets everybody leave and the servers stop: nothing may be left.
-func (st *storm) finish() {
-	st.T.Helper()
-	st.Sleep(st.lease / 2)
-	st.settle("the last fault", nil, time.Now())
-	st.report.log(st)
-	st.calm()
-	for _, s := range st.souls {
-		s.end()
+// finish closes all connections and stops the servers. Then nothing may be left in
+// Redis.
+func (ct *churnTest) finish() {
+	ct.T.Helper()
+	ct.Sleep(ct.lease / 2)
+	ct.settle("the last fault", nil, time.Now())
+	ct.report.log(ct)
+	ct.stop()
+	for _, s := range ct.clients {
+		s.disconnect()
 	}
-	st.settle("everybody left", nil, time.Now())
-	d := &drill{World: st.World}
-	for _, p := range st.posts {
+	ct.settle("all connections closed", nil, time.Now())
+	d := &drill{World: ct.World}
+	for _, p := range ct.slots {
 		if p.local != nil {
 			d.servers = append(d.servers, p.local)
 		}
 	}
-	for i, p := range st.posts {
-		if p.local == nil && i%4 == 1 { // one of them says good-bye
-			require.NoError(st.T, p.take().Stop())
+	for i, p := range ct.slots {
+		if p.local == nil && i%4 == 1 { // one of them shuts down
+			require.NoError(ct.T, p.takeChild().Stop())
 		} else if p.local == nil {
-			p.take().Die()
+			p.takeChild().Die()
 		}
 	}
-	d.over()
+	d.finish()
 }

@@ -15,10 +15,9 @@ import (
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 )
 
-// TestClusterExpiredEvents: keys with a TTL die on every master, one of which
-// was a replica when the servers started. Each tells on its own, and what it
-// tells is heard: the connections of a killed server leave with their TTL, long
-// before its lease runs out.
+// TestClusterExpiredEvents checks the expired events of all masters, one of which was a
+// replica when the servers started. The entries of a killed server must end with their
+// TTL, long before its lease runs out.
 func TestClusterExpiredEvents(t *testing.T) {
 	t.Parallel()
 	harness.Long(t, "takes real seconds")
@@ -31,12 +30,12 @@ func TestClusterExpiredEvents(t *testing.T) {
 			require.NoError(t, s.TrackPresence(mesh.Exact(room), mesh.PresenceOptions{TTL: ttl}))
 		}
 	}
-	w.Cluster.EachNode(func(addr string, admin *redis.Client) { // replicas, too
+	w.Cluster.EachNode(func(addr string, admin *redis.Client) { // including replicas
 		w.Eventually(10*time.Second, func() bool {
 			n, err := admin.PubSubNumSub(t.Context(), "__keyevent@0__:expired").Result()
 			require.NoError(t, err)
 			return n["__keyevent@0__:expired"] == int64(len(d.servers))
-		}, "not everybody listens to %s", addr)
+		}, "not all servers listen to %s", addr)
 	})
 	stay := d.members(2)
 	w.Cluster.Failover(0)
@@ -50,8 +49,8 @@ func TestClusterExpiredEvents(t *testing.T) {
 		}
 	}
 	d.settles(time.Now(), 10*time.Second)
-	w.Sleep(6 * time.Second) // by now the failover was seen
-	d.patient()
+	w.Sleep(6 * time.Second) // until the servers have noticed the failover
+	d.awaitContact()
 	perEvent := d.busPerEvent(gone[0], rooms[0])
 	for _, p := range gone {
 		p.Call("mesh/noop", map[string]any{})
@@ -64,7 +63,7 @@ func TestClusterExpiredEvents(t *testing.T) {
 	score, err := w.Client().ZScore(t.Context(), w.Keys().Instances(), victim.Incarnation).Result()
 	require.NoError(t, err)
 	d.settles(killed, ttl+2*time.Second)
-	require.True(t, time.Now().Before(time.UnixMilli(int64(score))), "its lease has run out meanwhile")
+	require.True(t, time.Now().Before(time.UnixMilli(int64(score))), "its lease has run out first")
 	took := time.Since(killed)
 	d.departed(gone)
 	for _, s := range d.servers {
@@ -73,10 +72,10 @@ func TestClusterExpiredEvents(t *testing.T) {
 	t.Logf("TTL %v, LeaseTTL %v: all %d have left %v after the kill; %.1f messages on the cluster bus per event",
 		ttl, lease, len(gone), took.Round(time.Millisecond), perEvent)
 	d.stayed(stay)
-	d.over()
+	d.finish()
 }
 
-// busPerEvent returns how many messages nodes send each other for one event.
+// busPerEvent returns the number of messages between the nodes for one event.
 func (d *drill) busPerEvent(p *harness.Peer, room string) float64 {
 	d.T.Helper()
 	sent := func() (n int) {
@@ -93,7 +92,7 @@ func (d *drill) busPerEvent(p *harness.Peer, room string) float64 {
 		})
 		return n
 	}
-	const events = 150 // what one connection may ask for at once
+	const events = 150 // the number of commands that one connection may send at once
 	before := sent()
 	for i := range events {
 		d.note(room, p.ID, p.States(room, i))
@@ -101,7 +100,7 @@ func (d *drill) busPerEvent(p *harness.Peer, room string) float64 {
 	return float64(sent()-before) / events
 }
 
-// TestClusterSpread: rooms lie evenly on the masters.
+// TestClusterSpread checks that rooms are spread evenly over the masters.
 func TestClusterSpread(t *testing.T) {
 	t.Parallel()
 	w := harness.ClusterWorld(t)
@@ -134,12 +133,12 @@ func TestClusterSpread(t *testing.T) {
 	}
 }
 
-// TestClusterCostOfLiving: a heartbeat is one call, and one check for each bucket
-// that holds something of the server's.
-func TestClusterCostOfLiving(t *testing.T) {
+// TestClusterCostOfHeartbeats checks that a heartbeat makes one script call, and one
+// check for each bucket with local entries or connections.
+func TestClusterCostOfHeartbeats(t *testing.T) {
 	t.Parallel()
 	const lease = 3 * time.Second
-	beats := 4
+	heartbeats := 4
 	ctx, w := t.Context(), harness.ClusterWorld(t)
 	var log harness.CommandLog
 	p := w.Manager(harness.LeaseOf(lease), harness.ExpirationOff, log.Logging)
@@ -147,17 +146,17 @@ func TestClusterCostOfLiving(t *testing.T) {
 	w.Sleep(lease)
 	used := make(map[int]bool)
 	measure := func() (scripts, sizes, others int) {
-		w.Sleep(lease) // nothing is compared while something is being written
+		w.Sleep(lease) // the checks only run when nothing is being written
 		before, began := log.Counts(), time.Now()
 		w.Sleep(4 * lease / 3)
-		beats = int(time.Since(began) / (lease / 3)) // more than four on a slow machine
+		heartbeats = int(time.Since(began) / (lease / 3)) // may exceed four on a slow machine
 		for name, n := range log.Counts() {
 			switch n -= before[name]; {
 			case name == "evalsha":
 				scripts = n
 			case name == "scard":
 				sizes = n
-			case name == "hello" || name == "client" || name == "cluster": // connections and their client's own
+			case name == "hello" || name == "client" || name == "cluster": // sent by the Redis client for its connections
 			default:
 				others += n
 			}
@@ -166,8 +165,8 @@ func TestClusterCostOfLiving(t *testing.T) {
 	}
 	scripts, sizes, others := measure()
 	require.Positive(t, scripts)
-	require.LessOrEqual(t, scripts, beats+1)
-	require.Zero(t, sizes, "it holds nothing")
+	require.LessOrEqual(t, scripts, heartbeats+1)
+	require.Zero(t, sizes, "the server has no entries")
 	require.Zero(t, others)
 	for i := range 300 {
 		require.NoError(t, p.Connect(ctx, harness.CostConn(i), nil))
@@ -176,11 +175,11 @@ func TestClusterCostOfLiving(t *testing.T) {
 		used[w.Keys().RoomBucket(fmt.Sprintf("room%d", i%5))] = true
 	}
 	scripts, sizes, others = measure()
-	t.Logf("%d buckets in use: %d heartbeats made %d script calls and asked %d times for a bucket's size",
-		len(used), beats, scripts, sizes)
+	t.Logf("%d buckets in use: %d heartbeats made %d script calls and %d requests for the size of a bucket",
+		len(used), heartbeats, scripts, sizes)
 	require.Positive(t, scripts)
-	require.LessOrEqual(t, scripts, beats+1)
-	require.LessOrEqual(t, sizes, (beats+1)*len(used))
+	require.LessOrEqual(t, scripts, heartbeats+1)
+	require.LessOrEqual(t, sizes, (heartbeats+1)*len(used))
 	require.GreaterOrEqual(t, sizes, len(used))
-	require.LessOrEqual(t, others, (beats+1)*(2*len(used)+3*5), "a fence and connections per bucket, and the five rooms: %v", log.Counts())
+	require.LessOrEqual(t, others, (heartbeats+1)*(2*len(used)+3*5), "one fence and connections per bucket, and five rooms: %v", log.Counts())
 }

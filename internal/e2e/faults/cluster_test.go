@@ -17,11 +17,11 @@ import (
 	"github.com/meshpresence/mesh/internal/redistest"
 )
 
-var clusterRuns = flag.Int("cluster.runs", 1, "how often slots are moved, and masters killed, under load")
+var clusterRuns = flag.Int("cluster.runs", 1, "runs of the tests that move slots or kill masters under load")
 
-var clusterDark = flag.Duration("cluster.dark", 10*time.Second, "how long a node of the cluster is out of reach")
+var clusterDark = flag.Duration("cluster.dark", 10*time.Second, "time for which a cluster node is unreachable")
 
-// events returns how many updates all streams were told.
+// events returns the number of updates of all streams.
 func (d *drill) events() int {
 	n, seen := 0, make(map[*harness.Peer]bool)
 	for _, s := range d.streams {
@@ -42,26 +42,26 @@ func (d *drill) depart(peers []*harness.Peer) {
 	}
 }
 
-// departed checks that every stream told exactly one leave of each of the
-// peers that its room had.
+// departed checks that each stream has exactly one leave of each peer that was in its
+// room.
 func (d *drill) departed(peers []*harness.Peer) {
 	d.T.Helper()
 	for _, p := range peers {
-		told := 0
+		reported := 0
 		for i, s := range d.streams {
 			switch n := len(s.leaves()[p.ID]); n {
 			case 0:
 			case 1:
-				told++
+				reported++
 			default:
-				require.FailNow(d.T, "told more than once", "subscriber %d: %d leaves of %s from %s", i, n, p.ID, s.room)
+				require.FailNow(d.T, "more than one leave", "subscriber %d: %d leaves of %s from %s", i, n, p.ID, s.room)
 			}
 		}
-		require.Equal(d.T, len(d.servers), told, "subscribers that were told of the leave of %s", p.ID)
+		require.Equal(d.T, len(d.servers), reported, "subscribers that received the leave of %s", p.ID)
 	}
 }
 
-// recoveries are the results of some runs.
+// recoveries collects the results of several runs.
 type recoveries struct {
 	took   []time.Duration
 	events int
@@ -70,12 +70,13 @@ type recoveries struct {
 func (r *recoveries) report(t *testing.T, what string) {
 	slices.Sort(r.took)
 	if len(r.took) > 0 {
-		t.Logf("%s: %d runs, in order after %v (median), %v (worst); %d updates checked", what, len(r.took),
+		t.Logf("%s: %d runs, recovered after %v (median), %v (worst); %d updates checked", what, len(r.took),
 			r.took[len(r.took)/2].Round(time.Millisecond), r.took[len(r.took)-1].Round(time.Millisecond), r.events)
 	}
 }
 
-// TestClusterFailover kills a master under load, each time of another shard.
+// TestClusterFailover kills a master under load. Each run kills the master of another
+// shard.
 func TestClusterFailover(t *testing.T) {
 	t.Parallel()
 	harness.Long(t, "takes real seconds")
@@ -94,8 +95,7 @@ func TestClusterFailover(t *testing.T) {
 	}
 }
 
-// afterFailover is how long after a cluster is complete again everything must
-// be as it should be.
+// afterFailover is the time limit for the recovery once the cluster is complete.
 const afterFailover = 5 * time.Second
 
 func masterKilled(w *harness.World, shard int, lease time.Duration, all *recoveries) {
@@ -111,13 +111,13 @@ func masterKilled(w *harness.World, shard int, lease time.Duration, all *recover
 	}
 	stay, before, during, after := d.members(2), d.members(1), d.members(1), d.members(1)
 	d.settles(time.Now(), 10*time.Second)
-	d.patient()
+	d.awaitContact()
 	d.churn(len(d.rooms))
 	d.Sleep(500 * time.Millisecond)
 
 	d.depart(before)
-	// A leave that dies with the master is told once more: that is another test.
-	w.Eventually(10*time.Second, func() bool { return d.untold(before) == "" }, "%s", d.untold(before))
+	// TestClusterLosesWrites covers leaves that are lost with the master.
+	w.Eventually(10*time.Second, func() bool { return d.missingLeaves(before) == "" }, "%s", d.missingLeaves(before))
 	w.Cluster.Replicate(shard)
 	killed := time.Now()
 	w.Cluster.KillMaster(shard)
@@ -128,27 +128,27 @@ func masterKilled(w *harness.World, shard int, lease time.Duration, all *recover
 	complete := time.Now()
 	d.depart(after)
 	d.Sleep(time.Second)
-	d.calm()
+	d.stopChurn()
 	took := d.settles(complete, afterFailover)
-	d.Sleep(lease + 2*time.Second) // for what must not come
-	require.Empty(w.T, d.state())
+	d.Sleep(lease + 2*time.Second) // time for unexpected updates
+	require.Empty(w.T, d.diff())
 	d.stayed(stay)
 	d.departed(slices.Concat(before, during, after))
 	all.took = append(all.took, took)
 	all.events += d.events()
-	w.T.Logf("shard %d, LeaseTTL %v: failed over after %v, in order %v later, %d calls, %d updates",
+	w.T.Logf("shard %d, LeaseTTL %v: failed over after %v, recovered %v later, %d calls, %d updates",
 		shard, lease, failed.Round(time.Millisecond), took.Round(time.Millisecond), d.calls.Load(), d.events())
 	w.Cluster.Restart(shard)
-	d.over()
+	d.finish()
 }
 
-// caller makes one call after the other and keeps what is wrong with answers.
+// caller makes one call after the other and collects the wrong answers.
 type caller struct {
 	worst time.Duration
 	wrong []string
 	calls int
-	away  int    // answered that Redis is
-	last  string // such answer
+	away  int    // answers that Redis is away
+	last  string // the last of them
 }
 
 func (c *caller) call(p *harness.Peer, command string, payload map[string]any) {
@@ -165,14 +165,14 @@ func (c *caller) call(p *harness.Peer, command string, payload map[string]any) {
 		if len(c.wrong) < 5 {
 			c.wrong = append(c.wrong, command+": "+string(answer))
 		}
-	case !v.Success, v.Stale && v.Epoch == "": // nothing, or only what this server did itself
+	case !v.Success, v.Stale && v.Epoch == "": // a failure, or an answer with no more than the entries of this server
 		c.away++
 		c.last = command + ": " + v.Error
 	}
 }
 
-// TestClusterSlotsMove moves the slots of rooms that are in use, and that of
-// the leases, and stops half way.
+// TestClusterSlotsMove moves the slots of rooms that are in use, and the slot of the
+// leases. It pauses in the middle of a move.
 func TestClusterSlotsMove(t *testing.T) {
 	t.Parallel()
 	harness.Long(t, "takes real seconds")
@@ -193,15 +193,15 @@ func slotsMove(w *harness.World, all *recoveries) {
 	d := newDrill(w, 2, rooms, harness.LeaseOf(lease), func(o *mesh.Options) { o.Limits.CommandsPerSecond = -1 })
 	stay := d.members(3)
 	d.settles(time.Now(), 10*time.Second)
-	d.patient()
+	d.awaitContact()
 	d.churn(2 * len(rooms))
 
 	moving := []struct {
 		key  string
-		hold time.Duration // half way
+		hold time.Duration // pause in the middle of the move
 	}{
 		{w.Keys().Members(rooms[0]), 500 * time.Millisecond},
-		{w.Keys().Members(rooms[2]), 2500 * time.Millisecond}, // longer than a caller waits
+		{w.Keys().Members(rooms[2]), 2500 * time.Millisecond}, // longer than the limit of a call
 		{w.Keys().Members(rooms[4]), 0},
 		{w.Keys().Instances(), lease + time.Second}, // until every lease has run out
 	}
@@ -209,14 +209,14 @@ func slotsMove(w *harness.World, all *recoveries) {
 	for _, move := range moving {
 		key := move.key
 		leavers := d.members(1)
-		d.settlesChurning(leavers)
+		d.awaitJoins(leavers)
 		slot := w.Cluster.SlotOf(key)
 		from := w.Cluster.Owner(slot)
 		m := w.Cluster.BeginMove(slot, (from+1+rand.N(2))%3)
 		c, done := &caller{}, make(chan struct{})
 		p := d.servers[0].Dial()
 		var probing sync.WaitGroup
-		probing.Go(func() { // whether what it says is clear
+		probing.Go(func() { // checks the answers during the move
 			for room := range cycle(rooms) {
 				select {
 				case <-done:
@@ -247,26 +247,26 @@ func slotsMove(w *harness.World, all *recoveries) {
 			p.In(room)
 			p.Out(room)
 		}
-		w.Eventually(afterFailover, func() bool { return d.untold(leavers) == "" }, "%s", d.untold(leavers))
+		w.Eventually(afterFailover, func() bool { return d.missingLeaves(leavers) == "" }, "%s", d.missingLeaves(leavers))
 		d.departed(leavers)
 		worst = max(worst, time.Since(moved))
 		all.took = append(all.took, time.Since(moved))
 	}
-	d.calm()
+	d.stopChurn()
 	d.settles(time.Now(), afterFailover)
-	d.Sleep(lease + 2*time.Second) // for what must not come
-	require.Empty(w.T, d.state())
+	d.Sleep(lease + 2*time.Second) // time for unexpected updates
+	require.Empty(w.T, d.diff())
 	d.stayed(stay)
 	for _, s := range d.servers {
-		require.Zero(w.T, s.Stats().ServersDeclaredDead, "nobody was dead")
+		require.Zero(w.T, s.Stats().ServersDeclaredDead, "a living server was declared dead")
 		require.Zero(w.T, s.Stats().Reregistered)
 	}
 	all.events += d.events()
-	w.T.Logf("LeaseTTL %v: in order at most %v after a move, %d calls, %d updates", lease, worst.Round(time.Millisecond), d.calls.Load(), d.events())
-	d.over()
+	w.T.Logf("LeaseTTL %v: recovered at most %v after a move, %d calls, %d updates", lease, worst.Round(time.Millisecond), d.calls.Load(), d.events())
+	d.finish()
 }
 
-// cycle yields the elements of a list again and again.
+// cycle yields the elements of a list in an endless loop.
 func cycle[T any](list []T) func(yield func(T) bool) {
 	return func(yield func(T) bool) {
 		for {
@@ -279,22 +279,23 @@ func cycle[T any](list []T) func(yield func(T) bool) {
 	}
 }
 
-// untold says which leaves have not been told to everybody.
-func (d *drill) untold(peers []*harness.Peer) string {
+// missingLeaves returns the first peer whose leave has not reached all subscribers, or
+// "".
+func (d *drill) missingLeaves(peers []*harness.Peer) string {
 	for _, p := range peers {
 		n := 0
 		for _, s := range d.streams {
 			n += len(s.leaves()[p.ID])
 		}
 		if n < len(d.servers) {
-			return fmt.Sprintf("%s: told %d subscribers of %d", p.ID, n, len(d.servers))
+			return fmt.Sprintf("%s: %d of %d subscribers have the leave", p.ID, n, len(d.servers))
 		}
 	}
 	return ""
 }
 
-// settlesChurning waits until every subscriber was told that the peers are in.
-func (d *drill) settlesChurning(peers []*harness.Peer) {
+// awaitJoins waits until every subscriber has received the joins of the peers.
+func (d *drill) awaitJoins(peers []*harness.Peer) {
 	d.T.Helper()
 	d.Eventually(afterFailover, func() bool {
 		for _, p := range peers {
@@ -309,7 +310,7 @@ func (d *drill) settlesChurning(peers []*harness.Peer) {
 			}
 		}
 		return true
-	}, "all are in")
+	}, "all subscribers have the joins")
 }
 
 func (d *drill) isIn(room, id string) bool {

@@ -20,8 +20,7 @@ import (
 
 func costRoom(i int) string { return fmt.Sprintf("room%d", i%50) }
 
-// TestCostOfOperations: one script call at most, and one for many callers who
-// wait together.
+// TestCostOfOperations checks that an operation makes at most one script call.
 func TestCostOfOperations(t *testing.T) {
 	t.Parallel()
 	ctx, w := t.Context(), harness.RealWorld(t)
@@ -37,20 +36,20 @@ func TestCostOfOperations(t *testing.T) {
 	single := func(name string, do func(i int) error) {
 		t.Helper()
 		got := c.Measure(name, harness.CostConns, c.Each(do))
-		require.LessOrEqual(t, got.Scripts(), harness.CostConns, "%s: one script call each", name)
+		require.LessOrEqual(t, got.Scripts(), harness.CostConns, "%s: one script call per operation", name)
 		require.Zero(t, got["multi"]+got["exec"])
 	}
 	many := func(name string, do func(i int) error) {
 		t.Helper()
 		got := c.Measure(name+", all at once", harness.CostConns, c.Together(do))
-		require.LessOrEqual(t, got.Scripts(), harness.CostConns, "%s: one script call each at most", name) // fewer: see TestDrainAtOnce
+		require.LessOrEqual(t, got.Scripts(), harness.CostConns, "%s: one script call per operation at most", name) // TestDrainAtOnce checks that it can be fewer
 	}
 
 	c.Connected(p)
-	require.NoError(t, join(0)) // Redis learns the scripts
+	require.NoError(t, join(0)) // loads the scripts
 	require.NoError(t, leave(0))
 	single("join", join)
-	got := c.Measure("join, in already", harness.CostConns, c.Each(join))
+	got := c.Measure("join of a member", harness.CostConns, c.Each(join))
 	require.Zero(t, got.All(), "nothing to write")
 	single("state", state)
 	single("clear state", clearState)
@@ -67,8 +66,8 @@ func TestCostOfOperations(t *testing.T) {
 		_, err := p.Counts(ctx, rooms...)
 		require.NoError(t, err)
 	})
-	delete(got, "hello") // a new connection
-	require.Equal(t, harness.Tally{"hlen": 200}, got, "in one round trip: see TestCounts")
+	delete(got, "hello") // sent on a new connection
+	require.Equal(t, harness.Tally{"hlen": 200}, got, "TestCounts checks that it is one round trip")
 	got = c.Measure("disconnect, in a room, all at once", harness.CostConns, func() {
 		c.Together(join)()
 		c.Together(func(i int) error { return p.Disconnect(ctx, harness.CostConn(i)) })()
@@ -76,8 +75,8 @@ func TestCostOfOperations(t *testing.T) {
 	require.LessOrEqual(t, got.Scripts(), 3*harness.CostConns)
 }
 
-// TestCostOfWatching: a room that is watched already costs nothing, an event
-// is one message, and none goes where nobody watches.
+// TestCostOfWatching checks that a subscription to a watched room makes no call, that
+// an event is one message, and that servers without watchers do not receive it.
 func TestCostOfWatching(t *testing.T) {
 	t.Parallel()
 	ctx, w := t.Context(), harness.RealWorld(t)
@@ -89,12 +88,12 @@ func TestCostOfWatching(t *testing.T) {
 	c.Together(func(i int) error { return p.Join(ctx, "lobby", harness.CostConn(i)) })()
 
 	const subscribers = 200
-	var watching, told sync.WaitGroup
+	var watching, received sync.WaitGroup
 	first := make(chan struct{}, subscribers)
 	life, end := context.WithCancel(ctx)
 	defer watching.Wait()
 	defer end()
-	told.Add(subscribers + 1)
+	received.Add(subscribers + 1)
 	subscribe := func() {
 		watching.Go(func() {
 			for e, err := range p.Subscribe(life, "lobby", mesh.SubscribeOptions{}) {
@@ -104,7 +103,7 @@ func TestCostOfWatching(t *testing.T) {
 				case e.Type == mesh.EventSnapshot:
 					first <- struct{}{}
 				case e.Type == mesh.EventState:
-					told.Done()
+					received.Done()
 				}
 			}
 		})
@@ -112,53 +111,53 @@ func TestCostOfWatching(t *testing.T) {
 	}
 	got := c.Measure("subscribe, first on its server", 1, subscribe)
 	require.LessOrEqual(t, got.Scripts(), 5)
-	got = c.Measure("subscribe, room watched already", subscribers, func() {
+	got = c.Measure("subscribe to a watched room", subscribers, func() {
 		for range subscribers {
 			subscribe()
 		}
 	})
-	delete(got, "publish") // a beat a second, since a room is watched
+	delete(got, "publish") // an echo per second while a room is watched
 	require.Zero(t, got.All(), "%v", got)
-	got = c.Measure("state told to 201 subscribers", 1, func() {
+	got = c.Measure("state for 201 subscribers", 1, func() {
 		require.NoError(t, p.PublishState(ctx, "lobby", harness.CostConn(0), map[string]int{"n": 1}, mesh.StateOptions{}))
-		told.Wait()
+		received.Wait()
 	})
 	require.Equal(t, 1, got.Scripts(), "%v", got)
-	require.LessOrEqual(t, got["publish"], 2, "the event, perhaps a beat")
+	require.LessOrEqual(t, got["publish"], 2, "the event, perhaps an echo")
 	channels, err := c.Admin.PubSubNumSub(ctx, testhook.PartsOf(p).Keys.EventsPrefix()+"lobby").Result()
 	require.NoError(t, err)
 	for _, n := range channels {
-		require.EqualValues(t, 1, n, "only the server with watchers listens")
+		require.EqualValues(t, 1, n, "only the server with subscribers listens")
 	}
 }
 
-// TestCostOfLiving: a heartbeat is one script call whatever there is to keep, and
-// one check of few commands per 512 rooms and connections. Entries with a TTL are
-// refreshed many at a time, others not at all.
-func TestCostOfLiving(t *testing.T) {
+// TestCostOfHeartbeats checks that a heartbeat is one script call, and one check with
+// few commands per 512 rooms and connections. Entries with a TTL are refreshed in
+// batches, other entries not at all.
+func TestCostOfHeartbeats(t *testing.T) {
 	t.Parallel()
 	ctx, w := t.Context(), harness.RealWorld(t)
 	c := harness.NewCosts(t, w)
 	defer c.Print()
 
 	const lease = 1500 * time.Millisecond
-	beats := 4
+	heartbeats := 4
 	p := c.Manager(lease, 0)
 	c.Connected(p)
 	c.Together(func(i int) error { return p.Join(ctx, costRoom(i), harness.CostConn(i)) })()
-	w.Sleep(lease) // after its start a server compares everything once
+	w.Sleep(lease) // includes the first reconcile after the start
 	began := time.Now()
-	got := c.Measure("heartbeat, 1,000 connections in rooms", beats, func() { w.Sleep(time.Duration(beats) * lease / 3) })
-	beats = int(time.Since(began)/(lease/3)) + 1 // at most, however long it really took
+	got := c.Measure("heartbeat, 1,000 connections in rooms", heartbeats, func() { w.Sleep(time.Duration(heartbeats) * lease / 3) })
+	heartbeats = int(time.Since(began)/(lease/3)) + 1 // an upper limit for the time that has passed
 	require.NotZero(t, got.Scripts())
-	require.LessOrEqual(t, got.Scripts(), beats+1, "one call per interval: %v", got)
+	require.LessOrEqual(t, got.Scripts(), heartbeats+1, "one call per interval: %v", got)
 	const checks = (harness.CostConns+50)/store.CheckSize + 1
-	require.LessOrEqual(t, got["exists"], (beats+1)*(checks+3), "one per check, one more for rooms, the fence and the format: %v", got)
-	require.LessOrEqual(t, got["mget"], (beats+1)*checks, "%v", got)
-	require.LessOrEqual(t, got.All(), 16*(beats+1), "%v", got)
+	require.LessOrEqual(t, got["exists"], (heartbeats+1)*(checks+3), "one per check, one more for rooms, the fence and the format: %v", got)
+	require.LessOrEqual(t, got["mget"], (heartbeats+1)*checks, "%v", got)
+	require.LessOrEqual(t, got.All(), 16*(heartbeats+1), "%v", got)
 	c.End(p)
 
-	const ttl, rounds = 2 * time.Second, 3 // a third of TTL + 1 s each
+	const ttl, rounds = 2 * time.Second, 3 // each takes a third of TTL + 1 s
 	p = c.Manager(time.Hour, ttl)
 	c.Connected(p)
 	c.Together(func(i int) error { return p.Join(ctx, costRoom(i), harness.CostConn(i)) })()
@@ -169,15 +168,16 @@ func TestCostOfLiving(t *testing.T) {
 			}
 		}
 	})
-	require.GreaterOrEqual(t, got["pexpire"], (rounds-1)*harness.CostConns, "they are refreshed")
-	// 128 to a call; entries that joined in different quarters of a round stay
-	// apart, and a call goes as soon as there is something to write.
+	require.GreaterOrEqual(t, got["pexpire"], (rounds-1)*harness.CostConns, "entries are not refreshed")
+	// A call refreshes up to 128 entries. Entries that joined in different quarters of
+	// a round are refreshed in different calls, and a call is made as soon as there is
+	// something to write.
 	require.LessOrEqual(t, got.Scripts(), (rounds+1)*2*(harness.CostConns/128+1), "%v", got)
 	c.End(p)
 }
 
-// TestCostOfIdling: a server without connections sends at most two commands a
-// second.
+// TestCostOfIdling checks that a server without connections sends at most two commands
+// a second.
 func TestCostOfIdling(t *testing.T) {
 	t.Parallel()
 	w := harness.RealWorld(t)
@@ -198,7 +198,7 @@ func TestCostOfIdling(t *testing.T) {
 		}
 	}
 	t.Logf("idle: %d commands in %v", len(sent), window)
-	require.NotEmpty(t, sent, "it renews its lease")
-	// What was due before may come in the window if the machine is slow.
+	require.NotEmpty(t, sent, "the server renews its lease")
+	// On a slow machine, overdue commands may be sent in the window, too.
 	require.LessOrEqual(t, len(sent), 2*int(time.Since(began)/time.Second)+6, "%s", strings.Join(sent, "\n"))
 }

@@ -20,35 +20,35 @@ import (
 var cutCases = []faultCase{
 	{"cut off", outage((*redistest.ProxyServer).Cut)},
 	{"black hole", outage(func(p *redistest.ProxyServer) { p.BlackHole(true) })},
-	{"cut off, seen", stale((*redistest.ProxyServer).Cut)},
-	{"black hole, seen", stale(func(p *redistest.ProxyServer) { p.BlackHole(true) })},
+	{"cut off, stale snapshot", stale((*redistest.ProxyServer).Cut)},
+	{"black hole, stale snapshot", stale(func(p *redistest.ProxyServer) { p.BlackHole(true) })},
 	{"cut off, shutdown", shutdownWithout((*redistest.ProxyServer).Cut)},
 	{"black hole, shutdown", shutdownWithout(func(p *redistest.ProxyServer) { p.BlackHole(true) })},
 	{"late join", lateJoin},
 	{"late join after its leave", lateJoinAfterLeave},
-	{"late join of a buried server", lateJoinOfBuried},
+	{"late join of a server declared dead", lateJoinOfDeclaredDead},
 	{"late join of a killed server", lateJoinOfKilled},
 	{"subscriptions killed", connectionsKilled("pubsub")},
 	{"connections killed", connectionsKilled("normal")},
 }
 
-// outage: all servers are out of touch with Redis for three leases, while some
-// connections close and others ask for things. No leave is told of who stayed,
-// and afterwards everything is as asked.
+// outage cuts all servers off from Redis for three leases, while some connections close
+// and others send requests. Connections that stay must not be reported as left, and
+// Redis must have all changes afterwards.
 func outage(begin func(p *redistest.ProxyServer)) func(t *testing.T) {
 	const lease = 2 * time.Second
 	return func(t *testing.T) {
 		w := harness.RealWorld(t)
 		proxy := redistest.Proxy(t, w.Real.Addr())
 		d := newDrill(w, 2, []string{"a", "b"}, harness.LeaseOf(lease), through(t, proxy))
-		stay, go1, go2 := d.members(10), d.members(2), d.members(2)
+		stay, closeFirst, closeLast := d.members(10), d.members(2), d.members(2)
 		late := d.servers[0].Dial()
 		d.settles(time.Now(), 5*time.Second)
-		d.patient()
+		d.awaitContact()
 
 		begin(proxy)
 		began := time.Now()
-		for _, p := range go1 {
+		for _, p := range closeFirst {
 			p.Close()
 			d.forget(p)
 		}
@@ -57,42 +57,45 @@ func outage(begin func(p *redistest.ProxyServer)) func(t *testing.T) {
 		require.NoError(t, json.Unmarshal(late.Call("mesh/join-room", map[string]any{"roomName": "a"}), &answer))
 		require.True(t, answer.Success && answer.Stale, answer.Code)
 		require.LessOrEqual(t, time.Since(asked), w.Unhurried(2*time.Second+200*time.Millisecond))
-		d.note("a", late.ID, harness.Wish{In: true})
+		d.note("a", late.ID, harness.WantedEntry{In: true})
 		w.Sleep(time.Until(began.Add(3 * lease)))
-		for _, p := range go2 {
+		for _, p := range closeLast {
 			p.Close()
 			d.forget(p)
 		}
 		proxy.Heal()
 		healed := time.Now()
 		took := d.settles(healed, 3*lease+3*time.Second)
-		t.Logf("after %v without Redis: as it should be within %v", healed.Sub(began).Round(time.Millisecond), took.Round(time.Millisecond))
-		// Patience is back, and still nobody who stayed is told to have left.
-		d.patient()
+		t.Logf("after %v without Redis: recovered within %v", healed.Sub(began).Round(time.Millisecond), took.Round(time.Millisecond))
+		// The servers are in contact again, and no connection that stayed is reported
+		// as left.
+		d.awaitContact()
 		w.Sleep(lease / 2)
-		require.Empty(t, d.state())
+		require.Empty(t, d.diff())
 		d.stayed(stay)
-		d.over()
+		d.finish()
 	}
 }
 
-// bereft is a server of a watched room whose Redis is taken away now.
-func bereft(t *testing.T, begin func(p *redistest.ProxyServer)) *harness.Server {
+// withoutRedis returns a server with a watched room whose connection to Redis is
+// broken.
+func withoutRedis(t *testing.T, begin func(p *redistest.ProxyServer)) *harness.Server {
 	w := harness.RealWorld(t)
 	proxy := redistest.Proxy(t, w.Real.Addr())
 	d := newDrill(w, 1, []string{"a"}, harness.LeaseOf(3*time.Second), through(t, proxy), func(o *mesh.Options) { o.Limits.CommandsPerSecond = -1 })
-	t.Cleanup(proxy.Heal) // before the shutdown of servers
+	t.Cleanup(proxy.Heal) // runs before the servers are shut down
 	d.members(3)
 	d.settles(time.Now(), 5*time.Second)
 	begin(proxy)
 	return d.servers[0]
 }
 
-// stale: while Redis is away a watched room is shown as it was, and as stale
-// as soon as a beat, one a second, has not come back for two.
+// stale checks the snapshots of a watched room while Redis is away. They have the last
+// known members. They are marked as stale once an echo, which is sent every second, has
+// not come back for two seconds.
 func stale(begin func(p *redistest.ProxyServer)) func(t *testing.T) {
 	return func(t *testing.T) {
-		s := bereft(t, begin)
+		s := withoutRedis(t, begin)
 		began := time.Now()
 		p := s.Dial()
 		s.W.Eventually(4*time.Second, func() bool {
@@ -103,39 +106,39 @@ func stale(begin func(p *redistest.ProxyServer)) func(t *testing.T) {
 			require.Less(t, time.Since(asked), s.W.Unhurried(2*time.Second))
 			require.JSONEq(t, "true", string(p.Call("mesh/unsubscribe-presence", map[string]any{"roomName": "a"})))
 			return shown.Stale
-		}, "the room is shown as stale")
-		t.Logf("shown as stale %v after Redis was gone", time.Since(began).Round(time.Millisecond))
+		}, "the snapshot is stale")
+		t.Logf("stale %v after the outage began", time.Since(began).Round(time.Millisecond))
 	}
 }
 
-// shutdownWithout: a shutdown is bounded by its context although Redis is away.
+// shutdownWithout checks that the context bounds a shutdown while Redis is away.
 func shutdownWithout(begin func(p *redistest.ProxyServer)) func(t *testing.T) {
 	return func(t *testing.T) {
-		s := bereft(t, begin)
+		s := withoutRedis(t, begin)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		asked := time.Now()
 		err := s.Shutdown(ctx)
 		took := time.Since(asked)
 		t.Logf("shutdown took %v", took.Round(time.Millisecond))
-		s.Stop.Do(func() { // what the harness would do, but for another shutdown
+		s.Stop.Do(func() { // the harness must not call Shutdown again
 			_ = s.HTTP.Close()
 			<-s.Done
 		})
-		require.Error(t, err, "entries could not be taken away")
-		require.Less(t, took, s.W.Unhurried(1500*time.Millisecond), "bounded by its context")
+		require.Error(t, err, "entries could not be removed")
+		require.Less(t, took, s.W.Unhurried(1500*time.Millisecond), "the context bounds the shutdown")
 	}
 }
 
-// forget notes that a peer is in no room any more.
+// forget records that a peer is in no room any more.
 func (d *drill) forget(p *harness.Peer) {
 	for _, room := range d.rooms {
-		d.note(room, p.ID, harness.Wish{})
+		d.note(room, p.ID, harness.WantedEntry{})
 	}
 }
 
-// connectionsKilled: the connections that carry events, or those that carry
-// commands, are killed again and again while members come and go.
+// connectionsKilled kills all connections to Redis of a type several times while
+// members join and leave.
 func connectionsKilled(kind string) func(t *testing.T) {
 	return func(t *testing.T) {
 		w := harness.RealWorld(t)
@@ -151,18 +154,18 @@ func connectionsKilled(kind string) func(t *testing.T) {
 			cut += n
 		}
 		last := time.Now()
-		d.calm()
+		d.stopChurn()
 		took := d.settles(last, 2*time.Second)
-		t.Logf("%d connections killed, %d calls: as it should be %v after the last one", cut, d.calls.Load(),
+		t.Logf("%d connections killed, %d calls: recovered %v after the last one", cut, d.calls.Load(),
 			took.Round(time.Millisecond))
 		require.Positive(t, cut)
 		d.stayed(stay)
-		d.over()
+		d.finish()
 	}
 }
 
-// lateJoin: the connection closes while its join sits in a proxy. Whenever it
-// comes out, the room is empty in the end, and stays so.
+// lateJoin closes connections while their joins are held in a proxy. The room must be
+// empty after the proxy delivers them, whenever that is.
 func lateJoin(t *testing.T) {
 	w := harness.RealWorld(t)
 	d := newDrill(w, 1, []string{"lobby"}, harness.LeaseOf(2*time.Second))
@@ -176,7 +179,7 @@ func lateJoin(t *testing.T) {
 		for _, p := range peers {
 			require.NoError(t, p.Send(map[string]any{"id": 1, "command": "mesh/join-room", "payload": map[string]any{"roomName": "lobby"}}))
 		}
-		d.Eventually(2*time.Second, func() bool { return owner.Stats().Entries == len(peers) }, "joins on their way")
+		d.Eventually(2*time.Second, func() bool { return owner.Stats().Entries == len(peers) }, "the joins are sent")
 		for _, p := range peers {
 			p.Close()
 		}
@@ -185,16 +188,16 @@ func lateJoin(t *testing.T) {
 		d.Eventually(10*time.Second, func() bool {
 			s := owner.Stats()
 			return s.Entries == 0 && s.Unwritten == 0 && s.Connections == 0
-		}, "everything written")
+		}, "everything is written")
 		d.settles(time.Now(), 3*time.Second)
 	}
 	w.Sleep(500 * time.Millisecond)
-	require.Empty(t, d.state())
-	d.over()
+	require.Empty(t, d.diff())
+	d.finish()
 }
 
-// lateJoinAfterLeave: the join comes out of the proxy when its connection has
-// closed and everything about that has been written another way.
+// lateJoinAfterLeave delivers a join after its connection has closed and the leave has
+// reached Redis over another connection.
 func lateJoinAfterLeave(t *testing.T) {
 	w := harness.RealWorld(t)
 	d := newDrill(w, 1, []string{"lobby"}, harness.LeaseOf(time.Minute))
@@ -214,39 +217,39 @@ func lateJoinAfterLeave(t *testing.T) {
 	owner := w.Tracked(harness.LeaseOf(time.Minute), func(o *mesh.Options) { o.Redis = client })
 	d.servers = append(d.servers, owner)
 	p := owner.Dial()
-	d.Eventually(2*time.Second, func() bool { return owner.Stats().Unwritten == 0 }, "connection registered")
+	d.Eventually(2*time.Second, func() bool { return owner.Stats().Unwritten == 0 }, "the connection is registered")
 	proxy.Stall(true)
 	var answer harness.View
 	require.NoError(t, json.Unmarshal(p.Call("mesh/join-room", map[string]any{"roomName": "lobby"}), &answer))
-	require.True(t, answer.Success && answer.Stale, "the join is in the proxy")
+	require.True(t, answer.Success && answer.Stale, "the proxy holds the join")
 	direct.Store(true)
 	p.Close()
 	d.Eventually(10*time.Second, func() bool {
 		s := owner.Stats()
 		return s.Unwritten == 0 && s.Connections == 0
-	}, "the leave written past the proxy")
+	}, "the leave is written without the proxy")
 	admin := w.Client()
 	require.NoError(t, admin.ConfigResetStat(t.Context()).Err())
-	d.comesOut(proxy, func() bool { // nothing else is due with such leases
+	d.deliver(proxy, func() bool { // these leases cause no other script calls
 		info, err := admin.Info(t.Context(), "commandstats").Result()
 		require.NoError(t, err)
 		return strings.Contains(info, "cmdstat_evalsha:")
 	})
-	d.over()
+	d.finish()
 }
 
-// comesOut lets the proxy deliver what it holds, until out says that Redis has
-// it. It must not change anything.
-func (d *drill) comesOut(proxy *redistest.ProxyServer, out func() bool) {
+// deliver lets the proxy deliver the join that it holds, and waits until delivered
+// returns true. The late join must not change anything.
+func (d *drill) deliver(proxy *redistest.ProxyServer, delivered func() bool) {
 	d.T.Helper()
 	proxy.Heal()
-	d.Eventually(5*time.Second, out, "the join comes out of the proxy")
-	d.Sleep(300 * time.Millisecond) // for what must not come
-	require.Empty(d.T, d.state())
+	d.Eventually(5*time.Second, delivered, "the proxy delivers the join")
+	d.Sleep(300 * time.Millisecond) // time for unexpected updates
+	require.Empty(d.T, d.diff())
 }
 
-// lateJoinOfKilled: the server process is killed, and buried, while a join of
-// it sits in a proxy.
+// lateJoinOfKilled kills a server process while a proxy holds one of its joins. The
+// join is delivered after the server was declared dead and cleaned up.
 func lateJoinOfKilled(t *testing.T) {
 	const lease = 2 * time.Second
 	w := harness.RealWorld(t)
@@ -256,11 +259,11 @@ func lateJoinOfKilled(t *testing.T) {
 	first, second := victim.Dial(), victim.Dial()
 	d.note("lobby", first.ID, first.In("lobby"))
 	d.settles(time.Now(), 5*time.Second)
-	d.patient()
+	d.awaitContact()
 	proxy.Stall(true)
 	var answer harness.View
 	require.NoError(t, json.Unmarshal(second.Call("mesh/join-room", map[string]any{"roomName": "lobby"}), &answer))
-	require.True(t, answer.Success && answer.Stale, "the join is in the proxy")
+	require.True(t, answer.Success && answer.Stale, "the proxy holds the join")
 	victim.Die()
 	d.forget(first)
 	d.settles(time.Now(), lease+2*time.Second)
@@ -269,15 +272,14 @@ func lateJoinOfKilled(t *testing.T) {
 		dead, err := admin.ZCard(t.Context(), "mesh:dead").Result()
 		require.NoError(t, err)
 		return dead == 0
-	}, "the dead server cleaned up after")
-	// Redis ends a connection of the dead process when it has read all of it.
-	d.comesOut(proxy, func() bool { return proxy.Connections() == 0 })
-	d.over()
+	}, "the dead server is cleaned up")
+	// Redis closes a connection of the dead process after reading all of its data.
+	d.deliver(proxy, func() bool { return proxy.Connections() == 0 })
+	d.finish()
 }
 
-// lateJoinOfBuried: the join sits in a proxy for so long that its server is
-// declared dead.
-func lateJoinOfBuried(t *testing.T) {
+// lateJoinOfDeclaredDead holds a join in a proxy until its server is declared dead.
+func lateJoinOfDeclaredDead(t *testing.T) {
 	const lease = 2 * time.Second
 	w := harness.RealWorld(t)
 	d := newDrill(w, 1, []string{"lobby"}, harness.LeaseOf(lease))
@@ -287,20 +289,20 @@ func lateJoinOfBuried(t *testing.T) {
 	stay, gone := owner.Dial(), owner.Dial()
 	d.note("lobby", stay.ID, stay.In("lobby"))
 	d.settles(time.Now(), 5*time.Second)
-	d.patient()
+	d.awaitContact()
 	proxy.Stall(true)
 	require.NoError(t, gone.Send(map[string]any{"id": 1, "command": "mesh/join-room", "payload": map[string]any{"roomName": "lobby"}}))
-	d.Eventually(2*time.Second, func() bool { return owner.Stats().Entries == 2 }, "join on its way")
+	d.Eventually(2*time.Second, func() bool { return owner.Stats().Entries == 2 }, "the join is sent")
 	gone.Close()
-	// The others cannot know better than that this server is dead.
+	// The others cannot know that this server is alive.
 	d.streams[0].p.Expect(lease+2*time.Second, "leave", stay.ID)
 	proxy.Heal()
 	took := d.settles(time.Now(), lease+4*time.Second)
-	t.Logf("back %v after the network", took.Round(time.Millisecond))
+	t.Logf("recovered %v after the network", took.Round(time.Millisecond))
 	require.Equal(t, 2, d.streams[0].p.Count("join", stay.ID))
 	require.Equal(t, 1, d.streams[0].p.Count("leave", stay.ID))
 	require.EqualValues(t, 1, owner.Stats().Reregistered)
 	w.Sleep(500 * time.Millisecond)
-	require.Empty(t, d.state())
-	d.over()
+	require.Empty(t, d.diff())
+	d.finish()
 }

@@ -21,9 +21,9 @@ import (
 	"github.com/meshpresence/mesh/internal/testhook"
 )
 
-// TestFaults breaks processes, connections and Redis under servers that are in
-// use. Every case has a Redis of its own. They wait most of the time, so more
-// of them run at once than the machine has processors.
+// TestFaults injects faults into processes, connections and Redis while servers are in
+// use. Every case has its own Redis. The cases wait most of the time, so more of them
+// run in parallel than the machine has processors.
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	harness.Long(t, "takes real seconds")
@@ -44,10 +44,10 @@ type faultCase struct {
 	run  func(t *testing.T)
 }
 
-// faultCases are sorted such that the longest begin first.
+// faultCases lists the longest cases first.
 var faultCases = slices.Concat(killCases, refuseCases, halfCases, cutCases, restartCases, lossCases)
 
-// through makes a server reach Redis by way of a proxy.
+// through makes a server connect to Redis through a proxy.
 func through(t *testing.T, p *redistest.ProxyServer) func(*mesh.Options) {
 	return func(o *mesh.Options) {
 		c := redis.NewClient(&redis.Options{Addr: p.Addr()})
@@ -56,24 +56,25 @@ func through(t *testing.T, p *redistest.ProxyServer) func(*mesh.Options) {
 	}
 }
 
-// stream is one subscriber of a room, and what it was shown first.
+// stream holds the snapshot and the updates of one subscriber of a room.
 type stream struct {
 	p     *harness.Peer
 	room  string
 	first harness.View
 }
 
-// follow subscribes a peer. Everything it is told from then on can be folded.
+// follow subscribes a peer to a room.
 func follow(p *harness.Peer, room string) *stream {
 	p.T.Helper()
 	return &stream{p: p, room: room, first: p.Subscribe(room)}
 }
 
-// fold goes through the stream and returns what it comes to, or what is wrong
-// with it: nobody joins who is in, leaves or has a state who is not, and no
-// state ends that nobody was told of. Within an epoch seq never goes back.
-func (s *stream) fold() (harness.Sight, error) {
-	now := harness.Sight{}
+// fold applies the updates to the snapshot and returns the result. It returns an error
+// if an update is invalid: a join of a member, a leave or a state of a connection that
+// is not a member, the end of a state that does not exist, or a seq that goes back
+// within an epoch.
+func (s *stream) fold() (harness.MemberStates, error) {
+	now := harness.MemberStates{}
 	var members []mesh.Member
 	if err := json.Unmarshal(s.first.Present, &members); err != nil {
 		return nil, err
@@ -90,17 +91,17 @@ func (s *stream) fold() (harness.Sight, error) {
 			return nil, fmt.Errorf("update %d, %v: seq %d after %d", i, u, u.Seq, last[u.Epoch])
 		}
 		last[u.Epoch] = u.Seq
-		if err := now.Take(u); err != nil {
+		if err := now.Apply(u); err != nil {
 			return nil, fmt.Errorf("update %d, %v (repair %v): %w", i, u, u.Repair, err)
 		}
 	}
 	return now, nil
 }
 
-// leaves returns when each connection's leaves came.
+// leaves returns the times of the leaves, by connection.
 func (s *stream) leaves() map[string][]time.Time { return s.times("leave") }
 
-// times returns when each connection's updates of a type came.
+// times returns the times of the updates of a type, by connection.
 func (s *stream) times(kind string) map[string][]time.Time {
 	s.p.Mu.Lock()
 	defer s.p.Mu.Unlock()
@@ -113,8 +114,8 @@ func (s *stream) times(kind string) map[string][]time.Time {
 	return out
 }
 
-// drill is some servers on one Redis, subscribers of some rooms on each of
-// them, and members of whom it is known where they should be.
+// drill is a test with servers on one Redis, a subscriber of each room on each server,
+// and members whose expected entries are recorded.
 type drill struct {
 	*harness.World
 	servers []*harness.Server
@@ -122,19 +123,19 @@ type drill struct {
 	rooms   []string
 
 	mu   sync.Mutex // guards want
-	want map[string]harness.Sight
+	want map[string]harness.MemberStates
 
 	churning sync.WaitGroup
-	quiet    chan struct{} // closed to end churning
-	calls    atomic.Int64  // that churning made
+	quiet    chan struct{} // closed to stop the clients of churn
+	calls    atomic.Int64  // made by the clients of churn
 }
 
 // newDrill starts n servers, each with a subscriber of every room.
 func newDrill(w *harness.World, n int, rooms []string, setup ...func(*mesh.Options)) *drill {
 	w.T.Helper()
-	d := &drill{World: w, rooms: rooms, want: make(map[string]harness.Sight), quiet: make(chan struct{})}
+	d := &drill{World: w, rooms: rooms, want: make(map[string]harness.MemberStates), quiet: make(chan struct{})}
 	for _, room := range rooms {
-		d.want[room] = harness.Sight{}
+		d.want[room] = harness.MemberStates{}
 	}
 	for range n {
 		s := w.Tracked(setup...)
@@ -147,7 +148,8 @@ func newDrill(w *harness.World, n int, rooms []string, setup ...func(*mesh.Optio
 	return d
 }
 
-// members brings in n peers per server and room, every other one with a state.
+// members makes n new peers per server and room join. Every other peer publishes a
+// state.
 func (d *drill) members(n int) []*harness.Peer {
 	d.T.Helper()
 	var list []*harness.Peer
@@ -164,8 +166,8 @@ func (d *drill) members(n int) []*harness.Peer {
 	return list
 }
 
-// note keeps what is wanted after a call.
-func (d *drill) note(room, id string, w harness.Wish) {
+// note records the entry that is expected after a call.
+func (d *drill) note(room, id string, w harness.WantedEntry) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if w.In {
@@ -175,26 +177,26 @@ func (d *drill) note(room, id string, w harness.Wish) {
 	}
 }
 
-// churn lets n peers per server come and go until calm is called. Each is in
-// one room at a time and waits for each answer.
-func (d *drill) churn(n int) { d.stir(n, d.restless) }
+// churn runs n clients per server until stopChurn is called. Each one joins and leaves
+// a single room, and waits for each answer.
+func (d *drill) churn(n int) { d.runClients(n, d.joinAndLeave) }
 
-// stir has somebody do something n times per server, each in one room, until
-// calm is called.
-func (d *drill) stir(n int, somebody func(s *harness.Server, room string)) {
-	d.T.Cleanup(d.calm) // of a test that has failed before it called it
+// runClients runs n clients per server, each in one room, until stopChurn is called.
+func (d *drill) runClients(n int, client func(s *harness.Server, room string)) {
+	d.T.Cleanup(d.stopChurn) // if the test fails before it calls stopChurn
 	for _, s := range d.servers {
 		for i := range n {
-			d.churning.Go(func() { somebody(s, d.rooms[i%len(d.rooms)]) })
+			d.churning.Go(func() { client(s, d.rooms[i%len(d.rooms)]) })
 		}
 	}
 }
 
-// comer connects a peer, on any goroutine; nil: the test has failed.
-func (d *drill) comer(s *harness.Server) *harness.Peer {
+// tryDial connects a peer. It may be called on any goroutine. It returns nil if the
+// test failed or ended.
+func (d *drill) tryDial(s *harness.Server) *harness.Peer {
 	p, _, err := s.TryDial()
 	if err != nil {
-		if d.T.Context().Err() == nil { // otherwise the test is over
+		if d.T.Context().Err() == nil { // otherwise the test has ended
 			d.T.Errorf("dial: %v", err)
 		}
 		return nil
@@ -202,13 +204,13 @@ func (d *drill) comer(s *harness.Server) *harness.Peer {
 	return p
 }
 
-// restless is a connection that joins, changes its state and leaves.
-func (d *drill) restless(s *harness.Server, room string) {
-	p := d.comer(s)
+// joinAndLeave joins, changes its state and leaves, again and again.
+func (d *drill) joinAndLeave(s *harness.Server, room string) {
+	p := d.tryDial(s)
 	if p == nil {
 		return
 	}
-	var now harness.Wish
+	var now harness.WantedEntry
 	pace := time.NewTicker(25 * time.Millisecond)
 	defer pace.Stop()
 	for n := 0; ; n++ {
@@ -230,114 +232,115 @@ func (d *drill) restless(s *harness.Server, room string) {
 	}
 }
 
-// calm ends churning and waits for the last answers.
-func (d *drill) calm() {
+// stopChurn stops the clients and waits for their last answers.
+func (d *drill) stopChurn() {
 	close(d.quiet)
 	d.churning.Wait()
 	d.quiet = make(chan struct{})
 }
 
-// wanted returns what is wanted now.
-func (d *drill) wanted() map[string]harness.Sight {
+// wanted returns a copy of the expected entries.
+func (d *drill) wanted() map[string]harness.MemberStates {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	want := make(map[string]harness.Sight, len(d.want))
+	want := make(map[string]harness.MemberStates, len(d.want))
 	for room, s := range d.want {
 		want[room] = maps.Clone(s)
 	}
 	return want
 }
 
-// state says what does not fit yet: Redis, and what each stream comes to, must
-// be what is wanted.
-func (d *drill) state() string {
+// diff returns the first difference between the expected entries and those in Redis or
+// in a stream. It returns "" if there is none.
+func (d *drill) diff() string {
 	want := d.wanted()
-	if diff := d.redis(want); diff != "" {
+	if diff := d.redisDiff(want); diff != "" {
 		return diff
 	}
-	return d.told(want)
+	return d.streamsDiff(want)
 }
 
-// redis says how Redis differs from what is wanted.
-func (d *drill) redis(want map[string]harness.Sight) string {
+// redisDiff compares the entries in Redis with the expected ones.
+func (d *drill) redisDiff(want map[string]harness.MemberStates) string {
 	for _, room := range d.rooms {
 		now, err := d.servers[0].InRedis(room)
 		if err != nil {
 			return err.Error()
 		}
-		if diff := now.Differs(want[room]); diff != "" {
+		if diff := now.Diff(want[room]); diff != "" {
 			return fmt.Sprintf("Redis, %s: %s", room, diff)
 		}
 	}
 	return ""
 }
 
-// told says how what the streams come to differs from what is wanted.
-func (d *drill) told(want map[string]harness.Sight) string {
+// streamsDiff compares the result of each stream with the expected entries.
+func (d *drill) streamsDiff(want map[string]harness.MemberStates) string {
 	for i, s := range d.streams {
 		now, err := s.fold()
 		if err != nil {
 			return err.Error()
 		}
-		if diff := now.Differs(want[s.room]); diff != "" {
+		if diff := now.Diff(want[s.room]); diff != "" {
 			return fmt.Sprintf("subscriber %d, %s: %s", i, s.room, diff)
 		}
 	}
 	return ""
 }
 
-// settles waits until everything fits, and returns how long after since. As with
-// eventually, within is exact in virtual time only.
+// settles waits until Redis and all streams have the expected entries. It returns the
+// time since the given moment. As with Eventually, within is exact in virtual time
+// only.
 func (d *drill) settles(since time.Time, within time.Duration) time.Duration {
 	d.T.Helper()
 	within = d.Unhurried(within)
 	var last string
 	for {
-		if last = d.state(); last == "" {
+		if last = d.diff(); last == "" {
 			return time.Since(since)
 		}
 		if time.Since(since) > within {
-			d.legal()
-			require.FailNow(d.T, "does not converge within "+within.String(), last)
+			d.checkStreams()
+			require.FailNow(d.T, "Redis and the streams do not converge within "+within.String(), last)
 		}
 		d.Sleep(10 * time.Millisecond)
 	}
 }
 
-// legal checks every stream.
-func (d *drill) legal() {
+// checkStreams fails if a stream contains an invalid update.
+func (d *drill) checkStreams() {
 	d.T.Helper()
 	for i, s := range d.streams {
 		if _, err := s.fold(); err != nil {
-			require.FailNow(d.T, "stream is not legal", "subscriber %d, %s: %v", i, s.room, err)
+			require.FailNow(d.T, "a stream contains an invalid update", "subscriber %d, %s: %v", i, s.room, err)
 		}
 	}
 }
 
-// stayed checks that no stream told a leave of any of the peers.
+// stayed fails if a stream contains a leave of one of the peers.
 func (d *drill) stayed(peers []*harness.Peer) {
 	d.T.Helper()
 	for i, s := range d.streams {
 		gone := s.leaves()
 		for _, p := range peers {
-			require.Empty(d.T, gone[p.ID], "subscriber %d was told that %s left %s", i, p.ID, s.room)
+			require.Empty(d.T, gone[p.ID], "subscriber %d received a leave of %s from %s", i, p.ID, s.room)
 		}
 	}
 }
 
-// patient waits until every server may judge others.
-func (d *drill) patient() {
+// awaitContact waits until every server is in contact.
+func (d *drill) awaitContact() {
 	d.T.Helper()
 	for _, s := range d.servers {
 		d.Eventually(20*time.Second, func() bool {
 			_, ok := testhook.PartsOf(s.Server).Lease.ClockProof()
 			return ok
-		}, "patience")
+		}, "no contact")
 	}
 }
 
-// judging reports whether every server may judge others now.
-func (d *drill) judging() bool {
+// inContact reports whether every server is in contact now.
+func (d *drill) inContact() bool {
 	for _, s := range d.servers {
 		if _, ok := testhook.PartsOf(s.Server).Lease.ClockProof(); !ok {
 			return false
@@ -346,34 +349,35 @@ func (d *drill) judging() bool {
 	return true
 }
 
-// toldBy waits for something that servers tell of others, until the bound. One
-// more lease is due where they lose patience meanwhile, as on a slow machine
-// they may; and by how much this goroutine itself is held up, for each of those
-// that what is told goes through.
-func (d *drill) toldBy(bound time.Time, lease time.Duration, ok func() bool, format string, args ...any) {
+// reportedBy waits until ok returns true, and fails at the bound. The bound is extended
+// by one lease if a server loses contact, which may happen on a slow machine, because
+// the leave then has to wait for the next lease. It is also extended by every delay of
+// this goroutine, times four, because an update passes through about four other
+// goroutines.
+func (d *drill) reportedBy(bound time.Time, lease time.Duration, ok func() bool, format string, args ...any) {
 	d.T.Helper()
-	patient := true
+	contact := true
 	for !ok() {
-		if patient && !d.judging() {
-			patient, bound = false, bound.Add(lease)
+		if contact && !d.inContact() {
+			contact, bound = false, bound.Add(lease)
 		}
 		if late := time.Since(bound); late > 0 {
 			require.FailNow(d.T, fmt.Sprintf("%v late", late), fmt.Sprintf(format, args...))
 		}
 		const nap, through = 5 * time.Millisecond, 4
-		lay := time.Now()
+		slept := time.Now()
 		d.Sleep(nap)
-		if over := time.Since(lay) - 2*nap; over > 0 {
+		if over := time.Since(slept) - 2*nap; over > 0 {
 			bound = bound.Add(through * over)
 		}
 	}
 }
 
-// over waits until dead servers are cleaned up after, shuts the others down,
-// and checks that nothing is left in Redis but keys with a TTL and the format.
-func (d *drill) over() {
+// finish waits until all dead servers are cleaned up, and shuts the others down. Then
+// it checks that Redis only holds the format key and keys with a TTL.
+func (d *drill) finish() {
 	d.T.Helper()
-	d.legal()
+	d.checkStreams()
 	c := d.Client()
 	d.Eventually(20*time.Second, func() bool {
 		living, err := c.ZCard(d.T.Context(), d.Keys().Instances()).Result()
@@ -381,7 +385,7 @@ func (d *drill) over() {
 		dead, err := c.ZCard(d.T.Context(), d.Keys().Dead()).Result()
 		require.NoError(d.T, err)
 		return int(living) == len(d.servers) && dead == 0
-	}, "cleaning up after dead servers")
+	}, "dead servers are cleaned up")
 	for _, s := range d.servers {
 		s.End()
 	}
@@ -393,5 +397,5 @@ func (d *drill) over() {
 			left[strings.TrimRight(key, "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567")]++
 		}
 	}
-	require.Empty(d.T, left, "keys without a TTL after everyone left")
+	require.Empty(d.T, left, "keys without a TTL after all connections left")
 }

@@ -19,8 +19,8 @@ var halfCases = []faultCase{
 	{"delayed", delayed},
 }
 
-// beside returns a drill of one server, and another one in it that reaches
-// Redis through a proxy and has subscribers of its own.
+// beside returns a drill with one direct server and one server that reaches Redis
+// through a proxy. Both have subscribers.
 func beside(w *harness.World, lease time.Duration) (*drill, *harness.Server, *redistest.ProxyServer) {
 	w.T.Helper()
 	d := newDrill(w, 1, []string{"a", "b"}, harness.LeaseOf(lease))
@@ -34,58 +34,58 @@ func beside(w *harness.World, lease time.Duration) (*drill, *harness.Server, *re
 	return d, s, proxy
 }
 
-// halfOpened: every connection that a server has to Redis is dead one way, and
-// nothing says so: no end, no reset, no refusal. New ones are whole. It finds
-// out by itself. What it sends goes on arriving where only the answers are lost,
-// so then nobody takes it for dead.
+// halfOpened breaks one direction of all connections between a server and Redis. The
+// connections are not closed, so the server has to find out by itself. New connections
+// work. If only replies are lost, heartbeats still reach Redis, and the server must not
+// be declared dead.
 func halfOpened(half redistest.Half) func(t *testing.T) {
 	const lease = 2 * time.Second
 	return func(t *testing.T) {
 		d, victim, proxy := beside(harness.RealWorld(t), lease)
 		stay := d.members(5)
 		d.churn(5)
-		d.patient()
+		d.awaitContact()
 		require.Positive(t, proxy.Connections())
 		proxy.HalfOpen(half)
 		began := time.Now()
 		d.Sleep(lease / 4) // under load
-		d.calm()
-		// Found out after two seconds without an own beat; or the lease runs
-		// out over dead connections, and it begins anew.
+		d.stopChurn()
+		// The server resets its listener after two seconds without an echo. Otherwise
+		// its lease runs out, and it reregisters.
 		took := d.settles(began, 2*(lease+time.Second))
-		t.Logf("as it should be %v after the connections were half open", took.Round(time.Millisecond))
+		t.Logf("recovered %v after the connections were half open", took.Round(time.Millisecond))
 		if half == redistest.Replies {
 			require.Zero(t, victim.Stats().Reregistered)
 			d.stayed(stay)
 		}
-		d.over()
+		d.finish()
 	}
 }
 
-// requestsSwallowed: nothing that a server sends arrives, although Redis's
-// events still reach it. It is taken for dead, each leave is told once, and
-// when it gets through again everybody is back.
+// requestsSwallowed drops all requests of a server, which still receives events. The
+// server is declared dead, each leave is reported once, and all members return when the
+// requests arrive again.
 func requestsSwallowed(t *testing.T) {
 	const lease = 2 * time.Second
 	d, victim, proxy := beside(harness.RealWorld(t), lease)
 	stay := d.members(5)
 	d.settles(time.Now(), 5*time.Second)
-	d.patient()
+	d.awaitContact()
 	others := &drill{World: d.World, servers: d.servers[:1]}
 	proxy.DropRequests(true)
 	began := time.Now()
-	hers := stay[len(stay)/2:] // of the last server
-	for _, p := range hers {
+	victims := stay[len(stay)/2:] // members of the last server
+	for _, p := range victims {
 		for _, s := range d.streams[:len(d.rooms)] {
 			if _, in := d.want[s.room][p.ID]; in {
-				others.toldBy(began.Add(lease+time.Second), lease, func() bool { return len(s.leaves()[p.ID]) == 1 },
-					"%s is told that %s left", s.room, p.ID)
+				others.reportedBy(began.Add(lease+time.Second), lease, func() bool { return len(s.leaves()[p.ID]) == 1 },
+					"%s receives the leave of %s", s.room, p.ID)
 			}
 		}
 	}
 	proxy.Heal()
 	took := d.settles(time.Now(), lease+3*time.Second)
-	t.Logf("back %v after the network", took.Round(time.Millisecond))
+	t.Logf("recovered %v after the network", took.Round(time.Millisecond))
 	require.EqualValues(t, 1, victim.Stats().Reregistered)
 	for i, s := range d.streams[:len(d.rooms)] {
 		for id, times := range s.leaves() {
@@ -93,42 +93,42 @@ func requestsSwallowed(t *testing.T) {
 		}
 	}
 	d.stayed(stay[:len(stay)/2])
-	d.over()
+	d.finish()
 }
 
-// repliesSwallowed: what a server sends is carried out, as far as it goes over
-// connections that it has (new ones do not get beyond their greeting), and it
-// learns nothing of it for longer than a lease. What it asked for holds.
+// repliesSwallowed drops all replies to a server for longer than a lease. Redis carries
+// out requests on the existing connections. New connections fail at their handshake.
+// All requests of the server must take effect.
 func repliesSwallowed(t *testing.T) {
 	const lease = 2 * time.Second
 	d, victim, proxy := beside(harness.RealWorld(t), lease)
 	stay := d.members(5)
 	late := victim.Dial()
 	d.settles(time.Now(), 5*time.Second)
-	d.patient()
+	d.awaitContact()
 	proxy.DropReplies(true)
 	began := time.Now()
 	var answer harness.View
 	require.NoError(t, json.Unmarshal(late.Call("mesh/join-room", map[string]any{"roomName": "a"}), &answer))
-	require.True(t, answer.Success && answer.Stale, "here nobody knows")
-	d.note("a", late.ID, harness.Wish{In: true})
+	require.True(t, answer.Success && answer.Stale, "the server cannot know the answer of Redis")
+	d.note("a", late.ID, harness.WantedEntry{In: true})
 	d.Sleep(time.Until(began.Add(lease + lease/2)))
 	proxy.Heal()
 	took := d.settles(time.Now(), lease+2*time.Second)
-	t.Logf("as it should be %v after the network", took.Round(time.Millisecond))
+	t.Logf("recovered %v after the network", took.Round(time.Millisecond))
 	for i, s := range d.streams {
 		for id, times := range s.leaves() {
 			require.LessOrEqual(t, len(times), int(victim.Stats().Reregistered), "subscriber %d, %s", i, id)
 		}
 	}
 	joins, leaves := d.streams[0].p.Count("join", late.ID), d.streams[0].p.Count("leave", late.ID)
-	require.Equal(t, leaves+1, joins, "its join was tried again and again, and told once")
+	require.Equal(t, leaves+1, joins, "the join was retried, and reported once")
 	d.stayed(stay[:len(stay)/2])
-	d.over()
+	d.finish()
 }
 
-// delayed: everything takes a tenth of a second, there and back. Presence works, nobody
-// is taken for dead, and who is dead is noticed in time.
+// delayed delays all data by 50 ms in each direction. No living server may be declared
+// dead, and the leaves of a dead server must be reported in time.
 func delayed(t *testing.T) {
 	const lease, each = 3 * time.Second, 50 * time.Millisecond
 	w := harness.RealWorld(t)
@@ -141,21 +141,21 @@ func delayed(t *testing.T) {
 	proxy.Delay(each)
 	d.churn(5)
 	d.Sleep(lease)
-	d.patient()
+	d.awaitContact()
 	victim.Die()
 	killed := time.Now()
 	d.forget(p)
 	for i, s := range d.streams {
 		if s.room == "a" {
-			// The last renewal may have been under way. Each of the five calls that
-			// end an entry, and the telling of it, takes as long as it takes.
-			d.toldBy(killed.Add(lease+time.Second+12*each), lease, func() bool { return len(s.leaves()[p.ID]) == 1 }, "subscriber %d is told", i)
+			// The last heartbeat may have been in flight. Ending an entry takes five
+			// calls, and the event is delayed, too.
+			d.reportedBy(killed.Add(lease+time.Second+12*each), lease, func() bool { return len(s.leaves()[p.ID]) == 1 }, "subscriber %d receives the leave", i)
 		}
 	}
-	d.calm()
+	d.stopChurn()
 	took := d.settles(time.Now(), 2*time.Second)
-	t.Logf("as it should be %v after the last call", took.Round(time.Millisecond))
+	t.Logf("recovered %v after the last call", took.Round(time.Millisecond))
 	d.stayed(stay)
 	proxy.Heal()
-	d.over()
+	d.finish()
 }

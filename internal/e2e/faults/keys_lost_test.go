@@ -21,31 +21,32 @@ import (
 	"github.com/meshpresence/mesh/internal/testhook"
 )
 
-var lostAll = flag.Bool("lost.all", false, "TestKeysLost: every pair of keys with every audience and every story")
+var lostAll = flag.Bool("lost.all", false, "TestKeysLost: every pair of keys with every number of watching servers and every scenario")
 
 const (
-	lostBeat  = time.Second // LeaseTTL is three times this
-	lostTimed = "timed"     // a room whose keys no refresh restores in time
-	lostPlain = "lobby"
+	lostHeartbeat = time.Second // LeaseTTL is three times this
+	lostTimed     = "timed"     // a room with a TTL so long that no refresh restores its keys in time
+	lostPlain     = "lobby"
 
-	busyState, typingState, goingState = `{"is":"busy"}`, `{"is":"typing"}`, `{"is":"going"}`
+	busyState, typingState, leavingState = `{"is":"busy"}`, `{"is":"typing"}`, `{"is":"leaving"}`
 )
 
-// lostKey is a kind of key, and where one of it is found.
+// lostKey is a kind of key, with a function that returns the name of one such key.
 type lostKey struct {
 	name string
 	of   func(l *loss) string
 }
 
-// lostKeys is the whole layout, but for what only the app knows (metadata of
-// rooms) and for the list of the dead, which TestListOfTheDeadLost is about.
+// lostKeys lists all kinds of keys, except for the metadata of rooms, which only the
+// app can restore, and the list of dead servers, which the tests of internal/lease
+// cover.
 var lostKeys = []lostKey{
 	{"members", func(l *loss) string { return l.Keys().Members(lostPlain) }},
 	{"members of a timed room", func(l *loss) string { return l.Keys().Members(lostTimed) }},
 	{"seq", func(l *loss) string { return l.Keys().Seq(lostPlain) }},
 	{"seq of a timed room", func(l *loss) string { return l.Keys().Seq(lostTimed) }},
 	{"conn", func(l *loss) string { return l.Keys().Conn(lostTimed, l.stay[0].ID) }},
-	{"conn of who closes", func(l *loss) string { return l.Keys().Conn(lostTimed, l.goes.ID) }},
+	{"conn of a client that leaves", func(l *loss) string { return l.Keys().Conn(lostTimed, l.leaver.ID) }},
 	{"state", func(l *loss) string { return l.Keys().State(lostPlain, l.stay[0].ID) }},
 	{"state that ends", func(l *loss) string { return l.Keys().State(lostTimed, l.stay[1].ID) }},
 	{"owned", func(l *loss) string {
@@ -60,31 +61,31 @@ var lostKeys = []lostKey{
 	{"format", func(l *loss) string { return l.Keys().Format() }},
 }
 
-// lostStory is what happens between the loss and the repair.
-type lostStory struct{ closes, joins bool }
+// lostScenario tells what else happens between the loss and the repair.
+type lostScenario struct{ closes, joins bool }
 
-func (s lostStory) String() string { return fmt.Sprintf("closes=%v joins=%v", s.closes, s.joins) }
+func (s lostScenario) String() string { return fmt.Sprintf("closes=%v joins=%v", s.closes, s.joins) }
 
 var (
-	lostStories   = []lostStory{{}, {closes: true}, {joins: true}, {closes: true, joins: true}}
-	lostAudiences = []string{"none watches", "one server watches", "both watch"}
+	lostScenarios = []lostScenario{{}, {closes: true}, {joins: true}, {closes: true, joins: true}}
+	lostWatching  = []string{"none watches", "one server watches", "both watch"}
 )
 
-// TestKeysLost deletes each key of the layout, alone and together with each
-// other one: within two heartbeats everything is as it was, and no subscriber gets
-// an event that is not true.
+// TestKeysLost deletes each key of the layout, alone and together with each other key.
+// Within two heartbeats everything must be restored, and no subscriber may receive a
+// wrong event.
 func TestKeysLost(t *testing.T) {
 	t.Parallel()
 	for i, a := range lostKeys {
 		for j, b := range lostKeys[i:] {
-			for k, story := range lostStories {
-				for audience, watched := range lostAudiences {
-					if !*lostAll && !lostChosen(i, j, k, audience) {
+			for k, scenario := range lostScenarios {
+				for watching, watched := range lostWatching {
+					if !*lostAll && !lostChosen(i, j, k, watching) {
 						continue
 					}
-					t.Run(a.name+" and "+b.name+", "+watched+", "+story.String(), func(t *testing.T) {
+					t.Run(a.name+" and "+b.name+", "+watched+", "+scenario.String(), func(t *testing.T) {
 						t.Parallel()
-						harness.Embedded(t, func(t *testing.T, w *harness.World) { newLoss(t, w, audience).run(story, a, b) })
+						harness.Embedded(t, func(t *testing.T, w *harness.World) { newLoss(t, w, watching).run(scenario, a, b) })
 					})
 				}
 			}
@@ -92,59 +93,59 @@ func TestKeysLost(t *testing.T) {
 	}
 }
 
-// lostChosen reports whether a case runs by default: single keys with each story,
-// and a third of the pairs with one story. With -short, it is single keys with
-// one story.
-func lostChosen(i, j, story, audience int) bool {
-	switch stories := len(lostStories); {
-	case (i+story)%len(lostAudiences) != audience:
+// lostChosen reports whether a case runs by default: single keys with each scenario,
+// and a third of the pairs with one scenario. With -short, only single keys with one
+// scenario run.
+func lostChosen(i, j, scenario, watching int) bool {
+	switch scenarios := len(lostScenarios); {
+	case (i+scenario)%len(lostWatching) != watching:
 		return false
 	case harness.Light():
-		return j == 0 && i%stories == story
+		return j == 0 && i%scenarios == scenario
 	}
-	return j == 0 || (i*7+j*5)%(3*len(lostStories)) == story
+	return j == 0 || (i*7+j*5)%(3*len(lostScenarios)) == scenario
 }
 
-// TestKeysLostOnRedis is the same for single keys on a real Redis.
+// TestKeysLostOnRedis deletes single keys on a real Redis.
 func TestKeysLostOnRedis(t *testing.T) {
 	t.Parallel()
 	server := redistest.Start(t)
-	var all sync.WaitGroup // most of the time they wait
+	var all sync.WaitGroup // the cases mostly wait, so they all run at once
 	defer all.Wait()
 	for i, key := range lostKeys {
 		all.Go(func() {
 			t.Run(key.name, func(t *testing.T) {
 				w := &harness.World{T: t, Real: server, Prefix: fmt.Sprintf("app%d:", i)}
-				newLoss(t, w, len(lostAudiences)-1).run(lostStories[i%len(lostStories)], key, key)
+				newLoss(t, w, len(lostWatching)-1).run(lostScenarios[i%len(lostScenarios)], key, key)
 			})
 		})
 	}
 }
 
-// TestEverybodyLeavesALostRoom: no member is left whose server could write the room
-// again, and watchers still get each leave.
-func TestEverybodyLeavesALostRoom(t *testing.T) {
+// TestAllMembersLeaveALostRoom checks that watchers receive each leave although no
+// remaining member's server could write the room again.
+func TestAllMembersLeaveALostRoom(t *testing.T) {
 	t.Parallel()
 	for _, key := range lostKeys[:5] {
 		t.Run(key.name, func(t *testing.T) {
 			t.Parallel()
 			harness.Embedded(t, func(t *testing.T, w *harness.World) {
-				l := newLoss(t, w, len(lostAudiences)-1)
+				l := newLoss(t, w, len(lostWatching)-1)
 				require.NoError(t, l.admin.Del(t.Context(), key.of(l), lostKeys[0].of(l)).Err())
-				all := append([]*harness.Peer{l.goes}, l.stay...)
+				all := append([]*harness.Peer{l.leaver}, l.stay...)
 				for _, p := range all {
 					p.Close()
 				}
 				l.Sleep(time.Second)
 				for i, watcher := range l.watchers {
 					leaves := 0
-					for _, u := range watcher.Got()[l.told[i]:] {
+					for _, u := range watcher.Got()[l.before[i]:] {
 						leaves += one(u.Type == "leave")
 						require.Equal(t, "leave", u.Type)
 					}
-					require.Equal(t, 2*len(all), leaves, "each has left both rooms")
+					require.Equal(t, 2*len(all), leaves, "each member has left both rooms")
 				}
-				l.leaves()
+				l.finish()
 			})
 		})
 	}
@@ -157,92 +158,92 @@ func one(b bool) int {
 	return 0
 }
 
-// loss is two servers with three members each, in two rooms.
+// loss is a test with two servers, each with three members in two rooms.
 type loss struct {
 	*harness.World
 	t        *testing.T
 	admin    redis.UniversalClient
 	servers  []*harness.Server
 	stay     []*harness.Peer // of the first server, then of the second
-	goes     *harness.Peer   // of the first server
-	comes    *harness.Peer   // of the second server, in no room yet
+	leaver   *harness.Peer   // of the first server
+	joiner   *harness.Peer   // of the second server, in no room at first
 	watchers []*harness.Peer
-	told     []int // updates of each watcher before the loss
+	before   []int // number of each watcher's updates before the loss
 }
 
-func newLoss(t *testing.T, w *harness.World, audience int) *loss {
+func newLoss(t *testing.T, w *harness.World, watching int) *loss {
 	l := &loss{World: w, t: t, admin: w.Client()}
 	for range 2 {
-		s := w.Tracked(harness.LeaseOf(3*lostBeat), harness.AllowMetadata)
+		s := w.Tracked(harness.LeaseOf(3*lostHeartbeat), harness.AllowMetadata)
 		require.NoError(t, s.TrackPresence(mesh.Exact(lostTimed), mesh.PresenceOptions{TTL: time.Minute}))
 		l.servers = append(l.servers, s)
 		for range 3 {
 			l.stay = append(l.stay, s.Dial())
 		}
 	}
-	l.goes = l.stay[2]
+	l.leaver = l.stay[2]
 	l.stay = slices.Delete(l.stay, 2, 3)
-	l.comes = l.servers[1].Dial()
-	for i, p := range append([]*harness.Peer{l.goes}, l.stay...) {
+	l.joiner = l.servers[1].Dial()
+	for i, p := range append([]*harness.Peer{l.leaver}, l.stay...) {
 		p.Join(lostPlain)
 		p.Join(lostTimed)
 		require.NoError(t, l.servers[0].Connections().SetMetadata(t.Context(), p.ID, map[string]int{"n": i}, mesh.MetadataOptions{}))
 	}
 	l.stay[0].State(lostPlain, json.RawMessage(busyState))
 	l.stay[1].State(lostTimed, json.RawMessage(typingState), map[string]any{"expireAfter": 600_000})
-	l.goes.State(lostPlain, json.RawMessage(goingState))
-	for _, s := range l.servers[:audience] {
+	l.leaver.State(lostPlain, json.RawMessage(leavingState))
+	for _, s := range l.servers[:watching] {
 		p := s.Dial()
 		p.Subscribe(lostPlain)
 		p.Subscribe(lostTimed)
 		l.watchers = append(l.watchers, p)
 	}
-	w.Sleep(4 * lostBeat) // servers compare everything once after their start
+	w.Sleep(4 * lostHeartbeat) // time for the first reconcile after the start
 	for _, p := range l.watchers {
-		l.told = append(l.told, len(p.Got()))
+		l.before = append(l.before, len(p.Got()))
 	}
 	return l
 }
 
-func (l *loss) run(story lostStory, keys ...lostKey) {
+func (l *loss) run(scenario lostScenario, keys ...lostKey) {
 	for _, k := range keys {
 		key := k.of(l)
 		kind := l.admin.Type(l.t.Context(), key).Val()
-		require.NotEqual(l.t, "none", kind, "%s: %s is there", k.name, key)
+		require.NotEqual(l.t, "none", kind, "%s: %s exists", k.name, key)
 	}
 	names := []string{keys[0].of(l), keys[1].of(l)}
 	require.NoError(l.t, l.admin.Del(l.t.Context(), names...).Err())
 	lost := time.Now()
-	if story.joins {
-		l.comes.Join(lostPlain)
-		l.comes.Join(lostTimed)
-		l.stay = append(l.stay, l.comes)
+	if scenario.joins {
+		l.joiner.Join(lostPlain)
+		l.joiner.Join(lostTimed)
+		l.stay = append(l.stay, l.joiner)
 	}
-	if story.closes {
-		l.goes.Close()
+	if scenario.closes {
+		l.leaver.Close()
 	} else {
-		l.stay = append(l.stay, l.goes)
+		l.stay = append(l.stay, l.leaver)
 	}
-	l.Eventually(2*lostBeat+300*time.Millisecond, func() bool { return l.wrong() == "" }, "%s", stringer(l.wrong))
+	l.Eventually(2*lostHeartbeat+300*time.Millisecond, func() bool { return l.wrong() == "" }, "%s", stringer(l.wrong))
 	l.t.Logf("restored after %v", time.Since(lost))
-	l.Sleep(6 * lostBeat) // time for late or superfluous events
+	l.Sleep(6 * lostHeartbeat) // time for late or superfluous events
 	require.Empty(l.t, l.wrong())
-	l.heard(story)
-	l.sends()
-	l.leaves()
+	l.checkEvents(scenario)
+	l.checkSend()
+	l.finish()
 }
 
-// stringer is a text that is made when it is needed.
+// stringer is a text that is computed when it is printed.
 type stringer func() string
 
 func (s stringer) String() string { return s() }
 
-// wrong returns the part that is not restored yet.
+// wrong returns the first part that is not restored yet, or "".
 func (l *loss) wrong() string {
 	ctx := l.t.Context()
 	for _, k := range lostKeys {
 		key := k.of(l)
-		if k.of != nil && strings.Contains(key, l.goes.ID) && !slices.Contains(l.stay, l.goes) {
+		if k.of != nil && strings.Contains(key, l.leaver.ID) && !slices.Contains(l.stay, l.leaver) {
 			continue
 		}
 		if l.admin.Exists(ctx, key).Val() == 0 {
@@ -284,10 +285,10 @@ func (l *loss) wrongRoom(ctx context.Context, room string, ids []string) string 
 				want = busyState
 			case m.ID == l.stay[1].ID && room == lostTimed:
 				want = typingState
-			case m.ID == l.goes.ID && room == lostPlain:
-				want = goingState
+			case m.ID == l.leaver.ID && room == lostPlain:
+				want = leavingState
 			}
-			if string(m.State) != want || (m.ID != l.comes.ID) != (len(m.Metadata) > 0) {
+			if string(m.State) != want || (m.ID != l.joiner.ID) != (len(m.Metadata) > 0) {
 				return fmt.Sprintf("%s has state %s, metadata %s", m.ID, m.State, m.Metadata)
 			}
 		}
@@ -310,32 +311,32 @@ func (l *loss) wrongRoom(ctx context.Context, room string, ids []string) string 
 	return ""
 }
 
-// heard checks the watchers' events since the loss: one leave of the connection that
-// closed, one join of the one that came, and otherwise only repetitions.
-func (l *loss) heard(story lostStory) {
+// checkEvents checks the updates that watchers received since the loss: one leave of
+// the connection that closed, and one join of the connection that joined.
+func (l *loss) checkEvents(scenario lostScenario) {
 	for i, p := range l.watchers {
 		for _, room := range []string{lostPlain, lostTimed} {
 			var got []string
-			for _, u := range p.Got()[l.told[i]:] {
+			for _, u := range p.Got()[l.before[i]:] {
 				if u.RoomName == room {
 					got = append(got, u.Type+" "+u.ConnectionID)
 				}
 			}
 			var want []string
-			if story.joins {
-				want = append(want, "join "+l.comes.ID)
+			if scenario.joins {
+				want = append(want, "join "+l.joiner.ID)
 			}
-			if story.closes {
-				want = append(want, "leave "+l.goes.ID)
+			if scenario.closes {
+				want = append(want, "leave "+l.leaver.ID)
 			}
-			assert.ElementsMatch(l.t, want, got, "watcher %d of %s: %v", i, room, p.Got()[l.told[i]:])
+			assert.ElementsMatch(l.t, want, got, "watcher %d of %s: %v", i, room, p.Got()[l.before[i]:])
 			assert.Len(l.t, p.Subscribe(room).IDs(l.t), len(l.stay), "watcher %d of %s", i, room)
 		}
 	}
 }
 
-// sends checks that a frame for a room reaches all members.
-func (l *loss) sends() {
+// checkSend checks that a frame for a room reaches all members.
+func (l *loss) checkSend() {
 	for _, room := range []string{lostPlain, lostTimed} {
 		require.NoError(l.t, l.servers[0].Rooms().Send(l.t.Context(), room, "note-"+room, json.RawMessage(`1`)))
 		for i, p := range l.stay {
@@ -344,12 +345,12 @@ func (l *loss) sends() {
 	}
 }
 
-// leaves ends everything, after which only keys with a TTL may be left.
-func (l *loss) leaves() {
-	for _, p := range append(append(l.stay, l.comes, l.goes), l.watchers...) {
+// finish closes all connections and stops the servers. Only keys with a TTL may remain.
+func (l *loss) finish() {
+	for _, p := range append(append(l.stay, l.joiner, l.leaver), l.watchers...) {
 		p.Close()
 	}
-	l.Sleep(lostBeat / 2)
+	l.Sleep(lostHeartbeat / 2)
 	for _, s := range l.servers {
 		s.End()
 	}

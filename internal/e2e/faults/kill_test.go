@@ -11,11 +11,11 @@ import (
 	"github.com/meshpresence/mesh/internal/redistest"
 )
 
-// killCase is a server process that is killed with its connections in a room.
+// killCase kills a server process with connections in a room.
 type killCase struct {
 	lease, ttl time.Duration
 	events     bool // EnablePresenceExpirationEvents
-	keys       int  // others with a TTL
+	keys       int  // number of other keys with a TTL
 	byTTL      bool // the leaves come with the TTL, not with the lease
 }
 
@@ -28,9 +28,8 @@ var killCases = []faultCase{
 	{"silent/100,000 keys", silentCase(100_000)},
 }
 
-// run: 200 connections on three servers, one of them another process. It is
-// killed, and each subscriber of the others is told once of each that left,
-// in time.
+// run kills one of three servers with 200 connections in total. Each subscriber on the
+// other servers must receive each leave once, in time.
 func (c killCase) run(t *testing.T) {
 	w := harness.RealWorld(t)
 	require.NoError(t, redistest.Fill(t.Context(), w.Client(), c.keys))
@@ -49,27 +48,27 @@ func (c killCase) run(t *testing.T) {
 		d.note("lobby", gone[i].ID, gone[i].In("lobby"))
 	}
 	d.settles(time.Now(), 5*time.Second)
-	d.patient()
-	for _, p := range gone { // the last frame of each is as good as at the kill
+	d.awaitContact()
+	for _, p := range gone { // so that each connection's silence begins at the kill
 		p.Call("mesh/noop", map[string]any{})
 	}
 	killed := time.Now()
 	victim.Die()
 	for _, p := range gone {
-		d.note("lobby", p.ID, harness.Wish{})
+		d.note("lobby", p.ID, harness.WantedEntry{})
 	}
 	score, err := w.Client().ZScore(t.Context(), "mesh:instances", victim.Incarnation).Result()
 	require.NoError(t, err, "lease of the killed server")
 	renewed := time.UnixMilli(int64(score)).Add(-c.lease)
 	bound := renewed.Add(c.lease + time.Second)
 	if c.byTTL {
-		// The key lives for TTL + 1 s from its last refresh, who acts on a hint
-		// about an entry of others leaves its owner 0.8 s, and Redis looks for
-		// what has run out every 0.1 s, on a machine with time to spare.
+		// Redis deletes the key TTL + 1 s after its last refresh. It looks for expired
+		// keys every 0.1 s on a machine with time to spare. A server with an expired
+		// hint lets the owner act first, for 0.8 s.
 		bound = killed.Add(c.ttl + 2500*time.Millisecond)
 	}
 	d.settles(killed, time.Until(bound)+5*time.Second)
-	w.Sleep(500 * time.Millisecond) // for what must not come
+	w.Sleep(500 * time.Millisecond) // time for unexpected updates
 
 	first, last := time.Time{}, time.Time{}
 	for i, s := range d.streams {
@@ -91,10 +90,10 @@ func (c killCase) run(t *testing.T) {
 		last.Sub(renewed).Round(time.Millisecond))
 	require.False(t, last.After(bound), "%v late", last.Sub(bound))
 	d.stayed(stay)
-	d.over()
+	d.finish()
 }
 
-// silentCase: connections with a TTL fall silent on a living server.
+// silentCase lets connections with a TTL fall silent on a living server.
 func silentCase(keys int) func(t *testing.T) {
 	const ttl = 2 * time.Second
 	return func(t *testing.T) {
@@ -111,11 +110,11 @@ func silentCase(keys int) func(t *testing.T) {
 		}
 		began := time.Now()
 		for _, p := range mute {
-			p.Call("mesh/noop", map[string]any{}) // from now on silent
-			d.note("lobby", p.ID, harness.Wish{})
+			p.Call("mesh/noop", map[string]any{}) // the last sign of life
+			d.note("lobby", p.ID, harness.WantedEntry{})
 		}
 		d.settles(began, ttl+5*time.Second)
-		w.Sleep(500 * time.Millisecond) // for what must not come
+		w.Sleep(500 * time.Millisecond) // time for unexpected updates
 		var first, last time.Duration
 		for _, s := range d.streams {
 			leaves := s.leaves()
@@ -134,6 +133,6 @@ func silentCase(keys int) func(t *testing.T) {
 		require.GreaterOrEqual(t, first, ttl)
 		require.LessOrEqual(t, last, w.Unhurried(ttl+time.Second))
 		d.stayed(stay)
-		d.over()
+		d.finish()
 	}
 }

@@ -21,7 +21,7 @@ var lossCases = []faultCase{
 		&redis.Options{Username: "app", Password: "pw"}, redistest.Args("--user", "app", "on", ">pw", "~*", "&*", "+@all", "-config"))},
 }
 
-// scriptsFlushed: Redis forgets the scripts again and again.
+// scriptsFlushed makes Redis forget the scripts repeatedly.
 func scriptsFlushed(t *testing.T) {
 	w := harness.RealWorld(t)
 	d := newDrill(w, 2, []string{"a", "b"}, harness.LeaseOf(2*time.Second))
@@ -32,18 +32,18 @@ func scriptsFlushed(t *testing.T) {
 		d.Sleep(50 * time.Millisecond)
 		require.NoError(t, admin.ScriptFlush(t.Context()).Err())
 	}
-	d.calm()
+	d.stopChurn()
 	d.settles(time.Now(), time.Second)
 	for _, s := range d.servers {
 		require.Zero(t, s.Stats().Retries, "no batch failed")
 		require.Zero(t, s.Stats().RedisFailures)
 	}
 	d.stayed(stay)
-	d.over()
+	d.finish()
 }
 
-// withoutConfig: the setting of the expired events can neither be read nor
-// changed. Everything works, and the log says so once.
+// withoutConfig starts servers that can neither read nor change the setting for expired
+// events. Everything must work, and each server logs one warning.
 func withoutConfig(user *redis.Options, opt redistest.Option) func(t *testing.T) {
 	return func(t *testing.T) {
 		w := harness.RealWorld(t, opt)
@@ -62,13 +62,13 @@ func withoutConfig(user *redis.Options, opt redistest.Option) func(t *testing.T)
 		p := victim.Dial()
 		d.note("lobby", p.ID, p.In("lobby"))
 		d.settles(time.Now(), 2*time.Second)
-		d.patient()
+		d.awaitContact()
 		require.False(t, d.servers[0].Stats().ExpiredEventsWorking)
 		victim.Die()
 		d.forget(p)
 		d.settles(time.Now(), 3*time.Second)
 		d.stayed(stay)
 		require.Len(t, log.Texts(), 1, "warnings")
-		d.over()
+		d.finish()
 	}
 }

@@ -16,7 +16,7 @@ import (
 	"github.com/meshpresence/mesh/internal/testhook"
 )
 
-// slowScripts is a Redis that takes its time for each script, once it is told to.
+// slowScripts delays each script by a duration that can be changed.
 type slowScripts struct{ by atomic.Int64 }
 
 func (*slowScripts) DialHook(next redis.DialHook) redis.DialHook { return next }
@@ -34,8 +34,8 @@ func (h *slowScripts) ProcessHook(next redis.ProcessHook) redis.ProcessHook {
 	}
 }
 
-// crowded is a room with members on two servers, on a Redis so slow that no call
-// of two seconds is enough for all of them.
+// crowded returns two servers with members in a room, on a Redis so slow that one call
+// of two seconds is not enough for all members.
 func crowded(t *testing.T, w *harness.World, room string, by time.Duration, setup ...func(*mesh.Options)) (here, there *mesh.PresenceManager, slow *slowScripts, members int) {
 	t.Helper()
 	const each = 1500
@@ -70,7 +70,7 @@ func crowded(t *testing.T, w *harness.World, room string, by time.Duration, setu
 	return here, there, slow, 2 * each
 }
 
-// Clear takes as long as its context lasts, and says how far it got.
+// Clear runs until its context ends, and reports its progress.
 func TestClearOfManyMembers(t *testing.T) {
 	t.Parallel()
 	harness.Long(t, "thousands of members")
@@ -88,14 +88,14 @@ func TestClearOfManyMembers(t *testing.T) {
 			err := clear(ctx, "room")
 			cancel()
 			require.ErrorIs(t, err, context.DeadlineExceeded)
-			require.NotErrorIs(t, err, mesh.ErrUnavailable, "nothing is")
+			require.NotErrorIs(t, err, mesh.ErrUnavailable, "Redis is available")
 			require.Equal(t, 1300*time.Millisecond, time.Since(began))
 			var how *mesh.ProgressError
 			require.ErrorAs(t, err, &how)
 			require.Positive(t, how.Done)
 			require.ErrorContains(t, err, fmt.Sprint(how.Done))
 			require.NotZero(t, count())
-			require.LessOrEqual(t, how.Done, before-count(), "no more than have left, %d", i)
+			require.LessOrEqual(t, how.Done, before-count(), "Done exceeds the number of leaves, %d", i)
 		}
 		began := time.Now()
 		require.NoError(t, there.Rooms().Delete(t.Context(), "room"))
@@ -112,7 +112,7 @@ func TestClearOfManyMembers(t *testing.T) {
 	})
 }
 
-// Connections that join again at once do not keep Clear busy for ever.
+// Connections that join again at once do not keep Clear running for ever.
 func TestClearOfConnectionsThatComeBack(t *testing.T) {
 	t.Parallel()
 	harness.Long(t, "thousands of members")
@@ -145,7 +145,7 @@ func TestClearOfConnectionsThatComeBack(t *testing.T) {
 		<-watching
 		require.NoError(t, here.Rooms().Clear(t.Context(), "room"))
 		w.Sleep(5 * time.Second)
-		require.EqualValues(t, members, left.Load(), "each has left once")
+		require.EqualValues(t, members, left.Load(), "each connection has left once")
 		n, err := here.Count(t.Context(), "room")
 		require.NoError(t, err)
 		require.Equal(t, members, n)
@@ -154,7 +154,7 @@ func TestClearOfConnectionsThatComeBack(t *testing.T) {
 	})
 }
 
-// CleanExpired takes as long as its context lasts, and says how far it got.
+// CleanExpired runs until its context ends, and reports its progress.
 func TestCleanExpiredOfManyMembers(t *testing.T) {
 	t.Parallel()
 	harness.Long(t, "thousands of members")
@@ -162,7 +162,7 @@ func TestCleanExpiredOfManyMembers(t *testing.T) {
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		here, _, slow, members := crowded(t, w, "timed", 200*time.Millisecond, func(o *mesh.Options) { o.EnablePresenceExpirationEvents = &off })
 		defer slow.by.Store(0)
-		w.Sleep(15 * time.Second) // all are silent, and this server may judge
+		w.Sleep(15 * time.Second) // all connections are silent, and the server is in contact
 		ctx, cancel := context.WithTimeout(t.Context(), 500*time.Millisecond)
 		first, err := here.CleanExpired(ctx, "timed")
 		cancel()
@@ -176,12 +176,12 @@ func TestCleanExpiredOfManyMembers(t *testing.T) {
 		require.NoError(t, err)
 		require.Zero(t, n)
 		require.LessOrEqual(t, first+second, members)
-		require.Greater(t, first+second, members*3/4, "but for those whose answer came too late")
+		require.Greater(t, first+second, members*3/4, "all but those whose answer came too late")
 	})
 }
 
-// TestJoinOfAnIDThatAnotherServerHas: the last one that joins has the id, and the
-// other server learns of it at its next change.
+// TestJoinOfAnIDThatAnotherServerHas checks that the last join takes over the id, and
+// that the other server notices at its next change.
 func TestJoinOfAnIDThatAnotherServerHas(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
@@ -203,18 +203,18 @@ func TestJoinOfAnIDThatAnotherServerHas(t *testing.T) {
 			return string(members[0].Metadata)
 		}
 		require.NoError(t, a.Join(t.Context(), "room", "id"))
-		require.NoError(t, b.Join(t.Context(), "room", "id"), "it takes over")
+		require.NoError(t, b.Join(t.Context(), "room", "id"), "server b takes over the id")
 		require.JSONEq(t, `{"server":1}`, metadata())
-		require.NoError(t, a.Join(t.Context(), "room", "id"), "it is in, as far as that server knows")
+		require.NoError(t, a.Join(t.Context(), "room", "id"), "server a does not know yet")
 		require.JSONEq(t, `{"server":1}`, metadata())
 		require.ErrorIs(t, a.PublishState(t.Context(), "room", "id", map[string]int{"n": 1}, mesh.StateOptions{}), mesh.ErrConflict)
-		require.ErrorIs(t, a.PublishState(t.Context(), "room", "id", map[string]int{"n": 2}, mesh.StateOptions{}), mesh.ErrNotPresent, "it knows now")
+		require.ErrorIs(t, a.PublishState(t.Context(), "room", "id", map[string]int{"n": 2}, mesh.StateOptions{}), mesh.ErrNotPresent, "server a knows now")
 		require.NoError(t, b.PublishState(t.Context(), "room", "id", map[string]int{"n": 3}, mesh.StateOptions{}))
-		require.NoError(t, a.Join(t.Context(), "room", "id"), "it takes over again")
+		require.NoError(t, a.Join(t.Context(), "room", "id"), "server a takes over the id")
 		require.JSONEq(t, `{"server":0}`, metadata())
 		left, err := b.Leave(t.Context(), "room", "id")
 		require.NoError(t, err)
-		require.True(t, left, "from where it was as far as that server knows")
+		require.True(t, left, "server b does not know yet")
 		require.JSONEq(t, `{"server":0}`, metadata())
 	})
 }

@@ -18,25 +18,24 @@ import (
 	"github.com/meshpresence/mesh/internal/testhook"
 )
 
-// mob is connections of an app's own transport in a room with a TTL of one
-// second, which show life five times a second, and subscribers on every server.
-type mob struct {
+// appConns are connections of an app's own transport in a room with a TTL of one
+// second. They are touched five times a second. Each server has a subscriber.
+type appConns struct {
 	w        *harness.World
 	room     string
-	servers  []*harness.Server // the last one has no connections: it writes nothing
+	servers  []*harness.Server // the last one has no connections, so it writes nothing
 	watchers []*harness.Peer
-	lines    []*harness.Lifeline // of the servers that have one
+	lines    []*harness.Lifeline // network of each server's Redis client
 
 	mu     sync.Mutex // guards the fields below
 	ids    map[*harness.Server][]string
 	silent map[string]bool
-	gap    time.Duration // the longest between two signs of life since it was last asked for
+	gap    time.Duration // longest time between two touches since the last call of starved
 }
 
-// starved reports whether the machine kept all connections from showing life for
-// so long, since it was last asked, that they may have passed for silent. In
-// virtual time that does not happen.
-func (c *mob) starved() bool {
+// starved reports whether the machine delayed the touches since the last call so much
+// that the connections may have counted as silent. That cannot happen in virtual time.
+func (c *appConns) starved() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	gap := c.gap
@@ -44,11 +43,11 @@ func (c *mob) starved() bool {
 	return !c.w.Virtual && gap > 350*time.Millisecond
 }
 
-// newMob starts servers, the first of which can be cut off, and makes all connections
-// join. It returns when all servers may judge.
-func newMob(w *harness.World, room string, servers, each int, lease time.Duration, setup ...func(*mesh.Options)) *mob {
+// newAppConns starts servers and makes all connections join. It returns when all
+// servers are in contact.
+func newAppConns(w *harness.World, room string, servers, each int, lease time.Duration, setup ...func(*mesh.Options)) *appConns {
 	w.T.Helper()
-	c := &mob{w: w, room: room, ids: make(map[*harness.Server][]string), silent: make(map[string]bool)}
+	c := &appConns{w: w, room: room, ids: make(map[*harness.Server][]string), silent: make(map[string]bool)}
 	setup = append(setup, harness.LeaseOf(lease))
 	for i := range servers {
 		s, line := w.Mortal(setup...)
@@ -70,14 +69,14 @@ func newMob(w *harness.World, room string, servers, each int, lease time.Duratio
 	}
 	ctx, stop := context.WithCancel(w.T.Context())
 	var work sync.WaitGroup
-	work.Go(func() { c.live(ctx) })
+	work.Go(func() { c.touch(ctx) })
 	w.T.Cleanup(func() { stop(); work.Wait() })
-	c.patient()
+	c.awaitContact()
 	return c
 }
 
-// live shows life until ctx ends.
-func (c *mob) live(ctx context.Context) {
+// touch touches all connections that are not silent until ctx ends.
+func (c *appConns) touch(ctx context.Context) {
 	tick := time.NewTicker(200 * time.Millisecond)
 	defer tick.Stop()
 	for last := time.Now(); ; {
@@ -100,12 +99,13 @@ func (c *mob) live(ctx context.Context) {
 	}
 }
 
-// patient waits until all servers may judge and have just renewed. A short
-// outage that begins then is over before a renewal is due. Servers that were
-// slow to start may renew at other times: then it does not wait for that.
-func (c *mob) patient() {
+// awaitContact waits until all servers are in contact and have just renewed their
+// leases. A short outage that begins then is over before the next heartbeat. Servers
+// that were slow to start may never renew at the same time. Then it returns after half
+// a lease of contact.
+func (c *appConns) awaitContact() {
 	c.w.T.Helper()
-	var since time.Time // when all of them might judge
+	var since time.Time // when all of them were in contact
 	c.w.Eventually(time.Minute, func() bool {
 		oldest := time.Duration(0)
 		for _, s := range c.servers {
@@ -119,26 +119,26 @@ func (c *mob) patient() {
 			since = time.Now()
 		}
 		return oldest < 400*time.Millisecond || time.Since(since) > testhook.PartsOf(c.servers[0].Server).LeaseTTL/2
-	}, "all servers may judge")
+	}, "all servers are in contact")
 }
 
-// leaves returns how many leaves each watcher was told of.
-func (c *mob) leaves() (n []int) {
+// leaves returns the number of leaves that each watcher received.
+func (c *appConns) leaves() (n []int) {
 	for _, p := range c.watchers {
 		n = append(n, p.Count("leave", ""))
 	}
 	return n
 }
 
-// stays checks that no subscriber has been told of a leave.
-func (c *mob) stays(format string, args ...any) {
+// noLeaves checks that no subscriber has received a leave.
+func (c *appConns) noLeaves(format string, args ...any) {
 	c.w.T.Helper()
 	require.Equal(c.w.T, make([]int, len(c.watchers)), c.leaves(), fmt.Sprintf(format, args...))
 }
 
-// bounds checks that a connection that falls silent leaves in time, and so do
-// those of a server that dies.
-func (c *mob) bounds(lease time.Duration) {
+// checkBounds checks that a silent connection and the connections of a dead server
+// leave in time.
+func (c *appConns) checkBounds(lease time.Duration) {
 	c.w.T.Helper()
 	quiet := c.ids[c.servers[0]][0]
 	c.mu.Lock()
@@ -151,22 +151,23 @@ func (c *mob) bounds(lease time.Duration) {
 	for _, p := range c.watchers[1:] {
 		c.w.Eventually(lease+time.Second, func() bool {
 			return p.Count("leave", "") >= len(c.ids[c.servers[0]])
-		}, "the dead server's leave")
+		}, "the leaves of the dead server")
 	}
 	c.lines[0].Mend()
 	c.settle()
 }
 
-// settle waits until the client library has given up dials begun while a line was cut.
-func (c *mob) settle() {
+// settle waits until the Redis client has given up the dials that began while a line
+// was cut.
+func (c *appConns) settle() {
 	if c.w.Virtual {
 		c.w.Sleep(time.Minute)
 	}
 }
 
-// Redis fails for a while, shorter than the servers' patience but longer than a
-// key lives: connections that show life stay.
-func TestAShortOutageEndsNobody(t *testing.T) {
+// Redis fails for a while that is longer than a key lives, but too short to end
+// contact. Connections with signs of life stay.
+func TestAShortOutageEndsNoEntry(t *testing.T) {
 	t.Parallel()
 	harness.Calm(t, "outages of many lengths")
 	const lease = 10 * time.Second
@@ -174,30 +175,30 @@ func TestAShortOutageEndsNobody(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			harness.Embedded(t, func(t *testing.T, w *harness.World) {
-				c := newMob(w, "mob", 3, 4, lease)
+				c := newAppConns(w, "app", 3, 4, lease)
 				for away := 500 * time.Millisecond; away <= 3*time.Second; away += harness.Thin(170*time.Millisecond, 2500*time.Millisecond) {
-					c.patient()
+					c.awaitContact()
 					outage.Begin(w.Mem)
 					w.Sleep(away)
 					outage.End(w.Mem)
 					w.Sleep(4 * time.Second)
-					c.stays("after %v", away)
+					c.noLeaves("after %v", away)
 				}
 				c.settle()
-				c.patient()
-				c.bounds(lease)
+				c.awaitContact()
+				c.checkBounds(lease)
 			})
 		})
 	}
 }
 
-// Redis takes no writes for about as long as a lease, less or more, so that
-// renewals fail, too: no server is declared dead, and no key's end is acted on.
-func TestRefusalsAroundTheLeaseEndNobody(t *testing.T) {
+// Redis refuses writes for about as long as a lease, so that heartbeats fail, too. No
+// server is declared dead, and no server acts on expired keys.
+func TestRefusalsAroundTheLeaseEndNoEntry(t *testing.T) {
 	t.Parallel()
 	const lease = 3 * time.Second
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
-		c := newMob(w, "mob", 3, 4, lease)
+		c := newAppConns(w, "app", 3, 4, lease)
 		for s, ids := range c.ids {
 			for _, id := range ids {
 				require.NoError(t, s.Presence().Join(t.Context(), "plain", id))
@@ -212,7 +213,7 @@ func TestRefusalsAroundTheLeaseEndNobody(t *testing.T) {
 			w.Sleep(away)
 			harness.Outages["refused"].End(w.Mem)
 			w.Sleep(4 * time.Second)
-			c.stays("after %v", away)
+			c.noLeaves("after %v", away)
 		}
 		for _, s := range c.servers {
 			require.Zero(t, s.Stats().Reregistered)
@@ -220,15 +221,15 @@ func TestRefusalsAroundTheLeaseEndNobody(t *testing.T) {
 	})
 }
 
-// Writes are refused again and again, with moments in between that an owner may
-// miss.
-func TestRefusalsInARowEndNobody(t *testing.T) {
+// Redis refuses writes repeatedly. In the short times between, an owner may miss its
+// chance to write.
+func TestRefusalsInARowEndNoEntry(t *testing.T) {
 	t.Parallel()
 	harness.Calm(t, "eighty outages")
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
-		c := newMob(w, "mob", 3, 4, 10*time.Second)
+		c := newAppConns(w, "app", 3, 4, 10*time.Second)
 		for range 20 {
-			c.patient()
+			c.awaitContact()
 			for range 4 {
 				harness.Outages["refused"].Begin(w.Mem)
 				w.Sleep(650 * time.Millisecond)
@@ -236,13 +237,13 @@ func TestRefusalsInARowEndNobody(t *testing.T) {
 				w.Sleep(60 * time.Millisecond)
 			}
 			w.Sleep(3 * time.Second)
-			c.stays("")
+			c.noLeaves("")
 		}
 	})
 }
 
-// Clean-up by hand, in an outage and right after it, ends only entries that their
-// owner does not refresh once it can.
+// CleanExpired, during an outage and right after it, only ends entries that their owner
+// does not refresh when it can.
 func TestCleanExpiredAfterAShortOutage(t *testing.T) {
 	t.Parallel()
 	harness.Calm(t, "outages of many lengths")
@@ -252,16 +253,16 @@ func TestCleanExpiredAfterAShortOutage(t *testing.T) {
 			t.Parallel()
 			harness.Embedded(t, func(t *testing.T, w *harness.World) {
 				ctx := t.Context()
-				c := newMob(w, "mob", 3, 4, lease, harness.ExpirationOff)
+				c := newAppConns(w, "app", 3, 4, lease, harness.ExpirationOff)
 				idle := c.servers[2].Presence()
 				for away := 1500 * time.Millisecond; away <= 3*time.Second; away += harness.Thin(170*time.Millisecond, 1500*time.Millisecond) {
-					c.patient()
+					c.awaitContact()
 					harness.Outages["refused"].Begin(w.Mem)
 					w.Sleep(away - early)
 					var work sync.WaitGroup
 					work.Go(func() { w.Sleep(early); harness.Outages["refused"].End(w.Mem) })
 					if early == 0 {
-						work.Wait() // the call comes right after it
+						work.Wait() // CleanExpired runs right after the outage
 					}
 					_, _ = idle.CleanExpired(ctx, c.room)
 					work.Wait()
@@ -272,9 +273,9 @@ func TestCleanExpiredAfterAShortOutage(t *testing.T) {
 						w.Sleep(50 * time.Millisecond)
 					}
 					w.Sleep(time.Second)
-					c.stays("after %v", away)
+					c.noLeaves("after %v", away)
 				}
-				c.patient()
+				c.awaitContact()
 				began := time.Now()
 				c.lines[0].Cut()
 				w.Sleep(2500 * time.Millisecond)
@@ -295,8 +296,8 @@ func TestCleanExpiredAfterAShortOutage(t *testing.T) {
 	}
 }
 
-// A server tries no more writes than it needs, however many hints there are,
-// and none if there are none.
+// A server attempts few writes, however many expired hints there are, and none without
+// a hint.
 func TestHintsTryFewWrites(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -305,7 +306,7 @@ func TestHintsTryFewWrites(t *testing.T) {
 		w.Sleep(20 * time.Second)
 		before := log.Sent("srem")
 		w.Sleep(20 * time.Second)
-		require.Equal(t, before, log.Sent("srem"), "without hints")
+		require.Equal(t, before, log.Sent("srem"), "no writes without hints")
 		for i := range 1000 {
 			testhook.AddExpired(s.Server, "room", fmt.Sprint(i))
 		}
@@ -322,14 +323,14 @@ func TestHintsTryFewWrites(t *testing.T) {
 		}
 		w.Sleep(time.Minute)
 		w.Mem.SetError("")
-		// The client library tries each of them four times.
-		require.LessOrEqual(t, log.Sent("srem")-before, 4*70, "at a modest pace")
+		// The Redis client tries each of them four times.
+		require.LessOrEqual(t, log.Sent("srem")-before, 4*70, "the rate of attempts is limited")
 		w.Sleep(time.Minute)
 		require.Zero(t, testhook.ExpiredWaiting(s.Server))
 	})
 }
 
-// attempts counts the batches that a server begins to write.
+// attempts counts the batches that a server starts to write.
 type attempts struct {
 	local.Store
 	n atomic.Int32
@@ -340,7 +341,7 @@ func (a *attempts) Commit(ctx context.Context, bucket int, inc string, number, k
 	return a.Store.Commit(ctx, bucket, inc, number, known, ops)
 }
 
-// While Redis answers nothing, a server makes short attempts, so that one begins
+// While Redis answers nothing, each attempt of a server is short, so that one begins
 // soon after Redis answers again.
 func TestAttemptsAreShortWhileRedisIsSilent(t *testing.T) {
 	t.Parallel()
@@ -354,7 +355,7 @@ func TestAttemptsAreShortWhileRedisIsSilent(t *testing.T) {
 		})
 		p := s.Dial()
 		p.Join("lobby")
-		w.Sleep(10 * time.Second) // well past the last answer to a write
+		w.Sleep(10 * time.Second) // long after the last answer to a write
 
 		w.Mem.Hang()
 		require.NoError(t, p.Send(map[string]any{"id": 1, "command": "mesh/publish-presence-state",

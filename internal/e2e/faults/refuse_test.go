@@ -29,10 +29,10 @@ var refuseCases = []faultCase{
 	{"loading", loading},
 }
 
-// takesNoWrites: Redis refuses what is written for longer than a lease and than
-// the TTL of one room, if that has one. Clients are told in time, sockets stay, nobody is told to have left
-// who has not, and afterwards everything is as asked. Where only memory is
-// short, who leaves leaves, and the leases go on.
+// takesNoWrites makes Redis refuse writes for longer than a lease, and longer than the
+// TTL of one room. Clients get errors in time, sockets stay open, and no connection
+// that stays is reported as left. Afterwards, all requests have taken effect. If only
+// memory is full, leaves and heartbeats still work.
 func takesNoWrites(r harness.Refusal, ttl time.Duration) func(t *testing.T) {
 	const lease = 2 * time.Second
 	full := r.Text == harness.MemoryFull.Text
@@ -47,7 +47,7 @@ func takesNoWrites(r harness.Refusal, ttl time.Duration) func(t *testing.T) {
 		late, leaver := d.servers[0].Dial(), d.servers[1].Dial()
 		d.note("a", leaver.ID, leaver.In("a"))
 		d.settles(time.Now(), 5*time.Second)
-		d.patient()
+		d.awaitContact()
 		admin := w.Client()
 		require.NoError(t, r.Begin(t.Context(), admin))
 		began := time.Now()
@@ -70,9 +70,9 @@ func takesNoWrites(r harness.Refusal, ttl time.Duration) func(t *testing.T) {
 		joined := late.Join("a")
 		require.True(t, joined.Stale)
 		require.LessOrEqual(t, time.Since(asked), 2*time.Second+200*time.Millisecond)
-		d.note("a", late.ID, harness.Wish{In: true})
+		d.note("a", late.ID, harness.WantedEntry{In: true})
 		refused(stay[0], "mesh/publish-presence-state", map[string]any{"state": json.RawMessage(`{"n":-1}`)})
-		d.note("a", stay[0].ID, harness.Wish{In: true, State: `{"n":-1}`})
+		d.note("a", stay[0].ID, harness.WantedEntry{In: true, State: `{"n":-1}`})
 		if full {
 			leaver.Leave("a")
 			for _, s := range d.streams[:1] {
@@ -90,7 +90,7 @@ func takesNoWrites(r harness.Refusal, ttl time.Duration) func(t *testing.T) {
 		if full {
 			for i, s := range d.streams {
 				for _, p := range gone {
-					s.p.W.Eventually(time.Second, func() bool { return s.p.Count("leave", p.ID) == 1 }, "subscriber %d is told of %s", i, p.ID)
+					s.p.W.Eventually(time.Second, func() bool { return s.p.Count("leave", p.ID) == 1 }, "subscriber %d receives the leave of %s", i, p.ID)
 				}
 			}
 			for _, s := range d.servers {
@@ -99,9 +99,9 @@ func takesNoWrites(r harness.Refusal, ttl time.Duration) func(t *testing.T) {
 		}
 		require.NoError(t, r.End(t.Context(), admin))
 		took := d.settles(time.Now(), lease+2*time.Second)
-		t.Logf("as it should be %v after Redis took writes again", took.Round(time.Millisecond))
-		d.patient()
-		require.Empty(t, d.state())
+		t.Logf("recovered %v after Redis took writes again", took.Round(time.Millisecond))
+		d.awaitContact()
+		require.Empty(t, d.diff())
 		d.stayed(stay)
 		for i, s := range d.streams {
 			for id, times := range s.leaves() {
@@ -112,15 +112,14 @@ func takesNoWrites(r harness.Refusal, ttl time.Duration) func(t *testing.T) {
 			require.Zero(t, s.Stats().Reregistered)
 		}
 		for _, p := range append(stay, late, leaver) {
-			p.Call("mesh/noop", map[string]any{}) // its socket stands
+			p.Call("mesh/noop", map[string]any{}) // the socket is open
 		}
 		require.Contains(t, strings.Join(log.Texts(), "\n"), r.Text)
-		d.over()
+		d.finish()
 	}
 }
 
-// loading: Redis has been restarted and is still reading what it had saved, for
-// longer than a lease.
+// loading restarts Redis with so much data that it loads for longer than a lease.
 func loading(t *testing.T) {
 	const lease, keys = 2 * time.Second, 2100
 	w := harness.RealWorld(t, redistest.WithRDB(), redistest.Args("--key-load-delay", "1000", "--loading-process-events-interval-bytes", "1024"))
@@ -129,9 +128,9 @@ func loading(t *testing.T) {
 	d := newDrill(w, 2, []string{"a", "b"}, harness.LeaseOf(lease), func(o *mesh.Options) { o.Logger = slog.New(&log) })
 	stay, gone := d.members(5), d.members(2)
 	d.settles(time.Now(), 5*time.Second)
-	d.patient()
+	d.awaitContact()
 	require.NoError(t, w.Client().Save(t.Context()).Err())
-	for _, p := range gone { // Redis goes back to when they were there
+	for _, p := range gone { // the saved data still has them
 		p.Close()
 		d.forget(p)
 	}
@@ -141,28 +140,28 @@ func loading(t *testing.T) {
 	loaded := time.Now()
 	require.Greater(t, loaded.Sub(began), lease)
 	took := d.settles(loaded, lease+2*time.Second)
-	t.Logf("loaded in %v, as it should be %v later", loaded.Sub(began).Round(time.Millisecond), took.Round(time.Millisecond))
-	d.patient()
+	t.Logf("loaded in %v, recovered %v later", loaded.Sub(began).Round(time.Millisecond), took.Round(time.Millisecond))
+	d.awaitContact()
 	d.stayed(stay)
 	require.Contains(t, strings.Join(log.Texts(), "\n"), "LOADING")
-	d.over()
+	d.finish()
 }
 
-// shortRefusal: Redis takes no writes several times, each too short for any server
-// to lose its patience, and most of them longer than a key lives. No connection that
-// shows life is reported as left, and afterwards the bounds hold.
+// shortRefusal makes Redis refuse writes several times. Each time is too short to end
+// the contact of a server, and most are longer than a key lives. No connection with
+// signs of life may be reported as left, and the time limits must hold afterwards.
 func shortRefusal(r harness.Refusal, lengths ...time.Duration) func(t *testing.T) {
 	return func(t *testing.T) {
 		w := harness.RealWorld(t)
-		refuseShortly(newMob(w, "mob", 3, 20, 10*time.Second), w.Client(), r, lengths...)
+		refuseShortly(newAppConns(w, "app", 3, 20, 10*time.Second), w.Client(), r, lengths...)
 	}
 }
 
-// refuseShortly has the Redis that admin leads to take no writes, several times.
-func refuseShortly(c *mob, admin redis.UniversalClient, r harness.Refusal, lengths ...time.Duration) {
+// refuseShortly makes the Redis of admin refuse writes for each of the lengths.
+func refuseShortly(c *appConns, admin redis.UniversalClient, r harness.Refusal, lengths ...time.Duration) {
 	w, ctx := c.w, c.w.T.Context()
 	for _, away := range lengths {
-		c.patient()
+		c.awaitContact()
 		before := c.leaves()
 		c.starved()
 		require.NoError(w.T, r.Begin(ctx, admin))
@@ -170,17 +169,17 @@ func refuseShortly(c *mob, admin redis.UniversalClient, r harness.Refusal, lengt
 		require.NoError(w.T, r.End(ctx, admin))
 		w.Sleep(1500 * time.Millisecond)
 		if c.starved() {
-			w.T.Logf("after %v: the machine has no processor to spare, nothing is checked", away)
+			w.T.Logf("after %v: the machine is too busy, nothing is checked", away)
 			continue
 		}
 		require.Equal(w.T, before, c.leaves(), "after %v", away)
 	}
-	c.patient()
-	c.bounds(testhook.PartsOf(c.servers[0].Server).LeaseTTL)
+	c.awaitContact()
+	c.checkBounds(testhook.PartsOf(c.servers[0].Server).LeaseTTL)
 }
 
-// A node of a cluster takes no writes, for longer than a lease too, while the
-// leases are kept by another one, so that no server loses its patience.
+// A cluster node refuses writes for longer than a lease. Another node has the leases,
+// so all servers stay in contact.
 func TestClusterNodeRefusesWrites(t *testing.T) {
 	t.Parallel()
 	harness.Long(t, "takes real seconds")
@@ -196,7 +195,7 @@ func TestClusterNodeRefusesWrites(t *testing.T) {
 			continue
 		}
 		lacksReplicas := harness.Refusal{Begin: harness.Configured("min-replicas-to-write", "9"), End: harness.Configured("min-replicas-to-write", "0")}
-		refuseShortly(newMob(w, room, 3, 20, 4*time.Second), node, lacksReplicas, 1800*time.Millisecond, 2*time.Second, 6*time.Second)
+		refuseShortly(newAppConns(w, room, 3, 20, 4*time.Second), node, lacksReplicas, 1800*time.Millisecond, 2*time.Second, 6*time.Second)
 		return
 	}
 }

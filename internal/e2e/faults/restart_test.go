@@ -17,10 +17,10 @@ var restartCases = []faultCase{
 	{"flushall", flushAll},
 }
 
-// restart is a Redis that is killed and started again with what it had saved.
+// restart kills Redis and starts it again with its saved data.
 type restart struct {
-	rdb bool // some time ago
-	aof bool // everything
+	rdb bool // from a dump that is some time old
+	aof bool // from the append-only file, which has every write
 }
 
 func (r restart) run(t *testing.T) {
@@ -40,14 +40,14 @@ func (r restart) run(t *testing.T) {
 	if r.rdb {
 		require.NoError(t, w.Client().Save(t.Context()).Err())
 	}
-	// What happens now is lost with a roll-back: some leave, some join.
+	// A rollback loses the following leaves and joins.
 	for _, p := range before {
 		p.Close()
 		d.forget(p)
 	}
 	stay = append(stay, d.members(3)...)
 	d.Sleep(time.Second)
-	d.patient()
+	d.awaitContact()
 	w.Real.Kill()
 	for _, p := range during {
 		p.Close()
@@ -57,19 +57,19 @@ func (r restart) run(t *testing.T) {
 	w.Real.Restart(false)
 	back := time.Now()
 	d.Sleep(lease / 4)
-	d.calm()
-	// Members in doubt are told to have left after LeaseTTL + 1 s.
+	d.stopChurn()
+	// Unconfirmed members are reported as left after LeaseTTL + 1 s.
 	took := d.settles(back, 2*lease+2*time.Second)
-	t.Logf("as it should be %v after Redis was back", took.Round(time.Millisecond))
-	d.patient()
+	t.Logf("recovered %v after Redis was back", took.Round(time.Millisecond))
+	d.awaitContact()
 	d.Sleep(lease)
-	require.Empty(t, d.state())
+	require.Empty(t, d.diff())
 	d.stayed(stay)
-	d.over()
+	d.finish()
 }
 
-// flushAll: everything is deleted under load. The roster is complete within a
-// heartbeat, and no leave is told of who stayed.
+// flushAll deletes all keys under load. All members must be in Redis again within a
+// heartbeat, and no connection that stays is reported as left.
 func flushAll(t *testing.T) {
 	const lease = 3 * time.Second
 	w := harness.RealWorld(t)
@@ -77,7 +77,7 @@ func flushAll(t *testing.T) {
 	stay := d.members(25)
 	d.churn(10)
 	d.Sleep(500 * time.Millisecond)
-	d.patient()
+	d.awaitContact()
 	require.NoError(t, w.Client().FlushAll(t.Context()).Err())
 	flushed := time.Now()
 	complete := func() bool {
@@ -93,15 +93,15 @@ func flushAll(t *testing.T) {
 		}
 		return n == len(stay)
 	}
-	d.Eventually(lease/3+500*time.Millisecond, complete, "full roster")
+	d.Eventually(lease/3+500*time.Millisecond, complete, "all members are in Redis")
 	took := time.Since(flushed)
-	d.calm()
+	d.stopChurn()
 	settled := d.settles(flushed, lease+2*time.Second)
-	t.Logf("LeaseTTL %v: all %d back %v after FLUSHALL, subscribers in order %v after it", lease, len(stay),
+	t.Logf("LeaseTTL %v: all %d members back %v after FLUSHALL, subscribers recovered %v after it", lease, len(stay),
 		took.Round(time.Millisecond), settled.Round(time.Millisecond))
-	d.patient()
+	d.awaitContact()
 	d.Sleep(lease / 3)
-	require.Empty(t, d.state())
+	require.Empty(t, d.diff())
 	d.stayed(stay)
-	d.over()
+	d.finish()
 }

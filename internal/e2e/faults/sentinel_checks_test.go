@@ -14,7 +14,7 @@ import (
 	"github.com/meshpresence/mesh/internal/testhook"
 )
 
-// behind counts the entries that Redis does not have as they should be.
+// behind counts the entries that Redis lacks or has with another state.
 func (d *switchDrill) behind() int {
 	n := 0
 	for room, want := range d.wanted() {
@@ -29,37 +29,37 @@ func (d *switchDrill) behind() int {
 	return n
 }
 
-// recovers waits until everything is as it should be, and returns how long
-// after the switch Redis was, and how long after it subscribers were.
-func (d *switchDrill) recovers(since time.Time) (redis, told time.Duration) {
+// recovers waits until Redis and the streams have recovered, and returns both times
+// since the switch.
+func (d *switchDrill) recovers(since time.Time) (redis, streams time.Duration) {
 	d.T.Helper()
 	want := d.wanted()
 	var wrong string
-	for redis == 0 || told == 0 {
+	for redis == 0 || streams == 0 {
 		if redis == 0 {
-			if wrong = d.redis(want) + d.metaInRedis(); wrong == "" {
+			if wrong = d.redisDiff(want) + d.metaInRedis(); wrong == "" {
 				redis = time.Since(since)
 			}
 		}
-		if told == 0 && redis != 0 {
-			if wrong = d.told(want) + d.metaShown(); wrong == "" {
-				told = time.Since(since)
+		if streams == 0 && redis != 0 {
+			if wrong = d.streamsDiff(want) + d.metaShown(); wrong == "" {
+				streams = time.Since(since)
 			}
 		}
 		if wrong != "" && time.Since(since) > d.Unhurried(sentinelBound) {
-			d.legal()
+			d.checkStreams()
 			for i, s := range d.servers {
-				d.T.Logf("server %d: hub %+v; owner %+v", i, testhook.PartsOf(s.Server).Hub.Stats(), testhook.PartsOf(s.Server).Local.Stats())
+				d.T.Logf("server %d: hub %+v; local %+v", i, testhook.PartsOf(s.Server).Hub.Stats(), testhook.PartsOf(s.Server).Local.Stats())
 			}
-			require.FailNow(d.T, "not as it should be within "+sentinelBound.String(), wrong)
+			require.FailNow(d.T, "no recovery within "+sentinelBound.String(), wrong)
 		}
 		d.Sleep(10 * time.Millisecond)
 	}
-	return redis, told
+	return redis, streams
 }
 
-// metaInRedis says how the metadata of markers differs in Redis, in the rooms
-// and by connection.
+// metaInRedis compares the metadata of markers in Redis, in the rooms and by
+// connection, with the expected one.
 func (d *switchDrill) metaInRedis() string {
 	for _, room := range d.rooms {
 		members, err := d.servers[0].Presence().Members(d.T.Context(), room)
@@ -84,7 +84,7 @@ func (d *switchDrill) metaInRedis() string {
 	return ""
 }
 
-// metaShown says how what new subscribers are shown differs.
+// metaShown compares the metadata of markers in new snapshots with the expected one.
 func (d *switchDrill) metaShown() string {
 	for i, s := range d.servers {
 		p := s.Dial()
@@ -114,8 +114,8 @@ func (d *switchDrill) metaOf(room string, members []mesh.Member) string {
 	return ""
 }
 
-// expires waits until the new master sends expired events and every server
-// hears them.
+// expires waits until the new master sends expired events and every server receives
+// them.
 func (d *switchDrill) expires(sw redistest.Switch) {
 	d.T.Helper()
 	const setting = "notify-keyspace-events"
@@ -132,8 +132,8 @@ func (d *switchDrill) expires(sw redistest.Switch) {
 	}, "expired events of the new master")
 }
 
-// runsOut: the entries of a killed server leave with their TTL.
-func (d *switchDrill) runsOut() {
+// checkTTL checks that the entries of a killed server end with their TTL.
+func (d *switchDrill) checkTTL() {
 	const lease, ttl = 10 * time.Second, 2 * time.Second
 	victim := d.Child(harness.ChildConfig{Lease: lease, TTL: ttl, Events: true})
 	p := victim.Dial()
@@ -147,11 +147,10 @@ func (d *switchDrill) runsOut() {
 	d.T.Logf("an entry of a killed server left after %v", ms(took))
 }
 
-// departures checks that every subscriber was told of every visit's end
-// exactly once, and of its beginning. Where a visit fell into the switch, its
-// join and leave may both have been missed, or told twice; that every stream
-// is in order, and comes to what is wanted, has been checked.
-func (d *switchDrill) departures(sw redistest.Switch, calm time.Time) {
+// checkVisits checks that every subscriber received one join and one leave of every
+// visit. If a visit overlaps with the switch, both may be missing or repeated. The
+// order of each stream and its result are checked elsewhere.
+func (d *switchDrill) checkVisits(sw redistest.Switch, calm time.Time) {
 	d.T.Helper()
 	exact := 0
 	for i, s := range d.streams {
@@ -170,7 +169,7 @@ func (d *switchDrill) departures(sw redistest.Switch, calm time.Time) {
 	require.Positive(d.T, exact)
 }
 
-// count returns how many updates came.
+// count returns the number of updates.
 func (s *stream) count() int {
 	n := 0
 	for _, u := range s.p.Got() {

@@ -17,25 +17,25 @@ import (
 	"github.com/meshpresence/mesh/internal/redistest"
 )
 
-var sentinelRuns = flag.Int("sentinel.runs", 1, "how many failovers of each kind TestSentinel makes")
+var sentinelRuns = flag.Int("sentinel.runs", 1, "failovers of each kind in TestSentinel")
 
 const (
-	// Sentinels need up to four seconds to tell all clients of a new master, one
-	// after the other. A server that is still at the old one sees the leases of
-	// those that have gone run out after two thirds of LeaseTTL.
+	// Sentinels need up to four seconds to announce a new master to all clients, one
+	// after the other. A server that still uses the old master sees the leases of the
+	// other servers run out after two thirds of LeaseTTL.
 	sentinelLease = 6 * time.Second
 	sentinelTTL   = 3 * time.Second
-	// sentinelBound is within what time of the switch everything is as it
-	// should be. The switch is the moment at which the last of the sentinels
-	// publishes +switch-master: until then the client library goes on where it
-	// is, and what the old master takes is lost.
+	// sentinelBound is the time limit for the recovery after the switch. The switch is
+	// the moment at which the last sentinel publishes +switch-master. Until then the
+	// Redis client uses the old master, and writes to it are lost.
 	sentinelBound = 5 * time.Second
-	// afterSwitch is how long connections still come and go after it.
+	// afterSwitch is the time for which connections still join and leave after the
+	// switch.
 	afterSwitch = time.Second
 )
 
-// TestSentinel has three servers go through failovers while connections come
-// and go. The master is replaced as planned, and lives on, or is killed.
+// TestSentinel runs three servers through failovers while connections join and leave.
+// The master is replaced as planned and stays up, or it is killed.
 func TestSentinel(t *testing.T) {
 	t.Parallel()
 	harness.Long(t, "takes real seconds")
@@ -52,7 +52,7 @@ func TestSentinel(t *testing.T) {
 					s := s.For(t)
 					newSwitchDrill(t, s).run(change, i == 0, &all)
 					switch {
-					case i == *sentinelRuns-1: // nobody needs it any more
+					case i == *sentinelRuns-1: // the Sentinel is not used again
 					case name == "killed":
 						s.Revive()
 					default:
@@ -68,10 +68,10 @@ func TestSentinel(t *testing.T) {
 	}
 }
 
-// switches is what several switches came to.
+// switches contains the results of several switches.
 type switches struct {
-	redis, told      []time.Duration // until Redis, and every subscriber, was right
-	events, departed int
+	redis, streams []time.Duration // times until Redis, and every subscriber, had recovered
+	events, visits int
 }
 
 func (r *switches) String() string {
@@ -79,13 +79,13 @@ func (r *switches) String() string {
 		slices.Sort(list)
 		return fmt.Sprintf("median %v, worst %v", ms(list[len(list)/2]), ms(list[len(list)-1]))
 	}
-	return fmt.Sprintf("%d switches, %d events, %d departures; after the switch Redis was right: %s; subscribers: %s",
-		len(r.redis), r.events, r.departed, worst(r.redis), worst(r.told))
+	return fmt.Sprintf("%d switches, %d events, %d visits; Redis recovered after the switch: %s; subscribers: %s",
+		len(r.redis), r.events, r.visits, worst(r.redis), worst(r.streams))
 }
 
 func ms(d time.Duration) time.Duration { return d.Round(time.Millisecond) }
 
-// switchDrill is a drill that goes through one switch.
+// switchDrill is a drill with one switch.
 type switchDrill struct {
 	*drill
 	s       *redistest.Sentinel
@@ -96,20 +96,20 @@ type switchDrill struct {
 	visits  []visit
 }
 
-// marker is a connection that stays, and changes its state and metadata once,
-// around the switch.
+// marker is a connection that stays, and changes its state and metadata once, around
+// the time of the switch.
 type marker struct {
 	*harness.Peer
 	on   *harness.Server
 	room string
-	meta string // "": none, or it is not known what came of it
+	meta string // "" if not set, or if the call failed and the outcome is unknown
 }
 
-// visit is the life of a connection that joined one room, left it, and is gone.
+// visit is a connection that joined one room, left it, and closed.
 type visit struct {
 	room, id    string
-	came, asked time.Time // when it asked to join and to leave
-	gone        time.Time // when it had an answer
+	came, asked time.Time // times of the join and the leave
+	gone        time.Time // time of the last answer
 }
 
 func newSwitchDrill(t *testing.T, s *redistest.Sentinel) *switchDrill {
@@ -132,57 +132,57 @@ func newSwitchDrill(t *testing.T, s *redistest.Sentinel) *switchDrill {
 	return d
 }
 
-// run goes through a switch. thorough has expired events tried out too.
+// run tests one switch. thorough tests expired events, too.
 func (d *switchDrill) run(change func(*redistest.Sentinel) redistest.Switch, thorough bool, all *switches) {
 	d.settles(time.Now(), 10*time.Second)
-	d.patient()
+	d.awaitContact()
 	d.churn(4)
-	d.stir(4, d.visitor)
-	d.Sleep(time.Second) // load, not synchronisation
-	marked := d.mark()
+	d.runClients(4, d.visitor)
+	d.Sleep(time.Second) // for load, not to synchronise
+	stopMarking := d.mark()
 	d.Sleep(300 * time.Millisecond)
 	sw := change(d.s)
-	marked()
+	stopMarking()
 	behind := d.behind()
 	d.Sleep(afterSwitch)
-	d.calm()
-	redis, told := d.recovers(sw.Announced)
+	d.stopChurn()
+	redis, streams := d.recovers(sw.Announced)
 	d.expires(sw)
-	d.T.Logf("master took writes after %v, announced after %v, %d entries behind then; right after that: Redis %v, subscribers %v; expired events %v",
-		ms(sw.Writable.Sub(sw.Began)), ms(sw.Announced.Sub(sw.Began)), behind, ms(redis), ms(told), ms(time.Since(sw.Announced)))
-	all.redis, all.told = append(all.redis, redis), append(all.told, told)
+	d.T.Logf("new master took writes after %v, announced after %v, %d entries missing then; recovered after that: Redis %v, subscribers %v, expired events %v",
+		ms(sw.Writable.Sub(sw.Began)), ms(sw.Announced.Sub(sw.Began)), behind, ms(redis), ms(streams), ms(time.Since(sw.Announced)))
+	all.redis, all.streams = append(all.redis, redis), append(all.streams, streams)
 	d.aftermath(sw, thorough)
-	all.departed += len(d.visits)
+	all.visits += len(d.visits)
 	for _, s := range d.streams {
 		all.events += s.count()
 	}
 }
 
-// aftermath goes on for a while, looks for what must not come, and checks what
-// has been told through it all.
+// aftermath runs more clients for a while, waits for unexpected updates, and checks all
+// updates of the test.
 func (d *switchDrill) aftermath(sw redistest.Switch, thorough bool) {
 	calm := time.Now()
 	d.churn(4)
-	d.stir(4, d.visitor)
+	d.runClients(4, d.visitor)
 	d.Sleep(500 * time.Millisecond)
-	d.calm()
+	d.stopChurn()
 	d.settles(time.Now(), 5*time.Second)
-	d.patient()
+	d.awaitContact()
 	if thorough {
-		d.runsOut()
+		d.checkTTL()
 	}
-	d.Sleep(sentinelLease) // for what must not come
-	require.Empty(d.T, d.state())
+	d.Sleep(sentinelLease) // time for unexpected updates
+	require.Empty(d.T, d.diff())
 	d.stayed(d.stay)
-	d.departures(sw, calm)
+	d.checkVisits(sw, calm)
 	for _, s := range d.servers {
 		require.Zero(d.T, s.Stats().Reregistered, "a living server was declared dead")
 	}
-	d.over()
+	d.finish()
 }
 
-// visitor lets one connection after the other join, perhaps have a state, and
-// leave or just go.
+// visitor makes one connection after the other join, publish a state or not, and leave
+// or just close.
 func (d *switchDrill) visitor(s *harness.Server, room string) {
 	for n := 0; ; n++ {
 		select {
@@ -190,7 +190,7 @@ func (d *switchDrill) visitor(s *harness.Server, room string) {
 			return
 		default:
 		}
-		p := d.comer(s)
+		p := d.tryDial(s)
 		if p == nil {
 			return
 		}
@@ -217,8 +217,8 @@ func (d *switchDrill) visitor(s *harness.Server, room string) {
 	}
 }
 
-// mark has one marker after the other change, until the function that it
-// returns is called: some of the changes are lost, whenever the switch comes.
+// mark changes one marker after the other until the returned function is called. So
+// some changes are lost in the switch, whenever it happens.
 func (d *switchDrill) mark() (stop func()) {
 	quit := make(chan struct{})
 	var work sync.WaitGroup

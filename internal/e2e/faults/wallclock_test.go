@@ -15,21 +15,21 @@ import (
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 )
 
-// wallClock finds what reads the date of the machine that a server runs on.
-// What is measured with time.Since, Sub, Before and After is monotonic.
+// wallClock matches code that reads the date of the server's machine. Durations that
+// are measured with time.Since, Sub, Before and After are monotonic.
 var wallClock = regexp.MustCompile(`(?:time\.Now\(\)|\bnow)\.(?:Unix\w*|UTC|Local|In|Format|Round|Truncate|AppendFormat|String)\(`)
 
-// mayAskTheDate lists how often a file may, and why.
-var mayAskTheDate = map[string]int{
-	"core.go":                  1, // while Redis has never answered
-	"meshdebug/gather.go":      1, // says when a page was made
-	"internal/hub/hub.go":      1, // default of a Config whose user gives Redis's clock
-	"internal/lease/resign.go": 1, // of its own end a server is certain, whatever the clocks say
+// wallClockUses lists the number of uses that a file may have, with the reason.
+var wallClockUses = map[string]int{
+	"core.go":                  1, // until Redis has answered for the first time
+	"meshdebug/gather.go":      1, // the time at which a page was made
+	"internal/hub/hub.go":      1, // the default of a Config field
+	"internal/lease/resign.go": 1, // a server knows its own end, whatever the clocks show
 }
 
-// TestClocksOfServersDecideNothing: deadlines run on Redis's clock and on
-// monotonic ones, so that servers whose dates are minutes apart agree. A bubble
-// has one date for all; that nobody asks for it is seen in the source.
+// TestClocksOfServersDecideNothing checks that deadlines use the clock of Redis and
+// monotonic clocks, so that the dates of servers may differ by minutes. All servers of
+// a synctest bubble have the same date, so the test searches the source.
 func TestClocksOfServersDecideNothing(t *testing.T) {
 	t.Parallel()
 	found := make(map[string]int)
@@ -54,5 +54,5 @@ func TestClocksOfServersDecideNothing(t *testing.T) {
 		}
 		return err
 	}))
-	assert.Equal(t, mayAskTheDate, found)
+	assert.Equal(t, wallClockUses, found)
 }

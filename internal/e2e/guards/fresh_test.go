@@ -17,9 +17,9 @@ import (
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 )
 
-// A request of a client does not go by a verdict older than five seconds, on any
-// path, whatever it was.
-func TestAnOldVerdictAnswersNoRequest(t *testing.T) {
+// A request of a client does not use an answer of a guard that is older than five
+// seconds, with any command.
+func TestAnOldAnswerIsNotUsedForARequest(t *testing.T) {
 	t.Parallel()
 	for _, path := range []struct{ command, payload, allowed string }{
 		{"mesh/join-room", `{"roomName":"doc"}`, "insider"},
@@ -52,20 +52,20 @@ func TestAnOldVerdictAnswersNoRequest(t *testing.T) {
 				asked := rights.Times(p.ID)
 				w.Sleep(4900 * time.Millisecond)
 				assert.Contains(t, ask(), path.allowed)
-				assert.Equal(t, asked, rights.Times(p.ID), "kept for five seconds")
+				assert.Equal(t, asked, rights.Times(p.ID), "answers are kept for five seconds")
 				rights.Set(p.ID, false)
 				w.Sleep(200 * time.Millisecond)
 				assert.NotContains(t, ask(), path.allowed)
 				assert.Equal(t, asked+1, rights.Times(p.ID))
 
-				// It ends what it has watched, too.
+				// The subscription ends, too.
 				w.Sleep(time.Millisecond)
 				before := len(p.Got())
 				require.Equal(t, "true", insider.State("doc", map[string]any{"n": 1}))
 				w.Sleep(10 * time.Millisecond)
-				assert.Len(t, p.Got(), before, "no event")
+				assert.Len(t, p.Got(), before, "update after the end")
 
-				// And the other way round.
+				// The client gets its right back.
 				rights.Set(p.ID, true)
 				w.Sleep(5100 * time.Millisecond)
 				p.Join("doc")
@@ -75,7 +75,7 @@ func TestAnOldVerdictAnswersNoRequest(t *testing.T) {
 	}
 }
 
-// What is read for a connection while it loses the right is not told.
+// If a connection loses its right while Redis is read for it, the result is not sent.
 func TestARightLostWhileRedisIsAsked(t *testing.T) {
 	t.Parallel()
 	for _, path := range []struct{ command, payload, refused string }{
@@ -117,9 +117,9 @@ func TestARightLostWhileRedisIsAsked(t *testing.T) {
 	}
 }
 
-// A guard that fails when a client makes a request refuses that request. The
-// subscription, to which it said yes before, goes on.
-func TestAFailureRefusesTheRequestOnly(t *testing.T) {
+// A guard that fails during a request refuses that request. A subscription that it
+// allowed before continues.
+func TestAFailingGuardRefusesTheRequestOnly(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s := w.Server()

@@ -18,7 +18,7 @@ import (
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 )
 
-func TestTheRefusedLearnNothing(t *testing.T) {
+func TestRefusedConnectionsLearnNothing(t *testing.T) {
 	t.Parallel()
 	for name, guard := range map[string]mesh.Guard{
 		"refuses": harness.AdminsOnly,
@@ -28,7 +28,7 @@ func TestTheRefusedLearnNothing(t *testing.T) {
 			}
 			return true, errors.New("the database is away: secret")
 		},
-		"fails as if it were about something else": func(ctx context.Context, m mesh.Member, room string) (bool, error) {
+		"fails with an error of the library": func(ctx context.Context, m mesh.Member, room string) (bool, error) {
 			if ok, _ := harness.AdminsOnly(ctx, m, room); ok {
 				return true, nil
 			}
@@ -57,7 +57,7 @@ func TestTheRefusedLearnNothing(t *testing.T) {
 	}
 }
 
-// learnNothing asks on every path, as one who is refused and as one who is not.
+// learnNothing sends every request, as a refused connection and as an allowed one.
 func learnNothing(t *testing.T, w *harness.World, guard mesh.Guard) {
 	var servers []*harness.Server
 	for range 2 {
@@ -85,7 +85,7 @@ func learnNothing(t *testing.T, w *harness.World, guard mesh.Guard) {
 		{"mesh/unsubscribe-presence", `{"roomName":"secret"}`, `false`, "true"},
 		{"mesh/subscribe-presence", `{"roomName":"secret"}`, `{"success":false,"present":[]}`, `"a":1`},
 	}
-	for range 2 { // not mirrored here, and mirrored for somebody else
+	for range 2 { // without a mirror on this server, then with a mirror for another viewer
 		for _, p := range paths {
 			assert.JSONEq(t, p.refused, string(spy.Call(p.command, json.RawMessage(p.payload))), "%s %s", p.command, p.payload)
 		}
@@ -98,11 +98,11 @@ func learnNothing(t *testing.T, w *harness.World, guard mesh.Guard) {
 	far.Leave("secret")
 	boss.Expect(2*time.Second, "leave", far.ID)
 	assert.Empty(t, spy.Got(), "no update")
-	assert.Zero(t, spy.Pushed("mesh/presence-ended"), "it never began")
+	assert.Zero(t, spy.Pushed("mesh/presence-ended"), "the subscription never began")
 	in, err := s2.Rooms().Contains(t.Context(), "secret", spy.ID)
 	require.NoError(t, err)
-	assert.True(t, in, "present and blind")
-	learnNothingByWhatHappensToIt(t, w, s1, s2, spy, insider)
+	assert.True(t, in, "a member that may not see the room")
+	learnNothingFromChanges(t, w, s1, s2, spy, insider)
 }
 
 func TestEveryMatchingRuleMustAllow(t *testing.T) {
@@ -113,11 +113,11 @@ func TestEveryMatchingRuleMustAllow(t *testing.T) {
 		s.Track(".*", mesh.PresenceOptions{Guard: yes})
 		require.NoError(t, s.TrackPresence(mesh.Exact("admin-room"), mesh.PresenceOptions{Guard: harness.AdminsOnly}))
 		s.Track("^a", mesh.PresenceOptions{})
-		s.Track("^vip-", mesh.PresenceOptions{Guard: harness.AdminsOnly}) // a pattern, and a late one
+		s.Track("^vip-", mesh.PresenceOptions{Guard: harness.AdminsOnly}) // a pattern that is added later
 		p, q := s.Dial(harness.Meta(harness.Visitor)), s.Dial(harness.Meta(harness.Admin))
-		assert.False(t, p.Room("mesh/subscribe-presence", "admin-room").Success, "a broad rule opens nothing")
+		assert.False(t, p.Room("mesh/subscribe-presence", "admin-room").Success, "a general rule does not allow it")
 		assert.True(t, p.Room("mesh/subscribe-presence", "another").Success)
-		assert.False(t, p.Room("mesh/subscribe-presence", "vip-1").Success, "nor does a broad pattern")
+		assert.False(t, p.Room("mesh/subscribe-presence", "vip-1").Success, "a general pattern does not allow it")
 		assert.True(t, q.Room("mesh/subscribe-presence", "vip-1").Success)
 		assert.True(t, q.Room("mesh/subscribe-presence", "admin-room").Success)
 	})
@@ -142,9 +142,9 @@ func TestChangedMetadataEndsASubscription(t *testing.T) {
 				watcher.Send(`{"id":1,"command":"mesh/subscribe-presence","payload":{"roomName":"lobby"}}`)
 				require.Contains(t, watcher.Next(), `"success":true`)
 
-				// Something happens all the time, and all of it is read.
+				// Read all updates of a busy room.
 				var frames []string
-				var came atomic.Int32
+				var received atomic.Int32
 				read := make(chan struct{})
 				go func() {
 					defer close(read)
@@ -154,7 +154,7 @@ func TestChangedMetadataEndsASubscription(t *testing.T) {
 							return
 						}
 						frames = append(frames, string(data))
-						came.Add(1)
+						received.Add(1)
 						if strings.Contains(string(data), `"id":9,`) {
 							return
 						}
@@ -165,16 +165,16 @@ func TestChangedMetadataEndsASubscription(t *testing.T) {
 				for i := range 30 {
 					require.Equal(t, "true", busy.State("lobby", map[string]any{"i": i}))
 					if i == 10 {
-						w.Eventually(2*time.Second, func() bool { return came.Load() > 0 }, "the first update")
+						w.Eventually(2*time.Second, func() bool { return received.Load() > 0 }, "the first update")
 						wg.Go(func() {
 							assert.NoError(t, changer.Connections().SetMetadata(t.Context(), watcher.ID, json.RawMessage(harness.Visitor), mesh.MetadataOptions{}))
 						})
 					}
 				}
 				wg.Wait()
-				w.Eventually(2*time.Second, func() bool { return s1.Stats().Subscriptions == 0 }, "the end")
+				w.Eventually(2*time.Second, func() bool { return s1.Stats().Subscriptions == 0 }, "the subscription ends")
 				require.Equal(t, "true", busy.State("lobby", map[string]any{"after": true}))
-				// It is over for the client too.
+				// The client cannot use it any more.
 				watcher.Send(`{"id":7,"command":"mesh/unsubscribe-presence","payload":{"roomName":"lobby"}}`)
 				watcher.Send(`{"id":8,"command":"mesh/subscribe-presence","payload":{"roomName":"lobby"}}`)
 				w.Sleep(100 * time.Millisecond)
@@ -186,12 +186,12 @@ func TestChangedMetadataEndsASubscription(t *testing.T) {
 					switch {
 					case strings.Contains(f, "presence-ended"):
 						assert.JSONEq(t, `{"command":"mesh/presence-ended","payload":{"roomName":"lobby"}}`, f)
-						assert.Negative(t, ended, "once")
+						assert.Negative(t, ended, "the subscription ended twice")
 						ended = i
 					case strings.Contains(f, "presence-update"):
-						assert.Negative(t, ended, "nothing comes after the end: %s", f)
+						assert.Negative(t, ended, "update after the end: %s", f)
 						assert.NotContains(t, f, "after")
-						assert.Contains(t, f, fmt.Sprintf(`{"i":%d}`, i), "in order, none missing")
+						assert.Contains(t, f, fmt.Sprintf(`{"i":%d}`, i), "an update is missing")
 					}
 				}
 				require.GreaterOrEqual(t, ended, 1, "%v", frames)
@@ -217,9 +217,9 @@ func TestNoEventAfterMetadataWereChanged(t *testing.T) {
 			watcher.Subscribe("lobby")
 			require.NoError(t, s.Connections().SetMetadata(t.Context(), watcher.ID, json.RawMessage(harness.Visitor), mesh.MetadataOptions{}))
 			require.Equal(t, "true", busy.State("lobby", map[string]any{"i": i}))
-			w.Eventually(time.Second, func() bool { return watcher.Pushed("mesh/presence-ended") == i+1 }, "the end")
-			// It must be through before the watcher may see what comes.
-			w.Eventually(2*time.Second, func() bool { return steady.Count("state", busy.ID) == i+1 }, "the state")
+			w.Eventually(time.Second, func() bool { return watcher.Pushed("mesh/presence-ended") == i+1 }, "the subscription ends")
+			// The state must be delivered before the watcher may see the room again.
+			w.Eventually(2*time.Second, func() bool { return steady.Count("state", busy.ID) == i+1 }, "the state is delivered")
 		}
 		w.Sleep(50 * time.Millisecond)
 		assert.Empty(t, watcher.Got())
@@ -241,20 +241,20 @@ func TestChangedRulesEndASubscription(t *testing.T) {
 		assert.Empty(t, p.Got())
 		assert.Zero(t, q.Pushed("mesh/presence-ended"))
 		assert.Equal(t, 1, q.Count("join", q.ID))
-		// And back again.
+		// Without the guard, the client may subscribe again.
 		require.NoError(t, s.TrackPresence(mesh.Exact("lobby"), mesh.PresenceOptions{}))
 		p.Subscribe("lobby")
 	})
 }
 
-func TestDeliveryWaitsForAVerdict(t *testing.T) {
+func TestDeliveryWaitsForTheGuard(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s := w.Server(harness.ByHeader)
-		think := make(chan struct{})
+		answer := make(chan struct{})
 		s.Track(".*", mesh.PresenceOptions{Guard: func(ctx context.Context, m mesh.Member, room string) (bool, error) {
-			if strings.Contains(string(m.Metadata), "think") {
-				<-think
+			if strings.Contains(string(m.Metadata), "slow") {
+				<-answer
 			}
 			return harness.AdminsOnly(ctx, m, room)
 		}})
@@ -265,15 +265,15 @@ func TestDeliveryWaitsForAVerdict(t *testing.T) {
 		set := func(p *harness.Peer, text string) {
 			require.NoError(t, s.Connections().SetMetadata(t.Context(), p.ID, json.RawMessage(text), mesh.MetadataOptions{}))
 		}
-		set(yes, `{"isAdmin":true,"think":1}`)
-		set(no, `{"isAdmin":false,"think":1}`)
+		set(yes, `{"isAdmin":true,"slow":1}`)
+		set(no, `{"isAdmin":false,"slow":1}`)
 		other.Join("lobby")
 		require.Equal(t, "true", other.State("lobby", map[string]any{"a": 1}))
 		w.Sleep(time.Second)
-		assert.Len(t, other.Got(), 2, "nobody else waits")
+		assert.Len(t, other.Got(), 2, "other subscribers do not wait")
 		assert.Empty(t, yes.Got())
 		assert.Empty(t, no.Got())
-		close(think)
+		close(answer)
 		w.Sleep(10 * time.Millisecond)
 		require.Len(t, yes.Got(), 2)
 		assert.Equal(t, "join", yes.Got()[0].Type)
@@ -288,7 +288,7 @@ func TestAnswersWhileMetadataChange(t *testing.T) {
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s := w.Server(harness.ByHeader)
 		s.Track(".*", mesh.PresenceOptions{Guard: func(ctx context.Context, m mesh.Member, room string) (bool, error) {
-			time.Sleep(10 * time.Millisecond) // a database
+			time.Sleep(10 * time.Millisecond) // as with a database
 			return harness.AdminsOnly(ctx, m, room)
 		}})
 		for _, before := range []string{harness.Admin, harness.Visitor} {
@@ -323,7 +323,7 @@ func TestAnswersWhileMetadataChange(t *testing.T) {
 	})
 }
 
-func TestAHangingGuardHoldsUpOnlyItsAsker(t *testing.T) {
+func TestAHangingGuardDelaysOnlyItsViewer(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s := w.Server(harness.ByHeader, func(o *mesh.Options) { o.GuardTimeout = 2 * time.Second })
@@ -346,14 +346,14 @@ func TestAHangingGuardHoldsUpOnlyItsAsker(t *testing.T) {
 			quick.Subscribe(room)
 			quick.Join(room)
 		}
-		assert.Less(t, time.Since(begun), 10*time.Millisecond, "nobody else waits")
+		assert.Less(t, time.Since(begun), 10*time.Millisecond, "other viewers do not wait")
 		wg.Wait()
 		assert.EqualValues(t, 1, s.Stats().CallbackTimeouts)
 		close(release)
 	})
 }
 
-func TestVerdictsAreKept(t *testing.T) {
+func TestAnswersOfGuardsAreKept(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s1, s2 := w.Server(harness.ByHeader), w.Server(harness.ByHeader)
@@ -384,18 +384,18 @@ func TestVerdictsAreKept(t *testing.T) {
 
 		require.NoError(t, s2.Connections().SetMetadata(t.Context(), p.ID, json.RawMessage(harness.Visitor), mesh.MetadataOptions{}))
 		w.Sleep(10 * time.Millisecond)
-		assert.EqualValues(t, 3, asked.Load(), "once per change, for what it watches")
+		assert.EqualValues(t, 3, asked.Load(), "once per change, for the watched room")
 		everything()
-		assert.EqualValues(t, 3, asked.Load(), "a no is kept too")
+		assert.EqualValues(t, 3, asked.Load(), "a refusal is kept, too")
 		require.NoError(t, s1.Presence().Recheck(p.ID))
 		everything()
-		assert.EqualValues(t, 4, asked.Load(), "and on request")
+		assert.EqualValues(t, 4, asked.Load(), "again after Recheck")
 		s1.Track("^nothing$", mesh.PresenceOptions{})
 		everything()
-		assert.EqualValues(t, 4, asked.Load(), "not when rules about other rooms change")
+		assert.EqualValues(t, 4, asked.Load(), "not after a change of rules about other rooms")
 		s1.Track("^lob", mesh.PresenceOptions{})
 		everything()
-		assert.EqualValues(t, 5, asked.Load(), "and when one about this room does")
+		assert.EqualValues(t, 5, asked.Load(), "again after a change of a rule about this room")
 	})
 }
 
@@ -444,10 +444,10 @@ func TestJoinGuards(t *testing.T) {
 			assert.Empty(t, ids, room)
 		}
 		q.Join("lobby")
-		assert.Equal(t, []string{q.ID}, p.Subscribe("lobby").IDs(t), "it may watch")
+		assert.Equal(t, []string{q.ID}, p.Subscribe("lobby").IDs(t), "a join guard does not refuse subscriptions")
 		require.ErrorIs(t, s.Presence().Join(t.Context(), "lobby", p.ID), mesh.ErrRefused)
-		require.NoError(t, s.Rooms().Add(t.Context(), "lobby", p.ID), "the app itself may")
-		// It is asked each time.
+		require.NoError(t, s.Rooms().Add(t.Context(), "lobby", p.ID), "Add does not ask the join guard")
+		// The join guard is asked for each join.
 		require.NoError(t, s.Connections().SetMetadata(t.Context(), p.ID, json.RawMessage(harness.Admin), mesh.MetadataOptions{}))
 		assert.True(t, p.Room("mesh/join-room", "attic").Success)
 	})

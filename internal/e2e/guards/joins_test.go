@@ -18,12 +18,12 @@ import (
 	"github.com/meshpresence/mesh/internal/e2e/testlog"
 )
 
-// flightCase is what happens while a join waits for its guard.
+// flightCase is a change while a join waits for its guard.
 type flightCase struct {
 	name string
 	do   func(t *testing.T, w *harness.World, here, there *harness.Server, p *harness.Peer)
-	ends bool // the connection
-	// joins says that the join may take place for a moment.
+	ends bool // the change ends the connection
+	// joins allows the join to take place for a moment.
 	joins bool
 }
 
@@ -40,7 +40,7 @@ var flightCases = []flightCase{
 	{name: "Remove", do: func(t *testing.T, _ *harness.World, here, _ *harness.Server, p *harness.Peer) {
 		was, err := here.Rooms().Remove(t.Context(), "lobby", p.ID)
 		require.NoError(t, err)
-		assert.False(t, was, "it was not in yet")
+		assert.False(t, was, "not a member yet")
 	}},
 	{name: "Remove, from another server", do: func(t *testing.T, _ *harness.World, _, there *harness.Server, p *harness.Peer) {
 		_, err := there.Rooms().Remove(t.Context(), "lobby", p.ID)
@@ -71,7 +71,7 @@ var flightCases = []flightCase{
 	{name: "Close, from another server", ends: true, do: func(t *testing.T, _ *harness.World, _, there *harness.Server, p *harness.Peer) {
 		require.NoError(t, there.Connections().Close(t.Context(), p.ID))
 	}},
-	{name: "the client goes", ends: true, do: func(_ *testing.T, _ *harness.World, _, _ *harness.Server, p *harness.Peer) { p.Close() }},
+	{name: "the client closes", ends: true, do: func(_ *testing.T, _ *harness.World, _, _ *harness.Server, p *harness.Peer) { p.Close() }},
 }
 
 func TestABanBeatsAJoinInFlight(t *testing.T) {
@@ -115,8 +115,8 @@ func TestABanBeatsAJoinInFlight(t *testing.T) {
 	}
 }
 
-// The app's word is newer than the guard's.
-func TestAddLetsAJoinInFlightIn(t *testing.T) {
+// Add was called after the guard, so it wins.
+func TestAddOverrulesAJoinGuardInFlight(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
 		here, there := w.Server(harness.ByHeader), w.Server(harness.ByHeader)
@@ -133,9 +133,9 @@ func TestAddLetsAJoinInFlightIn(t *testing.T) {
 	})
 }
 
-// A join guard that has no lasting answer refuses, in time, and is not asked at
-// every turn.
-func TestAJoinGuardThatChangesWhatItReads(t *testing.T) {
+// A join guard that changes the metadata of its connection has no lasting answer. The
+// join is refused in time, and the guard is asked a limited number of times.
+func TestAJoinGuardThatChangesItsInput(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		log := &testlog.TextLog{}
@@ -154,8 +154,8 @@ func TestAJoinGuardThatChangesWhatItReads(t *testing.T) {
 	})
 }
 
-// A rule about other rooms delays no join.
-func TestRulesAboutOtherRoomsDoNotHoldUpAJoin(t *testing.T) {
+// New rules about other rooms do not delay a join.
+func TestRulesAboutOtherRoomsDoNotDelayAJoin(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s := w.Server(harness.ByHeader)
@@ -188,7 +188,7 @@ func TestRulesAboutOtherRoomsDoNotHoldUpAJoin(t *testing.T) {
 	})
 }
 
-// A member that joins again and is refused is out, as the answer says.
+// A member that joins again and is refused is no longer a member.
 func TestARefusedJoinOfAMember(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
@@ -201,7 +201,7 @@ func TestARefusedJoinOfAMember(t *testing.T) {
 		require.NoError(t, s.Connections().SetMetadata(t.Context(), p.ID, "banned", mesh.MetadataOptions{}))
 		in, err := s.Rooms().Contains(t.Context(), "lobby", p.ID)
 		require.NoError(t, err)
-		require.True(t, in, "a change of metadata alone takes no member out")
+		require.True(t, in, "a change of metadata alone removes no member")
 		assert.False(t, p.Room("mesh/join-room", "lobby").Success)
 		in, err = s.Rooms().Contains(t.Context(), "lobby", p.ID)
 		require.NoError(t, err)
@@ -209,8 +209,9 @@ func TestARefusedJoinOfAMember(t *testing.T) {
 	})
 }
 
-// A join that has been called off answers at once, and says so to the app.
-func TestJoinSaysThatItWasTakenOut(t *testing.T) {
+// If a connection is removed or ends while its join waits for the guard, Join returns
+// an error at once.
+func TestARemovalEndsAJoinAtOnce(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		ctx := t.Context()
@@ -229,8 +230,7 @@ func TestJoinSaysThatItWasTakenOut(t *testing.T) {
 	})
 }
 
-// A join without a join guard that waits for Redis does not take place either, if
-// the connection is taken out.
+// A removal wins over a join that waits for Redis, with or without a join guard.
 func TestARemovalBeatsAJoinThatWaitsForRedis(t *testing.T) {
 	t.Parallel()
 	for _, room := range []string{"tracked", "guarded", "untracked"} {
@@ -264,8 +264,8 @@ func TestARemovalBeatsAJoinThatWaitsForRedis(t *testing.T) {
 	}
 }
 
-// TestCancelledWhileGuardsAreAsked: the error of a call that the app cancels
-// while a guard is asked is the same as while Redis is.
+// TestCancelledWhileGuardsAreAsked checks that a call which the app cancels returns the
+// same error while it waits for a guard as while it waits for Redis.
 func TestCancelledWhileGuardsAreAsked(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -283,7 +283,7 @@ func TestCancelledWhileGuardsAreAsked(t *testing.T) {
 		m := s.Presence()
 		require.NoError(t, m.Connect(t.Context(), "c", nil))
 		require.NoError(t, m.Join(t.Context(), "club", "c"))
-		w.Sleep(4 * time.Second) // its entry ends
+		w.Sleep(4 * time.Second) // the entry ends
 		hangs.Store(true)
 		for _, tt := range []struct {
 			name string

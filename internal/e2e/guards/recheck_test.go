@@ -14,8 +14,8 @@ import (
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 )
 
-// A client that is taken out while its join is being answered is told that it is
-// not in.
+// If a client is removed from a room while its join is being answered, the answer says
+// that it is no member.
 func TestAJoinIsAnsweredAfterARemoval(t *testing.T) {
 	t.Parallel()
 	yes := func(context.Context, mesh.Member, string) (bool, error) { return true, nil }
@@ -34,7 +34,7 @@ func TestAJoinIsAnsweredAfterARemoval(t *testing.T) {
 			banned.Store(true)
 			return s.Connections().Recheck(ctx, id)
 		}},
-		"Recheck, of a connection that sees nothing": {harness.Never, func(ctx context.Context, s *mesh.Server, banned *atomic.Bool, _ string) error {
+		"Recheck, of a connection that may not see the room": {harness.Never, func(ctx context.Context, s *mesh.Server, banned *atomic.Bool, _ string) error {
 			banned.Store(true)
 			return s.Rooms().Recheck(ctx, "lobby")
 		}},
@@ -67,7 +67,7 @@ func TestAJoinIsAnsweredAfterARemoval(t *testing.T) {
 	}
 }
 
-// The same for a join that waits for Redis, and for the app.
+// A recheck also wins over a join of the app that waits for Redis.
 func TestARecheckBeatsAJoinThatWaitsForRedis(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {

@@ -15,8 +15,8 @@ import (
 	"github.com/meshpresence/mesh/internal/testhook"
 )
 
-// silentWorld is a server whose room "club" has a join guard and whose room
-// "hall" has none, both with a TTL: a second, or in real time five, such that a
+// silentWorld starts a server with a room "club" with a join guard, and a room "hall"
+// without one. Both have a TTL of a second. In real time it is five seconds, so that a
 // slow machine makes no member silent.
 func silentWorld(w *harness.World, setup ...func(*mesh.Options)) (s *harness.Server, banned *sync.Map, asked *atomic.Int64) {
 	s = w.Server(append(setup, harness.NoCommandLimit)...)
@@ -51,12 +51,12 @@ func TestASilentMemberIsAskedAbout(t *testing.T) {
 			good.Join(room)
 			bad.Join(room)
 		}
-		// In real time a member may have been silent for too long before its next
-		// frame, and then its guard is asked about one more return.
-		times := func(want int64, why string) {
+		// In real time, a member may have been silent for too long before its next
+		// frame. Then its guard is asked about one more return.
+		times := func(want int64, text string) {
 			t.Helper()
-			assert.GreaterOrEqual(t, asked.Load(), want, why)
-			assert.True(t, !w.Virtual || asked.Load() == want, "%s: asked %d times, not %d", why, asked.Load(), want)
+			assert.GreaterOrEqual(t, asked.Load(), want, text)
+			assert.True(t, !w.Virtual || asked.Load() == want, "%s: asked %d times, not %d", text, asked.Load(), want)
 		}
 		times(2, "once for each join")
 		in := func(room string, p *harness.Peer) bool {
@@ -64,26 +64,26 @@ func TestASilentMemberIsAskedAbout(t *testing.T) {
 			require.NoError(t, err)
 			return ok
 		}
-		gone := func(p *harness.Peer) {
+		silence := func(p *harness.Peer) {
 			p.Mute()
-			w.Eventually(5*time.Second, func() bool { return !in("club", p) && !in("hall", p) }, "it leaves by silence")
+			w.Eventually(5*time.Second, func() bool { return !in("club", p) && !in("hall", p) }, "the member leaves by silence")
 		}
-		gone(good)
-		require.Equal(t, "true", good.State("club", map[string]any{"n": 1}), "it is in again before its request")
+		silence(good)
+		require.Equal(t, "true", good.State("club", map[string]any{"n": 1}), "the member returns before its request")
 		assert.True(t, in("club", good))
 		assert.True(t, in("hall", good))
 		times(3, "once for the return")
 
-		gone(good)
+		silence(good)
 		assert.True(t, good.Room("mesh/join-room", "club").Success)
-		assert.True(t, !w.Virtual || asked.Load() <= 5, "the request may have its answer from the return")
+		assert.True(t, !w.Virtual || asked.Load() <= 5, "the request may use the answer for the return")
 		asked.Store(0)
 
-		gone(bad)
+		silence(bad)
 		banned.Store(bad.ID, true)
 		bad.Call("mesh/noop", nil)
-		w.Eventually(2*time.Second, func() bool { return in("hall", bad) }, "the other room")
-		w.Eventually(2*time.Second, func() bool { return bad.Pushed("mesh/membership-ended") == 1 }, "the push")
+		w.Eventually(2*time.Second, func() bool { return in("hall", bad) }, "the return to the other room")
+		w.Eventually(2*time.Second, func() bool { return bad.Pushed("mesh/membership-ended") == 1 }, "the push arrives")
 		assert.JSONEq(t, `{"roomName":"club"}`, string(bad.PushesOf("mesh/membership-ended")[0].Payload))
 		for range 3 {
 			bad.Call("mesh/noop", nil)
@@ -91,7 +91,7 @@ func TestASilentMemberIsAskedAbout(t *testing.T) {
 		assert.Equal(t, "false", bad.State("club", map[string]any{"n": 1}))
 		assert.False(t, in("club", bad))
 		times(1, "not again at each frame")
-		w.Eventually(2*time.Second, func() bool { return watcher.CountIn("club", "leave", bad.ID) == 1 }, "its leave")
+		w.Eventually(2*time.Second, func() bool { return watcher.CountIn("club", "leave", bad.ID) == 1 }, "the leave arrives")
 		assert.Equal(t, 1, watcher.CountIn("club", "join", bad.ID))
 		assert.False(t, bad.Room("mesh/join-room", "club").Success)
 		banned.Delete(bad.ID)
@@ -99,7 +99,7 @@ func TestASilentMemberIsAskedAbout(t *testing.T) {
 	})
 }
 
-// A guard that hangs holds up neither the other rooms nor the reader.
+// A hanging guard delays neither requests about other rooms nor the reading of frames.
 func TestAHangingJoinGuardAfterASilence(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -116,9 +116,9 @@ func TestAHangingJoinGuardAfterASilence(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			assert.Equal(t, "false", p.State("club", map[string]any{"n": 1}), "the answer is the guard's")
+			assert.Equal(t, "false", p.State("club", map[string]any{"n": 1}), "the guard refuses")
 		}()
-		for range 12 { // stays alive in the other room
+		for range 12 { // keeps the member alive in the other room
 			w.Sleep(500 * time.Millisecond)
 			require.NoError(t, p.Send(map[string]any{"command": "pong"}))
 		}
@@ -130,7 +130,8 @@ func TestAHangingJoinGuardAfterASilence(t *testing.T) {
 	})
 }
 
-// Every way out settles a return that waits, and every way in.
+// Every call that ends or makes an entry also settles a return that waits for its
+// guard.
 func TestAReturnInFlight(t *testing.T) {
 	t.Parallel()
 	for name, c := range map[string]struct {
@@ -169,14 +170,14 @@ func TestAReturnInFlight(t *testing.T) {
 				in, err := p.Rooms().Contains(ctx, "club", "c")
 				require.NoError(t, err)
 				assert.Equal(t, c.in, in)
-				assert.Zero(t, testhook.OpenJoins(p), "nothing is left behind")
+				assert.Zero(t, testhook.OpenJoins(p), "no join is left open")
 			})
 		})
 	}
 }
 
-// An entry that another server may have ended because its TTL had passed is asked about,
-// too, on a server that does not end entries itself.
+// If CleanExpired has ended an entry, the join guard is also asked about its return.
+// These servers do not end entries themselves.
 func TestAReturnAfterCleanExpired(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -197,10 +198,10 @@ func TestAReturnAfterCleanExpired(t *testing.T) {
 		for _, by := range []*mesh.PresenceManager{p, other} {
 			asked.Store(0)
 			w.Sleep(20 * time.Second)
-			require.True(t, in(), "it has not been ended")
+			require.True(t, in(), "the entry has not been ended")
 			require.NoError(t, p.Touch("c"))
 			w.Sleep(time.Second)
-			require.Zero(t, asked.Load(), "it had not ended")
+			require.Zero(t, asked.Load(), "the entry had not ended")
 
 			w.Sleep(20 * time.Second)
 			n, err := by.CleanExpired(ctx, "club")
@@ -224,8 +225,8 @@ func TestAReturnAfterCleanExpired(t *testing.T) {
 	})
 }
 
-// What Redis lost had not ended: no guard is asked.
-func TestARebuildAsksNoGuard(t *testing.T) {
+// An entry that Redis lost has not ended, so its rejoin asks no guard.
+func TestARejoinAsksNoGuard(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		ctx := t.Context()

@@ -17,8 +17,8 @@ import (
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 )
 
-// TestRevokingAccess executes the lines of that section of docs/guide.md, each on a
-// server that does not have the connection.
+// TestRevokingAccess executes the lines of the section "Revoking access" in
+// docs/guide.md, each on a server that does not have the connection.
 func TestRevokingAccess(t *testing.T) {
 	t.Parallel()
 	guideHasTheseLines(t)
@@ -41,15 +41,15 @@ func TestRevokingAccess(t *testing.T) {
 			return p
 		}
 		n := 0
-		blind := func(p *harness.Peer, told string) {
+		checkRevoked := func(p *harness.Peer, push string) {
 			t.Helper()
 			before := len(p.Got())
 			n++
 			require.Equal(t, "true", busy.State(room, map[string]any{"n": n}))
-			w.Eventually(2*time.Second, func() bool { return p.Pushed(told) > 0 }, "%s", told)
-			w.Eventually(2*time.Second, func() bool { return far.Count("state", busy.ID) >= n }, "the others are told")
+			w.Eventually(2*time.Second, func() bool { return p.Pushed(push) > 0 }, "%s", push)
+			w.Eventually(2*time.Second, func() bool { return far.Count("state", busy.ID) >= n }, "other subscribers get the state")
 			for _, u := range p.Got()[before:] {
-				assert.NotEqual(t, "state", u.Type, "no event after it: %v", u)
+				assert.NotEqual(t, "state", u.Type, "update after the end: %v", u)
 			}
 			assert.JSONEq(t, `{"success":false,"present":[]}`, string(p.Call("mesh/subscribe-presence", harness.InRoomPayload(room))))
 			assert.JSONEq(t, `{"success":false,"present":[]}`, string(p.Call("mesh/get-presence-state", harness.InRoomPayload(room))))
@@ -58,7 +58,7 @@ func TestRevokingAccess(t *testing.T) {
 				in, err := srv.Rooms().Contains(ctx, room, p.ID)
 				require.NoError(t, err)
 				return !in
-			}, "it is out")
+			}, "the connection is no member")
 		}
 
 		p := reader()
@@ -66,29 +66,29 @@ func TestRevokingAccess(t *testing.T) {
 		rights.Set(connID, false)
 		_, err := srv.Rooms().Remove(ctx, room, connID)
 		require.NoError(t, err)
-		blind(p, "mesh/presence-ended")
+		checkRevoked(p, "mesh/presence-ended")
 
 		p = reader()
 		rights.Set(p.ID, false)
 		err = srv.Rooms().Recheck(ctx, room)
 		require.NoError(t, err)
-		blind(p, "mesh/membership-ended")
-		assert.Equal(t, 1, p.Pushed("mesh/presence-ended"), "only the room's")
+		checkRevoked(p, "mesh/membership-ended")
+		assert.Equal(t, 1, p.Pushed("mesh/presence-ended"), "only the subscription to the room ends")
 
 		p = reader()
 		connID = p.ID
 		rights.Set(connID, false)
 		err = srv.Connections().Recheck(ctx, connID)
 		require.NoError(t, err)
-		blind(p, "mesh/membership-ended")
-		w.Eventually(2*time.Second, func() bool { return p.Pushed("mesh/presence-ended") == 2 }, "all its rooms")
+		checkRevoked(p, "mesh/membership-ended")
+		w.Eventually(2*time.Second, func() bool { return p.Pushed("mesh/presence-ended") == 2 }, "all subscriptions of the connection end")
 
 		p = reader()
 		rights.Set(p.ID, false)
 		err = srv.Rooms().Clear(ctx, room)
 		require.NoError(t, err)
 		busy.Join(room)
-		blind(p, "mesh/presence-ended")
+		checkRevoked(p, "mesh/presence-ended")
 
 		p = reader()
 		connID = p.ID
@@ -96,11 +96,12 @@ func TestRevokingAccess(t *testing.T) {
 		err = srv.Connections().Close(ctx, connID)
 		require.NoError(t, err)
 		assert.Equal(t, 1000, p.Closed(2*time.Second))
-		assert.Zero(t, far.Pushed("mesh/presence-ended"), "the others stay")
+		assert.Zero(t, far.Pushed("mesh/presence-ended"), "other subscriptions stay")
 	})
 }
 
-// guideHasTheseLines compares the code of the section in docs/guide.md with this file.
+// guideHasTheseLines checks that this file has the lines of the section in
+// docs/guide.md.
 func guideHasTheseLines(t *testing.T) {
 	t.Helper()
 	guide, err := os.ReadFile(harness.InModule("docs", "guide.md"))
@@ -116,13 +117,13 @@ func guideHasTheseLines(t *testing.T) {
 		statement, _, _ := strings.Cut(line, " //")
 		var found bool
 		_, rest, found = strings.Cut(rest, "\n\t\t"+strings.TrimSpace(statement)+"\n")
-		require.True(t, found, "%q is executed above, in the order of the page", statement)
+		require.True(t, found, "%q is not executed above, or not in the order of the page", statement)
 	}
 }
 
-// Everything that voids verdicts does so for connections that only watch, or only
-// make requests.
-func TestVerdictsAreVoid(t *testing.T) {
+// Each of these calls makes a server forget the answers of guards, also for connections
+// that only subscribe or only send requests.
+func TestAnswersOfGuardsAreForgotten(t *testing.T) {
 	t.Parallel()
 	for name, do := range map[string]func(ctx context.Context, s *mesh.Server, conn string) error{
 		"Remove": func(ctx context.Context, s *mesh.Server, conn string) error {
@@ -159,7 +160,7 @@ func TestVerdictsAreVoid(t *testing.T) {
 					require.NoError(t, do(t.Context(), far.Server, p.ID))
 				}
 				stays.Join("doc")
-				w.Eventually(2*time.Second, func() bool { return watches.Pushed("mesh/presence-ended") == 1 }, "the end")
+				w.Eventually(2*time.Second, func() bool { return watches.Pushed("mesh/presence-ended") == 1 }, "the subscription ends")
 				stays.Expect(2*time.Second, "join", stays.ID)
 				assert.Zero(t, watches.Count("join", stays.ID))
 				assert.False(t, asks.Room("mesh/get-presence-state", "doc").Success)
@@ -170,8 +171,9 @@ func TestVerdictsAreVoid(t *testing.T) {
 	}
 }
 
-// A server that was taken for dead has missed rechecks: it asks by itself.
-func TestARebornServerAsksAgain(t *testing.T) {
+// A server that was declared dead may have missed rechecks, so it asks the guards
+// again.
+func TestAReregisteredServerAsksAgain(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		rights := &harness.Register{}
@@ -186,8 +188,8 @@ func TestARebornServerAsksAgain(t *testing.T) {
 	})
 }
 
-// Recheck covers members whose join guards were asked long ago, wherever they are,
-// and joins that wait.
+// Recheck asks about members on any server, even if they were accepted long ago, and
+// about joins that wait.
 func TestRecheckCoversMembers(t *testing.T) {
 	t.Parallel()
 	for _, of := range []string{"room", "connection", "connection of this server"} {
@@ -229,7 +231,7 @@ func TestRecheckCoversMembers(t *testing.T) {
 				}
 				waits.Wait()
 				watcher.Expect(2*time.Second, "leave", out.ID)
-				w.Eventually(2*time.Second, func() bool { return out.Pushed("mesh/membership-ended") == 1 }, "the push")
+				w.Eventually(2*time.Second, func() bool { return out.Pushed("mesh/membership-ended") == 1 }, "the push arrives")
 				w.Sleep(400 * time.Millisecond)
 				ids, err := far.Rooms().ConnectionIDs(t.Context(), "doc")
 				require.NoError(t, err)

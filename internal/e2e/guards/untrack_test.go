@@ -16,9 +16,9 @@ import (
 	"github.com/meshpresence/mesh/internal/testhook"
 )
 
-// A rule that is added, replaced or removed has the guards asked again in the
-// rooms that it is about, and nowhere else.
-func TestRulesAreAskedAboutTheirRoomsOnly(t *testing.T) {
+// If a rule is added, replaced or removed, the guards are asked again about rooms that
+// match it, and about no others.
+func TestAChangedRuleOnlyAsksAboutItsRooms(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s := w.Server()
@@ -30,15 +30,15 @@ func TestRulesAreAskedAboutTheirRoomsOnly(t *testing.T) {
 			p.Subscribe(fmt.Sprint("room", i))
 		}
 		want := map[string]int64{"room0": 1, "room1": 1, "room2": 1, "room3": 1, "room4": 1}
-		check := func(what string) {
+		check := func(text string) {
 			t.Helper()
 			w.Sleep(200 * time.Millisecond)
 			for room, n := range want {
 				assert.Equal(t, "true", p.State(room, map[string]any{"x": 1}))
-				assert.Equal(t, n, asked.Of(room), "%s, %s", what, room)
+				assert.Equal(t, n, asked.Of(room), "%s, %s", text, room)
 			}
 		}
-		check("at first")
+		check("at the start")
 		for i := range 1000 {
 			require.NoError(t, s.TrackPresence(mesh.Exact(fmt.Sprint("other", i)), mesh.PresenceOptions{Guard: asked.Guard}))
 		}
@@ -85,7 +85,7 @@ func TestUntrackPresence(t *testing.T) {
 			watcher.Subscribe(room)
 		}
 		require.Equal(t, "true", p.State("room1", map[string]any{"x": 1}))
-		w.Eventually(time.Second, func() bool { return watcher.Count("state", p.ID) == 1 }, "room1 is told")
+		w.Eventually(time.Second, func() bool { return watcher.Count("state", p.ID) == 1 }, "the state arrives")
 		ended := make(chan error, 1)
 		first := make(chan struct{})
 		go func() { // ends with the subscription
@@ -102,12 +102,12 @@ func TestUntrackPresence(t *testing.T) {
 
 		key := w.Keys().Conn("room1", p.ID)
 		require.Positive(t, w.Client().PTTL(t.Context(), key).Val())
-		require.True(t, s.Presence().UntrackPresence(mesh.Regexp(regexp.MustCompile("^room"))), "another value of the same expression")
+		require.True(t, s.Presence().UntrackPresence(mesh.Regexp(regexp.MustCompile("^room"))), "another Pattern value with the same expression")
 		require.False(t, s.UntrackPresence(all))
 		require.ErrorIs(t, <-ended, mesh.ErrNotTracked)
-		w.Eventually(time.Second, func() bool { return watcher.EndedRoom("room1") }, "the client is told")
-		assert.False(t, watcher.EndedRoom("room2"), "the name's rule stands")
-		w.Eventually(2*time.Second, func() bool { return w.Client().Exists(t.Context(), key).Val() == 0 }, "there is no TTL any more")
+		w.Eventually(time.Second, func() bool { return watcher.EndedRoom("room1") }, "the client gets the push")
+		assert.False(t, watcher.EndedRoom("room2"), "the rule of the exact name remains")
+		w.Eventually(2*time.Second, func() bool { return w.Client().Exists(t.Context(), key).Val() == 0 }, "the key is removed with the TTL")
 
 		ids, err := s.Rooms().ConnectionIDs(t.Context(), "room1")
 		require.NoError(t, err)
@@ -119,19 +119,19 @@ func TestUntrackPresence(t *testing.T) {
 		require.NoError(t, err)
 		assert.JSONEq(t, `{"x":1}`, string(members[0].State), "the state stays")
 		assert.Equal(t, "true", p.State("room2", map[string]any{"x": 1}))
-		w.Eventually(time.Second, func() bool { return watcher.Count("state", p.ID) == 2 }, "room2 goes on")
+		w.Eventually(time.Second, func() bool { return watcher.Count("state", p.ID) == 2 }, "updates of room2 continue")
 
 		require.NoError(t, s.TrackPresence(all, mesh.PresenceOptions{TTL: time.Minute}))
-		w.Eventually(2*time.Second, func() bool { return w.Client().Exists(t.Context(), key).Val() == 1 }, "and now there is one")
+		w.Eventually(2*time.Second, func() bool { return w.Client().Exists(t.Context(), key).Val() == 1 }, "the key exists again")
 		assert.Equal(t, []string{p.ID}, watcher.Subscribe("room1").IDs(t))
 		require.True(t, s.UntrackPresence(mesh.Exact("room2")))
-		assert.Equal(t, "true", p.State("room2", map[string]any{"x": 3}), "the pattern decides now")
+		assert.Equal(t, "true", p.State("room2", map[string]any{"x": 3}), "room2 matches the pattern")
 		assert.False(t, watcher.EndedRoom("room2"))
 	})
 }
 
-// However rules come and go while clients join, subscribe and leave: in the end
-// each room's subscriptions and entries are as its rules say.
+// Rules are added and removed while clients join, subscribe and leave. In the end, the
+// subscriptions and entries of each room must follow its rules.
 func TestRulesChangeUnderLoad(t *testing.T) {
 	t.Parallel()
 	harness.Calm(t, "thousands of rules")
@@ -165,7 +165,7 @@ func TestRulesChangeUnderLoad(t *testing.T) {
 		work.Wait()
 		require.NoError(t, s.TrackPresence(name, mesh.PresenceOptions{TTL: 10 * time.Second}))
 		w.Sleep(time.Second)
-		require.Zero(t, s.Stats().Subscriptions-testhook.Subscriptions(s.Server, "r1"), "no room but this one is tracked")
+		require.Zero(t, s.Stats().Subscriptions-testhook.Subscriptions(s.Server, "r1"), "only r1 is tracked")
 		for _, p := range peers {
 			assert.Equal(t, 10*time.Second, testhook.TTL(s.Server, "r1"))
 			assert.Equal(t, int64(1), w.Client().Exists(t.Context(), w.Keys().Conn("r1", p.ID)).Val())

@@ -14,9 +14,8 @@ import (
 	"github.com/meshpresence/mesh"
 )
 
-// The rights that the Redis user of a server needs: this is the one place they
-// are written down, and docs/operations.md quotes it. All of it is what Redis 6.2
-// understands. HELLO and AUTH need no right.
+// The rights that the Redis user of a server needs. docs/operations.md quotes them.
+// Redis 6.2 knows all of them. HELLO and AUTH need no right.
 const (
 	AclKeys     = "~mesh:*"
 	AclChannels = "&mesh:* &__keyevent@0__:expired"
@@ -24,19 +23,19 @@ const (
 		"+type +exists +del +get +set +mget +mset +pexpire " +
 		"+hget +hset +hsetnx +hmget +hdel +hlen +hgetall +hscan " +
 		"+sadd +srem +scard +smismember +sscan +zadd +zrem +zscore +zrange"
-	// aclCluster is what a client of a cluster asks besides, aclConfig what
-	// lets servers set notify-keyspace-events by themselves.
+	// AclCluster has the additional rights of a cluster client. AclConfig lets servers
+	// set notify-keyspace-events themselves.
 	AclCluster = "+cluster|slots +command"
 	AclConfig  = "+config|get +config|set"
 )
 
-// AclOf returns rules for a user with that password.
+// AclOf returns the rules for a user with the password.
 func AclOf(password string, more ...string) string {
 	return strings.Join(append([]string{"on", ">" + password, AclKeys, "resetchannels", AclChannels, AclCommands}, more...), " ")
 }
 
-// optionsOf returns the options of a client at a URL, who trusts what the
-// authority in that file has signed.
+// optionsOf returns the options of a client for a URL. The file ca has the certificate
+// authority to trust.
 func optionsOf(url, ca string) (*redis.Options, error) {
 	opts, err := redis.ParseURL(url)
 	if err != nil {
@@ -64,7 +63,7 @@ func ClientAt(t *testing.T, url, ca string, setup ...func(*redis.Options)) *redi
 	return c
 }
 
-// TryStart starts a server that must be refused, at once, and returns why.
+// TryStart starts a server that must fail to start at once. It returns the error.
 func TryStart(t *testing.T, client redis.UniversalClient, setup ...func(*mesh.Options)) error {
 	t.Helper()
 	opts := mesh.Options{Redis: client}
@@ -76,7 +75,7 @@ func TryStart(t *testing.T, client redis.UniversalClient, setup ...func(*mesh.Op
 	ctx, cancel := context.WithTimeout(t.Context(), MachineShare)
 	defer cancel()
 	err = srv.Start(ctx)
-	require.NoError(t, ctx.Err(), "there is no use in trying again")
+	require.NoError(t, ctx.Err(), "Start retried an error that lasts")
 	require.NoError(t, srv.Shutdown(t.Context()))
 	return err
 }

@@ -11,15 +11,15 @@ import (
 // Audience is the state of the one room that a peer watches. It follows from the frames
 // that the peer received.
 type Audience struct {
-	Members  map[string]string // connection id -> state, "" without one
+	Members  map[string]string // state by connection id; "" without a state
 	epoch    string
 	seq      uint64
 	watching bool
 	Repairs  int
 }
 
-// Follow folds everything that a peer was told. It returns the first thing
-// that does not fit what was told before.
+// Follow applies all updates that a peer received. It returns an error at the first one
+// that does not fit those before it.
 func (p *Peer) Follow(room string) (a Audience, err error) {
 	p.Mu.Lock()
 	frames := slices.Clone(p.Frames)
@@ -78,9 +78,9 @@ func (a *Audience) apply(room string, u Update) error {
 	case u.Type == "join" && present:
 		return fmt.Errorf("join of a member")
 	case u.Type != "join" && !present:
-		return fmt.Errorf("%s of someone who is not in", u.Type)
+		return fmt.Errorf("%s of a connection that is no member", u.Type)
 	case u.Type == "state" && state == "" && string(u.State) == "null":
-		return fmt.Errorf("end of a state that there was not")
+		return fmt.Errorf("end of a state that does not exist")
 	}
 	a.epoch, a.seq = u.Epoch, u.Seq
 	if u.Repair {

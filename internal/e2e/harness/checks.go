@@ -43,7 +43,7 @@ func (p *Peer) Say(text string) {
 	require.NoError(p.T, p.WS.WriteMessage(websocket.TextMessage, []byte(text)))
 }
 
-// RoomKeys counts what Redis holds of rooms.
+// RoomKeys returns the number of keys of rooms in Redis.
 func (w *World) RoomKeys() int {
 	w.T.Helper()
 	keys, err := w.Client().Keys(w.T.Context(), "mesh:presence:*").Result()
@@ -67,7 +67,7 @@ func (p *Peer) CountIn(room, kind, conn string) int {
 	return n
 }
 
-// Upgrading is an app's own handler in front of ServeConn.
+// Upgrading starts a server with an app's own upgrade handler, which calls ServeConn.
 func Upgrading(w *World, srv *mesh.Server, opts mesh.ConnOptions, ctx context.Context, ended chan<- error) *Server {
 	u := websocket.Upgrader{}
 	s := &Server{Server: srv, W: w, Listener: NewPipeListener(), Done: make(chan struct{})}
@@ -84,7 +84,7 @@ func Upgrading(w *World, srv *mesh.Server, opts mesh.ConnOptions, ctx context.Co
 	return s
 }
 
-// StatesOf returns the states of a connection that a peer was told.
+// StatesOf returns the states of a connection that a peer received.
 func (p *Peer) StatesOf(conn string) []string {
 	var list []string
 	for _, u := range p.Got() {
@@ -95,15 +95,15 @@ func (p *Peer) StatesOf(conn string) []string {
 	return list
 }
 
-// ExpectStates waits until a peer was told exactly these states of a
-// connection, in that order.
+// ExpectStates waits until a peer has received exactly these states of a connection, in
+// order.
 func (p *Peer) ExpectStates(within time.Duration, conn string, want ...string) {
 	p.T.Helper()
 	p.W.Eventually(within, func() bool { return len(p.StatesOf(conn)) >= len(want) }, "states %v, got %v", want, p.StatesOf(conn))
 	require.Equal(p.T, want, p.StatesOf(conn))
 }
 
-// Reads returns how many rooms were read from Redis to be mirrored.
+// Reads returns how often rooms were read from Redis for mirrors.
 func Reads(s mesh.Stats) uint64 {
 	n := s.FirstReads
 	for _, again := range s.Repairs {

@@ -24,7 +24,7 @@ import (
 // Child is a server in another process.
 type Child struct {
 	t           testing.TB
-	w           *World // the world of its peers; nil: it has none
+	w           *World // the world of its peers, or nil
 	Cmd         *exec.Cmd
 	ended       <-chan struct{}
 	Addr        string
@@ -65,7 +65,7 @@ func StartChild(t testing.TB, c ChildConfig) *Child {
 	require.NoError(t, err)
 	out, err := p.Cmd.StdoutPipe()
 	require.NoError(t, err)
-	p.ended, err = redistest.StartTied(p.Cmd) // paused, it would not notice that its input is closed
+	p.ended, err = redistest.StartTied(p.Cmd) // ends with its parent even if it is paused
 	require.NoError(t, err)
 	t.Cleanup(func() {
 		p.Die()
@@ -99,7 +99,7 @@ func (c *Child) inspect() {
 
 // Stop makes the server shut down, and waits for the end of the process.
 func (c *Child) Stop() error {
-	err := errors.New("it has been ended already")
+	err := errors.New("the process has already ended")
 	c.kill.Do(func() {
 		if err = c.Cmd.Process.Signal(syscall.SIGTERM); err != nil {
 			return
@@ -113,10 +113,10 @@ func (c *Child) Stop() error {
 	return err
 }
 
-// Lives asks the server for its Lives.
-func (c *Child) Lives() (l Lives, err error) {
+// Interruptions returns how often the server was interrupted.
+func (c *Child) Interruptions() (l Interruptions, err error) {
 	once := http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
-	resp, err := once.Get("http://" + c.Addr + "/lives")
+	resp, err := once.Get("http://" + c.Addr + "/interruptions")
 	if err != nil {
 		return l, err
 	}

@@ -119,8 +119,8 @@ func serveChild(conf string) error {
 	}
 	mux := http.NewServeMux()
 	mux.Handle("/ws", srv)
-	mux.HandleFunc("/lives", func(rw http.ResponseWriter, _ *http.Request) {
-		_ = json.NewEncoder(rw).Encode(Lives{Reborn: srv.Stats().Reregistered, Stalled: log.N.Load()})
+	mux.HandleFunc("/interruptions", func(rw http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(rw).Encode(Interruptions{Reregistered: srv.Stats().Reregistered, Stalled: log.N.Load()})
 	})
 	if c.Gauged {
 		mux.Handle("/gauge", newGauge(srv))
@@ -149,13 +149,13 @@ func TrackTimed(s *mesh.Server, ttl time.Duration) error {
 	return s.TrackPresence(mesh.Exact(RoomTimed), mesh.PresenceOptions{TTL: ttl})
 }
 
-// Lives is what happened to a server.
-type Lives struct {
-	Reborn  uint64 // Stats.Reregistered
-	Stalled int64  // log lines about a process that stood still past its lease
+// Interruptions counts the interruptions of a server.
+type Interruptions struct {
+	Reregistered uint64 // Stats.Reregistered
+	Stalled      int64  // log lines about a process that stood still past its lease
 }
 
-// Stalls is a slog.Handler that counts the lines that Lives.Stalled reports.
+// Stalls is a slog.Handler that counts the log lines for Interruptions.Stalled.
 type Stalls struct{ N atomic.Int64 }
 
 func (s *Stalls) Enabled(_ context.Context, l slog.Level) bool { return l >= slog.LevelWarn }

@@ -13,7 +13,7 @@ import (
 	"github.com/meshpresence/mesh"
 )
 
-// KeyLife returns how long a key has to live; 0: it is not there or lives on.
+// KeyLife returns the TTL of a key, or 0 if the key does not exist or has no TTL.
 func KeyLife(t *testing.T, c redis.UniversalClient, key string) time.Duration {
 	t.Helper()
 	d, err := c.PTTL(t.Context(), key).Result()
@@ -21,7 +21,7 @@ func KeyLife(t *testing.T, c redis.UniversalClient, key string) time.Duration {
 	return max(d, 0)
 }
 
-// KeyExists reports whether a key is there.
+// KeyExists reports whether a key exists.
 func KeyExists(t *testing.T, c redis.UniversalClient, key string) bool {
 	t.Helper()
 	n, err := c.Exists(t.Context(), key).Result()
@@ -40,7 +40,7 @@ func Subscribers(room string, servers ...*Server) []*Peer {
 	return list
 }
 
-// CommandLog is a hook that notes which commands a client sends.
+// CommandLog is a hook that records the commands of a client.
 type CommandLog struct {
 	mu    sync.Mutex // guards names
 	names []string
@@ -70,7 +70,7 @@ func (l *CommandLog) note(cmds ...redis.Cmder) {
 	}
 }
 
-// Sent returns how many commands of that name were sent ("": of any).
+// Sent returns the number of commands with a name. An empty name means all commands.
 func (l *CommandLog) Sent(name string) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -83,7 +83,7 @@ func (l *CommandLog) Sent(name string) int {
 	return n
 }
 
-// Counts returns how many commands of each name were sent.
+// Counts returns the number of commands by name.
 func (l *CommandLog) Counts() map[string]int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -94,7 +94,7 @@ func (l *CommandLog) Counts() map[string]int {
 	return counts
 }
 
-// Logging has a server's commands noted.
+// Logging records the commands of a server.
 func (l *CommandLog) Logging(o *mesh.Options) {
 	if c, ok := o.Redis.(*redis.ClusterClient); ok {
 		c.OnNewNode(func(node *redis.Client) { node.AddHook(l) })

@@ -16,7 +16,7 @@ import (
 	"github.com/meshpresence/mesh"
 )
 
-// costs counts what operations cost Redis, and is printed as a table.
+// costs measures the Redis commands of operations, and prints them as a table.
 type costs struct {
 	t     *testing.T
 	w     *World
@@ -25,13 +25,13 @@ type costs struct {
 	table *tabwriter.Writer
 }
 
-// Tally is how often each command ran, those in scripts included.
+// Tally is the number of executions by command, including commands in scripts.
 type Tally map[string]int
 
-// Scripts is how many script calls there were.
+// Scripts returns the number of script calls.
 func (c Tally) Scripts() int { return c["evalsha"] + c["eval"] }
 
-// All is how many commands ran, but for those that measure.
+// All returns the number of commands, except for those of the measurement.
 func (c Tally) All() int {
 	n := 0
 	for _, calls := range c {
@@ -47,7 +47,8 @@ func NewCosts(t *testing.T, w *World) *costs {
 	return c
 }
 
-// Measure runs do, which does so many operations, and adds a row.
+// Measure runs do, which makes the given number of operations, and adds a row to the
+// table.
 func (c *costs) Measure(name string, operations int, do func()) Tally {
 	c.t.Helper()
 	require.NoError(c.t, c.Admin.ConfigResetStat(c.t.Context()).Err())
@@ -101,7 +102,7 @@ const CostConns = 1000
 
 func CostConn(i int) string { return fmt.Sprintf("conn%d", i) }
 
-// Each does something for every connection, one after the other.
+// Each calls do for every connection, one after the other.
 func (c *costs) Each(do func(i int) error) func() {
 	return func() {
 		for i := range CostConns {
@@ -110,7 +111,7 @@ func (c *costs) Each(do func(i int) error) func() {
 	}
 }
 
-// Together does it for all of them at once.
+// Together calls do for all connections at once.
 func (c *costs) Together(do func(i int) error) func() {
 	return func() {
 		var wg sync.WaitGroup
@@ -129,5 +130,5 @@ func (c *costs) Together(do func(i int) error) func() {
 func (c *costs) Connected(p *mesh.PresenceManager) {
 	c.t.Helper()
 	c.Together(func(i int) error { return p.Connect(c.t.Context(), CostConn(i), map[string]int{"n": i}) })()
-	c.w.Eventually(5*time.Second, func() bool { return p.Stats().Unwritten == 0 }, "connections registered")
+	c.w.Eventually(5*time.Second, func() bool { return p.Stats().Unwritten == 0 }, "the connections are registered")
 }

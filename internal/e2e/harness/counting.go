@@ -12,11 +12,11 @@ import (
 	"github.com/meshpresence/mesh"
 )
 
-// hlenHook counts the round trips that ask for sizes of hashes, and can have one
-// command of a round trip fail.
+// hlenHook counts the round trips with HLEN commands. It can make one command of a
+// round trip fail.
 type hlenHook struct {
 	Trips atomic.Int32
-	Fail  atomic.Pointer[string] // the end of the key
+	Fail  atomic.Pointer[string] // suffix of the key whose command fails
 }
 
 var errOfHook = errors.New("cut")

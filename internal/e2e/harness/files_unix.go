@@ -6,7 +6,7 @@ import (
 	"syscall"
 )
 
-// limitFiles bounds how many files this process may have open.
+// limitFiles limits the number of open files of this process.
 func limitFiles(most int) error {
 	var r syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &r); err != nil {

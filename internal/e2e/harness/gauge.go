@@ -14,15 +14,15 @@ import (
 // Attacks go over TCP to a server in a process of its own, so that its heap does not
 // contain the memory of the attackers. Two neighbours use the server at the same time.
 
-// Gauged is what a server process uses up. Bytes are what lives on its heap and
-// its stacks; of garbage only what came since a collection just before.
+// Gauged is the resource usage of a server process. Bytes is the live memory of heap
+// and stacks. It contains garbage only if it was made since a collection just before.
 type Gauged struct {
 	Bytes, Peak int64
 	Goroutines  int
 	Stats       mesh.Stats
 }
 
-// gauge is a server that tells what it uses up.
+// gauge is a server that reports its resource usage.
 type gauge struct {
 	srv *mesh.Server
 
@@ -30,8 +30,9 @@ type gauge struct {
 	peak int64
 }
 
-// sampleEvery is the interval at which a gauged server measures its memory. Each time
-// costs a collection of garbage. Memory that is held for longer is noticed.
+// sampleEvery is the interval at which a gauged server measures its memory. Each
+// measurement costs a garbage collection. Memory that is held for less time may be
+// missed.
 const sampleEvery = 100 * time.Millisecond
 
 func newGauge(srv *mesh.Server) *gauge {
@@ -44,7 +45,7 @@ func newGauge(srv *mesh.Server) *gauge {
 	return g
 }
 
-// sample looks at the memory; reset: the peak counts from now.
+// sample measures the memory. With reset, the peak starts again from now.
 func (g *gauge) sample(reset bool) (now, most int64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -68,8 +69,8 @@ func (g *gauge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(Gauged{now, peak, runtime.NumGoroutine(), g.srv.Stats()})
 }
 
-// buffered is a listener whose connections have small buffers in the kernel,
-// so that a client which does not read is noticed early.
+// buffered is a listener whose connections have small buffers in the kernel, so that a
+// client that does not read is noticed early.
 type buffered struct {
 	net.Listener
 	bytes int

@@ -51,7 +51,7 @@ type Register struct {
 	asked map[string]int // by connection id
 }
 
-// Guard is a Guard.
+// Guard is a mesh.Guard.
 func (r *Register) Guard(_ context.Context, m mesh.Member, _ string) (bool, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -96,7 +96,8 @@ func (c *Counted) Of(room string) int64 {
 	return n.(*atomic.Int64).Load()
 }
 
-// EndedRoom reports whether the peer was told that its subscription to a room ended.
+// EndedRoom reports whether the peer received the push that its subscription to a room
+// ended.
 func (p *Peer) EndedRoom(room string) bool {
 	p.Mu.Lock()
 	defer p.Mu.Unlock()

@@ -12,8 +12,8 @@ import (
 	"github.com/meshpresence/mesh"
 )
 
-// Lifeline is the network of one server's Redis client. Cut, the server is to
-// all others as one that was killed: it says nothing more.
+// Lifeline is the network of one server's Redis client. For other servers, cutting it
+// has the same effect as killing the server.
 type Lifeline struct {
 	dial func(ctx context.Context, network, addr string) (net.Conn, error)
 
@@ -22,7 +22,7 @@ type Lifeline struct {
 	conns []net.Conn
 }
 
-// Mortal starts a server whose line to Redis can be cut. It is mended before
+// Mortal starts a server whose connection to Redis can be cut. It is repaired before
 // the server is shut down.
 func (w *World) Mortal(setup ...func(*mesh.Options)) (*Server, *Lifeline) {
 	w.T.Helper()
@@ -33,7 +33,7 @@ func (w *World) Mortal(setup ...func(*mesh.Options)) (*Server, *Lifeline) {
 	return s, l
 }
 
-// clientOver returns a client whose connections are made by a lifeline.
+// clientOver returns a client that uses a lifeline.
 func (w *World) clientOver(l *Lifeline) redis.UniversalClient {
 	w.T.Helper()
 	if w.Cluster != nil {
@@ -89,12 +89,12 @@ func (s *Server) Present(room string) []string {
 	return ids
 }
 
-// FallSilent makes a peer send one frame and then nothing more. It returns a
-// moment right before that frame, and one right after.
+// FallSilent makes a peer send one last frame. It returns the time before and after
+// that frame.
 func (p *Peer) FallSilent() (before, after time.Time) {
 	p.T.Helper()
 	p.Mute()
-	p.W.Sleep(20 * time.Millisecond) // a pong under way
+	p.W.Sleep(20 * time.Millisecond) // for a pong in flight
 	before = time.Now()
 	p.Call("mesh/noop", nil)
 	return before, time.Now()

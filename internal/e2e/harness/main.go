@@ -11,16 +11,17 @@ import (
 	"go.uber.org/goleak"
 )
 
-// Main runs the tests of a package. TestMain of every package that uses this one
-// calls it. In a child process it is a server instead. At the end it checks that no
+// Main runs the tests of a package. TestMain of every package that uses the harness
+// calls it. In a child process it runs a server instead. At the end it checks that no
 // goroutine is left.
 func Main(m *testing.M) {
 	if conf := os.Getenv(childEnv); conf != "" {
 		os.Exit(runChild(conf))
 	}
 	debug.SetGCPercent(gcPercent)
-	redis.SetLogger(silentRedis{}) // tests take Redis away: the client library would tell of every attempt
-	// It looks once a second whether the pool of a dead node has been closed.
+	redis.SetLogger(silentRedis{}) // tests stop Redis, and the Redis client would log every attempt
+	// This goroutine of go-redis checks once a second whether the pool of a dead node
+	// has been closed.
 	goleak.VerifyTestMain(running{m}, goleak.IgnoreAnyFunction("github.com/redis/go-redis/v9/internal/pool.(*ConnPool).tryDial"))
 }
 

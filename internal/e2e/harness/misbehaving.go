@@ -15,12 +15,12 @@ import (
 	"github.com/meshpresence/mesh/internal/e2e/testlog"
 )
 
-// Misbehaving is a server whose callbacks all do what a test tells them to.
+// Misbehaving is a server with callbacks that can be made to fail, panic or hang.
 type Misbehaving struct {
 	W      *World
-	S, App *Server // app upgrades by itself
+	S, App *Server // App uses the app's own upgrade handler
 	Log    testlog.TextLog
-	Name   atomic.Pointer[string] // of the callback that misbehaves; nil: none
+	Name   atomic.Pointer[string] // name of the callback that misbehaves, or nil
 	do     func(ctx context.Context) error
 }
 
@@ -57,7 +57,7 @@ func NewMisbehaving(t *testing.T, w *World, do func(ctx context.Context) error) 
 	return m
 }
 
-// as misbehaves, if that is the callback's turn to.
+// as misbehaves if it is called for the chosen callback.
 func (m *Misbehaving) as(ctx context.Context, callback string) error {
 	if name := m.Name.Load(); name != nil && *name == callback {
 		return m.do(ctx)
@@ -65,7 +65,7 @@ func (m *Misbehaving) as(ctx context.Context, callback string) error {
 	return nil
 }
 
-// Asked is what a client is answered, in short.
+// Asked sends a request and returns a short form of its answer.
 func (p *Peer) Asked(command string, payload any) string {
 	answer, err := p.TryCall(command, payload)
 	if err != nil {
@@ -80,9 +80,9 @@ func (p *Peer) Asked(command string, payload any) string {
 func (m *Misbehaving) Rounds(t *testing.T, name string, use func(*testing.T, *Misbehaving) string, fine, bad string) time.Duration {
 	neighbour, friend := m.S.Dial(), m.S.Dial()
 	friend.Subscribe("next door")
-	require.Equal(t, "true", neighbour.Asked("mesh/noop", nil)) // its OnConnection is through
-	assert.Equal(t, fine, use(t, m), "while all is well")
-	m.W.Sleep(10 * time.Millisecond) // what follows the end of a connection is through
+	require.Equal(t, "true", neighbour.Asked("mesh/noop", nil)) // waits for its OnConnection
+	assert.Equal(t, fine, use(t, m), "the callback works")
+	m.W.Sleep(10 * time.Millisecond) // for work after the end of a connection
 	m.Name.Store(&name)
 	defer m.Name.Store(nil)
 	var took time.Duration
@@ -93,7 +93,7 @@ func (m *Misbehaving) Rounds(t *testing.T, name string, use func(*testing.T, *Mi
 			saw <- use(t, m)
 			took = time.Since(begun)
 		}()
-		m.W.Sleep(20 * time.Millisecond) // it misbehaves now
+		m.W.Sleep(20 * time.Millisecond) // for the callback to misbehave
 		asked := time.Now()
 		neighbour.Join("next door")
 		assert.Equal(t, "true", neighbour.State("next door", map[string]any{"a": 1}))

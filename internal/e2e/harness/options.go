@@ -20,8 +20,8 @@ func AllowMetadata(o *mesh.Options) {
 	o.ClientMetadata = func(_ context.Context, _ mesh.Member, proposed json.RawMessage) (any, error) { return proposed, nil }
 }
 
-// ExpectPushed checks that text is exactly the presence update about p with
-// the given fields and those that every update has.
+// ExpectPushed checks that text is exactly the presence update about p with the given
+// fields and the fields of every update.
 func (p *Peer) ExpectPushed(t *testing.T, text, want string) Update {
 	t.Helper()
 	var f struct {

@@ -34,7 +34,7 @@ type Peer struct {
 	Times   []time.Time // arrival of each update
 	Pushes  []Frame     // all other frames without an id
 	deaf    bool        // answers no ping
-	Err     error       // why reading ended
+	Err     error       // the error that ended reading
 	Ended   chan struct{}
 }
 
@@ -233,7 +233,8 @@ func (p *Peer) Got() []Update {
 	return append([]Update(nil), p.Updates...)
 }
 
-// Count returns the number of updates of a type about a connection ("": any).
+// Count returns the number of updates of a type about a connection. An empty connection
+// means all.
 func (p *Peer) Count(kind, conn string) int {
 	n := 0
 	for _, u := range p.Got() {

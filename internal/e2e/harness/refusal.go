@@ -15,9 +15,9 @@ import (
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-// Refusal is a Redis that answers and takes no writes.
+// Refusal makes Redis answer but refuse writes.
 type Refusal struct {
-	Text       string // in its errors
+	Text       string // text of the errors
 	Begin, End func(ctx context.Context, admin redis.UniversalClient) error
 }
 
@@ -41,8 +41,8 @@ func replicaOf(host, port string) func(context.Context, redis.UniversalClient) e
 	}
 }
 
-// saveFails makes saving fail, on which Redis takes no more writes: something
-// that is not a file stands where the dump should be.
+// saveFails makes Redis fail to save, and therefore refuse writes: a directory is in
+// the place of the dump file.
 func saveFails(ctx context.Context, admin redis.UniversalClient) error {
 	dir, err := admin.ConfigGet(ctx, "dir").Result()
 	if err != nil {
@@ -69,7 +69,7 @@ func saveFails(ctx context.Context, admin redis.UniversalClient) error {
 // OutageKind is a way in which Redis becomes unavailable.
 type OutageKind struct{ Begin, End func(*meshtest.Redis) }
 
-// Outages are what makes writes fail on the embedded Redis.
+// Outages make writes fail on the embedded Redis.
 var Outages = map[string]OutageKind{
 	"refused": {
 		func(r *meshtest.Redis) { r.SetError("NOREPLICAS Not enough good replicas to write.") },
@@ -83,7 +83,7 @@ var Outages = map[string]OutageKind{
 	"cut":  {(*meshtest.Redis).Cut, (*meshtest.Redis).Heal},
 }
 
-// DeafToLeases is a Redis that does not take the first few leases.
+// DeafToLeases is a Redis client that fails the first few registrations of leases.
 type DeafToLeases struct {
 	lease.Store
 	Left atomic.Int32

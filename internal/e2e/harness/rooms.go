@@ -13,8 +13,8 @@ import (
 	"github.com/meshpresence/mesh/internal/testhook"
 )
 
-// KeysBut returns the keys in Redis with their TTLs (-1 ns: none), but those of
-// one connection's registration and of what servers are doing.
+// KeysBut returns the keys in Redis with their TTLs (-1 ns without a TTL), except for
+// the registration of one connection and the keys of servers.
 func (w *World) KeysBut(s *Server, conn string) map[string]time.Duration {
 	w.T.Helper()
 	all := make(map[string]time.Duration)
@@ -28,15 +28,15 @@ func (w *World) KeysBut(s *Server, conn string) map[string]time.Duration {
 		}
 		ttl, err := client.PTTL(w.T.Context(), key).Result()
 		require.NoError(w.T, err)
-		if ttl != -2 { // it has just expired
+		if ttl != -2 { // the key has just expired
 			all[key] = ttl
 		}
 	}
 	return all
 }
 
-// Fill writes entries straight to Redis: what matters is how they are read. It
-// repeats what a busy machine did not get done in time.
+// Fill writes entries directly to Redis, for tests that read them. It repeats batches
+// that time out on a busy machine.
 func (w *World) Fill(ops []store.Op) {
 	w.T.Helper()
 	st := store.New(w.Client(), w.Keys())
@@ -67,14 +67,14 @@ func (w *World) FillRooms(rooms ...string) {
 	w.Fill(ops)
 }
 
-// ListAll reads all pages, and says how many there were.
+// ListAll reads all pages and returns their number.
 func (w *World) ListAll(s *Server, q mesh.RoomQuery) (rooms []mesh.RoomInfo, pages int) {
 	w.T.Helper()
 	seen := make(map[string]bool)
 	for {
 		page, err := s.Rooms().List(w.T.Context(), q)
 		require.NoError(w.T, err)
-		require.LessOrEqual(w.T, len(page.Rooms), 2*max(q.Limit, 50), "a page is bounded")
+		require.LessOrEqual(w.T, len(page.Rooms), 2*max(q.Limit, 50), "a page is too long")
 		pages++
 		for _, r := range page.Rooms {
 			if !seen[r.Name] {
@@ -89,8 +89,7 @@ func (w *World) ListAll(s *Server, q mesh.RoomQuery) (rooms []mesh.RoomInfo, pag
 	}
 }
 
-// Doomed starts a manager that can be cut off from Redis for good; die does
-// that.
+// Doomed starts a manager. die cuts it off from Redis for good.
 func (w *World) Doomed() (p *mesh.PresenceManager, die func()) {
 	w.T.Helper()
 	opts := w.Options()
@@ -105,8 +104,8 @@ func (w *World) Doomed() (p *mesh.PresenceManager, die func()) {
 	return p, func() { _ = opts.Redis.Close() }
 }
 
-// Found returns what a server knows of an incarnation, nil where it is neither
-// alive nor dead.
+// Found returns the information of a server about an incarnation, or nil if it is
+// neither alive nor dead.
 func (w *World) Found(s interface {
 	Servers(context.Context) ([]mesh.ServerInfo, error)
 }, inc string) *mesh.ServerInfo {

@@ -12,7 +12,7 @@ import (
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-// RealWorld is a world on a real Redis of its own.
+// RealWorld returns a world on a real Redis of its own.
 func RealWorld(t *testing.T, opts ...redistest.Option) *World {
 	t.Helper()
 	return &World{T: t, Real: redistest.Start(t, opts...)}
@@ -60,7 +60,7 @@ func Embedded(t *testing.T, f func(t *testing.T, w *World), opts ...meshtest.Opt
 	})
 }
 
-// Long skips a test if -short is set. why says what takes so long.
+// Long skips a test if -short is set. why is the reason for its duration.
 func Long(t testing.TB, why string) {
 	t.Helper()
 	if testing.Short() {
@@ -68,9 +68,9 @@ func Long(t testing.TB, why string) {
 	}
 }
 
-// Calm skips a test of virtual time that takes much processor time if -short is set,
-// and with the race detector: it would take the processor away from tests on a real
-// Redis, whose servers then lose their leases.
+// Calm skips a test in virtual time that needs much processor time, with -short and
+// with the race detector. With the race detector it would slow down tests on a real
+// Redis, whose servers would lose their leases.
 func Calm(t testing.TB, why string) {
 	t.Helper()
 	Long(t, why)
@@ -80,8 +80,8 @@ func Calm(t testing.TB, why string) {
 }
 
 // UnhurriedOnly skips a test on a real Redis with the race detector, which makes the
-// servers several times slower. why names the check that fails then. CI runs the test
-// without the detector (make real).
+// servers several times slower. why names the part of the test that fails then. CI also
+// runs the test without the detector (make real).
 func UnhurriedOnly(t testing.TB, why string) {
 	t.Helper()
 	if raceEnabled {
@@ -89,7 +89,7 @@ func UnhurriedOnly(t testing.TB, why string) {
 	}
 }
 
-// Light reports whether tests try less: with -short and with the race detector.
+// Light reports whether tests should do less: with -short and with the race detector.
 func Light() bool { return testing.Short() || raceEnabled }
 
 // Thin returns the step of a loop over durations up to whole. If Light, the step is so

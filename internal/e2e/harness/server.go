@@ -16,8 +16,8 @@ import (
 	"github.com/meshpresence/mesh/internal/store"
 )
 
-// Told checks that the close frame said that the server restarts. In real time, a peer
-// that was too slow to answer may have been cut off instead.
+// Told checks that the connection was closed because the server restarts. In real time,
+// a peer that was too slow to answer the close frame may have been cut off instead.
 func (p *Peer) Told(t *testing.T) {
 	t.Helper()
 	if code := p.Closed(5 * time.Second); p.W.Virtual {
@@ -38,12 +38,12 @@ func (s *Server) DialAll(n int, rooms ...string) []*Peer {
 }
 
 // LeftTogether checks the number of batches of a server whose writes take a moment of
-// virtual time: operations of one instant wait for the same batch. In real time the
-// grouping depends on the machine.
+// virtual time: operations of one instant are written in the same batch. In real time
+// the grouping depends on the machine.
 func (w *World) LeftTogether(batches uint64, ops int) {
 	w.T.Helper()
 	if w.Virtual {
-		assert.LessOrEqual(w.T, batches, uint64(4*ops/store.MaxOps+4), "they leave together")
+		assert.LessOrEqual(w.T, batches, uint64(4*ops/store.MaxOps+4), "the operations are not batched")
 	}
 }
 

@@ -39,8 +39,8 @@ type StockClient struct {
 	Rooms   []string                 // joined, in order
 	watched []string                 // subscribed, in order
 	piece   map[string]int64         // subscribed room → the read that brought the answer
-	updates map[string][]Update      // by room: the updates that the app's callback got
-	dropped map[string][]Update      // the updates that came before the subscription was set up
+	updates map[string][]Update      // updates that the app's callback received, by room
+	dropped map[string][]Update      // updates that arrived before the subscription was set up
 	answers map[string][]stockAnswer // by command
 	Pushes  []Frame
 	Ended   chan struct{}
@@ -65,8 +65,8 @@ type stockAnswer struct {
 	Took    time.Duration
 }
 
-// Ok reports whether the client takes the answer for a success: the value true, or
-// an object whose success is true.
+// Ok reports whether the client counts the answer as a success: the value true, or an
+// object whose success is true.
 func (a stockAnswer) Ok() bool {
 	var object struct {
 		Success bool `json:"success"`
@@ -74,7 +74,7 @@ func (a stockAnswer) Ok() bool {
 	return string(a.Payload) == "true" || json.Unmarshal(a.Payload, &object) == nil && object.Success
 }
 
-// Code returns the code of an error object, "" if the answer is none.
+// Code returns the code of an error object, or "".
 func (a stockAnswer) Code() string {
 	var object struct {
 		Code string `json:"code"`
@@ -83,7 +83,7 @@ func (a stockAnswer) Code() string {
 	return object.Code
 }
 
-// countingConn counts the reads that brought bytes.
+// countingConn counts the reads that returned bytes.
 type countingConn struct {
 	net.Conn
 	count atomic.Int64
@@ -97,7 +97,7 @@ func (c *countingConn) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// Stock connects a stock client. query is appended to the URL ("": none).
+// Stock connects a stock client. query is appended to the URL.
 func (s *Server) Stock(query string) *StockClient {
 	s.W.T.Helper()
 	c := &StockClient{t: s.W.T, s: s, path: "/ws" + query, waiting: make(map[int64]*StockCall),
@@ -131,8 +131,8 @@ func (c *StockClient) connect() {
 	go c.read(ws, reads, ended) // ends with the connection; Cleanup waits for it
 }
 
-// Reconnect loses the connection and does what a stock client does then. It returns
-// the answers to the joins and subscribes in the order of the requests.
+// Reconnect cuts the connection and reconnects as a stock client does. It returns the
+// calls of the joins and subscriptions in the order of the requests.
 func (c *StockClient) Reconnect() (joins, subscribes []*StockCall) {
 	c.t.Helper()
 	_ = c.WS.Close()
@@ -217,12 +217,13 @@ func (c *StockClient) write(command string, payload any, call *StockCall) {
 	_ = c.WS.WriteJSON(map[string]any{"id": c.next, "command": command, "payload": payload}) // fails if the connection ends
 }
 
-// Room sends a request whose payload is a room's name.
+// Room sends a request whose payload is the name of a room.
 func (c *StockClient) Room(command, room string) *StockCall {
 	return c.Send(command, room, map[string]any{"roomName": room})
 }
 
-// JoinRoom and subscribePresence send the request, and note the room for reconnects.
+// JoinRoom and SubscribePresence send the request, and remember the room for
+// reconnects.
 func (c *StockClient) JoinRoom(room string) *StockCall {
 	c.Mu.Lock()
 	c.Rooms = append(c.Rooms, room)
@@ -247,7 +248,7 @@ func (c *StockClient) Wait(call *StockCall) stockAnswer {
 	c.t.Helper()
 	select {
 	case a := <-call.Done:
-		call.Done <- a // it may be asked for again
+		call.Done <- a // for the next Wait
 		return a
 	case <-time.After(30 * time.Second):
 		require.FailNow(c.t, "no answer", "%s %s", call.command, call.room)
@@ -265,14 +266,14 @@ func (c *StockClient) WaitAll(calls ...*StockCall) []stockAnswer {
 	return answers
 }
 
-// Got returns the updates of a room that the app's callback got.
+// Got returns the updates of a room that the app's callback received.
 func (c *StockClient) Got(room string) []Update {
 	c.Mu.Lock()
 	defer c.Mu.Unlock()
 	return slices.Clone(c.updates[room])
 }
 
-// Lost returns the updates of a room that came before the client could use them.
+// Lost returns the updates of a room that arrived before the client could use them.
 func (c *StockClient) Lost(room string) []Update {
 	c.Mu.Lock()
 	defer c.Mu.Unlock()

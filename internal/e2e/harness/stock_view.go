@@ -30,22 +30,22 @@ func (c *StockClient) StaleOK(call *StockCall) View {
 	return v
 }
 
-// Sees returns what the app sees of a room: the answer to its subscribe, and the
-// updates since. It fails if an update does not fit.
-func (c *StockClient) Sees(first View, room string) Sight {
+// Sees returns the members of a room as the app sees them after the answer to its
+// subscription and all updates. It fails if an update does not fit.
+func (c *StockClient) Sees(first View, room string) MemberStates {
 	c.t.Helper()
-	now := Sight{}
+	now := MemberStates{}
 	for _, id := range first.IDs(c.t) {
 		now[id] = string(first.States[id])
 	}
 	for _, u := range c.Got(room) {
-		require.NoError(c.t, now.Take(u), "%v, repair %v", u, u.Repair)
+		require.NoError(c.t, now.Apply(u), "%v, repair %v", u, u.Repair)
 	}
 	require.Empty(c.t, c.Lost(room))
 	return now
 }
 
-// JoinsOf counts how often the app has been shown the join of a connection.
+// JoinsOf returns how often the app saw the join of a connection.
 func (c *StockClient) JoinsOf(first View, room, id string) int {
 	c.t.Helper()
 	n := 0
@@ -69,7 +69,7 @@ func (c *StockClient) AllOK(calls ...*StockCall) {
 	}
 }
 
-// SlowGuards is a server whose guards take a while, for ever in the room "hangs".
+// SlowGuards starts a server whose guards take 100 ms, or hang in the room "hangs".
 func (w *World) SlowGuards(setup ...func(*mesh.Options)) *Server {
 	s := w.Server(setup...)
 	guard := func(ctx context.Context, _ mesh.Member, room string) (bool, error) {
@@ -84,9 +84,9 @@ func (w *World) SlowGuards(setup ...func(*mesh.Options)) *Server {
 	return s
 }
 
-// View returns a client's view of a room, connection id to state ("": none): its
-// last answer to a subscribe request, and the later updates that its app got. It is
-// nil if there is no answer. With all, it contains the updates that the app lost, too.
+// View returns a client's view of a room, state by connection id: its last answer to a
+// subscribe request with the later updates that its app received. It is nil if there is
+// no answer. With all, the view also contains the updates that the app lost.
 func (c *StockClient) View(room string, all bool) map[string]string {
 	c.Mu.Lock()
 	defer c.Mu.Unlock()
@@ -128,7 +128,7 @@ func (c *StockClient) View(room string, all bool) map[string]string {
 	return view
 }
 
-// Truth returns a room as Redis has it, as view does.
+// Truth returns the members of a room in Redis, in the same form as View.
 func (s *Server) Truth(room string) map[string]string {
 	s.W.T.Helper()
 	members, err := s.Presence().Members(s.W.T.Context(), room)

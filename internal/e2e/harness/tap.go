@@ -10,7 +10,7 @@ import (
 	"github.com/meshpresence/mesh"
 )
 
-// Tap takes what a Subscribe yields, on a goroutine of its own.
+// Tap collects the events of a Subscribe on a goroutine of its own.
 type Tap struct {
 	Cancel context.CancelFunc
 	done   chan struct{}
@@ -48,7 +48,7 @@ func (a *Tap) Got() []mesh.Event {
 	return slices.Clone(a.events)
 }
 
-// Wait waits until so many events have come.
+// Wait waits until n events have arrived.
 func (a *Tap) Wait(w *World, n int) []mesh.Event {
 	w.T.Helper()
 	w.Eventually(3*time.Second, func() bool { return len(a.Got()) >= n }, "%d events, got %v", n, a.Got())

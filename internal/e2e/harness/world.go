@@ -17,10 +17,10 @@ import (
 // World is one Redis or Redis Cluster, and the servers on it, for one test.
 type World struct {
 	T       *testing.T
-	Virtual bool            // time is synctest's and Redis is in this process
-	Mem     *meshtest.Redis // in this process, also if virtual
+	Virtual bool            // in a synctest bubble, with Redis in this process
+	Mem     *meshtest.Redis // Redis in this process, sometimes without virtual time
 	Real    *redistest.Server
-	Watched *redistest.Sentinel // the servers follow a master instead of Real
+	Watched *redistest.Sentinel // Sentinel, instead of Real
 	Cluster *redistest.Cluster  // instead of Real
 	Prefix  string              // Options.Prefix; empty: the default
 
@@ -71,13 +71,13 @@ func (w *World) Eventually(within time.Duration, ok func() bool, format string, 
 	within = w.Unhurried(within)
 	for end := time.Now().Add(within); !ok(); {
 		if time.Now().After(end) {
-			require.FailNow(w.T, "not within "+within.String(), fmt.Sprintf(format, args...))
+			require.FailNow(w.T, "timeout after "+within.String(), fmt.Sprintf(format, args...))
 		}
 		w.Sleep(5 * time.Millisecond)
 	}
 }
 
-// MachineShare is added to every limit in real time, for machines that are busy.
+// MachineShare is added to every limit in real time, for busy machines.
 const MachineShare = 2 * time.Minute
 
 // Unhurried returns the limit for something that takes d on an idle machine: d in

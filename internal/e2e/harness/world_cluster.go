@@ -36,7 +36,7 @@ func (w *World) SpreadRooms(prefix string, n int) [][]string {
 	return rooms
 }
 
-// suite is the Redis Cluster that the tests of a package share, each with its own
+// suite is the Redis Cluster that the tests of a package share. Each test has its own
 // prefix. Starting a cluster takes seconds and six processes.
 var suite sharedCluster
 
@@ -49,7 +49,7 @@ type sharedCluster struct {
 
 // lifetime is the testing.TB of a cluster that outlives the test that started it.
 type lifetime struct {
-	testing.TB // of that test, to fail or skip during the start
+	testing.TB // the test that started it, to fail or skip during the start
 
 	mu    sync.Mutex // guards tasks
 	tasks []func()
@@ -92,7 +92,7 @@ func (r running) Run() int {
 	return code
 }
 
-// ClusterWorld is a world on the cluster that is shared by all tests.
+// ClusterWorld returns a world on the shared cluster.
 func ClusterWorld(t *testing.T) *World {
 	t.Helper()
 	suite.start.Do(func() {
@@ -106,7 +106,7 @@ func ClusterWorld(t *testing.T) *World {
 	return &World{T: t, Cluster: suite.cluster, Prefix: fmt.Sprintf("test%d:", suite.worlds.Add(1))}
 }
 
-// OwnCluster is a world on a cluster of its own.
+// OwnCluster returns a world on a cluster of its own.
 func OwnCluster(t *testing.T, opts ...redistest.Option) *World {
 	t.Helper()
 	return &World{T: t, Cluster: redistest.StartCluster(t, opts...), Prefix: RedisPrefix}

@@ -8,18 +8,17 @@ import (
 	"github.com/meshpresence/mesh/internal/testhook"
 )
 
-// simBatch is the number of ops that servers of the simulation put into one call: a
-// backlog of a few hundred items then takes as many calls as one of many
-// thousands does.
+// simBatch is the number of ops in one call of a simulated server. With this limit, a
+// backlog of a few hundred items takes as many calls as one of many thousands without
+// it.
 const simBatch = 8
 
-// backlog has a server write about hundreds of connections at once, three times:
-// they join, they are compared with Redis, they disconnect. Each time takes the
-// server longer than keys with a short TTL last. Subscribers must not notice, so
-// that all bounds go on to hold. The crowd is in a room of its own, of which the
-// model knows nothing.
+// backlog makes a server write about hundreds of connections at once, three times: they
+// join, are reconciled, and disconnect. Each time takes longer than keys with a short
+// TTL last. Subscribers must not notice, so all time limits hold. The connections are
+// in a room of their own, which the model does not cover.
 func (s *sim) backlog() bool {
-	n := s.well()
+	n := s.healthy()
 	if n == nil || n.crowded {
 		return false
 	}
@@ -30,7 +29,7 @@ func (s *sim) backlog() bool {
 	}
 	takes := s.between(1.5, 3)
 	s.note("%s has a backlog of %d, which takes %v", n.name, len(crowd), takes)
-	n.edge.setCost(takes / time.Duration(len(crowd)))
+	n.seam.setCost(takes / time.Duration(len(crowd)))
 	all := func(do func(id string)) {
 		var wg sync.WaitGroup
 		for _, id := range crowd {
@@ -50,13 +49,13 @@ func (s *sim) backlog() bool {
 		s.calls.Go(func() { all(func(id string) { _ = n.p.Disconnect(s.ctx, id) }) })
 	})
 	s.after(4*takes, func() {
-		n.edge.setCost(0)
+		n.seam.setCost(0)
 		n.crowded = false
 	})
 	return true
 }
 
-// after has something be done later, or at the end of the phase.
+// after calls do later, or at the end of the phase.
 func (s *sim) after(d time.Duration, do func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -6,10 +6,10 @@ import (
 	"time"
 )
 
-// deleteKeys is an operator who deletes one or two keys. Everything is as it was
-// within two heartbeats, and subscribers get no event. Facts that only Redis knew
-// are lost with their key: metadata that another server has just set, and that an entry or a
-// state is still alive, to a server that has heard it has run out.
+// deleteKeys deletes one or two keys, as an operator might. Everything must be restored
+// within two heartbeats, without an update to subscribers. Facts that only Redis had
+// are lost with their key: metadata that another server has just set, and, for a server
+// with an expired hint, that an entry or a state has not run out.
 func (s *sim) deleteKeys() bool {
 	keys := s.admin.Keys(s.ctx, "mesh:*").Val()
 	slices.Sort(keys)
@@ -18,7 +18,7 @@ func (s *sim) deleteKeys() bool {
 		if len(keys) == 0 {
 			return false
 		}
-		// A kind of key first: there are many more keys of connections than others.
+		// Choose the kind first, because most keys are keys of connections.
 		kinds := make(map[string][]string)
 		var names []string
 		for _, key := range keys {
@@ -37,7 +37,7 @@ func (s *sim) deleteKeys() bool {
 	return true
 }
 
-// kindOfKey is what stands in a key's name before the room, connection or
+// kindOfKey returns the part of a key's name before the room, connection or
 // incarnation.
 func kindOfKey(key string) string {
 	parts := strings.SplitN(key, ":", 4)
@@ -53,8 +53,8 @@ func (s *sim) deleteKey(key string) {
 	kind, now := kindOfKey(key), time.Now()
 	switch kind {
 	case "instances", "owned", "dead":
-		// These say what has to be cleaned up after a server. It restores them, unless
-		// it dies or loses touch first: then nothing in Redis tells of it any more.
+		// These keys list what has to be cleaned up after a server. The server restores
+		// them, unless it dies or loses touch first. Then Redis has no trace of it.
 		if s.active > 0 || now.Sub(s.killed) < s.recovery() {
 			return
 		}
@@ -64,14 +64,14 @@ func (s *sim) deleteKey(key string) {
 		i := strings.LastIndexByte(rest, ':')
 		e := s.entry(simKey{rest[:i], rest[i+1:]})
 		if kind == "conn" {
-			e.tickets = append(e.tickets, &simTicket{from: now, until: now.Add(s.lease), why: "its key was deleted"})
+			e.reasons = append(e.reasons, &simReason{from: now, until: now.Add(s.lease), text: "the key was deleted"})
 		} else {
 			e.unsure = true
 		}
 	case "seq", "members":
-		// Members that mirrors are in doubt about are in doubt for once more as long.
-		if now.After(s.ghosts) {
-			s.ghosts = now
+		// Members that are unconfirmed become so again, for the whole time.
+		if now.After(s.restored) {
+			s.restored = now
 		}
 	case "connection-meta":
 		if c := s.clients[key[strings.LastIndexByte(key, ':')+1:]]; c != nil {

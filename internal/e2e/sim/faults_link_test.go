@@ -4,13 +4,13 @@ import (
 	"time"
 )
 
-// partition cuts a server off from Redis, or has everything between them hang.
+// partition cuts a server off from Redis, or makes the link hang.
 func (s *sim) partition(cut bool, low, high float64) bool {
 	return s.outOfTouch(s.between(low, high), cut)
 }
 
-// overdue keeps a server out of touch until its keys with a TTL have run out
-// and others have ended its entries, but not for so long that it is buried.
+// overdue keeps a server out of touch until its keys with a TTL have run out and others
+// have ended its entries, but not until it is declared dead.
 func (s *sim) overdue() bool {
 	d := s.ttl + 1400*time.Millisecond
 	if d > s.lease*2/3 {
@@ -26,25 +26,25 @@ func (s *sim) overdue() bool {
 }
 
 func (s *sim) outOfTouch(d time.Duration, cut bool) bool {
-	n := s.well()
+	n := s.healthy()
 	if n == nil {
 		return false
 	}
-	what := "is out of touch, hanging,"
+	text := "is out of touch, hanging,"
 	if cut {
-		what = "is out of touch, cut off,"
+		text = "is out of touch, cut off,"
 	}
-	s.while(n, d, what, func(on bool) { n.cut, n.hang = on && cut, on && !cut })
+	s.faultOn(n, d, text, func(on bool) { n.cut, n.hang = on && cut, on && !cut })
 	return true
 }
 
-// setAll cuts all servers off, or lets them back.
+// setAll cuts all servers off from Redis, or connects them again.
 func (s *sim) setAll(cut bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.allCut = cut
-	s.sickUntil(time.Now())
-	for _, n := range s.nodes {
+	s.outageUntil(time.Now())
+	for _, n := range s.servers {
 		n.apply()
 	}
 	s.noted("all cut off: %v", cut)
@@ -67,8 +67,8 @@ func (s *sim) hangAll() bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		s.allHang = hang
-		s.sickUntil(time.Now())
-		for _, n := range s.nodes {
+		s.outageUntil(time.Now())
+		for _, n := range s.servers {
 			n.apply()
 		}
 		s.noted("all hang: %v", hang)
@@ -78,11 +78,11 @@ func (s *sim) hangAll() bool {
 	return true
 }
 
-// loseReplies cuts a server's connections after the script ran and before its
-// reply is through.
+// loseReplies cuts a server's connection after a script has run and before its reply
+// arrives.
 func (s *sim) loseReplies() bool {
 	s.mu.Lock()
-	n := s.pickNode()
+	n := s.pickServer()
 	s.mu.Unlock()
 	if n == nil {
 		return false
@@ -93,15 +93,15 @@ func (s *sim) loseReplies() bool {
 	return true
 }
 
-// holdWrite has the next batch of a server sit in a proxy, whatever becomes of
-// its connection. Its lane waits for up to 1.8 s for the answer: the keys of a
-// TTL below that run out meanwhile.
+// holdWrite makes a proxy hold the next batch of a server, whatever happens to the
+// connection. The writer waits for up to 1.8 s for the answer. Keys with a TTL below
+// that would run out.
 func (s *sim) holdWrite() bool {
 	if s.ttl < 3*time.Second {
 		return false
 	}
 	s.mu.Lock()
-	n := s.pickNode()
+	n := s.pickServer()
 	s.mu.Unlock()
 	if n == nil {
 		return false
@@ -113,14 +113,14 @@ func (s *sim) holdWrite() bool {
 	return true
 }
 
-// flap cuts the connections of some servers once.
+// flap closes the connections of some servers once.
 func (s *sim) flap() bool {
 	s.note("connections are cut once")
 	s.mu.Lock()
-	s.sickUntil(time.Now()) // who is in doubt is so for longer
-	nodes := s.living()
+	s.outageUntil(time.Now()) // members stay unconfirmed for longer
+	servers := s.living()
 	s.mu.Unlock()
-	for _, n := range nodes {
+	for _, n := range servers {
 		if s.rng.IntN(2) == 0 {
 			n.link.flap()
 		}

@@ -7,27 +7,26 @@ import (
 	"github.com/redis/go-redis/v9"
 )
 
-// errors has Redis answer everything with an error.
+// errors makes Redis answer everything with an error.
 func (s *sim) errors() bool {
 	text := simRefusals[s.rng.IntN(len(simRefusals))]
-	s.note("redis says %s", text)
+	s.note("redis answers %s", text)
 	s.mem.SetError(text)
 	s.disturb(s.between(0.1, 2*s.lease.Seconds()), func() {
 		s.mem.SetError("")
 		s.mu.Lock()
-		s.sickUntil(time.Now())
+		s.outageUntil(time.Now())
 		s.mu.Unlock()
 	})
 	return true
 }
 
-// lost notes that Redis lost data: metadata that another server set may be
-// among it.
-func (s *sim) lost(what string) {
+// lost records that Redis lost data, possibly metadata that another server set.
+func (s *sim) lost(text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.noted("%s", what)
-	s.sickUntil(time.Now())
+	s.noted("%s", text)
+	s.outageUntil(time.Now())
 	for _, c := range s.clients {
 		c.metaBad = true
 	}
@@ -49,7 +48,7 @@ func (s *sim) restart() bool {
 	return true
 }
 
-// moveClock sets Redis's clock forward by d.
+// moveClock moves the clock of Redis forward by d.
 func (s *sim) moveClock(d time.Duration) {
 	s.mem.Advance(d)
 	s.mu.Lock()
@@ -57,8 +56,8 @@ func (s *sim) moveClock(d time.Duration) {
 	s.ahead += d
 }
 
-// stepClock sets Redis's clock. Two steps that cancel each other out between
-// two renewals are not noticed by who made none in between.
+// stepClock moves the clock of Redis. A server does not notice two steps that cancel
+// each other out between two heartbeats.
 func (s *sim) stepClock() bool {
 	if time.Since(s.stepped) < 2*s.lease {
 		return false
@@ -71,14 +70,14 @@ func (s *sim) stepClock() bool {
 	s.note("redis's clock steps by %v", d)
 	s.moveClock(d)
 	wait := s.recovery()
-	if d < 0 { // leases of the dead last longer by it, and by what they did before
+	if d < 0 { // leases of dead servers last longer by this step, and by the steps before
 		s.mu.Lock()
 		until := time.Now()
-		if s.sick.After(until) {
-			until = s.sick
+		if s.lastOutage.After(until) {
+			until = s.lastOutage
 		}
-		s.sickUntil(until.Add(-d))
-		wait += time.Until(s.sick)
+		s.outageUntil(until.Add(-d))
+		wait += time.Until(s.lastOutage)
 		s.mu.Unlock()
 	}
 	s.disturb(wait, nil)
@@ -98,7 +97,7 @@ for _, k in ipairs(redis.call('KEYS', '*')) do
 end
 return out`)
 
-// rollback is a failover to a replica that lagged by some seconds.
+// rollback is a failover to a replica that lags by a few seconds.
 func (s *sim) rollback() bool {
 	if s.allCut || s.active > 0 {
 		return false
@@ -126,8 +125,8 @@ func (s *sim) rollback() bool {
 	return true
 }
 
-// restore makes Redis hold what a copy holds. Who was not present when Redis
-// went away may come back as a ghost, and be told to have left once more.
+// restore loads a copy into Redis. An entry that had ended before the outage may exist
+// again, and leave once more.
 func (s *sim) restore(keys []any, taken, cut time.Time) {
 	s.mem.FlushAll()
 	old := time.Since(taken).Milliseconds()
@@ -161,11 +160,11 @@ func (s *sim) restore(keys []any, taken, cut time.Time) {
 	s.lost("rolled back by " + time.Since(taken).String())
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.ghosts = time.Now().Add(s.recovery())
+	s.restored = time.Now().Add(s.recovery())
 	for k := range s.entries {
-		if f := s.fact(k, time.Now()); !f.present || f.since.After(cut) || s.clients[k.conn].node.buried {
+		if f := s.fact(k, time.Now()); !f.present || f.since.After(cut) || s.clients[k.conn].server.maybeDead {
 			e := s.entry(k)
-			e.tickets = append(e.tickets, &simTicket{from: time.Now(), why: "a ghost"})
+			e.reasons = append(e.reasons, &simReason{from: time.Now(), text: "Redis was rolled back"})
 		}
 	}
 }

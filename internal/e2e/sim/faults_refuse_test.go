@@ -17,7 +17,7 @@ import (
 	"github.com/meshpresence/mesh/internal/testhook"
 )
 
-// Redis that takes no writes for a moment, and answers everything else.
+// In these faults, Redis refuses writes for a moment, and answers everything else.
 
 var simNoWrites = []string{
 	"NOREPLICAS Not enough good replicas to write.", "READONLY You can't write against a read only replica.",
@@ -25,39 +25,40 @@ var simNoWrites = []string{
 	"CLUSTERDOWN The cluster is down",
 }
 
-// refuseWrites has Redis refuse all writes for a moment: too short for the
-// servers' patience, and long enough for keys with a short TTL to run out. Sometimes it
-// takes them for an instant in between.
+// refuseWrites makes Redis refuse all writes for a moment that is too short to end
+// contact, and long enough for keys with a short TTL to run out. Sometimes Redis
+// accepts writes for an instant in between.
 func (s *sim) refuseWrites() bool {
-	if time.Now().Before(s.takes) {
+	if time.Now().Before(s.refuseFrom) {
 		return false
 	}
 	return s.refuse(s.between(0.5, 3))
 }
 
-// refuseBetween refuses writes if all servers may judge and the next renewal of
-// any is far enough away for keys to run out before: so they may judge still.
+// refuseBetween refuses writes if all servers are in contact, and if there is enough
+// time for keys to run out before the next heartbeat of any server. So the servers stay
+// in contact.
 func (s *sim) refuseBetween() bool {
 	s.mu.Lock()
-	nodes := s.living()
+	servers := s.living()
 	s.mu.Unlock()
 	oldest := time.Duration(0)
-	for _, n := range nodes {
+	for _, n := range servers {
 		_, ok := testhook.PartsOf(n.p).Lease.ClockProof()
 		if n.paused || !ok {
 			return false
 		}
 		oldest = max(oldest, n.p.Stats().LeaseAge)
 	}
-	most := (s.lease/3 - oldest - 50*time.Millisecond).Seconds()
-	return most > 1.6 && time.Now().After(s.takes) && s.refuse(s.between(1.2, most))
+	limit := (s.lease/3 - oldest - 50*time.Millisecond).Seconds()
+	return limit > 1.6 && time.Now().After(s.refuseFrom) && s.refuse(s.between(1.2, limit))
 }
 
-// refuse refuses writes for as long as d, with an instant in between perhaps.
+// refuse refuses writes for d, sometimes with an instant in between.
 func (s *sim) refuse(d time.Duration) bool {
 	text := simNoWrites[s.rng.IntN(len(simNoWrites))]
 	s.setRefusal(text)
-	s.takes = time.Now().Add(d + time.Second)
+	s.refuseFrom = time.Now().Add(d + time.Second)
 	if s.rng.IntN(4) > 0 {
 		s.disturb(d, func() { s.setRefusal("") })
 		return true
@@ -76,15 +77,15 @@ func (s *sim) setRefusal(text string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.refusal = text
-	s.sickUntil(time.Now()) // the dead are buried later
-	for _, n := range s.nodes {
+	s.outageUntil(time.Now()) // dead servers are declared dead later
+	for _, n := range s.servers {
 		n.apply()
 	}
 	s.noted("writes are refused: %q", text)
 }
 
-// fray is what happens in a fragile run besides.
-func (s *sim) fray() {
+// injectFragile injects the additional faults of a fragile run.
+func (s *sim) injectFragile() {
 	if s.rng.IntN(20) == 0 {
 		s.clean()
 	}
@@ -93,11 +94,11 @@ func (s *sim) fray() {
 	}
 }
 
-// clean has an administrator clean up by hand.
+// clean makes an administrator call CleanExpired.
 func (s *sim) clean() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := s.pickNode()
+	n := s.pickServer()
 	room := s.rooms[s.rng.IntN(len(s.rooms))]
 	if n == nil || n.paused {
 		return
@@ -115,32 +116,32 @@ func (s *sim) clean() {
 	})
 }
 
-// frail makes some runs such that short refusals have the most to break: keys
-// that run out within two seconds, of connections that show life often, in front
-// of servers that are patient in spite of the refusals. What these runs are like
-// is drawn aside, so that the others stay as they are.
-func (s *sim) frail() bool {
+// makeFragile makes some runs fragile, so that short refusals of writes can break the
+// most. Their keys run out within two seconds, their connections show life often, and
+// their servers stay in contact during the refusals. They use a separate random source,
+// so that the schedules of other runs do not change.
+func (s *sim) makeFragile() bool {
 	rng, fragile := fragileSeed(s.seed)
 	if !fragile {
 		return false
 	}
 	s.lease, s.ttl, s.touch = 10*time.Second, time.Second, 200*time.Millisecond
-	s.menu = nil
+	s.faults = nil
 	for _, f := range simFaultList() {
 		if slices.Contains([]string{"refused", "kill", "start", "hintsaway", "hintsfalse"}, f.name) && rng.IntN(5) == 0 {
-			s.menu = append(s.menu, f)
+			s.faults = append(s.faults, f)
 		}
 	}
 	return true
 }
 
-// fragileSeed says whether a run is one of those, and draws what it is like.
+// fragileSeed reports whether a run is fragile, and returns its random source.
 func fragileSeed(seed int64) (*rand.Rand, bool) {
 	rng := rand.New(rand.NewPCG(uint64(seed), 22))
 	return rng, rng.IntN(8) == 0 && *simFaults == ""
 }
 
-// simReads are the scripts that only read, by hash and by text.
+// simReads returns the scripts that only read, as text and as hash.
 var simReads = sync.OnceValue(func() (marks [][]byte) {
 	for _, name := range []string{"snapshot", "positions", "instances"} {
 		text, err := os.ReadFile(harness.InModule("internal", "store", "lua", name+".lua"))
@@ -152,7 +153,7 @@ var simReads = sync.OnceValue(func() (marks [][]byte) {
 	return marks
 })
 
-// refused returns the answer to a request that Redis refuses; nil: it does not.
+// refused returns the answer to a request that Redis refuses, or nil.
 func (l *simLink) refused(request []byte, script bool) []byte {
 	l.mu.Lock()
 	text := l.refuse

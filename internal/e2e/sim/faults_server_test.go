@@ -9,17 +9,17 @@ import (
 	"github.com/meshpresence/mesh/internal/testhook"
 )
 
-// kill ends a server without goodbye.
+// kill ends a server without a shutdown.
 func (s *sim) kill() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.killNode(s.pickNode())
+	return s.killServer(s.pickServer())
 }
 
-// lateKilled has a batch of a server sit in a proxy while the server dies, and
-// come out before or after it is buried.
+// lateKilled holds a batch of a server in a proxy while the server dies. The batch is
+// delivered before or after the server is declared dead.
 func (s *sim) lateKilled() bool {
-	n := s.well()
+	n := s.healthy()
 	if n == nil {
 		return false
 	}
@@ -30,7 +30,7 @@ func (s *sim) lateKilled() bool {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if !n.dead {
-			s.killNode(n)
+			s.killServer(n)
 		}
 	})
 	return true
@@ -38,12 +38,13 @@ func (s *sim) lateKilled() bool {
 
 // experienced returns the servers but n that have run for long enough to declare
 // others dead. s.mu is held.
-func (s *sim) experienced(n *simNode) []*simNode {
-	return slices.DeleteFunc(s.running(), func(o *simNode) bool { return o == n || time.Since(o.born) < 2*s.lease })
+func (s *sim) experienced(n *simServer) []*simServer {
+	return slices.DeleteFunc(s.running(), func(o *simServer) bool { return o == n || time.Since(o.born) < 2*s.lease })
 }
 
-// killNode kills a server, nil: none, if others will bury it. s.mu is held.
-func (s *sim) killNode(n *simNode) bool {
+// killServer kills a server if other servers can declare it dead. n may be nil. s.mu is
+// held.
+func (s *sim) killServer(n *simServer) bool {
 	if n == nil || len(s.experienced(n)) == 0 || time.Now().Before(s.noKills) {
 		return false
 	}
@@ -52,14 +53,14 @@ func (s *sim) killNode(n *simNode) bool {
 	n.dead = true
 	n.apply()
 	for _, c := range s.list() {
-		if c.node == n {
+		if c.server == n {
 			s.departAll(c, "its server was killed")
 		}
 	}
 	if n.resume != nil {
 		n.resume()
 	}
-	s.calls.Go(func() { // its goroutines end; nothing of it gets out
+	s.calls.Go(func() { // ends its goroutines; none of its data leaves the link
 		ctx, cancel := context.WithCancel(s.ctx)
 		cancel()
 		_ = n.p.Shutdown(ctx)
@@ -67,26 +68,26 @@ func (s *sim) killNode(n *simNode) bool {
 	return true
 }
 
-// stopNode shuts a server down in order.
-func (s *sim) stopNode() bool {
+// stopServer shuts a server down.
+func (s *sim) stopServer() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := s.pickNode()
-	if n == nil || len(s.living()) < 2 || !n.bad.IsZero() || s.active > 0 {
+	n := s.pickServer()
+	if n == nil || len(s.living()) < 2 || !n.outSince.IsZero() || s.active > 0 {
 		return false
 	}
 	if time.Since(s.killed) < 2*s.lease && len(s.experienced(n)) == 0 {
 		return false // the servers that remain may not yet declare the killed one dead
 	}
-	of := slices.DeleteFunc(s.list(), func(c *simClient) bool { return c.node != n })
-	if slices.ContainsFunc(of, func(c *simClient) bool { return c.busy }) {
+	clients := slices.DeleteFunc(s.list(), func(c *simClient) bool { return c.server != n })
+	if slices.ContainsFunc(clients, func(c *simClient) bool { return c.busy }) {
 		return false
 	}
-	for _, c := range of {
+	for _, c := range clients {
 		s.departAll(c, "its server was shut down")
 	}
 	s.noted("stop %s", n.name)
-	n.dead = true // but for its connections
+	n.dead = true // except for its connections
 	s.killed = time.Now()
 	s.calls.Go(func() {
 		ctx, cancel := context.WithTimeout(s.ctx, 10*time.Second)
@@ -96,53 +97,52 @@ func (s *sim) stopNode() bool {
 	return true
 }
 
-// while has something be wrong with a server for as long as d. set is called
-// with s.mu held.
-func (s *sim) while(n *simNode, d time.Duration, what string, set func(on bool)) {
+// faultOn causes a fault of a server for the time d. set is called with s.mu held.
+func (s *sim) faultOn(n *simServer, d time.Duration, text string, set func(on bool)) {
 	s.mu.Lock()
-	s.noted("%s %s for %v", n.name, what, d)
+	s.noted("%s %s for %v", n.name, text, d)
 	set(true)
 	n.apply()
 	s.mu.Unlock()
 	s.disturb(d, func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
-		s.noted("%s %s no more", n.name, what)
+		s.noted("%s %s no longer", n.name, text)
 		set(false)
 		n.apply()
 	})
 }
 
-// well returns a server with which nothing is wrong; nil: none is picked.
-func (s *sim) well() *simNode {
+// healthy returns a random server if it has no fault, or nil.
+func (s *sim) healthy() *simServer {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	n := s.pickNode()
-	// One after the other without a breath between would be one long one.
-	if n == nil || time.Now().Before(s.restoring) || n.cut || n.hang || n.paused || n.failing || time.Since(n.sick) < s.lease {
+	n := s.pickServer()
+	// Faults without a pause between would count as one long fault.
+	if n == nil || time.Now().Before(s.restoring) || n.cut || n.hang || n.paused || n.failing || time.Since(n.lastOut) < s.lease {
 		return nil
 	}
 	return n
 }
 
-// pause has a server's process stand still, for so many leases: its clocks do
-// not tick, it neither sends nor reads, its sockets' frames wait, and what it
-// was about to do it does on waking.
+// pause stops the process of a server, for a time in leases. Its clocks do not tick, it
+// neither sends nor reads, frames on its sockets wait, and calls in progress continue
+// when it wakes up.
 func (s *sim) pause(low, high float64) bool {
-	n := s.well()
+	n := s.healthy()
 	if n == nil || len(s.running()) < 2 {
 		return false
 	}
 	var tick clock.Timer
 	d := time.Duration(float64(s.lease) * (low + s.rng.Float64()*(high-low)))
-	s.while(n, d, "stands still", func(on bool) {
+	s.faultOn(n, d, "stands still", func(on bool) {
 		n.paused = on
 		if !on {
 			n.resume()
 			s.afterPause(n)
 			return
 		}
-		goOn := n.edge.stop()
+		goOn := n.seam.stop()
 		wheel := make(chan struct{})
 		testhook.PartsOf(n.p).Wheel.Schedule(&tick, 0, func() { <-wheel })
 		var once bool
@@ -157,11 +157,11 @@ func (s *sim) pause(low, high float64) bool {
 	return true
 }
 
-// afterPause notes what a server that stood still has to do without: sockets
-// that give no sign of life when it asks for one, and states. s.mu is held.
-func (s *sim) afterPause(n *simNode) {
+// afterPause records what a server loses when it continues: clients that do not answer
+// when it asks for a sign of life, and states. s.mu is held.
+func (s *sim) afterPause(n *simServer) {
 	for _, c := range s.list() {
-		if c.node != n {
+		if c.server != n {
 			continue
 		}
 		for _, room := range c.joined {
@@ -173,35 +173,35 @@ func (s *sim) afterPause(n *simNode) {
 	}
 }
 
-// callsFail has some calls of a server fail, executed or not.
+// callsFail makes some calls of a server fail, carried out or not.
 func (s *sim) callsFail() bool {
-	n := s.well()
+	n := s.healthy()
 	if n == nil {
 		return false
 	}
 	part, text := 0.1+0.7*s.rng.Float64(), simRefusals[s.rng.IntN(len(simRefusals))]
-	s.while(n, s.between(0.2, 2.5), "has calls fail", func(on bool) {
+	s.faultOn(n, s.between(0.2, 2.5), "has calls fail", func(on bool) {
 		n.failing = on
-		n.edge.set(0, 0, text)
+		n.seam.set(0, 0, text)
 		if on {
-			n.edge.set(part, 0, text)
+			n.seam.set(part, 0, text)
 		}
 	})
 	return true
 }
 
-// entriesRefused has Redis refuse one entry of some of a server's batches.
+// entriesRefused makes Redis refuse one entry in some batches of a server.
 func (s *sim) entriesRefused() bool {
-	n := s.well()
+	n := s.healthy()
 	if n == nil {
 		return false
 	}
 	part := 0.1 + 0.7*s.rng.Float64()
-	s.while(n, s.between(0.2, 2.5), "has entries refused", func(on bool) {
+	s.faultOn(n, s.between(0.2, 2.5), "has entries refused", func(on bool) {
 		n.failing = on
-		n.edge.set(0, 0, "")
+		n.seam.set(0, 0, "")
 		if on {
-			n.edge.set(0, part, "")
+			n.seam.set(0, part, "")
 		}
 	})
 	return true

@@ -6,27 +6,27 @@ import (
 	"time"
 )
 
-// simFault is something that can go wrong.
+// simFault is a kind of fault.
 type simFault struct {
 	name string
-	calm bool // bounds hold all the same
-	// begin brings it about; false: it cannot happen now.
+	calm bool // time limits hold in spite of the fault
+	// begin causes the fault. It returns false if that is not possible now.
 	begin func(s *sim) bool
 }
 
 func simFaultList() []simFault {
 	return []simFault{
-		// Of servers.
+		// Faults of servers.
 		{"kill", true, (*sim).kill},
-		{"start", true, func(s *sim) bool { s.startNode(); return true }},
+		{"start", true, func(s *sim) bool { s.startServer(); return true }},
 		{"latekilled", false, (*sim).lateKilled},
-		{"stop", true, (*sim).stopNode},
+		{"stop", true, (*sim).stopServer},
 		{"pauseshort", false, func(s *sim) bool { return s.pause(0.2, 0.9) }},
 		{"pauselong", false, func(s *sim) bool { return s.pause(1.1, 3) }},
 		{"callsfail", false, (*sim).callsFail},
 		{"entryrefused", false, (*sim).entriesRefused},
 		{"backlog", true, (*sim).backlog},
-		// Of a server's way to Redis.
+		// Faults of the network between a server and Redis.
 		{"cutshort", false, func(s *sim) bool { return s.partition(true, 0.1, 0.9) }},
 		{"cutlong", false, func(s *sim) bool { return s.partition(true, 2, 8) }},
 		{"hangshort", false, func(s *sim) bool { return s.partition(false, 0.1, 0.9) }},
@@ -37,11 +37,11 @@ func simFaultList() []simFault {
 		{"replylost", true, (*sim).loseReplies},
 		{"latewrite", false, (*sim).holdWrite},
 		{"flap", false, (*sim).flap},
-		// Of messages.
+		// Faults of messages.
 		{"messages", false, (*sim).loseMessages},
 		{"hintsaway", true, (*sim).loseHints},
 		{"hintsfalse", true, (*sim).falseHints},
-		// Of Redis.
+		// Faults of Redis.
 		{"error", false, (*sim).errors},
 		{"scriptflush", true, func(s *sim) bool { return s.admin.ScriptFlush(s.ctx).Err() == nil }},
 		{"refused", false, (*sim).refuseWrites},
@@ -53,12 +53,12 @@ func simFaultList() []simFault {
 	}
 }
 
-// pickFaults chooses what may go wrong in this run: each seed something else,
-// so that one fault does not always hide another.
+// pickFaults chooses the faults of this run. They differ by seed, so that one fault
+// does not always hide another.
 func (s *sim) pickFaults() []simFault {
 	all := slices.DeleteFunc(simFaultList(), func(f simFault) bool { return f.name == "refused" && *simFaults == "" })
 	calm := s.rng.IntN(4) == 0
-	var menu []simFault
+	var faults []simFault
 	for _, f := range all {
 		chosen := s.rng.IntN(3) == 0
 		switch {
@@ -68,14 +68,14 @@ func (s *sim) pickFaults() []simFault {
 			chosen = f.calm
 		}
 		if chosen {
-			menu = append(menu, f)
+			faults = append(faults, f)
 		}
 	}
-	return menu
+	return faults
 }
 
-// disturb notes that bounds do not hold until a while after undo, which is
-// called after d (nil: at once).
+// disturb records that time limits do not hold until some time after undo. undo is
+// called after d, or at once if it is nil.
 func (s *sim) disturb(d time.Duration, undo func()) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -93,8 +93,9 @@ func (s *sim) disturb(d time.Duration, undo func()) {
 	}})
 }
 
-// recovery is how long everything may take to be as it should after a fault:
-// patience, a burial, the comparison every ten seconds.
+// recovery is the time limit for the recovery from a fault. It contains the time
+// without contact, the time until a dead server is declared dead, and the comparison
+// every ten seconds.
 func (s *sim) recovery() time.Duration { return 3*s.lease + 15*time.Second }
 
 func (s *sim) calmAfter(d time.Duration) {

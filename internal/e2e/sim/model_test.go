@@ -5,52 +5,52 @@ import (
 	"time"
 )
 
-// simKey is one connection's presence in one room.
+// simKey identifies an entry by its room and connection.
 type simKey struct{ room, conn string }
 
-// simTicket is a reason for one leave: each subscriber may be told one for it.
-type simTicket struct {
-	from, until time.Time // until: zero while it is as good as ever
-	why         string
+// simReason is a reason for a leave. Each subscriber may receive one leave for it.
+type simReason struct {
+	from, until time.Time // until is zero while the reason has not ended
+	text        string
 }
 
-// simEntry is what ought to be true of a simKey.
+// simEntry is the true entry of a simKey.
 type simEntry struct {
-	present bool
-	since   time.Time // of the last change of present
-	state   string
-	until   time.Time // of the state; zero: no expiry
-	changed time.Time // of the state
-	hushed  bool      // the state is silent
-	everHid bool      // a silent state was set once
-	unsure  bool      // the state may have ended with a stall of its server
-	tickets []*simTicket
+	present        bool
+	since          time.Time // last change of present
+	state          string
+	until          time.Time // end of the state; zero without expiry
+	changed        time.Time // last change of the state
+	silentState    bool      // the state is silent
+	hadSilentState bool      // a silent state was set before
+	unsure         bool      // the state may have ended when its server stalled
+	reasons        []*simReason
 }
 
 // simClient is a connection.
 type simClient struct {
 	id     string
-	node   *simNode
-	socket bool // its joins are answered as those of sockets are
-	busy   bool // a call is under way
+	server *simServer
+	socket bool // joins are answered like those of sockets
+	busy   bool // a call is in progress
 	gone   bool
-	silent bool // gives no sign of life since seen
+	silent bool // no sign of life since seen
 	seen   time.Time
-	joined []string // rooms, in the order of joining
+	joined []string // rooms, in the order of the joins
 
-	meta    string // the last that was set without an error
-	metas   map[string]bool
-	metaBad bool // what is there may be another one of metas
+	meta    string          // the last metadata that were set without an error
+	metas   map[string]bool // all metadata so far
+	metaBad bool            // any element of metas may be stored
 }
 
-// simFact is what holds of a simKey at one moment.
+// simFact is the true state of a simKey at one moment.
 type simFact struct {
-	present bool
-	since   time.Time
-	state   string
-	stated  time.Time
-	hushed  bool
-	unsure  bool // or there is no state
+	present     bool
+	since       time.Time
+	state       string
+	stated      time.Time
+	silentState bool
+	unsure      bool // the state may have ended
 }
 
 func (s *sim) entry(k simKey) *simEntry {
@@ -62,7 +62,7 @@ func (s *sim) entry(k simKey) *simEntry {
 	return e
 }
 
-// ttlOf is the TTL of the room's rule.
+// ttlOf returns the TTL of the room's rule.
 func (s *sim) ttlOf(room string) time.Duration {
 	if strings.HasPrefix(room, "ttl") {
 		return s.ttl
@@ -70,17 +70,17 @@ func (s *sim) ttlOf(room string) time.Duration {
 	return 0
 }
 
-// lapsed reports whether silence has ended a client's entry, and when.
+// lapsed reports whether silence has ended a client's entry, and returns the time.
 func (s *sim) lapsed(c *simClient, room string, now time.Time) (time.Time, bool) {
 	ttl := s.ttlOf(room)
 	at := c.seen.Add(ttl)
 	return at, c.silent && ttl > 0 && !now.Before(at)
 }
 
-// has reports whether a state is the true one.
+// has reports whether a state is true.
 func (f simFact) has(state string) bool { return state == f.state || f.unsure && state == "" }
 
-// fact says what is true. s.mu is held.
+// fact returns the truth. s.mu is held.
 func (s *sim) fact(k simKey, now time.Time) simFact {
 	e, c := s.entries[k], s.clients[k.conn]
 	if e == nil {
@@ -91,18 +91,18 @@ func (s *sim) fact(k simKey, now time.Time) simFact {
 		return simFact{since: at}
 	}
 	if e.present {
-		f.state, f.stated, f.hushed, f.unsure = e.state, e.changed, e.hushed, e.unsure
+		f.state, f.stated, f.silentState, f.unsure = e.state, e.changed, e.silentState, e.unsure
 		if !e.until.IsZero() && !now.Before(e.until) {
-			f.state, f.stated, f.hushed = "", e.until, false
+			f.state, f.stated, f.silentState = "", e.until, false
 		}
 	}
 	return f
 }
 
-// excuse allows for one leave. s.mu is held.
-func (s *sim) excuse(k simKey, from time.Time, why string) {
+// allowLeave allows one leave per subscriber, which is also due. s.mu is held.
+func (s *sim) allowLeave(k simKey, from time.Time, why string) {
 	e := s.entry(k)
-	e.tickets = append(e.tickets, &simTicket{from: from, why: why})
+	e.reasons = append(e.reasons, &simReason{from: from, text: why})
 	s.leavesDue = append(s.leavesDue, simDue{k, from})
 }
 
@@ -111,23 +111,23 @@ func (s *sim) arrive(c *simClient, room string) {
 	if e.present {
 		return
 	}
-	*e = simEntry{present: true, since: time.Now(), changed: time.Now(), tickets: e.tickets, everHid: e.everHid}
+	*e = simEntry{present: true, since: time.Now(), changed: time.Now(), reasons: e.reasons, hadSilentState: e.hadSilentState}
 	c.joined = append(c.joined, room)
 	s.joinsDue = append(s.joinsDue, simDue{simKey{room, c.id}, time.Now()})
-	if c.node.shaky(time.Now()) {
-		e.tickets = append(e.tickets, &simTicket{from: time.Now(), why: "joined on a server about to be buried"})
+	if c.server.shaky(time.Now()) {
+		e.reasons = append(e.reasons, &simReason{from: time.Now(), text: "joined on a server that may be declared dead"})
 	}
 }
 
-// depart ends an entry for good. s.mu is held.
+// depart ends an entry. s.mu is held.
 func (s *sim) depart(c *simClient, room, why string) {
 	k, now := simKey{room, c.id}, time.Now()
 	e := s.entry(k)
 	if !e.present {
 		return
 	}
-	if _, over := s.lapsed(c, room, now); !over { // otherwise excused already
-		s.excuse(k, now, why)
+	if _, over := s.lapsed(c, room, now); !over { // otherwise the leave is allowed already
+		s.allowLeave(k, now, why)
 	}
 	e.present, e.since = false, now
 	for i, r := range c.joined {

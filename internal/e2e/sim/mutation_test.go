@@ -17,10 +17,10 @@ import (
 
 var simMutate = flag.String("sim.mutate", "", `comma-separated names of mutations for TestMutations, or "all"`)
 
-// mutation takes one of the mechanisms out that a promise rests on.
+// mutation removes a mechanism that a promise needs.
 type mutation struct {
 	name, file, old, new string
-	more                 []mutation // in other places, for the same
+	more                 []mutation // further edits of the same mutation
 }
 
 var mutations = []mutation{
@@ -30,12 +30,12 @@ var mutations = []mutation{
 		new: "entry = id or entry\n  if not id then",
 	},
 	{
-		name: "clean up though the key is there", file: "internal/store/lua/cleanup.lua",
+		name: "clean up although the key exists", file: "internal/store/lua/cleanup.lua",
 		old: "if ttl == '0' or call('EXISTS', connKey) == 1 then",
 		new: "if ttl == '0' then",
 	},
 	{
-		name: "refresh though absent", file: "internal/store/lua/commit.lua",
+		name: "refresh of an absent entry", file: "internal/store/lua/commit.lua",
 		old: "  local v, out = read(key, conn)\n  if not v then\n    return out\n  end\n  local ttl = sub(name, 2)",
 		new: "  local v, out = read(key, conn)\n  local ttl = sub(name, 2)\n  if out == '0' then\n" +
 			"    v = entry .. mine .. ttl .. ' 0 0 . 0 0 0 ' .. nowText .. ' 1\\n'\n    call('HSET', key, conn, v)\n  end\n" +
@@ -64,7 +64,7 @@ var mutations = []mutation{
 		new: "if !c.known {",
 	},
 	{
-		name: "no turn after an outage", file: "internal/expired/turn.go",
+		name: "no owner's turn after an outage", file: "internal/expired/turn.go",
 		old: "if w.Last.Before(learned) || w.Since.IsZero() {\n\t\treturn time.Time{}, false\n\t}",
 		new: "if !learned.IsZero() {\n\t\treturn learned.Add(turn), true\n\t}",
 		more: []mutation{
@@ -72,7 +72,7 @@ var mutations = []mutation{
 		},
 	},
 	{
-		name: "no write of one's own", file: "internal/expired/turn.go",
+		name: "no trial write", file: "internal/expired/turn.go",
 		old: "if w.Last.Before(learned) || w.Since.IsZero() {",
 		new: "if !w.Failed.IsZero() && w.Since.IsZero() {",
 		more: []mutation{
@@ -103,15 +103,15 @@ var mutations = []mutation{
 		new: "for first := true; false; first = false {",
 	},
 	{
-		name: "nobody unconfirmed", file: "internal/hub/unconfirmed.go",
+		name: "no unconfirmed members", file: "internal/hub/unconfirmed.go",
 		old: "u.until[conn] = now.Add(d)", new: "u.until[conn] = now",
 	},
 	{
-		name: "nothing told of a room that was not read", file: "internal/hub/repair.go",
+		name: "no updates for a room that was not read", file: "internal/hub/repair.go",
 		old: "		m.deliverListed()\n", new: "",
 	},
 	{
-		name: "a join told as taken is dropped", file: "redis.go",
+		name: "a kept join is dropped", file: "redis.go",
 		old: "	return joined, nil\n}", new: "	_, _ = c.Leave(ctx, room, store.CauseLeft)\n	return joined, nil\n}",
 	},
 	{
@@ -121,8 +121,8 @@ var mutations = []mutation{
 	},
 }
 
-// made returns the files of the mutation as it makes them.
-func (m mutation) made(t *testing.T) map[string]string {
+// edited returns the edited files.
+func (m mutation) edited(t *testing.T) map[string]string {
 	t.Helper()
 	files := make(map[string]string)
 	for _, edit := range append([]mutation{m}, m.more...) {
@@ -138,14 +138,14 @@ func (m mutation) made(t *testing.T) map[string]string {
 	return files
 }
 
-// TestMutations takes the mechanisms out one at a time, and has the simulation
-// find out that each is missing. It takes minutes, and by default checks only
-// that there is something to take out.
+// TestMutations removes the mechanisms one at a time, and checks that the simulation
+// notices each. That takes minutes. By default it only checks that the edits can be
+// made.
 func TestMutations(t *testing.T) {
 	t.Parallel()
 	for _, m := range mutations {
 		t.Run(m.name, func(t *testing.T) {
-			files := m.made(t)
+			files := m.edited(t)
 			if *simMutate != "all" && !slices.Contains(strings.Split(*simMutate, ","), m.name) {
 				return
 			}
@@ -156,15 +156,15 @@ func TestMutations(t *testing.T) {
 			cmd := exec.CommandContext(t.Context(), "go", "test", "-run", "TestSimulation", "-sim.first", "-timeout", "30m", "./internal/e2e/sim")
 			cmd.Dir = dir
 			out, err := cmd.CombinedOutput()
-			require.Error(t, err, "200 seeds did not notice")
+			require.Error(t, err, "200 seeds did not notice the mutation")
 			found := regexp.MustCompile(`seed (\d+): (.*)`).FindStringSubmatch(string(out))
-			require.NotNil(t, found, "it failed otherwise: %s", out)
+			require.NotNil(t, found, "the test failed for another reason: %s", out)
 			t.Logf("%s: caught by seed %s: %s", m.name, found[1], found[2])
 		})
 	}
 }
 
-// copyModule copies what the library is built and tested of.
+// copyModule copies the files that are needed to build and test the library.
 func copyModule(t *testing.T) string {
 	t.Helper()
 	dir, root := t.TempDir(), harness.InModule()

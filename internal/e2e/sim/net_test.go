@@ -11,30 +11,29 @@ import (
 	"time"
 )
 
-// simLink is one server's way to Redis, on which things go wrong.
+// simLink is the network between a server and Redis, with faults.
 type simLink struct {
 	s   *sim
 	rng *rand.Rand // guarded by mu
 
-	mu    sync.Mutex // guards the fields below
-	cut   bool       // nothing comes through, nobody connects
-	hung  chan struct{}
+	mu    sync.Mutex    // guards the fields below
+	cut   bool          // no data passes, and dials fail
+	hung  chan struct{} // closed when the link works again; nil if it does not hang
 	conns map[*simWire]struct{}
-	lose  int           // so many script calls run, and their replies are lost with the connection
-	hold  time.Duration // the next batch with a holdOp sits in a proxy for that long, whatever becomes of its connection
-	loss  float64       // which part of messages is dropped, doubled, overtaken
+	lose  int           // number of script calls that run, but whose replies are lost with the connection
+	hold  time.Duration // a proxy holds the next batch with a holdOp for this time, whatever happens to the connection
+	loss  float64       // fraction of messages that are dropped, doubled or overtaken
 
-	refuse   string  // what Redis answers to all writes; "": it takes them
+	refuse   string  // error for all writes; "" if Redis accepts them
 	holdOp   string  // a store.OpKind
-	hintLoss float64 // which part of expired events is dropped, doubled, or comes seconds late
+	hintLoss float64 // fraction of expired events that are dropped, doubled or seconds late
 }
 
 var errSimRefused = errors.New("simulation: connection refused")
 
-// dial refuses at once where the link hangs: the client library holds a mutex
-// while it connects, and virtual time stands still while others wait for that.
-// For the same reason greetings are passed on without delay, and writing never
-// blocks.
+// dial fails at once if the link hangs: the Redis client holds a mutex while it
+// connects, and virtual time stands still while goroutines wait for it. For the same
+// reason the handshake passes without delay, and writing never blocks.
 func (l *simLink) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -54,7 +53,7 @@ func (l *simLink) dial(ctx context.Context, _, _ string) (net.Conn, error) {
 	return client, ctx.Err()
 }
 
-// set cuts, hangs or heals the link, and says how Redis refuses writes.
+// set cuts, hangs or repairs the link, and sets the error for writes.
 func (l *simLink) set(cut, hang bool, refuse string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -71,14 +70,14 @@ func (l *simLink) set(cut, hang bool, refuse string) {
 	}
 }
 
-// setHold has the next batch with an op of that kind sit in a proxy for so long.
+// setHold makes a proxy hold the next batch with an op of this kind.
 func (l *simLink) setHold(d time.Duration, op string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.hold, l.holdOp = d, op
 }
 
-// reset ends every connection, but for what sits in a proxy. l.mu is held.
+// reset closes all connections, except for those with a held batch. l.mu is held.
 func (l *simLink) reset() {
 	for w := range l.conns {
 		_ = w.near.Close()
@@ -94,7 +93,7 @@ func (l *simLink) flap() {
 	l.reset()
 }
 
-// await waits while the link hangs. False: the simulation is over.
+// await waits while the link hangs. It returns false if the simulation is over.
 func (l *simLink) await() bool {
 	for {
 		l.mu.Lock()
@@ -128,13 +127,13 @@ func (l *simLink) lag(most time.Duration) {
 type simWire struct {
 	l         *simLink
 	near, far net.Conn
-	sent      chan []byte // what the client wrote
+	sent      chan []byte // data that the client wrote
 
 	// Guarded by simLink.mu.
-	proxied bool
+	proxied bool // a batch is held
 	script  bool // the last request was a script
-	asked   int  // how many requests there were
-	greeted bool // the last request was not a greeting
+	asked   int  // number of requests
+	ready   bool // the last request did not belong to the handshake
 }
 
 func (w *simWire) collect() {
@@ -177,7 +176,7 @@ func (w *simWire) write(data []byte) bool {
 	return err == nil
 }
 
-// delay keeps a request for as long as the link wants. False: it gets lost.
+// delay delays a request. It returns false if the request is lost.
 func (w *simWire) delay(request []byte, script bool) bool {
 	l := w.l
 	l.mu.Lock()
@@ -187,10 +186,10 @@ func (w *simWire) delay(request []byte, script bool) bool {
 	}
 	w.script = script
 	w.asked++
-	greeting := w.asked <= 3 && !script && !bytes.Contains(request[:min(64, len(request))], []byte("subscribe"))
-	w.greeted = !greeting
+	handshake := w.asked <= 3 && !script && !bytes.Contains(request[:min(64, len(request))], []byte("subscribe"))
+	w.ready = !handshake
 	l.mu.Unlock()
-	if greeting {
+	if handshake {
 		return true
 	}
 	if hold > 0 {
@@ -200,7 +199,7 @@ func (w *simWire) delay(request []byte, script bool) bool {
 		case <-l.s.over:
 			return false
 		}
-		l.s.note("the held write comes out")
+		l.s.note("the held write is delivered")
 		return true
 	}
 	l.lag(2 * time.Millisecond)
@@ -230,13 +229,13 @@ func (w *simWire) replies() {
 	}
 }
 
-// deliver passes a reply or message on. False: the connection is over.
+// deliver passes a reply or message on. It returns false if the connection is over.
 func (w *simWire) deliver(data []byte) bool {
 	l := w.l
 	l.mu.Lock()
-	greeted := w.greeted
+	ready := w.ready
 	l.mu.Unlock()
-	if greeted {
+	if ready {
 		l.lag(2 * time.Millisecond)
 		if !l.await() {
 			return false
@@ -287,7 +286,8 @@ func (w *simWire) end() {
 		_ = w.far.Close()
 		return
 	}
-	// What was held still arrives: the requests' side closes when it has.
+	// The held batch still arrives. The goroutine of the requests closes the connection
+	// after that.
 	w.l.mu.Lock()
 	w.proxied = false
 	w.l.mu.Unlock()
@@ -298,7 +298,7 @@ func isMessage(frame []byte) bool {
 	return len(frame) > 4 && (frame[0] == '>' || frame[0] == '*') && bytes.HasPrefix(frame[4:], []byte("$7\r\nmessage\r\n"))
 }
 
-// respSize returns how long the first whole value in b is, 0 where there is none.
+// respSize returns the size of the first complete value in b, or 0.
 func respSize(b []byte) int {
 	end := bytes.Index(b, []byte("\r\n"))
 	if end < 0 {

@@ -2,5 +2,5 @@
 
 package sim
 
-// simDefault is how many seeds of the simulation run by default.
+// simDefault is the default number of seeds.
 const simDefault = 40

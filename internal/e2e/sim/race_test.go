@@ -2,6 +2,6 @@
 
 package sim
 
-// simDefault is how many seeds of the simulation run by default. With the race
-// detector each takes ten times as long.
+// simDefault is the default number of seeds. A seed takes ten times as long with the
+// race detector.
 const simDefault = 20

@@ -11,18 +11,18 @@ import (
 	"time"
 )
 
-// simTally adds up what the runs of one test did.
+// simTally contains the totals of all runs.
 type simTally struct {
 	mu         sync.Mutex // guards the fields below
 	runs       int
 	violations int
 	faults     map[string]int
-	told       map[string]int             // what subscribers were told, by type
+	counts     map[string]int             // checked events, by type
 	virtual    time.Duration              // simulated time
-	recovery   map[string][]time.Duration // after phases with faults of one kind only
+	recovery   map[string][]time.Duration // recovery times after phases with one kind of fault
 }
 
-var simTotal = simTally{faults: map[string]int{}, told: map[string]int{}, recovery: map[string][]time.Duration{}}
+var simTotal = simTally{faults: map[string]int{}, counts: map[string]int{}, recovery: map[string][]time.Duration{}}
 
 func (t *simTally) add(s *sim) {
 	t.mu.Lock()
@@ -35,8 +35,8 @@ func (t *simTally) add(s *sim) {
 	for name, n := range s.injected {
 		t.faults[name] += n
 	}
-	for kind, n := range s.told {
-		t.told[kind] += n
+	for kind, n := range s.counts {
+		t.counts[kind] += n
 	}
 	for name, list := range s.recovered {
 		t.recovery[name] = append(t.recovery[name], list...)
@@ -62,17 +62,17 @@ func (t *simTally) String() string {
 	}
 	fmt.Fprintf(&b, "%d runs, %v of simulated time, %d violations\n", t.runs, t.virtual.Round(time.Second), t.violations)
 	fmt.Fprintf(&b, "faults injected: %d: %s\n", sum(t.faults), list(t.faults))
-	fmt.Fprintf(&b, "events checked: %d: %s\n", sum(t.told), list(t.told))
+	fmt.Fprintf(&b, "events checked: %d: %s\n", sum(t.counts), list(t.counts))
 	for _, name := range slices.Sorted(maps.Keys(t.recovery)) {
 		d := t.recovery[name]
 		slices.Sort(d)
-		fmt.Fprintf(&b, "all in order after %-11s median %5d ms, worst %6d ms, of %d\n", name+":",
+		fmt.Fprintf(&b, "recovery after %-11s median %5d ms, worst %6d ms, of %d\n", name+":",
 			d[len(d)/2].Milliseconds(), d[len(d)-1].Milliseconds(), len(d))
 	}
 	return b.String()
 }
 
-// inject counts a fault that is about to happen.
+// inject counts a fault.
 func (s *sim) inject(name string) {
 	s.injected[name]++
 	if !slices.Contains(s.phase, name) {
@@ -80,8 +80,8 @@ func (s *sim) inject(name string) {
 	}
 }
 
-// simLogs are what the servers of a run logged. They have a lock of their own:
-// servers log under theirs.
+// simLogs contains the logs of a run's servers. It has a lock of its own, because
+// servers log while they hold their locks.
 type simLogs struct {
 	start time.Time
 
@@ -91,7 +91,7 @@ type simLogs struct {
 
 func newSimLogs() *simLogs { return &simLogs{start: time.Now()} }
 
-// of returns the logger of a server; nil where nobody asked for logs.
+// of returns the logger of a server, or nil without -sim.log.
 func (l *simLogs) of(name string) *slog.Logger {
 	if !*simLog {
 		return nil

@@ -11,13 +11,13 @@ import (
 	"github.com/meshpresence/mesh/internal/testhook"
 )
 
-// act has one client, subscriber or administrator do something.
+// act lets one client, subscriber or administrator do something.
 func (s *sim) act() {
 	s.mu.Lock()
 	list := s.list()
 	s.mu.Unlock()
 	dice := s.rng.IntN(100)
-	if len(list) < 6 || dice < 6 && len(list) < s.most {
+	if len(list) < 6 || dice < 6 && len(list) < s.maxClients {
 		s.connect()
 		return
 	}
@@ -30,7 +30,7 @@ func (s *sim) act() {
 		s.subscribe()
 	case dice < 15:
 		s.unsubscribe()
-	case c.busy || c.node.paused:
+	case c.busy || c.server.paused:
 	case c.silent:
 		s.wake(c)
 	case dice < 20:
@@ -45,20 +45,21 @@ func (s *sim) act() {
 		s.clearState(c)
 	case dice < 90:
 		s.metadata(c)
-	case c.node.stalled(time.Now()):
+	case c.server.stalled(time.Now()):
 	default:
 		s.noted("%s falls silent", c.id)
 		c.silent, c.seen = true, time.Now()
-		_ = c.node.p.Touch(c.id)
+		_ = c.server.p.Touch(c.id)
 		for _, r := range c.joined {
 			if ttl := s.ttlOf(r); ttl > 0 {
-				s.excuse(simKey{r, c.id}, c.seen.Add(ttl-60*time.Millisecond), "silent")
+				s.allowLeave(simKey{r, c.id}, c.seen.Add(ttl-60*time.Millisecond), "silent")
 			}
 		}
 	}
 }
 
-// call runs one of a client's calls beside the schedule. s.mu is held.
+// call runs a client's call in the background. fine lists the errors that are allowed.
+// s.mu is held.
 func (s *sim) call(c *simClient, what string, f func(ctx context.Context) error, fine ...error) {
 	c.busy, c.seen = true, time.Now()
 	s.noted("%s %s", c.id, what)
@@ -67,7 +68,7 @@ func (s *sim) call(c *simClient, what string, f func(ctx context.Context) error,
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		c.busy = false
-		if err == nil || c.node.dead {
+		if err == nil || c.server.dead {
 			return
 		}
 		for _, ok := range append(fine, mesh.ErrUnavailable) {
@@ -83,13 +84,13 @@ func (s *sim) call(c *simClient, what string, f func(ctx context.Context) error,
 func (s *sim) connect() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	nodes := slices.DeleteFunc(s.running(), func(n *simNode) bool { return n.idle })
-	if len(nodes) == 0 {
+	servers := slices.DeleteFunc(s.running(), func(n *simServer) bool { return n.idle })
+	if len(servers) == 0 {
 		return
 	}
 	s.born++
-	n := nodes[s.rng.IntN(len(nodes))]
-	c := &simClient{id: fmt.Sprintf("c%03d", s.born), node: n, metas: map[string]bool{}, meta: fmt.Sprintf(`{"n":%d}`, s.born), socket: s.born%2 == 0}
+	n := servers[s.rng.IntN(len(servers))]
+	c := &simClient{id: fmt.Sprintf("c%03d", s.born), server: n, metas: map[string]bool{}, meta: fmt.Sprintf(`{"n":%d}`, s.born), socket: s.born%2 == 0}
 	c.metas[c.meta] = true
 	s.clients[c.id] = c
 	room := s.rooms[s.rng.IntN(len(s.rooms))]
@@ -102,34 +103,33 @@ func (s *sim) connect() {
 	})
 }
 
-// simAnswered is the time within which a client is answered.
+// simAnswered is the time limit for an answer to a client.
 const simAnswered = 2100 * time.Millisecond
 
-// enter joins a room. A client behind a socket is answered with success also while
-// Redis is away: after an error, which would stop it from trying again, it must not
-// be joined later.
+// enter joins a room. A client with a socket gets a success even while Redis is away.
+// After an error it must not be joined later, because the client would not try again.
 func (s *sim) enter(ctx context.Context, c *simClient, room string) error {
 	if !c.socket {
-		return c.node.p.Join(ctx, room, c.id)
+		return c.server.p.Join(ctx, room, c.id)
 	}
-	own, ok := testhook.PartsOf(c.node.p).Local.Conn(c.id)
+	own, ok := testhook.PartsOf(c.server.p).Local.Conn(c.id)
 	if !ok {
 		return mesh.ErrUnknownConnection
 	}
 	own.Touched()
 	began := time.Now()
-	joined, err := testhook.JoinAsClient(ctx, c.node.p, own, room)
+	joined, err := testhook.JoinAsClient(ctx, c.server.p, own, room)
 	took := time.Since(began)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
-	case c.node.dead:
+	case c.server.dead:
 	case err != nil:
-		s.fail("%s joins %s and is told %v", c.id, room, err)
-	case took > simAnswered && c.node.resume == nil:
-		s.fail("%s joins %s and is told after %v", c.id, room, took)
+		s.fail("%s joins %s and gets the error %v", c.id, room, err)
+	case took > simAnswered && c.server.resume == nil:
+		s.fail("%s joins %s and gets its answer after %v", c.id, room, took)
 	case joined.Kept:
-		s.told["joins taken later"]++
+		s.counts["kept joins"]++
 	}
 	return err
 }
@@ -142,7 +142,7 @@ func (s *sim) bornOf(c *simClient) int {
 
 func (s *sim) disconnect(c *simClient) {
 	s.departAll(c, "disconnected")
-	s.call(c, "disconnects", func(ctx context.Context) error { return c.node.p.Disconnect(ctx, c.id) })
+	s.call(c, "disconnects", func(ctx context.Context) error { return c.server.p.Disconnect(ctx, c.id) })
 }
 
 func (s *sim) join(c *simClient, room string) {
@@ -161,7 +161,7 @@ func (s *sim) leave(c *simClient) {
 		s.arrive(c, room)
 	}
 	s.call(c, fmt.Sprintf("leaves %s, again %v", room, again), func(ctx context.Context) error {
-		_, err := c.node.p.Leave(ctx, room, c.id)
+		_, err := c.server.p.Leave(ctx, room, c.id)
 		if err != nil && !errors.Is(err, mesh.ErrUnavailable) || !again {
 			return err
 		}
@@ -183,13 +183,13 @@ func (s *sim) publish(c *simClient) {
 	s.born++
 	state := fmt.Sprintf(`{"s":%d}`, s.born)
 	e := s.entry(simKey{room, c.id})
-	e.state, e.changed, e.until, e.hushed, e.unsure = state, now, time.Time{}, opts.Silent, c.node.stalled(now)
-	e.everHid = e.everHid || opts.Silent
+	e.state, e.changed, e.until, e.silentState, e.unsure = state, now, time.Time{}, opts.Silent, c.server.stalled(now)
+	e.hadSilentState = e.hadSilentState || opts.Silent
 	if opts.ExpireAfter > 0 {
 		e.until = now.Add(opts.ExpireAfter)
 	}
 	s.call(c, fmt.Sprintf("publishes %s in %s %+v", state, room, opts), func(ctx context.Context) error {
-		return c.node.p.PublishState(ctx, room, c.id, map[string]int{"s": s.number(state)}, opts)
+		return c.server.p.PublishState(ctx, room, c.id, map[string]int{"s": s.number(state)}, opts)
 	})
 }
 
@@ -204,14 +204,14 @@ func (s *sim) clearState(c *simClient) {
 	}
 	room := c.joined[s.rng.IntN(len(c.joined))]
 	e := s.entry(simKey{room, c.id})
-	e.state, e.changed, e.hushed = "", time.Now(), false
-	s.call(c, "clears its state in "+room, func(ctx context.Context) error { return c.node.p.ClearState(ctx, room, c.id) })
+	e.state, e.changed, e.silentState = "", time.Now(), false
+	s.call(c, "clears its state in "+room, func(ctx context.Context) error { return c.server.p.ClearState(ctx, room, c.id) })
 }
 
-// metadata changes a client's metadata, from any server.
+// metadata changes a client's metadata, on any server.
 func (s *sim) metadata(c *simClient) {
-	nodes := s.running()
-	n := nodes[s.rng.IntN(len(nodes))]
+	servers := s.running()
+	n := servers[s.rng.IntN(len(servers))]
 	s.born++
 	meta := fmt.Sprintf(`{"n":%d}`, s.born)
 	number := s.born
@@ -224,18 +224,19 @@ func (s *sim) metadata(c *simClient) {
 		switch {
 		case err != nil:
 			c.metaBad = true
-		case !c.node.dead && !n.dead:
-			// An owner that is out of touch may be buried, and its connections'
-			// metadata with it; one that hears nothing asks after ten minutes.
-			deaf := c.node.link.lossy() || !c.node.bad.IsZero() || c.node.shaky(time.Now()) || time.Now().Before(s.disturbed)
-			c.meta, c.metaBad = meta, n != c.node && deaf
+		case !c.server.dead && !n.dead:
+			// An owner that is out of touch may be declared dead, and the metadata of
+			// its connections end with it. An owner that does not receive events only
+			// asks after ten minutes.
+			unsure := c.server.link.lossy() || !c.server.outSince.IsZero() || c.server.shaky(time.Now()) || time.Now().Before(s.disturbed)
+			c.meta, c.metaBad = meta, n != c.server && unsure
 		}
 		return err
 	}, mesh.ErrUnknownConnection, mesh.ErrClosed, mesh.ErrConflict)
-	c.seen = seen // the app's call is no sign of life
+	c.seen = seen // a call of the app is no sign of life
 }
 
-// wake ends a silence that has lasted for long enough.
+// wake ends a silence that is longer than the TTL.
 func (s *sim) wake(c *simClient) {
 	now := time.Now()
 	if now.Before(c.seen.Add(s.ttl + 1500*time.Millisecond)) {
@@ -251,7 +252,7 @@ func (s *sim) wake(c *simClient) {
 			s.depart(c, room, "left in silence")
 			s.revive(c, now)
 			s.call(c, "wakes up leaving "+room, func(ctx context.Context) error {
-				_, err := c.node.p.Leave(ctx, room, c.id)
+				_, err := c.server.p.Leave(ctx, room, c.id)
 				return err
 			})
 			return
@@ -259,18 +260,18 @@ func (s *sim) wake(c *simClient) {
 	}
 	s.revive(c, now)
 	s.noted("%s wakes up", c.id)
-	if err := c.node.p.Touch(c.id); err != nil {
+	if err := c.server.p.Touch(c.id); err != nil {
 		s.fail("touch %s: %v", c.id, err)
 	}
 }
 
-// revive has a client's lapsed entries begin anew.
+// revive returns a client's entries that ended by silence.
 func (s *sim) revive(c *simClient, now time.Time) {
 	for _, room := range c.joined {
 		if _, over := s.lapsed(c, room, now); over {
 			k := simKey{room, c.id}
 			e := s.entry(k)
-			*e = simEntry{present: true, since: now, changed: now, tickets: e.tickets, everHid: e.everHid}
+			*e = simEntry{present: true, since: now, changed: now, reasons: e.reasons, hadSilentState: e.hadSilentState}
 			s.joinsDue = append(s.joinsDue, simDue{k, now})
 		}
 	}
@@ -278,16 +279,16 @@ func (s *sim) revive(c *simClient, now time.Time) {
 }
 
 func (s *sim) subscribe() {
-	nodes := s.running()
-	if len(nodes) == 0 || len(s.streams) > 60 {
+	servers := s.running()
+	if len(servers) == 0 || len(s.streams) > 60 {
 		return
 	}
-	n, room := nodes[s.rng.IntN(len(nodes))], s.rooms[s.rng.IntN(len(s.rooms))]
+	n, room := servers[s.rng.IntN(len(servers))], s.rooms[s.rng.IntN(len(s.rooms))]
 	s.born++
 	ctx, cancel := context.WithCancel(s.ctx)
 	st := &simStream{
-		s: s, node: n, room: room, name: fmt.Sprintf("subscriber%d on %s", s.born, n.name), cancel: cancel, began: time.Now(),
-		seen: map[string]string{}, seqs: map[string]uint64{}, used: map[*simTicket]bool{}, early: s.born%3 > 0,
+		s: s, server: n, room: room, name: fmt.Sprintf("subscriber%d on %s", s.born, n.name), cancel: cancel, began: time.Now(),
+		seen: map[string]string{}, seqs: map[string]uint64{}, used: map[*simReason]bool{}, early: s.born%3 > 0,
 	}
 	s.streams = append(s.streams, st)
 	s.noted("%s begins in %s", st.name, room)

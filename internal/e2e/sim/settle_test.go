@@ -13,26 +13,26 @@ import (
 	"github.com/meshpresence/mesh/internal/testhook"
 )
 
-// settle ends all faults and waits until everything is as it should be, for as
-// long as is promised: the last time all of it. Then it compares.
+// settle ends all faults and waits for the recovery, no longer than promised. With
+// last, it always waits for the whole time. Then it compares everything with the truth.
 func (s *sim) settle(last bool) {
 	s.mu.Lock()
 	for len(s.later) > 0 {
 		s.undo(s.later[0])
 	}
-	s.noted("calm")
+	s.noted("faults end")
 	s.mu.Unlock()
 	began := time.Now()
-	calm := began.Add(s.lease + s.ttl + 3*time.Second)
-	var wrong time.Duration // for how long something was
+	earliest := began.Add(s.lease + s.ttl + 3*time.Second)
+	var wrong time.Duration // time until the last difference
 	for !s.failed() {
 		s.step(100 * time.Millisecond)
 		s.mu.Lock()
 		now := time.Now()
-		if s.outOfOrder(now) {
+		if s.anyDiffers(now) {
 			wrong = now.Sub(began)
 		}
-		done := now.After(calm) && (now.After(s.disturbed) || !last && now.Sub(began) > wrong+3*time.Second)
+		done := now.After(earliest) && (now.After(s.disturbed) || !last && now.Sub(began) > wrong+3*time.Second)
 		s.mu.Unlock()
 		if done {
 			break
@@ -50,21 +50,21 @@ func (s *sim) settle(last bool) {
 	s.phase = nil
 }
 
-// outOfOrder reports whether a subscriber does not know what has been true
-// for a while. s.mu is held.
-func (s *sim) outOfOrder(now time.Time) bool {
+// anyDiffers reports whether a subscriber lacks a change that is some time old. s.mu is
+// held.
+func (s *sim) anyDiffers(now time.Time) bool {
 	return slices.ContainsFunc(s.streams, func(st *simStream) bool {
-		return !st.over && !st.node.dead && (!st.live || st.differs(now, 400*time.Millisecond) != "")
+		return !st.over && !st.server.dead && (!st.live || st.differs(now, 400*time.Millisecond) != "")
 	})
 }
 
-// checkDue checks what has to have been told by now, where nothing stood in
-// the way. s.mu is held.
+// checkDue checks that due updates have arrived, unless a fault prevented them. s.mu is
+// held.
 func (s *sim) checkDue(now time.Time) {
 	late := func(list []simDue, present bool) []simDue {
 		return slices.DeleteFunc(list, func(d simDue) bool {
 			bound := 1250 * time.Millisecond
-			if c := s.clients[d.k.conn]; c.node.dead {
+			if c := s.clients[d.k.conn]; c.server.dead {
 				bound += s.lease
 			}
 			if now.Before(d.from.Add(bound)) {
@@ -78,8 +78,8 @@ func (s *sim) checkDue(now time.Time) {
 				return true
 			}
 			for _, st := range s.streams {
-				if _, told := st.seen[d.k.conn]; st.room == d.k.room && st.live && !st.over && !st.node.dead && told != present {
-					st.fail("not told in time: %s is present=%v since %v", d.k.conn, present, f.since.Sub(s.start))
+				if _, seen := st.seen[d.k.conn]; st.room == d.k.room && st.live && !st.over && !st.server.dead && seen != present {
+					st.fail("late: %s is present=%v since %v", d.k.conn, present, f.since.Sub(s.start))
 				}
 			}
 			return true
@@ -87,8 +87,8 @@ func (s *sim) checkDue(now time.Time) {
 	}
 	s.leavesDue = late(s.leavesDue, false)
 	s.joinsDue = late(s.joinsDue, true)
-	for _, e := range s.entries { // what has long been told is a reason no more
-		for _, t := range e.tickets {
+	for _, e := range s.entries { // a reason ends when its leave was due long ago
+		for _, t := range e.reasons {
 			if t.until.IsZero() && s.active == 0 && now.After(s.disturbed) && now.Sub(t.from) > s.lease+5*time.Second {
 				t.until = now
 			}
@@ -96,7 +96,8 @@ func (s *sim) checkDue(now time.Time) {
 	}
 }
 
-// compare checks that everybody knows what is true, when all is calm.
+// compare checks that all subscribers, mirrors and Redis have the truth, when no fault
+// is left.
 func (s *sim) compare() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -105,7 +106,7 @@ func (s *sim) compare() {
 		return
 	}
 	for _, st := range s.streams {
-		if st.over || st.node.dead {
+		if st.over || st.server.dead {
 			continue
 		}
 		if !st.live {
@@ -115,10 +116,10 @@ func (s *sim) compare() {
 		if diff := st.differs(now, 0); diff != "" {
 			st.fail("%s", diff)
 		}
-		if v, ok := testhook.PartsOf(st.node.p).Hub.View(st.room); ok {
-			s.compareMembers("mirror on "+st.node.name, st.room, mirrored(v), now)
+		if v, ok := testhook.PartsOf(st.server.p).Hub.View(st.room); ok {
+			s.compareMembers("mirror on "+st.server.name, st.room, mirrored(v), now)
 		} else {
-			st.fail("mirror is not in order")
+			st.fail("the mirror is not up to date")
 		}
 	}
 	for _, n := range s.living() {
@@ -132,9 +133,9 @@ func (s *sim) compare() {
 			}
 			s.compareMembers("Redis", room, members, now)
 		}
-		for tries := 0; testhook.PartsOf(n.p).Local.Stats().Unwritten > 0; tries++ { // a refresh, perhaps
+		for tries := 0; testhook.PartsOf(n.p).Local.Stats().Unwritten > 0; tries++ { // may be a refresh
 			if tries == 20 {
-				s.fail("%s has something unwritten", n.name)
+				s.fail("%s has unwritten changes", n.name)
 				break
 			}
 			s.unlocked(func() { time.Sleep(10 * time.Millisecond) })
@@ -142,9 +143,9 @@ func (s *sim) compare() {
 	}
 }
 
-// unlocked does something that takes time. A subscriber that has an event waits
-// for s.mu, and time does not pass while it does. Clients go on to show life. s.mu
-// is held before and after.
+// unlocked calls a function that takes time, without holding s.mu. Otherwise a
+// subscriber with an event would wait for s.mu, and virtual time would stand still.
+// Clients continue to show life. s.mu is held before and after.
 func (s *sim) unlocked(do func()) {
 	s.mu.Unlock()
 	do()
@@ -152,7 +153,7 @@ func (s *sim) unlocked(do func()) {
 	s.showLife(time.Now())
 }
 
-// mirrored returns the members that a mirror holds.
+// mirrored returns the members of a mirror.
 func mirrored(v hub.View) []mesh.Member {
 	var members []mesh.Member
 	for _, m := range v.Members() {
@@ -183,20 +184,21 @@ func (s *sim) compareMembers(where, room string, members []mesh.Member, now time
 	}
 }
 
-// farewell has everybody leave, and looks at what is left in Redis.
-func (s *sim) farewell() {
+// leaveAll disconnects all clients and shuts the servers down. Then it checks the keys
+// that are left in Redis.
+func (s *sim) leaveAll() {
 	s.mu.Lock()
 	for _, c := range s.list() {
 		s.disconnect(c)
 	}
-	nodes := s.living()
+	servers := s.living()
 	for _, st := range s.streams {
 		st.over = true
 		st.cancel()
 	}
 	s.mu.Unlock()
 	time.Sleep(3 * time.Second)
-	for _, n := range nodes {
+	for _, n := range servers {
 		ctx, cancel := context.WithTimeout(s.ctx, 30*time.Second)
 		if err := n.p.Shutdown(ctx); err != nil {
 			s.mu.Lock()
@@ -210,27 +212,27 @@ func (s *sim) farewell() {
 	for _, key := range s.admin.Keys(s.ctx, "*").Val() {
 		left := s.admin.PTTL(s.ctx, key).Val()
 		if key == "mesh:format" || left != -1 {
-			s.checkRemembered(key, left)
+			s.checkKept(key, left)
 			continue
 		}
-		var what string
+		var content string
 		switch {
 		case strings.Contains(key, "owned"):
-			what = fmt.Sprint(s.admin.SMembers(s.ctx, key).Val())
+			content = fmt.Sprint(s.admin.SMembers(s.ctx, key).Val())
 		case strings.Contains(key, "instances"), strings.Contains(key, "dead"):
-			what = fmt.Sprint(s.admin.ZRangeWithScores(s.ctx, key, 0, -1).Val())
+			content = fmt.Sprint(s.admin.ZRangeWithScores(s.ctx, key, 0, -1).Val())
 		default:
-			what = fmt.Sprint(s.admin.HGetAll(s.ctx, key).Val())
+			content = fmt.Sprint(s.admin.HGetAll(s.ctx, key).Val())
 		}
-		s.fail("left in Redis: %s %s", key, what)
+		s.fail("left in Redis: %s %s", key, content)
 	}
 }
 
-// checkRemembered checks how long the position of an empty room is kept: an hour
-// if the room was in use for longer than a minute, otherwise 15 s. All rooms are
-// tracked. When the key was written follows from its TTL, give or take by how much
-// Redis was rolled back. s.mu is held.
-func (s *sim) checkRemembered(key string, left time.Duration) {
+// checkKept checks how long the position of an empty room is kept: an hour if the room
+// was in use for longer than a minute, otherwise 15 s. All rooms are tracked. The time
+// of the last write follows from the TTL of the key. A rollback of Redis changes it by
+// a few seconds. s.mu is held.
+func (s *sim) checkKept(key string, left time.Duration) {
 	if !strings.Contains(key, "presence:seq:") || left <= 0 || !s.stepped.IsZero() {
 		return
 	}

@@ -22,28 +22,28 @@ import (
 )
 
 var (
-	simSeed   = flag.Int64("sim.seed", -1, "run only that seed of TestSimulation, several times until it fails")
-	simSeeds  = flag.Int64("sim.seeds", simDefault, "run that many seeds of TestSimulation; 0: none")
+	simSeed   = flag.Int64("sim.seed", -1, "run TestSimulation with this seed only, up to eight times, until it fails")
+	simSeeds  = flag.Int64("sim.seeds", simDefault, "number of seeds for TestSimulation")
 	simFrom   = flag.Int64("sim.from", 0, "first seed for -sim.seeds")
-	simFirst  = flag.Bool("sim.first", false, "skip what is left after the first failure")
-	simLog    = flag.Bool("sim.log", false, "say of a failed seed what the servers logged, too")
-	simFaults = flag.String("sim.faults", "", "comma-separated names of the only faults to use, instead of the seed's")
+	simFirst  = flag.Bool("sim.first", false, "skip the remaining seeds after the first failure")
+	simLog    = flag.Bool("sim.log", false, "print the logs of the servers if a seed fails")
+	simFaults = flag.String("sim.faults", "", "comma-separated names of faults, instead of those that the seed chooses")
 )
 
-// simShort is how many seeds run with -short at most.
+// simShort is the largest number of seeds with -short.
 const simShort = 3
 
-// simStop says that a seed has failed.
+// simStop is true after the first failure.
 var simStop atomic.Bool
 
-// TestSimulation lets servers, connections and faults follow a schedule that a
-// number stands for, in virtual time, and compares what everybody is told with
-// a model of what is true. The number decides the schedule, not how goroutines
-// interleave or the library's own jitter: a seed that fails once is likely, but
-// not certain, to fail again, and is therefore run several times.
+// TestSimulation runs servers, connections and faults in virtual time, by a schedule
+// that follows from a number, the seed. It compares the updates of all subscribers with
+// a model of the truth. The seed decides neither how goroutines interleave nor the
+// library's own jitter, so a seed that failed once may pass the next time. It is
+// therefore run several times.
 //
-// It is not parallel: it takes every processor there is, and tests in real time
-// run after it.
+// The test is not parallel: it uses all processors, and tests in real time run after
+// it.
 func TestSimulation(t *testing.T) {
 	if *simSeed >= 0 {
 		for try := range 8 {
@@ -69,59 +69,59 @@ func TestSimulation(t *testing.T) {
 	}
 }
 
-// sim is one run. Only the goroutine of the schedule uses rng, later and menu.
+// sim is one run. Only the goroutine of the schedule uses rng, later and faults.
 type sim struct {
-	seed    int64
-	rng     *rand.Rand
-	mem     *meshtest.Redis
-	admin   *redis.Client // goes past all links
-	lease   time.Duration
-	ttl     time.Duration
-	touch   time.Duration // how often connections show life
-	fragile bool          // see frail
-	rooms   []string
-	menu    []simFault
-	later   []simLater
-	start   time.Time
-	ctx     context.Context
-	over    chan struct{}
-	pumps   sync.WaitGroup // of links
-	calls   sync.WaitGroup // of nodes, streams and clients
-	born    int            // clients and nodes so far
-	most    int            // clients at a time
-	servers int            // at the start
+	seed       int64
+	rng        *rand.Rand
+	mem        *meshtest.Redis
+	admin      *redis.Client // not through a link
+	lease      time.Duration
+	ttl        time.Duration
+	touch      time.Duration // interval between signs of life
+	fragile    bool          // see makeFragile
+	rooms      []string
+	faults     []simFault
+	later      []simLater
+	start      time.Time
+	ctx        context.Context
+	over       chan struct{}  // closed at the end
+	pumps      sync.WaitGroup // goroutines of links
+	calls      sync.WaitGroup // goroutines of servers, streams and clients
+	born       int            // number of clients and servers so far
+	maxClients int            // limit of open clients
+	initial    int            // number of servers at the start
 
 	log       *simLogs
 	injected  map[string]int
-	phase     []string                   // kinds of faults since the last calm
+	phase     []string                   // kinds of faults since the last settle
 	recovered map[string][]time.Duration // see simTally
 
-	mu        sync.Mutex // guards the fields below, and all of the model
-	nodes     []*simNode
-	clients   map[string]*simClient
-	entries   map[simKey]*simEntry
-	streams   []*simStream
-	leavesDue []simDue
-	joinsDue  []simDue
-	trace     []string
-	failure   string
-	active    int       // disturbances under way
-	disturbed time.Time // until then bounds do not hold
-	sick      time.Time // when all servers were last without Redis
-	ghosts    time.Time // until then Redis may hold what has ended
-	killed    time.Time // when a server last was, or was stopped
-	noKills   time.Time // until then none is killed
-	restoring time.Time // until then servers write back what an operator deleted
-	allCut    bool
-	allHang   bool
-	takes     time.Time     // from then on it may refuse writes again
-	refusal   string        // with which Redis refuses writes; "": it takes them
-	stepped   time.Time     // when Redis's clock last did
-	ahead     time.Duration // of Redis's clock
-	told      map[string]int
+	mu         sync.Mutex // guards the fields below, and all of the model
+	servers    []*simServer
+	clients    map[string]*simClient
+	entries    map[simKey]*simEntry
+	streams    []*simStream
+	leavesDue  []simDue
+	joinsDue   []simDue
+	trace      []string
+	failure    string
+	active     int       // number of current disturbances
+	disturbed  time.Time // until then, time limits do not hold
+	lastOutage time.Time // when all servers were last cut off from Redis
+	restored   time.Time // until then, Redis may have entries that have ended
+	killed     time.Time // when a server was last killed or stopped
+	noKills    time.Time // until then, no server is killed
+	restoring  time.Time // until then, servers write deleted keys again
+	allCut     bool
+	allHang    bool
+	refuseFrom time.Time      // from then on, writes may be refused again
+	refusal    string         // error for all writes; "" if Redis accepts them
+	stepped    time.Time      // when the clock of Redis last stepped
+	ahead      time.Duration  // difference of the clock of Redis to that of the servers
+	counts     map[string]int // checked events, by type
 }
 
-// simDue is something that subscribers have to be told in time.
+// simDue is an update that subscribers have to receive in time.
 type simDue struct {
 	k    simKey
 	from time.Time
@@ -155,38 +155,38 @@ func newSim(t *testing.T, seed int64) *sim {
 		opts = append(opts, meshtest.WithConfigForbidden())
 	}
 	if _, fragile := fragileSeed(seed); fragile {
-		opts = nil // with expired events, at once
+		opts = nil // expired events arrive at once
 	}
 	mem, err := meshtest.NewRedis(opts...)
 	if err != nil {
 		t.Fatal(err)
 	}
-	past := mem.Options()
-	past.MaxRetries = -1 // whoever follows the schedule must not wait
+	direct := mem.Options()
+	direct.MaxRetries = -1 // the schedule must not wait
 	s := &sim{
-		seed: seed, rng: rng, mem: mem, admin: redis.NewClient(past), lease: time.Duration(3+rng.IntN(3)) * time.Second,
+		seed: seed, rng: rng, mem: mem, admin: redis.NewClient(direct), lease: time.Duration(3+rng.IntN(3)) * time.Second,
 		ttl: time.Duration(1+rng.IntN(6)) * time.Second, touch: 400 * time.Millisecond, start: time.Now(), ctx: context.Background(), over: make(chan struct{}),
 		clients: make(map[string]*simClient), entries: make(map[simKey]*simEntry),
-		log: newSimLogs(), injected: make(map[string]int), told: make(map[string]int), recovered: make(map[string][]time.Duration),
+		log: newSimLogs(), injected: make(map[string]int), counts: make(map[string]int), recovered: make(map[string][]time.Duration),
 	}
-	// Servers do not share Redis's clock, or each other's.
+	// The clock of Redis differs from that of the servers.
 	s.moveClock(time.Duration(rng.IntN(600)-300) * time.Second)
 	rooms := 1 + rng.IntN(4)
-	s.servers, s.most = 2+rng.IntN(3), 8+rng.IntN(30)
-	if rng.IntN(12) == 0 { // a large one
-		s.servers, s.most, rooms = 5+rng.IntN(4), 60, 5+rng.IntN(10)
+	s.initial, s.maxClients = 2+rng.IntN(3), 8+rng.IntN(30)
+	if rng.IntN(12) == 0 { // a large group
+		s.initial, s.maxClients, rooms = 5+rng.IntN(4), 60, 5+rng.IntN(10)
 	}
 	for i := range rooms {
 		s.rooms = append(s.rooms, fmt.Sprintf("plain%d", i), fmt.Sprintf("ttl%d", i))
 	}
-	s.menu = s.pickFaults()
-	s.fragile = s.frail()
+	s.faults = s.pickFaults()
+	s.fragile = s.makeFragile()
 	return s
 }
 
 func (s *sim) at() time.Duration { return time.Since(s.start).Round(time.Millisecond) }
 
-// note adds to the trace.
+// note adds a line to the trace.
 func (s *sim) note(format string, args ...any) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -197,7 +197,7 @@ func (s *sim) noted(format string, args ...any) {
 	s.trace = append(s.trace, fmt.Sprintf("[%v] ", s.at())+fmt.Sprintf(format, args...))
 }
 
-// fail notes what is wrong; the first failure ends the run. s.mu is held.
+// fail records a violation. The first one ends the run. s.mu is held.
 func (s *sim) fail(format string, args ...any) {
 	if s.failure == "" {
 		s.failure = fmt.Sprintf("[%v] ", s.at()) + fmt.Sprintf(format, args...)
@@ -220,19 +220,19 @@ func (s *sim) failed() bool {
 	return s.failure != ""
 }
 
-// run is the schedule.
+// run follows the schedule.
 func (s *sim) run() {
 	s.disturb(s.lease+2*time.Second, nil)
-	for range s.servers {
-		s.startNode()
+	for range s.initial {
+		s.startServer()
 	}
 	s.calls.Wait()
-	for range 4 + s.rng.IntN(s.most/2) {
+	for range 4 + s.rng.IntN(s.maxClients/2) {
 		s.connect()
 	}
 	for round := range 2 {
 		end := time.Now().Add(time.Duration(10+s.rng.IntN(15)) * time.Second)
-		if s.fragile { // for the servers to become patient, and be it still
+		if s.fragile { // long enough for the servers to be in contact for most of the time
 			end = end.Add(2 * s.lease)
 		}
 		fault := time.Now().Add(s.between(1, 4))
@@ -240,11 +240,11 @@ func (s *sim) run() {
 			s.step(time.Duration(5+s.rng.IntN(120)) * time.Millisecond)
 			s.act()
 			if s.fragile {
-				s.fray()
+				s.injectFragile()
 			}
-			if time.Now().After(fault) && len(s.menu) > 0 {
+			if time.Now().After(fault) && len(s.faults) > 0 {
 				fault = time.Now().Add(s.between(0, 5))
-				f := s.menu[s.rng.IntN(len(s.menu))]
+				f := s.faults[s.rng.IntN(len(s.faults))]
 				if f.begin(s) {
 					s.inject(f.name)
 				}
@@ -255,15 +255,15 @@ func (s *sim) run() {
 			return
 		}
 	}
-	s.farewell()
+	s.leaveAll()
 }
 
-// between draws a duration.
+// between returns a random duration. The limits are in seconds.
 func (s *sim) between(low, high float64) time.Duration {
 	return time.Duration((low + s.rng.Float64()*(high-low)) * float64(time.Second))
 }
 
-// step lets time pass.
+// step lets time pass, and checks what is due.
 func (s *sim) step(d time.Duration) {
 	time.Sleep(d)
 	synctest.Wait()
@@ -280,19 +280,19 @@ func (s *sim) step(d time.Duration) {
 	}
 }
 
-// showLife has the clients give a sign of life for which it is time. s.mu is held.
+// showLife gives the signs of life that are due. s.mu is held.
 func (s *sim) showLife(now time.Time) {
 	for _, c := range s.list() {
-		if !c.silent && !c.node.still() && now.Sub(c.seen) >= s.touch {
+		if !c.silent && !c.server.still() && now.Sub(c.seen) >= s.touch {
 			c.seen = now
-			if err := c.node.p.Touch(c.id); err != nil && !c.node.dead {
+			if err := c.server.p.Touch(c.id); err != nil && !c.server.dead {
 				s.fail("touch %s: %v", c.id, err)
 			}
 		}
 	}
 }
 
-// undo ends a fault before its time, or at it. s.mu is held.
+// undo ends a fault, at its time or before. s.mu is held.
 func (s *sim) undo(l simLater) {
 	i := slices.IndexFunc(s.later, func(o simLater) bool { return o.at.Equal(l.at) })
 	s.later = slices.Delete(s.later, i, i+1)
@@ -312,16 +312,16 @@ func (s *sim) list() []*simClient {
 	return list
 }
 
-// close ends everything.
+// close stops all servers and subscribers.
 func (s *sim) close(t *testing.T) {
 	s.mu.Lock()
-	nodes := s.nodes
+	servers := s.servers
 	for _, st := range s.streams {
 		st.over = true
 		st.cancel()
 	}
 	s.mu.Unlock()
-	for _, n := range nodes {
+	for _, n := range servers {
 		n.link.set(true, false, "")
 		if n.resume != nil {
 			n.resume()
@@ -329,11 +329,11 @@ func (s *sim) close(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(s.ctx)
 	cancel()
-	for _, n := range nodes {
+	for _, n := range servers {
 		_ = n.p.Shutdown(ctx)
 	}
 	s.calls.Wait()
-	for _, n := range nodes {
+	for _, n := range servers {
 		long, cancel := context.WithTimeout(s.ctx, time.Minute)
 		if err := n.p.Shutdown(long); errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("%s does not shut down", n.name)
@@ -347,5 +347,5 @@ func (s *sim) close(t *testing.T) {
 		t.Error(err)
 	}
 	s.pumps.Wait()
-	time.Sleep(time.Minute) // the client library may still be waiting to dial again
+	time.Sleep(time.Minute) // the Redis client may still be waiting to dial again
 }

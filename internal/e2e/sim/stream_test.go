@@ -11,22 +11,22 @@ import (
 	"github.com/meshpresence/mesh/internal/testhook"
 )
 
-// simStream is one subscription, and what it has been told.
+// simStream is one subscription, with the updates that it received.
 type simStream struct {
 	s      *sim
-	node   *simNode
+	server *simServer
 	room   string
 	name   string
-	early  bool // it begins with what is known if Redis is away, as a socket's does
+	early  bool // like a socket's subscription: if Redis is away, its snapshot may be stale
 	cancel context.CancelFunc
 
 	// Guarded by sim.mu.
 	live    bool // has its snapshot
 	over    bool
 	began   time.Time
-	seen    map[string]string // connection -> state, "": none
+	seen    map[string]string // state by connection; "" without a state
 	seqs    map[string]uint64
-	used    map[*simTicket]bool
+	used    map[*simReason]bool
 	history []string
 }
 
@@ -34,7 +34,7 @@ func (st *simStream) run(ctx context.Context) {
 	for ev, err := range st.events(ctx) {
 		st.s.mu.Lock()
 		switch {
-		case st.node.dead || st.over:
+		case st.server.dead || st.over:
 		case err != nil:
 			unavailable := !st.early && errors.Is(err, mesh.ErrUnavailable)
 			if !st.live && !unavailable && ctx.Err() == nil || st.live && ctx.Err() == nil && !errors.Is(err, mesh.ErrClosed) {
@@ -52,7 +52,7 @@ func (st *simStream) run(ctx context.Context) {
 }
 
 func (st *simStream) events(ctx context.Context) iter.Seq2[mesh.Event, error] {
-	p := st.node.p
+	p := st.server.p
 	if !st.early {
 		return p.Subscribe(ctx, st.room, mesh.SubscribeOptions{})
 	}
@@ -64,11 +64,11 @@ func (st *simStream) events(ctx context.Context) iter.Seq2[mesh.Event, error] {
 func (st *simStream) fail(format string, args ...any) {
 	st.s.fail("%s of %s: %s", st.name, st.room, fmt.Sprintf(format, args...))
 	for _, line := range st.history[max(0, len(st.history)-40):] {
-		st.s.trace = append(st.s.trace, "    told "+line)
+		st.s.trace = append(st.s.trace, "    received "+line)
 	}
 }
 
-// take checks what the subscriber is told next. s.mu is held.
+// take checks the next update. s.mu is held.
 func (st *simStream) take(ev mesh.Event) {
 	now := time.Now()
 	line := fmt.Sprintf("[%v] %s %s %s %s/%d repair=%v", st.s.at(), ev.Type, ev.ConnectionID, ev.State, ev.Epoch, ev.Seq, ev.Repair)
@@ -81,57 +81,57 @@ func (st *simStream) take(ev mesh.Event) {
 		st.fail("seq went back from %d: %s", st.seqs[ev.Epoch], line)
 	}
 	st.seqs[ev.Epoch] = ev.Seq
-	st.s.told[string(ev.Type)]++
+	st.s.counts[string(ev.Type)]++
 	if ev.Repair {
-		st.s.told["of these repairs"]++
+		st.s.counts["repairs"]++
 	}
-	st.timely(ev, now, line)
+	st.checkTime(ev, now, line)
 	state, present := st.seen[ev.ConnectionID]
 	switch ev.Type {
 	case mesh.EventSnapshot:
 		st.snapshot(ev, now)
 	case mesh.EventJoin:
 		if present {
-			st.fail("join of who is present: %s", line)
+			st.fail("join of a member: %s", line)
 		}
 		st.seen[ev.ConnectionID] = ""
-		st.rises(ev.ConnectionID, now)
+		st.checkPresent(ev.ConnectionID, now)
 	case mesh.EventLeave:
 		if !present {
-			st.fail("leave of who is absent: %s", line)
+			st.fail("leave of an absent connection: %s", line)
 		}
 		delete(st.seen, ev.ConnectionID)
-		st.excused(ev.ConnectionID, now, line)
+		st.checkLeave(ev.ConnectionID, now, line)
 	case mesh.EventState:
 		e := st.s.entry(simKey{st.room, ev.ConnectionID})
 		switch {
 		case !present:
-			st.fail("state of who is absent: %s", line)
-		case ev.State == nil && state == "" && !e.everHid:
+			st.fail("state of an absent connection: %s", line)
+		case ev.State == nil && state == "" && !e.hadSilentState:
 			st.fail("state null twice: %s", line)
-		case string(ev.State) == state && !e.everHid: // no two states are the same
-			st.fail("state told twice: %s", line)
+		case string(ev.State) == state && !e.hadSilentState: // no two states are the same
+			st.fail("the same state twice: %s", line)
 		}
 		st.seen[ev.ConnectionID] = string(ev.State)
 	}
 }
 
-// timely checks the time that an event carries: it is Redis's, whatever the
+// checkTime checks the time of an update, which must be that of Redis, whatever the
 // clocks of servers show.
-func (st *simStream) timely(ev mesh.Event, now time.Time, line string) {
+func (st *simStream) checkTime(ev mesh.Event, now time.Time, line string) {
 	s := st.s
-	if ev.Type == mesh.EventSnapshot || now.Sub(s.stepped) < s.recovery() || !st.node.bad.IsZero() {
+	if ev.Type == mesh.EventSnapshot || now.Sub(s.stepped) < s.recovery() || !st.server.outSince.IsZero() {
 		return
 	}
 	if ev.Repair && ev.Type == mesh.EventJoin && !s.stepped.IsZero() {
-		return // it says when the member joined, by the clock as it was then
+		return // its time is that of the join, by the clock before the step
 	}
 	at := ev.Time.Sub(now.Add(s.ahead))
-	if at > 500*time.Millisecond { // a reading of the clock may be that wide
-		st.fail("an event of the future, %v: %s", at, line)
+	if at > 500*time.Millisecond { // the error of a clock reading may be that large
+		st.fail("an update from the future, %v: %s", at, line)
 	}
-	if ev.Repair && ev.Type != mesh.EventJoin && at < -s.lease && now.Sub(s.sick) > s.lease {
-		st.fail("a repair of the past, %v: %s", at, line)
+	if ev.Repair && ev.Type != mesh.EventJoin && at < -s.lease && now.Sub(s.lastOutage) > s.lease {
+		st.fail("a repair from the past, %v: %s", at, line)
 	}
 }
 
@@ -141,12 +141,12 @@ func (st *simStream) snapshot(ev mesh.Event, now time.Time) {
 	}
 	st.live = true
 	if ev.Snapshot.Stale {
-		st.s.told["stale snapshots"]++
+		st.s.counts["stale snapshots"]++
 	}
 	if ev.Snapshot.Epoch == "" && ev.Snapshot.Stale {
-		st.s.told["of these of rooms not read"]++
+		st.s.counts["snapshots of rooms not read"]++
 	}
-	if took := now.Sub(st.began); took > simAnswered && st.node.resume == nil {
+	if took := now.Sub(st.began); took > simAnswered && st.server.resume == nil {
 		st.fail("has its snapshot after %v", took)
 	}
 	for _, m := range ev.Snapshot.Members {
@@ -156,29 +156,29 @@ func (st *simStream) snapshot(ev mesh.Event, now time.Time) {
 		st.history = append(st.history, "    with "+m.ID+" "+string(m.State))
 		st.seen[m.ID] = string(m.State)
 		if !ev.Snapshot.Stale {
-			st.rises(m.ID, now)
+			st.checkPresent(m.ID, now)
 		}
 	}
 }
 
-// excused looks for a reason for a leave that has been told.
-func (st *simStream) excused(conn string, now time.Time, line string) {
+// checkLeave looks for a reason for a leave.
+func (st *simStream) checkLeave(conn string, now time.Time, line string) {
 	e := st.s.entry(simKey{st.room, conn})
-	for _, t := range e.tickets {
+	for _, t := range e.reasons {
 		if !st.used[t] && !now.Before(t.from) && (t.until.IsZero() || !now.After(t.until)) {
 			st.used[t] = true
 			return
 		}
 	}
-	st.fail("%s was told to have left, without a reason: %s", conn, line)
-	for _, t := range e.tickets {
-		st.s.trace = append(st.s.trace, fmt.Sprintf("    reason %s from %v until %v used %v", t.why,
+	st.fail("leave of %s without a reason: %s", conn, line)
+	for _, t := range e.reasons {
+		st.s.trace = append(st.s.trace, fmt.Sprintf("    reason %s from %v until %v used %v", t.text,
 			t.from.Sub(st.s.start), t.until.Sub(st.s.start), st.used[t]))
 	}
 }
 
-// rises checks that nobody is told to be present who left long ago.
-func (st *simStream) rises(conn string, now time.Time) {
+// checkPresent checks that a member has not left long ago.
+func (st *simStream) checkPresent(conn string, now time.Time) {
 	s := st.s
 	c := s.clients[conn]
 	if c == nil {
@@ -190,18 +190,18 @@ func (st *simStream) rises(conn string, now time.Time) {
 		return
 	}
 	known := f.since
-	for _, t := range []time.Time{c.node.sick, st.node.sick, s.sick, s.ghosts} {
+	for _, t := range []time.Time{c.server.lastOut, st.server.lastOut, s.lastOutage, s.restored} {
 		if t.After(known) {
 			known = t
 		}
 	}
 	if now.Sub(known) > s.lease+5*time.Second {
-		st.fail("resurrection of %s, who left %v ago", conn, now.Sub(f.since))
+		st.fail("%s is reported as a member, but left %v ago", conn, now.Sub(f.since))
 	}
 }
 
-// differs says how what the subscriber was told differs from what is true, and
-// has been for some time.
+// differs compares the updates of the subscriber with the truth, except for changes
+// within the last forSome. It returns the first difference, or "".
 func (st *simStream) differs(now time.Time, forSome time.Duration) string {
 	for conn := range st.s.clients {
 		f := st.s.fact(simKey{st.room, conn}, now)
@@ -209,9 +209,9 @@ func (st *simStream) differs(now time.Time, forSome time.Duration) string {
 		switch {
 		case forSome > 0 && (now.Sub(f.since) < forSome || f.present && now.Sub(f.stated) < forSome):
 		case present != f.present:
-			return fmt.Sprintf("%s: told present=%v, true is %v since %v", conn, present, f.present, f.since.Sub(st.s.start))
-		case present && !f.hushed && !f.has(state):
-			return fmt.Sprintf("%s: told state %q, true is %q since %v", conn, state, f.state, f.stated.Sub(st.s.start))
+			return fmt.Sprintf("%s: received present=%v, true is %v since %v", conn, present, f.present, f.since.Sub(st.s.start))
+		case present && !f.silentState && !f.has(state):
+			return fmt.Sprintf("%s: received state %q, true is %q since %v", conn, state, f.state, f.stated.Sub(st.s.start))
 		}
 	}
 	return ""

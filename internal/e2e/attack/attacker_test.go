@@ -18,26 +18,25 @@ import (
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 )
 
-// enemy is a client that does as it likes: it writes bytes, and reads or not.
-type enemy struct {
+// attacker is a client that writes any bytes, and reads or not.
+type attacker struct {
 	t     testing.TB
 	ws    *websocket.Conn
 	id    string
 	n     int
-	mute  bool          // it answers no ping
+	mute  bool          // answers no ping
 	pause time.Duration // before each frame that it reads
 
-	answered atomic.Int64 // requests, as far as listen has read
+	answered atomic.Int64 // number of answers that listen has read
 }
 
-// patience is how long anything that has to come may take.
-const patience = harness.MachineShare
+// timeLimit is the limit of a wait.
+const timeLimit = harness.MachineShare
 
-// dialEnemy connects one that has little room in the kernel for what it does
-// not read.
-func dialEnemy(t testing.TB, addr string, headers ...http.Header) *enemy {
+// dialAttacker connects a client with a small receive buffer in the kernel.
+func dialAttacker(t testing.TB, addr string, headers ...http.Header) *attacker {
 	t.Helper()
-	e, resp, err := tryEnemy(t, addr, headers...)
+	e, resp, err := tryDial(t, addr, headers...)
 	if resp != nil && err != nil {
 		require.NoError(t, err, resp.Status)
 	}
@@ -45,12 +44,12 @@ func dialEnemy(t testing.TB, addr string, headers ...http.Header) *enemy {
 	return e
 }
 
-func tryEnemy(t testing.TB, addr string, headers ...http.Header) (*enemy, *http.Response, error) {
+func tryDial(t testing.TB, addr string, headers ...http.Header) (*attacker, *http.Response, error) {
 	var h http.Header
 	if len(headers) > 0 {
 		h = headers[0]
 	}
-	d := websocket.Dialer{HandshakeTimeout: patience, NetDialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
+	d := websocket.Dialer{HandshakeTimeout: timeLimit, NetDialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
 		c, err := new(net.Dialer).DialContext(ctx, network, addr)
 		if tcp, ok := c.(*net.TCPConn); ok {
 			_ = tcp.SetReadBuffer(32 << 10)
@@ -61,10 +60,9 @@ func tryEnemy(t testing.TB, addr string, headers ...http.Header) (*enemy, *http.
 	if err != nil {
 		return nil, resp, err
 	}
-	e := &enemy{t: t, ws: ws}
-	t.Cleanup(e.gone)
-	// Pings of the protocol are answered where they are read; WebSocket's own
-	// are not expected.
+	e := &attacker{t: t, ws: ws}
+	t.Cleanup(e.drop)
+	// read answers pings of the Mesh protocol. The server sends no WebSocket pings.
 	text, err := e.read()
 	if err != nil {
 		return nil, resp, err
@@ -77,16 +75,16 @@ func tryEnemy(t testing.TB, addr string, headers ...http.Header) (*enemy, *http.
 	return e, resp, nil
 }
 
-// gone closes the connection without a word.
-func (e *enemy) gone() { _ = e.ws.NetConn().Close() }
+// drop closes the connection without a close frame.
+func (e *attacker) drop() { _ = e.ws.NetConn().Close() }
 
-// wireFrame is a frame of a client as bytes; its mask is zero.
+// wireFrame encodes a frame of a client. The mask is zero.
 func wireFrame(first byte, payload string) []byte {
 	b := append(frameHead(first, uint64(len(payload))), 0, 0, 0, 0)
 	return append(b, payload...)
 }
 
-// frameHead is the head of a masked frame, without the mask.
+// frameHead encodes the head of a masked frame, without the mask.
 func frameHead(first byte, n uint64) []byte {
 	switch {
 	case n < 126:
@@ -110,21 +108,21 @@ const (
 )
 
 // raw writes bytes.
-func (e *enemy) raw(b []byte) error {
+func (e *attacker) raw(b []byte) error {
 	c := e.ws.NetConn()
-	_ = c.SetWriteDeadline(time.Now().Add(patience))
+	_ = c.SetWriteDeadline(time.Now().Add(timeLimit))
 	_, err := c.Write(b)
 	return err
 }
 
 // text writes a text frame.
-func (e *enemy) text(s string) error { return e.raw(wireFrame(finText, s)) }
+func (e *attacker) text(s string) error { return e.raw(wireFrame(finText, s)) }
 
-// read returns the next text frame; pings are answered.
-func (e *enemy) read() (string, error) {
+// read returns the next text frame. It answers pings.
+func (e *attacker) read() (string, error) {
 	for {
 		time.Sleep(e.pause)
-		_ = e.ws.SetReadDeadline(time.Now().Add(patience))
+		_ = e.ws.SetReadDeadline(time.Now().Add(timeLimit))
 		_, data, err := e.ws.ReadMessage()
 		if err != nil {
 			return "", err
@@ -142,7 +140,7 @@ func (e *enemy) read() (string, error) {
 }
 
 // until reads until a frame that contains a text, and returns it.
-func (e *enemy) until(part string) (string, error) {
+func (e *attacker) until(part string) (string, error) {
 	for {
 		text, err := e.read()
 		if err != nil || strings.Contains(text, part) {
@@ -152,7 +150,7 @@ func (e *enemy) until(part string) (string, error) {
 }
 
 // call sends a request and returns its answer.
-func (e *enemy) call(command, payload string) string {
+func (e *attacker) call(command, payload string) string {
 	e.t.Helper()
 	e.n++
 	id := fmt.Sprintf(`{"id":%d,`, 1000+e.n)
@@ -163,7 +161,7 @@ func (e *enemy) call(command, payload string) string {
 }
 
 // code reads until the connection ends and returns the close code.
-func (e *enemy) code() int {
+func (e *attacker) code() int {
 	for {
 		if _, err := e.read(); err != nil {
 			return harness.CloseCodeOf(err)
@@ -171,19 +169,19 @@ func (e *enemy) code() int {
 	}
 }
 
-// told is what a client was told until its connection ended.
-type told struct {
-	codes   map[string]int // answers by their code, "" where they are no errors
+// result contains the frames that a client received until its connection ended.
+type result struct {
+	codes   map[string]int // number of answers by error code, "" for success
 	pushes  int
-	closing int // the close code
+	closing int // close code
 	err     error
 }
 
 // listen reads in the background until the connection ends.
-func (e *enemy) listen() <-chan told {
-	done := make(chan told, 1)
+func (e *attacker) listen() <-chan result {
+	done := make(chan result, 1)
 	go func() { // ends with the connection, which the end of the test closes
-		r := told{codes: map[string]int{}}
+		r := result{codes: map[string]int{}}
 		for {
 			text, err := e.read()
 			switch {
@@ -202,12 +200,12 @@ func (e *enemy) listen() <-chan told {
 	return done
 }
 
-// bye ends the connection in peace, with a close frame.
-func (e *enemy) bye() { _ = e.raw(wireFrame(finClose, "\x03\xe8")) }
+// closeNormally sends a close frame.
+func (e *attacker) closeNormally() { _ = e.raw(wireFrame(finClose, "\x03\xe8")) }
 
-// flood writes requests at a rate until the connection or the time is over. It
-// writes in bursts: a hundredth of a second's worth at once.
-func (e *enemy) flood(perSecond int, d time.Duration, request func(i int) string) (sent int) {
+// flood writes requests at a rate until the connection or the time ends. It writes in
+// bursts, one per hundredth of a second.
+func (e *attacker) flood(perSecond int, d time.Duration, request func(i int) string) (sent int) {
 	const step = 10 * time.Millisecond
 	begun := time.Now()
 	for at := time.Duration(0); at < d; at += step {
@@ -223,7 +221,7 @@ func (e *enemy) flood(perSecond int, d time.Duration, request func(i int) string
 	return sent
 }
 
-// codeIn returns the code in an error answer, "" where it is none.
+// codeIn returns the code in an error answer, or "".
 func codeIn(answer string) string {
 	var a struct{ Payload struct{ Code string } }
 	_ = json.Unmarshal([]byte(answer), &a)

@@ -6,11 +6,11 @@ import (
 	"strings"
 )
 
-// Sight is who is in a room, with the state of each, "" for none.
-type Sight map[string]string
+// MemberStates has the members of a room, each with its state, or "" without one.
+type MemberStates map[string]string
 
-// Differs describes the differences between s and want. It returns "" if there are none.
-func (s Sight) Differs(want Sight) string {
+// Diff describes the differences between s and want. It returns "" if there are none.
+func (s MemberStates) Diff(want MemberStates) string {
 	var list []string
 	for id, state := range want {
 		if got, ok := s[id]; !ok {
@@ -30,15 +30,15 @@ func (s Sight) Differs(want Sight) string {
 	return strings.Join(list, ", ")
 }
 
-func (s Sight) Take(u Update) error {
+func (s MemberStates) Apply(u Update) error {
 	state, in := s[u.ConnectionID]
 	switch {
 	case u.Type == "join" && in:
-		return fmt.Errorf("is in already")
+		return fmt.Errorf("is already a member")
 	case u.Type == "join":
 		s[u.ConnectionID] = ""
 	case !in:
-		return fmt.Errorf("is not in")
+		return fmt.Errorf("is not a member")
 	case u.Type == "leave":
 		delete(s, u.ConnectionID)
 	case u.Type != "state":
@@ -53,39 +53,39 @@ func (s Sight) Take(u Update) error {
 	return nil
 }
 
-// InRedis returns who is in a room as Redis holds it.
-func (s *Server) InRedis(room string) (Sight, error) {
+// InRedis returns the members of a room in Redis.
+func (s *Server) InRedis(room string) (MemberStates, error) {
 	members, err := s.Presence().Members(s.W.T.Context(), room)
 	if err != nil {
 		return nil, err
 	}
-	now := Sight{}
+	now := MemberStates{}
 	for _, m := range members {
 		now[m.ID] = string(m.State)
 	}
 	return now, nil
 }
 
-// Wish is what a peer has asked for in one room.
-type Wish struct {
+// WantedEntry is the entry that a peer has requested in a room.
+type WantedEntry struct {
 	In    bool
 	State string
 }
 
-// In joins a room, and States publishes states. While Redis is away both fail, and take
-// effect when it is back.
-func (p *Peer) In(room string) Wish {
+// In joins a room, States publishes a state, and Out leaves the room. They ignore
+// errors: while Redis is away, the calls may fail and take effect later.
+func (p *Peer) In(room string) WantedEntry {
 	_, _ = p.TryCall("mesh/join-room", map[string]any{"roomName": room})
-	return Wish{In: true}
+	return WantedEntry{In: true}
 }
 
-func (p *Peer) States(room string, n int) Wish {
+func (p *Peer) States(room string, n int) WantedEntry {
 	state := fmt.Sprintf(`{"n":%d}`, n)
 	_, _ = p.TryCall("mesh/publish-presence-state", map[string]any{"roomName": room, "state": json.RawMessage(state)})
-	return Wish{In: true, State: state}
+	return WantedEntry{In: true, State: state}
 }
 
-func (p *Peer) Out(room string) Wish {
+func (p *Peer) Out(room string) WantedEntry {
 	_, _ = p.TryCall("mesh/leave-room", map[string]any{"roomName": room})
-	return Wish{}
+	return WantedEntry{}
 }

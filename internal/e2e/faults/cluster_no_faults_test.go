@@ -11,9 +11,9 @@ import (
 	"github.com/meshpresence/mesh/internal/testhook"
 )
 
-// TestClusterCalm: where nothing is amiss nothing is suspected. Each server has
-// a watcher and a member, hears its own beats, and keeps its patience.
-func TestClusterCalm(t *testing.T) {
+// TestClusterWithoutFaults checks that two idle servers stay in contact, miss no echo
+// and see no failed heartbeat.
+func TestClusterWithoutFaults(t *testing.T) {
 	t.Parallel()
 	const lease = 10 * time.Second
 	w := harness.ClusterWorld(t)
@@ -25,9 +25,9 @@ func TestClusterCalm(t *testing.T) {
 	for _, s := range d.servers {
 		passed := time.Since(begun)
 		stats := testhook.PartsOf(s.Server).Lease.Stats()
-		require.Zero(t, stats.ListenerResets, "own beats were missed")
+		require.Zero(t, stats.ListenerResets, "an echo was missed")
 		require.Zero(t, stats.Failures)
-		require.LessOrEqual(t, stats.ContactIn, lease-passed, "patience began anew")
+		require.LessOrEqual(t, stats.ContactIn, lease-passed, "contact was lost")
 	}
-	d.over()
+	d.finish()
 }

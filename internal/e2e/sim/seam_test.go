@@ -13,18 +13,18 @@ import (
 	"github.com/meshpresence/mesh/internal/testhook"
 )
 
-// simEdge stands between a server's parts and its store: what goes wrong here
-// is what no network shows.
-type simEdge struct {
+// simSeam is between the parts of a server and its store. It causes faults that a
+// network cannot show.
+type simSeam struct {
 	s *sim
 
 	mu     sync.Mutex // guards the fields below
 	rng    *rand.Rand
-	gate   chan struct{} // closed when calls may go on; nil: they may
-	fails  float64       // which part of calls fails
-	refuse float64       // which part of batches has one entry refused
-	text   string        // what Redis is said to have answered
-	cost   time.Duration // of each op of a batch
+	gate   chan struct{} // closed when calls may continue; nil if they may
+	fails  float64       // fraction of calls that fail
+	refuse float64       // fraction of batches with one refused entry
+	text   string        // the error of Redis
+	cost   time.Duration // duration of each op of a batch
 }
 
 var simRefusals = []string{
@@ -32,9 +32,9 @@ var simRefusals = []string{
 	"LOADING Redis is loading the dataset in memory", "READONLY You can't write against a read only replica.",
 }
 
-// stop keeps calls from beginning and from returning, as a process that stands
-// still does, until the function that it returns is called.
-func (e *simEdge) stop() (goOn func()) {
+// stop blocks the start and the return of all calls, as if the process stood still,
+// until the returned function is called.
+func (e *simSeam) stop() (goOn func()) {
 	gate := make(chan struct{})
 	e.mu.Lock()
 	e.gate = gate
@@ -47,7 +47,7 @@ func (e *simEdge) stop() (goOn func()) {
 	})
 }
 
-func (e *simEdge) wait() {
+func (e *simSeam) wait() {
 	e.mu.Lock()
 	gate := e.gate
 	e.mu.Unlock()
@@ -56,15 +56,15 @@ func (e *simEdge) wait() {
 	}
 }
 
-// setCost has every op of a batch take so long.
-func (e *simEdge) setCost(cost time.Duration) {
+// setCost sets the duration of each op of a batch.
+func (e *simSeam) setCost(cost time.Duration) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.cost = cost
 }
 
-// work takes the time that a batch costs.
-func (e *simEdge) work(ctx context.Context, ops int) {
+// work waits for the duration of a batch.
+func (e *simSeam) work(ctx context.Context, ops int) {
 	e.mu.Lock()
 	d := e.cost * time.Duration(ops)
 	e.mu.Unlock()
@@ -76,15 +76,15 @@ func (e *simEdge) work(ctx context.Context, ops int) {
 	}
 }
 
-func (e *simEdge) set(fails, refuse float64, text string) {
+func (e *simSeam) set(fails, refuse float64, text string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.fails, e.refuse, e.text = fails, refuse, text
 }
 
-// fate draws what becomes of a call: before says that it fails unexecuted,
-// after that it fails although it ran.
-func (e *simEdge) fate() (before, after error) {
+// fate decides whether a call fails. With before, the call fails without being carried
+// out. With after, it fails although it was carried out.
+func (e *simSeam) fate() (before, after error) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.fails == 0 || e.rng.Float64() >= e.fails {
@@ -97,8 +97,8 @@ func (e *simEdge) fate() (before, after error) {
 	return err, nil
 }
 
-// victim draws which of n entries of a batch is refused; -1: none.
-func (e *simEdge) victim(n int) int {
+// victim returns the index of the refused entry of a batch, or -1.
+func (e *simSeam) victim(n int) int {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if e.refuse == 0 || e.rng.Float64() >= e.refuse {
@@ -107,8 +107,8 @@ func (e *simEdge) victim(n int) int {
 	return e.rng.IntN(n)
 }
 
-// simCall makes a call through the edge.
-func simCall[T any](e *simEdge, call func() (T, error)) (T, error) {
+// simCall makes a call through the seam.
+func simCall[T any](e *simSeam, call func() (T, error)) (T, error) {
 	e.wait()
 	before, after := e.fate()
 	if before != nil {
@@ -124,25 +124,25 @@ func simCall[T any](e *simEdge, call func() (T, error)) (T, error) {
 	return v, err
 }
 
-func simDo(e *simEdge, call func() error) error {
+func simDo(e *simSeam, call func() error) error {
 	_, err := simCall(e, func() (struct{}, error) { return struct{}{}, call() })
 	return err
 }
 
-// simOwnerStore is the owner's way to the store.
-type simOwnerStore struct {
+// simLocalStore is the store of the local entries.
+type simLocalStore struct {
 	local.Store
-	e *simEdge
+	e *simSeam
 }
 
-func (o simOwnerStore) Commit(ctx context.Context, bucket int, inc string, number, known uint64, ops []store.Op) ([]store.OpResult, error) {
+func (o simLocalStore) Commit(ctx context.Context, bucket int, inc string, number, known uint64, ops []store.Op) ([]store.OpResult, error) {
 	return simCall(o.e, func() ([]store.OpResult, error) {
 		o.e.work(ctx, len(ops))
 		i := o.e.victim(len(ops))
 		if i < 0 {
 			return o.Store.Commit(ctx, bucket, inc, number, known, ops)
 		}
-		// Never sent, as one that Redis refused alone has changed nothing.
+		// The op is not sent, because an op that Redis refuses changes nothing.
 		rest := append(append([]store.Op(nil), ops[:i]...), ops[i+1:]...)
 		results, err := o.Store.Commit(ctx, bucket, inc, number, known, rest)
 		if err != nil {
@@ -153,22 +153,22 @@ func (o simOwnerStore) Commit(ctx context.Context, bucket int, inc string, numbe
 	})
 }
 
-func (o simOwnerStore) OwnedSize(ctx context.Context, bucket int, inc string) (int64, error) {
+func (o simLocalStore) OwnedSize(ctx context.Context, bucket int, inc string) (int64, error) {
 	return simCall(o.e, func() (int64, error) { return o.Store.OwnedSize(ctx, bucket, inc) })
 }
 
-// simLeaseStore is the lease's way to the store.
+// simLeaseStore is the store of the lease.
 type simLeaseStore struct {
 	lease.Store
-	e *simEdge
+	e *simSeam
 }
 
 func (l simLeaseStore) Register(ctx context.Context, inc string, ttl time.Duration) (int64, error) {
 	return simCall(l.e, func() (int64, error) { return l.Store.Register(ctx, inc, ttl) })
 }
 
-func (l simLeaseStore) Renew(ctx context.Context, inc string, ttl time.Duration, beat string, wantDead bool) (store.Renewal, error) {
-	return simCall(l.e, func() (store.Renewal, error) { return l.Store.Renew(ctx, inc, ttl, beat, wantDead) })
+func (l simLeaseStore) Renew(ctx context.Context, inc string, ttl time.Duration, echo string, wantDead bool) (store.Renewal, error) {
+	return simCall(l.e, func() (store.Renewal, error) { return l.Store.Renew(ctx, inc, ttl, echo, wantDead) })
 }
 
 func (l simLeaseStore) DeclareDeadIfExpired(ctx context.Context, j store.ClockProof, inc string) (bool, error) {
@@ -191,6 +191,6 @@ func (l simLeaseStore) Publish(ctx context.Context, channel, payload string) (in
 	return simCall(l.e, func() (int64, error) { return l.Store.Publish(ctx, channel, payload) })
 }
 
-func (e *simEdge) of(st *store.Store) testhook.Seams {
-	return testhook.Seams{Local: simOwnerStore{st, e}, Lease: simLeaseStore{st, e}, Hub: st, Batch: simBatch}
+func (e *simSeam) of(st *store.Store) testhook.Seams {
+	return testhook.Seams{Local: simLocalStore{st, e}, Lease: simLeaseStore{st, e}, Hub: st, Batch: simBatch}
 }
