@@ -179,6 +179,11 @@ func (c *Client) AwaitClose() CloseError {
 	return *c.ended()
 }
 
+// Done returns a channel that is closed when the connection has ended. After that,
+// [Client.AwaitClose] returns at once. Use it to wait for several clients, or in another
+// goroutine than the test's.
+func (c *Client) Done() <-chan struct{} { return c.readEnded }
+
 // ended returns how the connection ended, or nil if it has not.
 func (c *Client) ended() *CloseError {
 	c.mu.Lock()

@@ -188,6 +188,7 @@ func TestConnectByURL(t *testing.T) {
 			bob.Kill()
 		}
 		ann.ExpectUpdate("leave", "lobby", bob.ID())
+		<-bob.Done()
 		require.Equal(t, want, bob.AwaitClose().Code)
 	}
 
@@ -218,7 +219,13 @@ func TestConnectOverAnyNetwork(t *testing.T) {
 		count, err := srv.Presence().Count(t.Context(), "lobby")
 		require.NoError(t, err)
 		require.Equal(t, 1, count)
+		select {
+		case <-c.Done():
+			require.FailNow(t, "it has ended")
+		default:
+		}
 		require.NoError(t, srv.Shutdown(t.Context()))
+		<-c.Done()
 		require.Equal(t, 1012, c.AwaitClose().Code)
 		require.NoError(t, web.Close())
 		require.ErrorIs(t, <-served, http.ErrServerClosed)

@@ -57,8 +57,9 @@
 //   - [Client.Call]: the handler has returned.
 //   - [Client.Write], [Client.Silence] and [Client.Resume] do not wait for the server.
 //     After a Write, a Call or NextMessage shows that the server has read it.
-//   - [Client.Close], [Client.Kill], [Client.AwaitClose]: the client's end is closed. The
-//     leaves and the OnDisconnection functions follow, see Close.
+//   - [Client.Close], [Client.Kill], [Client.AwaitClose], and receiving from
+//     [Client.Done]: the client's end is closed. The leaves and the OnDisconnection
+//     functions follow, see Close.
 //   - [Server.Kill]: the connections are cut. Other servers notice when its lease has run
 //     out.
 //   - [Server.Close]: everything has returned, OnDisconnection functions included.
