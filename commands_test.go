@@ -5,17 +5,25 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
+	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
+	"unicode/utf8"
 
+	"github.com/gorilla/websocket"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/meshpresence/mesh"
 	"github.com/meshpresence/mesh/internal/e2e/harness"
+	"github.com/meshpresence/mesh/internal/testhook"
+	"github.com/meshpresence/mesh/internal/wire"
+	"github.com/meshpresence/mesh/meshtest"
 )
 
 // plain returns an answer without the fields that this server adds to the
@@ -512,4 +520,320 @@ func TestClientMetadata(t *testing.T) {
 			}
 		}
 	})
+}
+
+// TestCostOfJoinAnswers: while one connection after the other joins a room,
+// here and on another server, the answers come from memory, hold everybody who
+// has joined before, and cost Redis nothing beside the joins.
+func TestCostOfJoinAnswers(t *testing.T) {
+	t.Parallel()
+	w := harness.RealWorld(t)
+	c := harness.NewCosts(t, w)
+	defer c.Print()
+	s, other := w.Tracked(), w.Tracked()
+	channel := testhook.PartsOf(s.Server).Keys.EventsPrefix() + "lobby"
+	heard := func() int64 {
+		counts, err := c.Admin.PubSubNumSub(t.Context(), channel).Result()
+		require.NoError(t, err)
+		return counts[channel]
+	}
+	joined := map[string]bool{}
+	join := func(s *harness.Server) *harness.Peer {
+		p := s.Dial()
+		joined[p.ID] = true
+		ids := p.Join("lobby").IDs(t)
+		assert.Len(t, ids, len(joined))
+		for _, id := range ids {
+			assert.True(t, joined[id], id)
+		}
+		return p
+	}
+	join(other)
+	join(other)
+	join(other)
+	join(s)
+	assert.Zero(t, heard(), "a join or two start no mirror")
+	mirrored := func() bool {
+		_, ok := testhook.PartsOf(s.Server).Hub.View("lobby")
+		return ok
+	}
+	for range 2 {
+		join(s)
+	}
+	w.Eventually(5*time.Second, mirrored, "the room is mirrored")
+
+	const more = 20
+	c.Measure("join through the socket, room busy", 2*more, func() {
+		for range more {
+			join(s)
+			join(other) // mirrored there by now, or not: its answers are as good
+		}
+	})
+	w.Eventually(5*time.Second, func() bool { _, ok := testhook.PartsOf(other.Server).Hub.View("lobby"); return ok }, "there, too")
+	got := c.Measure("join through the socket, room mirrored", more, func() {
+		for range more {
+			join(s)
+		}
+	})
+	// If an event takes longer than a quarter of a second, Redis is asked.
+	assert.LessOrEqual(t, got["hscan"], more, "%v", got)
+	w.Eventually(20*time.Second, func() bool { return heard() == 0 }, "the mirrors go when nobody joins any more")
+}
+
+// Who joins at the same time is answered with those whose joins came before.
+func TestJoinAnswersOfMany(t *testing.T) {
+	t.Parallel()
+	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
+		s := w.Tracked()
+		const many = 40
+		peers := make([]*harness.Peer, many)
+		for i := range peers {
+			peers[i] = s.Dial()
+		}
+		var mu sync.Mutex // guards the following
+		done := map[string]bool{}
+		var joining sync.WaitGroup
+		for _, p := range peers {
+			joining.Go(func() {
+				mu.Lock()
+				before := fmt.Sprint(done)
+				want := make([]string, 0, len(done)+1)
+				for id := range done {
+					want = append(want, id)
+				}
+				mu.Unlock()
+				ids := p.Join("lobby").IDs(t)
+				assert.Subset(t, ids, append(want, p.ID), before)
+				mu.Lock()
+				done[p.ID] = true
+				mu.Unlock()
+			})
+		}
+		joining.Wait()
+	})
+}
+
+// What the socket refuses by itself, because there are too many commands, is false at
+// level 1, too. So is a panic.
+func TestRefusedBySocketByLevel(t *testing.T) {
+	t.Parallel()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s := w.Server()
+		p := s.Dial()
+		c, ok := s.Connection(p.ID)
+		require.True(t, ok)
+		req := wire.Request{ID: "7", HasID: true, Command: "mesh/publish-presence-state"}
+		assert.JSONEq(t, `{"id":7,"command":"mesh/publish-presence-state","payload":false}`, string(c.Refuse(req, "m", "EBUSY", "n").Bytes()))
+		req.Command = "mesh/join-room"
+		assert.JSONEq(t, `{"id":7,"command":"mesh/join-room","payload":{"error":"m","code":"EBUSY","name":"n"}}`, string(c.Refuse(req, "m", "EBUSY", "n").Bytes()))
+		p = s.Level2().Dial()
+		c, _ = s.Connection(p.ID)
+		req.Command = "mesh/publish-presence-state"
+		assert.JSONEq(t, `{"id":7,"command":"mesh/publish-presence-state","payload":{"error":"m","code":"EOWN","name":"n"}}`,
+			string(c.Refuse(req, "m", "EOWN", "n").Bytes()))
+		assert.EqualValues(t, 1, s.Stats().CommandsFailed["EBUSY"])
+		assert.EqualValues(t, 1, s.Stats().CommandsFailed["other"])
+	})
+}
+
+// FuzzFrames sends whatever it is given to a running server as one text
+// frame. The connection lives on, or is closed with a code, nothing panics,
+// and somebody else's connection notices nothing.
+func FuzzFrames(f *testing.F) {
+	for _, command := range mesh.CommandNames() {
+		for _, payload := range []string{
+			`{"roomName":"a"}`, `{"roomName":"guarded"}`, `{"roomName":"a","state":{"x":1},"expireAfter":5,"silent":true}`,
+			`{"connectionId":"x"}`, `{"metadata":{"a":{"b":1}},"options":{"strategy":"deepMerge"}}`, `null`, `[]`,
+		} {
+			f.Add(fmt.Sprintf(`{"id":1,"command":%q,"payload":%s}`, command, payload))
+		}
+	}
+	for _, text := range []string{
+		``, `null`, `{}`, `[]`, `{"command":"echo","id":1,"payload":"x"}`, `{"id":1e400,"command":"mesh/noop"}`,
+		`{"id":-0,"command":"mesh\/join-room","payload":{"roomName":"\ud800"}}`, `{"command":"pong"}`, `{"command":"latency:response"}`,
+		"\xff", `{"id":1,"id":2,"command":"a","command":"mesh/noop"}`, `{"id":1,"command":"mesh/join-room","payload":{"roomName":"a:conn:b{}*"}}`,
+	} {
+		f.Add(text)
+	}
+	f.Fuzz(fuzzed(f).frame)
+}
+
+// fuzzServer is one server for all inputs.
+type fuzzServer struct {
+	srv       *mesh.Server
+	listener  *harness.PipeListener
+	neighbour *websocket.Conn
+}
+
+func fuzzed(f *testing.F) *fuzzServer {
+	r := meshtest.StartRedis(f)
+	opts := mesh.Options{
+		Redis: r.Client(), LatencyInterval: -1,
+		Limits: mesh.Limits{CommandsPerSecond: -1, UpgradesPerSecond: -1, FrameBytes: 16 << 10},
+	}
+	harness.AllowMetadata(&opts)
+	srv, err := mesh.NewServer(opts)
+	require.NoError(f, err)
+	require.NoError(f, srv.TrackPresence(mesh.Regexp(regexp.MustCompile(`^[^x]`)), mesh.PresenceOptions{TTL: time.Second}))
+	require.NoError(f, srv.TrackPresence(mesh.Exact("guarded"), mesh.PresenceOptions{Guard: harness.AdminsOnly, JoinGuard: harness.AdminsOnly}))
+	require.NoError(f, srv.HandleCommand("echo", func(_ context.Context, _ *mesh.Connection, payload json.RawMessage) (any, error) {
+		return payload, nil
+	}))
+	require.NoError(f, srv.Start(f.Context()))
+	z := &fuzzServer{srv: srv, listener: harness.NewPipeListener()}
+	h := &http.Server{Handler: srv}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = h.Serve(z.listener)
+	}()
+	f.Cleanup(func() {
+		// The test's own context has ended by now.
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		require.NoError(f, srv.Shutdown(ctx))
+		_ = h.Close()
+		<-done
+	})
+	z.neighbour = z.dial(f)
+	f.Cleanup(func() { _ = z.neighbour.Close() })
+	return z
+}
+
+func (z *fuzzServer) dial(t testing.TB) *websocket.Conn {
+	d := websocket.Dialer{NetDialContext: z.listener.Dial}
+	ws, _, err := d.Dial("ws://127.0.0.1/ws", nil)
+	require.NoError(t, err)
+	_, first, err := ws.ReadMessage()
+	require.NoError(t, err)
+	require.Contains(t, string(first), "mesh/assign-id")
+	return ws
+}
+
+// alive sends a request and reads until its answer, or the end.
+func alive(ws *websocket.Conn) error {
+	if err := ws.SetReadDeadline(time.Now().Add(15 * time.Second)); err != nil {
+		return err
+	}
+	// Written at once or not: whoever is closing may not read any more.
+	_ = ws.WriteMessage(websocket.TextMessage, []byte(`{"id":98765432,"command":"mesh/noop"}`))
+	for {
+		_, data, err := ws.ReadMessage()
+		if err != nil {
+			return err
+		}
+		var f struct{ Command string }
+		if err := json.Unmarshal(data, &f); err != nil {
+			return fmt.Errorf("not JSON: %q: %w", data, err)
+		}
+		if strings.HasPrefix(string(data), `{"id":98765432,"command":"mesh/noop"`) {
+			return nil
+		}
+	}
+}
+
+// frame tries one input.
+func (z *fuzzServer) frame(t *testing.T, text string) {
+	ws := z.dial(t)
+	defer func() { _ = ws.Close() }()
+	_ = ws.SetWriteDeadline(time.Now().Add(5 * time.Second))
+	_ = ws.WriteMessage(websocket.TextMessage, []byte(text)) // fails where it is closed half way
+	if err := alive(ws); err != nil {
+		require.NotZero(t, harness.CloseCodeOf(err), "ended without a code: %v", err)
+		require.Greater(t, len(text), 16<<10, "closed without a reason: %v", err)
+	}
+	require.NoError(t, alive(z.neighbour), "the neighbour")
+	require.Zero(t, testhook.SocketPanics(z.srv))
+	require.Zero(t, z.srv.Stats().CallbackPanics)
+}
+
+// FuzzPayloads sends each command with whatever payload it is given. What is
+// JSON gets exactly one answer, and if that is an error it has a code and none
+// of the server's own troubles in it; a change that was accepted is carried to
+// the byte.
+func FuzzPayloads(f *testing.F) {
+	names := mesh.CommandNames()
+	for i := range names {
+		for _, payload := range []string{
+			`{"roomName":"a"}`, `{"roomName":"guarded"}`, `{"roomName":"a","state":{"x":1.50,"x":"\ud800"},"expireAfter":5.5,"silent":true}`,
+			`{"roomName":"\ud800"}`, `{"ROOMNAME":"a","roomname":"b"}`, `{"connectionId":"x:y"}`, `{"connectionId":"*"}`,
+			`{"metadata":{"a":{"b":1},"a":[]},"options":{"strategy":"deepMerge"}}`, `{"metadata":null,"options":{"strategy":"x"}}`,
+			`{"metadata":1,"options":null}`, `null`, `[]`, `{"roomName":"a","state":{},"expireAfter":9.2e12}`, `{"roomName":{"a":1}}`,
+		} {
+			f.Add(byte(i), payload)
+		}
+	}
+	z := fuzzed(f)
+	p := &payloads{z: z, ws: z.dial(f)} // one for all: a new one costs more than what is tried
+	f.Cleanup(func() { _ = p.ws.Close() })
+	f.Fuzz(func(t *testing.T, n byte, payload string) {
+		if len(payload) > 15<<10 {
+			return // FuzzFrames sends what is too large
+		}
+		defer func() {
+			if t.Failed() { // what is on its way must not count for the next
+				_ = p.ws.Close()
+				p.ws = z.dial(t)
+			}
+		}()
+		p.try(t, names[int(n)%len(names)], payload)
+	})
+}
+
+// payloads sends requests over one connection.
+type payloads struct {
+	z  *fuzzServer
+	ws *websocket.Conn
+	id int64 // of the last request
+}
+
+// send writes a request under a new id, with the payload as it is.
+func (p *payloads) send(t *testing.T, command, payload string) int64 {
+	p.id++
+	text := fmt.Sprintf(`{"id":%d,"command":%q,"payload":%s}`, p.id, command, payload)
+	require.NoError(t, p.ws.WriteMessage(websocket.TextMessage, []byte(text)))
+	return p.id
+}
+
+// try sends one command. Answers may come in any order, each once.
+func (p *payloads) try(t *testing.T, command, payload string) {
+	req, err := wire.Decode([]byte(`{"id":0,"command":"` + command + `","payload":` + payload + `}`))
+	if err == nil && (req.ID != "0" || req.Command != command) {
+		return // the payload broke out of its place
+	}
+	waiting := map[int64]bool{}
+	if command == wire.CommandPublishPresenceState || command == wire.CommandClearPresenceState {
+		waiting[p.send(t, wire.CommandJoinRoom, `{"roomName":"a"}`)] = true
+	}
+	if id := p.send(t, command, payload); err == nil {
+		waiting[id] = true
+	}
+	waiting[p.send(t, wire.CommandNoop, `{}`)] = true
+	for len(waiting) > 0 {
+		require.NoError(t, p.ws.SetReadDeadline(time.Now().Add(20*time.Second)))
+		_, data, err := p.ws.ReadMessage()
+		require.NoError(t, err, "%s %q", command, payload)
+		require.True(t, utf8.Valid(data) && json.Valid(data), "%q", data)
+		var a harness.Frame
+		require.NoError(t, json.Unmarshal(data, &a))
+		if a.ID == nil {
+			continue
+		}
+		require.True(t, waiting[*a.ID], "nobody waits for %s: after %s %q", data, command, payload)
+		delete(waiting, *a.ID)
+		judged(t, payload, a.Payload)
+	}
+	require.Zero(t, testhook.SocketPanics(p.z.srv))
+	require.Zero(t, p.z.srv.Stats().CallbackPanics)
+}
+
+// judged looks at an answer.
+func judged(t *testing.T, text string, answer json.RawMessage) {
+	var e struct{ Error, Code, Name *string }
+	if json.Unmarshal(answer, &e) != nil || e.Error == nil {
+		return
+	}
+	require.NotNil(t, e.Code, "%s: %s", text, answer)
+	require.NotNil(t, e.Name)
+	require.NotContains(t, []string{"", "ESERVER", "ECLOSED"}, *e.Code, "%s: %s", text, answer)
 }

@@ -4,15 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"net/http"
-	"runtime"
+	"fmt"
+	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/gorilla/websocket"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -133,242 +131,108 @@ func TestClosingAndRecheckingAcrossServers(t *testing.T) {
 	})
 }
 
-func TestAppCommands(t *testing.T) {
+// A connection is found from any server, with all its rooms in whichever buckets.
+func TestFind(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
-		s := w.Tracked()
-		handle := func(name string, h mesh.CommandHandler) {
-			require.NoError(t, s.HandleCommand(name, h))
-		}
-		handle("echo", func(_ context.Context, c *mesh.Connection, payload json.RawMessage) (any, error) {
-			return map[string]any{"id": c.ID(), "payload": payload, "rooms": c.Rooms()}, nil
-		})
-		handle("nothing", func(context.Context, *mesh.Connection, json.RawMessage) (any, error) { return nil, nil })
-		handle("fail", func(context.Context, *mesh.Connection, json.RawMessage) (any, error) {
-			return nil, errors.New("no luck")
-		})
-		handle("coded", func(context.Context, *mesh.Connection, json.RawMessage) (any, error) {
-			return nil, &mesh.CommandError{Code: "ETEAPOT", Name: "Teapot", Message: "short and stout"}
-		})
-		handle("panic", func(context.Context, *mesh.Connection, json.RawMessage) (any, error) { panic("secret") })
-		handle("goexit", func(context.Context, *mesh.Connection, json.RawMessage) (any, error) {
-			runtime.Goexit()
-			return nil, nil
-		})
-		handle("unencodable", func(context.Context, *mesh.Connection, json.RawMessage) (any, error) { return make(chan int), nil })
+		s := w.Tracked(harness.Limits(func(l *mesh.Limits) { l.RoomsPerConnection = -1 }))
+		asked := w.Manager()
 		p := s.Dial()
-		p.Join("lobby")
-		for command, want := range map[string]string{
-			"echo":    `{"id":"` + p.ID + `","payload":{"n":1.0},"rooms":["lobby"]}`,
-			"nothing": `null`,
-			"fail":    `{"error":"no luck","code":"ESERVER","name":"Error"}`,
-			"coded":   `{"error":"short and stout","code":"ETEAPOT","name":"Teapot"}`,
-			"panic":   `{"error":"Internal error","code":"ESERVER","name":"Error"}`,
-			"goexit":  `{"error":"Internal error","code":"ESERVER","name":"Error"}`,
-		} {
-			assert.JSONEq(t, want, string(p.Call(command, json.RawMessage(`{"n":1.0}`))), command)
+		require.NoError(t, s.Connections().SetMetadata(t.Context(), p.ID, "ann", mesh.MetadataOptions{}))
+		var rooms []string
+		for i := range mesh.MaxFound + 3 {
+			rooms = append(rooms, fmt.Sprint("doc-", i))
+			require.NoError(t, s.Presence().Join(t.Context(), rooms[i], p.ID))
 		}
-		assert.Contains(t, string(p.Call("unencodable", nil)), `"ESERVER"`)
-		w.Eventually(time.Second, func() bool { return s.Stats().CallbackPanics == 2 }, "both are counted")
-
-		for _, name := range []string{"", "mesh/noop", "mesh/mine", "ping", "pong", "latency", "latency:request", "latency:response"} {
-			require.ErrorIs(t, s.HandleCommand(name, func(context.Context, *mesh.Connection, json.RawMessage) (any, error) { return nil, nil }), mesh.ErrInvalidCommand, "%q", name)
+		require.NoError(t, s.Presence().PublishState(t.Context(), rooms[0], p.ID, map[string]int{"x": 1}, mesh.StateOptions{}))
+		slices.Sort(rooms)
+		for which, m := range []*mesh.ConnectionManager{s.Connections(), asked.Connections()} {
+			info, err := m.Find(t.Context(), p.ID)
+			require.NoError(t, err)
+			assert.Equal(t, p.ID, info.ID)
+			assert.Equal(t, s.Stats().Incarnation, info.Server)
+			assert.Equal(t, which == 0, info.Self)
+			assert.JSONEq(t, `"ann"`, string(info.Metadata))
+			require.Len(t, info.Rooms, len(rooms))
+			for i, r := range info.Rooms {
+				require.Equal(t, rooms[i], r.Room)
+				require.Equal(t, p.ID, r.Entry.ConnectionID)
+				require.NotEmpty(t, r.Entry.ID)
+				require.Equal(t, info.Server, r.Entry.Server)
+				require.Equal(t, r.Room == "doc-0", r.Entry.State != nil)
+			}
 		}
-		require.ErrorIs(t, s.HandleCommand("echo", func(context.Context, *mesh.Connection, json.RawMessage) (any, error) { return nil, nil }), mesh.ErrCommandExists)
-		require.ErrorIs(t, s.HandleCommand("nil", nil), mesh.ErrInvalidOptions)
+		require.NoError(t, s.Presence().Disconnect(t.Context(), p.ID))
+		for _, m := range []*mesh.ConnectionManager{s.Connections(), asked.Connections()} {
+			info, err := m.Find(t.Context(), p.ID)
+			require.ErrorIs(t, err, mesh.ErrUnknownConnection)
+			assert.Zero(t, info)
+		}
 	})
 }
 
-func TestAHungHandlerDoesNotKeepItsConnectionPresent(t *testing.T) {
+// What cannot be found out is missing, and the error says why.
+func TestFindOnlyInPart(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s := w.Tracked()
-		release := make(chan struct{})
-		require.NoError(t, s.HandleCommand("hang", func(context.Context, *mesh.Connection, json.RawMessage) (any, error) {
-			<-release // whatever its context says
-			return nil, nil
-		}))
-		watcher, p := s.Dial(), s.Dial()
-		watcher.Subscribe("lobby")
-		p.Join("lobby")
-		require.NoError(t, p.Send(map[string]any{"id": 1000, "command": "hang"}))
-		p.Call("mesh/noop", nil)
-		p.Close()
-		watcher.Expect(2*time.Second, "leave", p.ID)
-		close(release)
-	})
-}
-
-func TestConnectionHooks(t *testing.T) {
-	t.Parallel()
-	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
-		s := w.Tracked()
-		type ending struct {
-			member  mesh.Member
-			present []string
-			reason  error
+		other, die := w.Doomed()
+		require.NoError(t, other.Connect(t.Context(), "bob", "bob"))
+		require.NoError(t, other.Join(t.Context(), "lobby", "bob"))
+		require.NoError(t, s.Presence().Connect(t.Context(), "ann", nil))
+		require.NoError(t, s.Presence().Join(t.Context(), "lobby", "ann"))
+		find := func(id string, want error) mesh.ConnectionInfo {
+			t.Helper()
+			began := time.Now()
+			info, err := s.Connections().Find(t.Context(), id)
+			require.ErrorIs(t, err, want)
+			assert.LessOrEqual(t, time.Since(began), 2*time.Second)
+			return info
 		}
-		ended := make(chan ending, 10)
-		s.OnConnection(func(ctx context.Context, c *mesh.Connection) {
-			// The client's first command is on its way already.
-			assert.NoError(t, s.Connections().SetMetadata(ctx, c.ID(), map[string]any{"userId": "u1"}, mesh.MetadataOptions{}))
-		})
-		s.OnConnection(func(ctx context.Context, c *mesh.Connection) {
-			assert.JSONEq(t, `{"userId":"u1"}`, string(c.Member().Metadata), "in the order added")
-			assert.NoError(t, s.Connections().SetMetadata(ctx, c.ID(), map[string]any{"second": true}, mesh.MetadataOptions{Strategy: mesh.Merge}))
-			assert.NotNil(t, c.RemoteAddr())
-		})
-		s.OnDisconnection(func(ctx context.Context, c *mesh.Connection, reason error) {
-			present, err := s.Presence().PresentConnections(ctx, "lobby")
-			assert.NoError(t, err)
-			ended <- ending{c.Member(), present, reason}
-		})
-		var present []mesh.Member
-		p := s.Dial()
-		require.NoError(t, json.Unmarshal(p.Join("lobby").Present, &present))
-		require.Len(t, present, 1)
-		assert.JSONEq(t, `{"userId":"u1","second":true}`, string(present[0].Metadata))
+		for _, id := range []string{"", "a:b", "a b", "\xff", strings.Repeat("a", 129)} {
+			assert.Zero(t, find(id, mesh.ErrInvalidConnectionID))
+		}
 
-		require.NoError(t, s.Connections().Close(t.Context(), p.ID))
-		p.Closed(2 * time.Second)
-		e := <-ended
-		assert.Equal(t, p.ID, e.member.ID)
-		assert.JSONEq(t, `{"userId":"u1","second":true}`, string(e.member.Metadata), "what it was is still known")
-		assert.Empty(t, e.present, "it has left by then")
-		assert.ErrorContains(t, e.reason, "closed")
-
-		p = s.Dial()
-		p.Join("lobby")
-		p.Close()
-		e = <-ended
-		assert.Empty(t, e.present)
-		assert.ErrorContains(t, e.reason, "broken", "the client went without a word")
-		_, open := s.Connection(p.ID)
-		assert.False(t, open)
-	})
-}
-
-func TestHooksThatFail(t *testing.T) {
-	t.Parallel()
-	harness.Embedded(t, func(t *testing.T, w *harness.World) {
-		s := w.Tracked(func(o *mesh.Options) { o.HookTimeout = time.Second })
-		release := make(chan struct{})
-		var after atomic.Int32
-		var reason atomic.Pointer[error]
-		s.OnConnection(func(ctx context.Context, c *mesh.Connection) {
-			assert.NoError(t, s.Connections().SetMetadata(ctx, c.ID(), "half", mesh.MetadataOptions{}))
-			assert.NoError(t, s.Presence().Join(ctx, "lobby", c.ID()))
-			panic("up")
-		})
-		s.OnConnection(func(context.Context, *mesh.Connection) { after.Add(1) })
-		s.OnDisconnection(func(_ context.Context, _ *mesh.Connection, err error) { reason.Store(&err); panic("down") })
-		s.OnDisconnection(func(context.Context, *mesh.Connection, error) { after.Add(100) })
-		watcher := w.Tracked().Dial()
-		watcher.Subscribe("lobby")
-
-		// Nothing remains of a connection whose first function failed.
-		p := s.Dial()
-		begun := time.Now()
-		_, err := p.TryCall("mesh/join-room", map[string]any{"roomName": "other"})
-		require.Error(t, err, "no command is carried out")
-		assert.Equal(t, websocket.CloseInternalServerErr, p.Closed(time.Second))
-		assert.Zero(t, time.Since(begun), "a panic costs no time")
-		w.Sleep(time.Second)
-		assert.EqualValues(t, 100, after.Load(), "the functions after it are not called, those at the end are")
-		require.ErrorIs(t, *reason.Load(), mesh.ErrClosed)
-		assert.Contains(t, (*reason.Load()).Error(), "1011")
-		assert.EqualValues(t, 2, s.Stats().CallbackPanics)
-		assert.Equal(t, 1, watcher.Count("leave", p.ID), "it leaves what a function has joined")
-		_, err = s.Connections().Metadata(t.Context(), p.ID)
-		require.ErrorIs(t, err, mesh.ErrUnknownConnection)
-		in, err := s.Rooms().ConnectionIDs(t.Context(), "other")
+		// Redis has lost the entry, and the server will write it again.
+		require.NoError(t, w.Client().HDel(t.Context(), w.Keys().Members("lobby"), "ann").Err())
+		info, err := s.Connections().Find(t.Context(), "ann")
 		require.NoError(t, err)
-		assert.Empty(t, in)
-		assert.Zero(t, s.Stats().Connections)
+		assert.Equal(t, []mesh.RoomEntry{{Room: "lobby"}}, info.Rooms)
 
-		// One that hangs holds up its own connection, for a while.
-		s2 := w.Tracked(func(o *mesh.Options) {
-			o.HookTimeout = time.Second
-			o.Authenticate = func(_ context.Context, r *http.Request) (any, error) { return r.Header.Get("X-Kind"), nil }
-		})
-		s2.OnConnection(func(_ context.Context, c *mesh.Connection) {
-			if strings.Contains(string(c.Member().Metadata), "slow") {
-				<-release
-			}
-		})
-		slow, quick := s2.Dial(http.Header{"X-Kind": {"slow"}}), s2.Dial(http.Header{"X-Kind": {"quick"}})
-		begun = time.Now()
-		var wg sync.WaitGroup
-		wg.Go(func() {
-			_, err := slow.TryCall("mesh/join-room", map[string]any{"roomName": "lobby"})
-			assert.Error(t, err)
-			assert.Equal(t, websocket.CloseInternalServerErr, slow.Closed(time.Second))
-			assert.InDelta(t, 1, time.Since(begun).Seconds(), 0.1)
-		})
-		quick.Join("lobby")
-		assert.Zero(t, time.Since(begun))
-		wg.Wait()
-		assert.EqualValues(t, 1, s2.Stats().CallbackTimeouts)
-		close(release)
+		die()
+		info = find("bob", mesh.ErrUnavailable)
+		assert.Equal(t, other.Stats().Incarnation, info.Server)
+		assert.JSONEq(t, `"bob"`, string(info.Metadata))
+		assert.Empty(t, info.Rooms)
+
+		w.Mem.Hang()
+		info = find("ann", mesh.ErrUnavailable)
+		assert.True(t, info.Self)
+		assert.Equal(t, []mesh.RoomEntry{{Room: "lobby"}}, info.Rooms)
+		assert.Zero(t, find("bob", mesh.ErrUnavailable))
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		_, err = s.Connections().Find(ctx, "bob")
+		require.ErrorIs(t, err, context.Canceled)
+		w.Mem.Resume()
 	})
 }
 
-func TestAuthenticate(t *testing.T) {
+// encodes encodes to JSON by a method of its own.
+type encodes struct{}
+
+func (encodes) MarshalJSON() ([]byte, error) { return []byte("1"), nil }
+
+// TestSendAfterShutdown: whatever is sent, the error is the same.
+func TestSendAfterShutdown(t *testing.T) {
 	t.Parallel()
-	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
-		release := make(chan struct{})
-		defer close(release)
-		s := w.Tracked(func(o *mesh.Options) {
-			o.HookTimeout = 300 * time.Millisecond
-			o.Authenticate = func(ctx context.Context, r *http.Request) (any, error) {
-				switch r.Header.Get("X-Who") {
-				case "ann":
-					return map[string]any{"userId": "ann"}, nil
-				case "nobody":
-					return nil, nil
-				case "refused":
-					return nil, mesh.Refuse(403, "not today")
-				case "wrapped":
-					return nil, errors.Join(errors.New("secret"), mesh.Refuse(429, "slow down"))
-				case "panic":
-					panic("secret")
-				case "hang":
-					<-release
-				case "unencodable":
-					return make(chan int), nil
-				}
-				return nil, errors.New("secret reason")
-			}
-		})
-		header := func(who string) http.Header { return http.Header{"X-Who": {who}} }
-		p := s.Dial(header("ann"))
-		assert.JSONEq(t, `{"metadata":{"userId":"ann"}}`, string(p.Call("mesh/get-my-connection-metadata", nil)))
-		var present []mesh.Member
-		require.NoError(t, json.Unmarshal(p.Join("lobby").Present, &present))
-		assert.JSONEq(t, `{"userId":"ann"}`, string(present[0].Metadata))
-		assert.JSONEq(t, `{"metadata":null}`, string(s.Dial(header("nobody")).Call("mesh/get-my-connection-metadata", nil)))
-		for _, c := range []struct {
-			who    string
-			status int
-			body   string
-		}{
-			{"other", 401, "Unauthorized"},
-			{"refused", 403, "not today"},
-			{"wrapped", 429, "slow down"},
-			{"panic", 500, "Internal Server Error"},
-			{"hang", 500, "Internal Server Error"},
-			{"unencodable", 500, "Internal Server Error"},
-		} {
-			begun := time.Now()
-			_, resp, err := s.TryDial(header(c.who))
-			require.Error(t, err, c.who)
-			require.NotNil(t, resp, c.who)
-			assert.Equal(t, c.status, resp.StatusCode, c.who)
-			body := make([]byte, 100)
-			n, _ := resp.Body.Read(body)
-			assert.Equal(t, c.body, strings.TrimSpace(string(body[:n])), c.who)
-			assert.Less(t, time.Since(begun), w.Unhurried(2*time.Second))
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s := w.Tracked()
+		conn, ok := s.Connection(s.Dial().ID)
+		require.True(t, ok)
+		require.NoError(t, s.Shutdown(t.Context()))
+		for _, payload := range []any{1, encodes{}} {
+			require.ErrorIs(t, conn.Send("news", payload), mesh.ErrClosed, "%T", payload)
 		}
-		assert.Equal(t, 2, s.Stats().Connections)
 	})
 }

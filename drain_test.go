@@ -2,9 +2,14 @@ package mesh_test
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -273,4 +278,462 @@ func TestDrainWaitsForHooks(t *testing.T) {
 		require.Len(t, ended, 3, "ServeConn has returned")
 		assert.ErrorContains(t, <-ended, "1012")
 	})
+}
+
+func TestDrainRefusesWhatMakesNoSense(t *testing.T) {
+	t.Parallel()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		ctx := t.Context()
+		fresh, err := mesh.NewServer(mesh.Options{Redis: w.Client()})
+		require.NoError(t, err)
+		require.ErrorIs(t, fresh.Drain(ctx, 0), mesh.ErrNotStarted)
+		require.ErrorIs(t, fresh.Ready(ctx), mesh.ErrNotStarted)
+		require.NoError(t, fresh.Start(ctx), "nothing has changed")
+		require.ErrorIs(t, fresh.Drain(ctx, -1), mesh.ErrInvalidOptions)
+		require.NoError(t, fresh.Ready(ctx), "nothing has changed")
+		require.NoError(t, fresh.Drain(ctx, time.Hour), "there is no socket to wait for")
+		require.NoError(t, fresh.Drain(ctx, time.Hour), "once more")
+		require.ErrorIs(t, fresh.Ready(ctx), mesh.ErrClosed)
+		require.NoError(t, fresh.Shutdown(ctx))
+		require.ErrorIs(t, fresh.Drain(ctx, 0), mesh.ErrClosed)
+
+		unborn, err := mesh.NewServer(mesh.Options{Redis: w.Client()})
+		require.NoError(t, err)
+		require.NoError(t, unborn.Shutdown(ctx))
+		require.ErrorIs(t, unborn.Drain(ctx, 0), mesh.ErrClosed)
+		require.ErrorIs(t, unborn.Ready(ctx), mesh.ErrClosed)
+	})
+}
+
+// When its context ends the rest stays open, until Drain is called again.
+func TestDrainGivesUp(t *testing.T) {
+	t.Parallel()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s := w.Tracked()
+		peers := s.DialAll(10)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		defer cancel()
+		err := s.Drain(ctx, 10*time.Second)
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		assert.ErrorContains(t, err, "5 connections")
+		w.Sleep(time.Minute)
+		assert.Equal(t, 5, s.Stats().Connections)
+		require.ErrorIs(t, s.Drain(ctx, 0), context.DeadlineExceeded, "it has ended already")
+		for _, p := range peers {
+			select {
+			case <-p.Ended:
+			default:
+				assert.Equal(t, "true", string(p.Call("mesh/noop", nil)))
+			}
+		}
+		assert.Equal(t, 5, s.Stats().Connections)
+		require.ErrorIs(t, s.Ready(t.Context()), mesh.ErrClosed, "no way back")
+		ends := peerEnds(peers)
+		begun := time.Now()
+		require.NoError(t, s.Drain(t.Context(), 10*time.Second))
+		assert.InDelta(t, 8300*time.Millisecond, time.Since(begun), float64(100*time.Millisecond))
+		assert.LessOrEqual(t, mostWithin(ends()[5:], 1600*time.Millisecond), 1, "evenly again")
+	})
+}
+
+func TestDrainSeveralTimes(t *testing.T) {
+	t.Parallel()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s := w.Tracked()
+		ends := peerEnds(s.DialAll(100))
+		begun := time.Now()
+		var all sync.WaitGroup
+		for i := range 5 { // the same pace
+			all.Go(func() {
+				w.Sleep(time.Duration(i) * 13 * time.Millisecond)
+				assert.NoError(t, s.Drain(t.Context(), 10*time.Second))
+			})
+		}
+		short, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+		defer cancel()
+		all.Go(func() { assert.ErrorIs(t, s.Drain(short, 9*time.Second), context.DeadlineExceeded) })
+		w.Sleep(5 * time.Second)
+		left := s.Stats().Connections
+		assert.InDelta(t, 49, left, 3)
+		require.NoError(t, s.Drain(t.Context(), time.Second), "it hurries")
+		assert.LessOrEqual(t, time.Since(begun), 6*time.Second)
+		all.Wait()
+		at := ends()
+		assert.LessOrEqual(t, time.Since(begun), 6*time.Second, "the others are through as well")
+		assert.LessOrEqual(t, mostWithin(at[:100-left], time.Second), 13, "they do not add up")
+		assert.LessOrEqual(t, mostWithin(at[100-left:], 100*time.Millisecond), left/10+2)
+	})
+}
+
+func TestDrainThenShutdown(t *testing.T) {
+	t.Parallel()
+	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
+		s := w.Tracked()
+		peers := s.DialAll(20, "lobby")
+		drained := make(chan error, 2)
+		for range 2 {
+			go func() { drained <- s.Drain(t.Context(), time.Hour) }()
+		}
+		w.Eventually(time.Second, func() bool { return s.Ready(t.Context()) != nil }, "it drains")
+		begun := time.Now()
+		s.End()
+		for range 2 {
+			require.ErrorIs(t, <-drained, mesh.ErrClosed)
+		}
+		for _, p := range peers {
+			p.Told(t)
+		}
+		assert.Less(t, time.Since(begun), w.Unhurried(10*time.Second), "it does not wait for the drain's hour")
+	})
+}
+
+// Drain does not wait for what Shutdown waits for.
+func TestShutdownEndsDrainPromptly(t *testing.T) {
+	t.Parallel()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s := w.Tracked()
+		s.Raw() // does not answer the close frame
+		drained := make(chan time.Time, 1)
+		go func() {
+			assert.ErrorIs(t, s.Drain(t.Context(), time.Hour), mesh.ErrClosed)
+			drained <- time.Now()
+		}()
+		w.Sleep(5 * time.Second)
+		begun := time.Now()
+		s.End()
+		assert.Greater(t, time.Since(begun), 900*time.Millisecond)
+		assert.Zero(t, (<-drained).Sub(begun))
+	})
+}
+
+// A connection that is being upgraded when the drain begins is refused, too.
+func TestDrainWhileUpgrading(t *testing.T) {
+	t.Parallel()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		asked, answer := make(chan struct{}), make(chan struct{})
+		s := w.Tracked(func(o *mesh.Options) {
+			o.Authenticate = func(context.Context, *http.Request) (any, error) {
+				close(asked)
+				<-answer
+				return nil, nil
+			}
+		})
+		refused := make(chan *http.Response, 1)
+		go func() {
+			_, resp, err := s.TryDial()
+			assert.Error(t, err)
+			refused <- resp
+		}()
+		<-asked
+		drained := make(chan error, 1)
+		go func() { drained <- s.Drain(t.Context(), 0) }()
+		w.Sleep(time.Second)
+		require.Empty(t, drained, "it may still become a socket")
+		close(answer)
+		assert.Equal(t, http.StatusServiceUnavailable, (<-refused).StatusCode)
+		require.NoError(t, <-drained)
+	})
+}
+
+// As many go as before when some end by themselves, or fewer, and evenly.
+func TestDrainWhileSocketsEndByThemselves(t *testing.T) {
+	t.Parallel()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s := w.Tracked()
+		peers := s.DialAll(100)
+		drained := make(chan error, 1)
+		begun := time.Now()
+		go func() { drained <- s.Drain(t.Context(), 10*time.Second) }()
+		w.Sleep(2 * time.Second)
+		var open []*harness.Peer
+		for _, p := range peers {
+			select {
+			case <-p.Ended:
+			default:
+				open = append(open, p)
+			}
+		}
+		for _, p := range open[:len(open)/2] {
+			p.Close()
+		}
+		ends := peerEnds(open[len(open)/2:])
+		require.NoError(t, <-drained)
+		assert.InDelta(t, 10*time.Second, time.Since(begun), float64(300*time.Millisecond))
+		at := ends()
+		assert.LessOrEqual(t, mostWithin(at, time.Second), 6, "about 40 in 8 s")
+		assert.LessOrEqual(t, mostWithin(at, 190*time.Millisecond), 1)
+	})
+}
+
+// A handler that is at work when its connection's turn comes is told so by its
+// context; others go on.
+func TestDrainAndCommandsUnderWay(t *testing.T) {
+	t.Parallel()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s := w.Tracked()
+		var mu sync.Mutex
+		ended := map[string]error{}
+		require.NoError(t, s.HandleCommand("work", func(ctx context.Context, c *mesh.Connection, _ json.RawMessage) (any, error) {
+			defer func() {
+				mu.Lock()
+				defer mu.Unlock()
+				ended[c.ID()] = ctx.Err()
+			}()
+			select {
+			case <-time.After(5500 * time.Millisecond):
+				return "done", nil
+			case <-ctx.Done():
+				return nil, errors.New("too late")
+			}
+		}))
+		peers := s.DialAll(10)
+		var answered sync.WaitGroup
+		done := map[string]bool{}
+		for _, p := range peers {
+			answered.Go(func() {
+				answer, err := p.TryCall("work", nil)
+				mu.Lock()
+				defer mu.Unlock()
+				done[p.ID] = err == nil && string(answer) == `"done"`
+			})
+		}
+		require.NoError(t, s.Drain(t.Context(), 10*time.Second))
+		answered.Wait()
+		n := 0
+		mu.Lock()
+		defer mu.Unlock()
+		for _, p := range peers {
+			if done[p.ID] {
+				n++
+				assert.NoError(t, ended[p.ID])
+			} else {
+				assert.ErrorIs(t, ended[p.ID], context.Canceled)
+			}
+		}
+		assert.InDelta(t, 4, n, 1)
+	})
+}
+
+func TestShutdownWithoutStart(t *testing.T) {
+	t.Parallel()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		srv, err := mesh.NewServer(mesh.Options{Redis: w.Client()})
+		require.NoError(t, err)
+		require.NoError(t, srv.Shutdown(t.Context()))
+		require.ErrorIs(t, srv.Start(t.Context()), mesh.ErrClosed)
+	})
+}
+
+func TestShutdown(t *testing.T) {
+	t.Parallel()
+	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
+		const sockets, others = 20, 300
+		s1, s2 := w.Tracked(slowWrites(time.Millisecond)), w.Tracked()
+		ctx := t.Context()
+		watcher := s2.Dial()
+		watcher.Subscribe("lobby")
+		var peers []*harness.Peer
+		for range sockets {
+			p := s1.Dial()
+			p.Join("lobby")
+			p.Subscribe("lobby")
+			peers = append(peers, p)
+		}
+		var joined sync.WaitGroup
+		for i := range others {
+			joined.Go(func() {
+				id := fmt.Sprintf("c%d", i)
+				assert.NoError(t, s1.Presence().Connect(ctx, id, nil))
+				// On a busy machine Redis may have the join only after the call has ended.
+				if err := s1.Presence().Join(ctx, "lobby", id); !errors.Is(err, mesh.ErrUnavailable) {
+					assert.NoError(t, err)
+				}
+			})
+		}
+		joined.Wait()
+		// Also to those who are about to be closed: how long a queue may get,
+		// others test.
+		w.Eventually(30*time.Second, func() bool {
+			last := watcher.Got()
+			for _, p := range peers {
+				got := p.Got()
+				if len(last) < sockets+others || len(got) == 0 || got[len(got)-1].Seq < last[len(last)-1].Seq {
+					return false
+				}
+			}
+			return watcher.Count("join", "") == sockets+others
+		}, "all joins")
+		before := s1.Stats().Batches
+
+		begun := time.Now()
+		var ends sync.WaitGroup
+		for range 3 {
+			ends.Go(func() { assert.NoError(t, s1.Shutdown(ctx)) })
+		}
+		ends.Wait()
+		assert.Less(t, time.Since(begun), w.Unhurried(3*time.Second))
+		for _, p := range peers {
+			assert.Equal(t, websocket.CloseServiceRestart, p.Closed(time.Second))
+			assert.Zero(t, p.Pushed("mesh/presence-ended"))
+		}
+		w.Eventually(2*time.Second, func() bool { return watcher.Count("leave", "") == sockets+others }, "all leaves, at once and not by a lease")
+		for _, u := range watcher.Got() {
+			assert.False(t, u.Repair, "%s", u)
+		}
+		w.LeftTogether(s1.Stats().Batches-before, sockets+2*others)
+
+		_, resp, err := s1.TryDial()
+		require.Error(t, err)
+		assert.Equal(t, http.StatusServiceUnavailable, resp.StatusCode)
+		require.ErrorIs(t, s1.Presence().Join(ctx, "lobby", "c1"), mesh.ErrClosed)
+		require.ErrorIs(t, s1.Rooms().Clear(ctx, "lobby"), mesh.ErrClosed)
+		for _, err := range s1.Presence().Subscribe(ctx, "lobby", mesh.SubscribeOptions{}) {
+			require.ErrorIs(t, err, mesh.ErrClosed)
+		}
+		ids, err := s2.Rooms().ConnectionIDs(ctx, "lobby")
+		require.NoError(t, err)
+		assert.Empty(t, ids)
+		// What is left in Redis is the other server's, or has a TTL.
+		c := w.Client()
+		names := w.Keys()
+		for _, k := range w.InStore() {
+			ttl, err := c.TTL(ctx, k).Result()
+			require.NoError(t, err)
+			fixed := k == names.Format() || k == names.Instances() || strings.Contains(k, s2.Stats().Incarnation) || strings.HasSuffix(k, watcher.ID)
+			assert.True(t, fixed || ttl > 0, "%s has no TTL", k)
+		}
+		watcher.Call("mesh/noop", nil)
+	})
+}
+
+func TestShutdownIsBounded(t *testing.T) {
+	t.Parallel()
+	release := func(t *testing.T) chan struct{} {
+		c := make(chan struct{})
+		t.Cleanup(func() { close(c) })
+		return c
+	}
+	for name, hang := range map[string]func(t *testing.T, w *harness.World, s *harness.Server){
+		"Redis is away": func(t *testing.T, w *harness.World, s *harness.Server) {
+			w.Away()
+			t.Cleanup(w.Back)
+		},
+		"a command hangs": func(t *testing.T, w *harness.World, s *harness.Server) {
+			c := release(t)
+			require.NoError(t, s.HandleCommand("hang", func(context.Context, *mesh.Connection, json.RawMessage) (any, error) { <-c; return nil, nil }))
+			require.NoError(t, s.Dial().Send(map[string]any{"id": 1, "command": "hang"}))
+			w.Sleep(10 * time.Millisecond)
+		},
+		"a guard hangs": func(t *testing.T, w *harness.World, s *harness.Server) {
+			c := release(t)
+			require.NoError(t, s.TrackPresence(mesh.Exact("hang"), mesh.PresenceOptions{Guard: func(context.Context, mesh.Member, string) (bool, error) { <-c; return true, nil }}))
+			require.NoError(t, s.Dial().Send(map[string]any{"id": 1, "command": "mesh/subscribe-presence", "payload": harness.InRoomPayload("hang")}))
+			w.Sleep(10 * time.Millisecond)
+		},
+		"a guard hangs that is asked again": func(t *testing.T, w *harness.World, s *harness.Server) {
+			c, asked := release(t), make(chan struct{})
+			require.NoError(t, s.TrackPresence(mesh.Exact("hang"), mesh.PresenceOptions{Guard: func(_ context.Context, m mesh.Member, _ string) (bool, error) {
+				if m.Metadata != nil {
+					close(asked)
+					<-c
+				}
+				return true, nil
+			}}))
+			require.NoError(t, s.Presence().Connect(t.Context(), "viewer", nil))
+			go func() {
+				for range s.Presence().Subscribe(context.Background(), "hang", mesh.SubscribeOptions{Viewer: "viewer"}) {
+					continue
+				}
+			}()
+			w.Sleep(10 * time.Millisecond)
+			require.NoError(t, s.Connections().SetMetadata(t.Context(), "viewer", 1, mesh.MetadataOptions{}))
+			<-asked
+		},
+		"a hook hangs": func(t *testing.T, w *harness.World, s *harness.Server) {
+			c := release(t)
+			s.OnDisconnection(func(context.Context, *mesh.Connection, error) { <-c })
+			s.Dial()
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			harness.Embedded(t, func(t *testing.T, w *harness.World) {
+				long := func(o *mesh.Options) { o.GuardTimeout, o.HookTimeout = time.Hour, time.Hour }
+				s := w.Tracked(long)
+				s.Dial().Join("lobby")
+				hang(t, w, s)
+				s.Stop.Do(func() { // the harness's own would ask for a clean one
+					t.Cleanup(func() { _ = s.HTTP.Close(); <-s.Done })
+				})
+				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+				defer cancel()
+				begun := time.Now()
+				require.Error(t, s.Shutdown(ctx))
+				assert.LessOrEqual(t, time.Since(begun), 3300*time.Millisecond)
+			})
+		})
+	}
+}
+
+// Hooks that end with their context do not make Shutdown fail, however long they
+// may take.
+func TestShutdownEndsHooks(t *testing.T) {
+	t.Parallel()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s := w.Tracked(func(o *mesh.Options) { o.HookTimeout = time.Minute })
+		var ended atomic.Int32
+		s.OnConnection(func(ctx context.Context, _ *mesh.Connection) {
+			<-ctx.Done()
+			ended.Add(1)
+		})
+		s.OnDisconnection(func(context.Context, *mesh.Connection, error) { ended.Add(1) })
+		s.Dial()
+		s.Dial()
+		begun := time.Now()
+		require.NoError(t, s.Shutdown(t.Context()))
+		assert.LessOrEqual(t, time.Since(begun), 7*time.Second)
+		assert.EqualValues(t, 4, ended.Load())
+	})
+}
+
+// takeDue with a clock that jumps: what a process that stood still owes is not
+// paid all at once, and yet in time.
+func TestDrainAfterAStandstill(t *testing.T) {
+	t.Parallel()
+	for _, sockets := range []int{1, 2, 7, 1000, 20_000} {
+		for _, still := range []time.Duration{0, 3 * time.Second, 9900 * time.Millisecond, 11 * time.Second} {
+			s := mesh.ServerWith(sockets)
+			assert.Equal(t, sockets, s.RefuseMore())
+			begun := time.Now()
+			now, woken, until := begun, begun, begun.Add(10*time.Second)
+			told, rounds := map[string]bool{}, 0
+			for wait := time.Duration(0); wait >= 0; rounds++ {
+				now = now.Add(wait)
+				if rounds == 1 {
+					now = now.Add(still)
+					woken = now
+				}
+				var due []string
+				due, wait = s.TakeDue(now, begun, until)
+				for _, id := range due {
+					require.False(t, told[id])
+					told[id] = true
+				}
+				fair := sockets
+				if now.Before(until) {
+					left := until.Sub(woken) // what remains to spread them over
+					fair = 1 + int(float64(sockets)*float64(mesh.DrainLate+mesh.DrainStep)/float64(left))
+					if still == 0 {
+						fair = 1 + int(float64(sockets)*float64(2*mesh.DrainStep)/float64(10*time.Second))
+					}
+				}
+				require.LessOrEqual(t, len(due), fair, "%d sockets, %v: %v after", sockets, still, now.Sub(begun))
+			}
+			require.Len(t, told, sockets)
+			if woken.Before(until) {
+				require.LessOrEqual(t, now, until)
+			}
+			require.LessOrEqual(t, rounds, 10_000/50+sockets)
+		}
+	}
 }

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
+	"slices"
 	"time"
 
 	"github.com/gorilla/websocket"
@@ -262,4 +264,363 @@ func ExampleServer_Stats() {
 	fmt.Println("connections:", st.Connections, "entries:", st.Entries, "rooms:", st.Rooms)
 	// Output:
 	// connections: 1 entries: 1 rooms: 1
+}
+
+// What a program does when it is told to end: out of the load balancer's
+// rotation first, sockets closed evenly, then the rest.
+func ExampleServer_Drain() {
+	srv, connect, stop := startServer(mesh.Options{})
+	defer stop()
+	ctx := context.Background()
+	alice := connect("alice")
+
+	fmt.Println(srv.Drain(ctx, 50*time.Millisecond)) // 20 s where there are thousands
+	fmt.Println(alice.AwaitClose().Code)
+	fmt.Println(errors.Is(srv.Ready(ctx), mesh.ErrClosed))
+	fmt.Println(srv.Shutdown(ctx))
+	// Output:
+	// <nil>
+	// 1012
+	// true
+	// <nil>
+}
+
+// For a readiness probe. It does not fail while Redis is away.
+func ExampleServer_ReadyHandler() {
+	srv, _, stop := startServer(mesh.Options{})
+	defer stop()
+	mux := http.NewServeMux()
+	mux.Handle("/readyz", srv.ReadyHandler())
+
+	probe := func() {
+		answer := httptest.NewRecorder()
+		mux.ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/readyz", nil))
+		fmt.Println(answer.Code)
+	}
+	probe()
+	must(srv.Drain(context.Background(), 0))
+	probe()
+	// Output:
+	// 200
+	// 503
+}
+
+// The servers that share the Redis, as Redis knows them.
+func ExampleServer_Servers() {
+	srv, _, stop := startServer(mesh.Options{})
+	defer stop()
+
+	servers, err := srv.Servers(context.Background())
+	must(err)
+	for _, s := range servers {
+		fmt.Println("this one:", s.Self, "alive:", !s.Dead && s.LeaseLeft > 0)
+	}
+	// Output: this one: true alive: true
+}
+
+// How long calls of Redis took.
+func ExampleHistogram_Quantile() {
+	h, err := mesh.NewHistogram(
+		[]time.Duration{time.Millisecond, 10 * time.Millisecond, 100 * time.Millisecond},
+		[]uint64{90, 9, 1, 0}, 200*time.Millisecond)
+	must(err)
+	fmt.Println(h.Quantile(0.5), h.Quantile(0.99))
+	fmt.Println(h.Sum() / time.Duration(h.Count()))
+	// Output:
+	// 1ms 10ms
+	// 2ms
+}
+
+func ExampleHistogram_Buckets() {
+	h, err := mesh.NewHistogram([]time.Duration{time.Millisecond, 10 * time.Millisecond}, []uint64{3, 2, 1}, time.Second)
+	must(err)
+	for bound, n := range h.Buckets() {
+		fmt.Println("at most", bound, n)
+	}
+	fmt.Println("in all", h.Count())
+	// Output:
+	// at most 1ms 3
+	// at most 10ms 5
+	// in all 6
+}
+
+// Who is asking is decided before the upgrade. What is returned becomes the
+// connection's metadata, which guards can trust.
+func ExampleOptions_authenticate() {
+	srv, web, stop := serve(mesh.Options{
+		Authenticate: func(_ context.Context, r *http.Request) (any, error) {
+			c, err := r.Cookie("session") // a program looks it up
+			if err != nil {
+				return nil, mesh.Refuse(http.StatusUnauthorized, "sign in first")
+			}
+			return map[string]string{"userId": c.Value}, nil
+		},
+	})
+	defer stop()
+
+	_, err := web.Dial()
+	if refused, ok := errors.AsType[*meshtest.HandshakeError](err); ok {
+		fmt.Println(refused.Status, refused.Body)
+	}
+
+	alice, err := web.Dial(meshtest.WithHeader("Cookie", "session=alice"))
+	must(err)
+	data, err := srv.Connections().Metadata(context.Background(), alice.ID())
+	fmt.Printf("%s %v\n", data, err)
+	// Output:
+	// 401 sign in first
+	// {"userId":"alice"} <nil>
+}
+
+// Clients may choose their colour, and nothing else.
+func ExampleOptions_clientMetadata() {
+	type profile struct {
+		UserID string `json:"userId"`
+		Colour string `json:"colour,omitempty"`
+	}
+	_, connect, stop := startServer(mesh.Options{
+		ClientMetadata: func(_ context.Context, m mesh.Member, proposed json.RawMessage) (any, error) {
+			now, err := mesh.MetadataOf[profile](m)
+			if err != nil {
+				return nil, err
+			}
+			var wanted profile
+			if err := json.Unmarshal(proposed, &wanted); err != nil {
+				return nil, err
+			}
+			now.Colour = wanted.Colour
+			return now, nil
+		},
+	})
+	defer stop()
+
+	alice := connect("alice")
+	alice.SetMetadata(profile{UserID: "root", Colour: "red"}, "merge")
+	fmt.Printf("%s\n", alice.Metadata())
+	// Output:
+	// {"userId":"alice","colour":"red"}
+}
+
+// Pages of these origins may connect; who sends no Origin is no browser.
+func ExampleOptions_allowedOrigins() {
+	_, web, stop := serve(mesh.Options{
+		AllowedOrigins: []string{"https://example.com", "https://*.example.com", "http://localhost:*"},
+	})
+	defer stop()
+
+	for _, origin := range []string{"https://app.example.com", "http://localhost:3000", "https://example.org"} {
+		_, err := web.Dial(meshtest.WithHeader("Origin", origin))
+		if refused, ok := errors.AsType[*meshtest.HandshakeError](err); ok {
+			fmt.Println(origin, refused.Status)
+			continue
+		}
+		fmt.Println(origin, err)
+	}
+	// Output:
+	// https://app.example.com <nil>
+	// http://localhost:3000 <nil>
+	// https://example.org 403
+}
+
+// A page cannot set headers of a WebSocket, but it can offer a token as a
+// subprotocol: new WebSocket(url, ["mesh", token]).
+func ExampleOptions_subprotocols() {
+	_, web, stop := serve(mesh.Options{
+		Subprotocols: []string{"mesh"},
+		Authenticate: func(_ context.Context, r *http.Request) (any, error) {
+			if slices.Contains(websocket.Subprotocols(r), "alices-token") { // a program looks it up
+				return map[string]string{"userId": "alice"}, nil
+			}
+			return nil, mesh.Refuse(http.StatusUnauthorized, "sign in first")
+		},
+	})
+	defer stop()
+
+	alice, err := web.Dial(meshtest.WithSubprotocols("mesh", "alices-token"))
+	must(err)
+	fmt.Println(alice.Subprotocol(), string(alice.Metadata()))
+	// Output:
+	// mesh {"userId":"alice"}
+}
+
+// The app cleans up by itself, when it suits it.
+func ExampleOptions_enablePresenceExpirationEvents() {
+	off := false
+	srv, connect, stop := startServer(mesh.Options{EnablePresenceExpirationEvents: &off})
+	defer stop()
+	must(srv.TrackPresence(mesh.Exact("office"), mesh.PresenceOptions{TTL: time.Minute}))
+	connect("alice").Join("office")
+
+	// In a program: every now and then, on one server or on all.
+	ended, err := srv.Presence().CleanExpired(context.Background(), "office")
+	fmt.Println(ended, err)
+	// Output:
+	// 0 <nil>
+}
+
+// What is past a limit is answered with an error, and nothing is half done.
+func ExampleLimits() {
+	_, connect, stop := startServer(mesh.Options{Limits: mesh.Limits{
+		RoomsPerConnection: 2,
+		StateBytes:         1 << 10,
+		CommandsPerSecond:  -1, // none
+	}})
+	defer stop()
+
+	alice := connect("alice")
+	alice.Join("lobby")
+	alice.Join("kitchen")
+	_, err := alice.Call("mesh/join-room", map[string]string{"roomName": "garden"})
+	fmt.Println(meshtest.CodeOf(err))
+	// Output:
+	// ELIMIT
+}
+
+// An exact name is no expression: "doc.1" is that one room.
+func ExampleExact() {
+	p, stop := startPresence()
+	defer stop()
+	fmt.Println(p.TrackPresence(mesh.Exact("doc.1"), mesh.PresenceOptions{}))
+	fmt.Println(p.TrackPresence(mesh.Exact(""), mesh.PresenceOptions{}))
+	// Output:
+	// <nil>
+	// mesh: invalid pattern: Exact of an empty name
+}
+
+// An expression matches anywhere in a room's name: say where it begins and
+// ends.
+func ExampleRegexp() {
+	p, stop := startPresence()
+	defer stop()
+	for _, expr := range []string{`.+`, `^doc:[0-9]+$`} { // every room; documents
+		fmt.Println(p.TrackPresence(mesh.Regexp(regexp.MustCompile(expr)), mesh.PresenceOptions{TTL: time.Minute}))
+	}
+	// Output:
+	// <nil>
+	// <nil>
+}
+
+// Guard decides who may see a room, JoinGuard who may be in it. A guest may
+// join here and is seen, and sees nobody.
+func ExamplePresenceOptions() {
+	srv, connect, stop := startServer(mesh.Options{})
+	defer stop()
+	must(srv.TrackPresence(mesh.Exact("stage"), mesh.PresenceOptions{
+		TTL: time.Minute,
+		Guard: func(_ context.Context, m mesh.Member, _ string) (bool, error) {
+			u, err := mesh.MetadataOf[user](m)
+			return u.ID != "guest", err
+		},
+		JoinGuard: func(_ context.Context, m mesh.Member, _ string) (bool, error) {
+			u, err := mesh.MetadataOf[user](m)
+			return u.ID != "banned", err
+		},
+	}))
+
+	for _, name := range []string{"alice", "guest", "banned"} {
+		c := connect(name)
+		joined := c.Join("stage")
+		fmt.Printf("%s: joined %t, told of %d, may watch %t\n", name, joined.Success, len(joined.Present), c.Subscribe("stage").Success)
+	}
+	// Output:
+	// alice: joined true, told of 1, may watch true
+	// guest: joined true, told of 0, may watch false
+	// banned: joined false, told of 0, may watch true
+}
+
+// Of a cursor only counts where it is now: at most one state of each member is
+// told in a second here, the newest.
+func ExamplePresenceOptions_stateInterval() {
+	p, stop := startPresence()
+	defer stop()
+	ctx := context.Background()
+	must(p.TrackPresence(mesh.Exact("board"), mesh.PresenceOptions{StateInterval: time.Second}))
+	must(p.Connect(ctx, "conn-1", nil))
+	must(p.Join(ctx, "board", "conn-1"))
+
+	states := 0
+	for event, err := range p.Subscribe(ctx, "board", mesh.SubscribeOptions{}) {
+		must(err)
+		if event.Type != mesh.EventState {
+			for x := range 100 {
+				must(p.PublishState(ctx, "board", "conn-1", map[string]int{"x": x + 1}, mesh.StateOptions{}))
+			}
+			continue
+		}
+		if states++; string(event.State) == `{"x":100}` {
+			break
+		}
+	}
+	fmt.Println("told of less than a tenth, and of the last:", states < 10)
+	// Output: told of less than a tenth, and of the last: true
+}
+
+// In a guard, in a hook, or for a list of members.
+func ExampleMetadataOf() {
+	type user struct {
+		Name  string `json:"name"`
+		Admin bool   `json:"admin"`
+	}
+	m := mesh.Member{ID: "conn-1", Metadata: json.RawMessage(`{"name":"Alice","admin":true}`)}
+	fmt.Println(mesh.MetadataOf[user](m))
+	fmt.Println(mesh.MetadataOf[user](mesh.Member{ID: "conn-2"})) // without metadata
+	_, err := mesh.MetadataOf[[]string](m)
+	fmt.Println(errors.Is(err, mesh.ErrInvalidMetadata))
+	// Output:
+	// {Alice true} <nil>
+	// { false} <nil>
+	// true
+}
+
+// The status and text are for the client; of any other error it gets a bare
+// 401.
+func ExampleRefuse() {
+	authenticate := func(_ context.Context, r *http.Request) (any, error) {
+		if _, err := r.Cookie("session"); err != nil {
+			return nil, mesh.Refuse(http.StatusForbidden, "sign in first")
+		}
+		return map[string]string{"userId": "alice"}, nil
+	}
+	_, web, stop := serve(mesh.Options{Authenticate: authenticate})
+	defer stop()
+
+	_, err := web.Dial()
+	if refused, ok := errors.AsType[*meshtest.HandshakeError](err); ok {
+		fmt.Println(refused.Status, refused.Body)
+	}
+	alice, err := web.Dial(meshtest.WithHeader("Cookie", "session=1"))
+	must(err)
+	fmt.Printf("%s\n", alice.Metadata())
+	// Output:
+	// 403 sign in first
+	// {"userId":"alice"}
+}
+
+// A room that is not tracked any more has members, but subscriptions to it end.
+func ExampleServer_UntrackPresence() {
+	srv, connect, stop := startServer(mesh.Options{})
+	defer stop()
+	ctx := context.Background()
+
+	must(srv.TrackPresence(mesh.Exact("meeting"), mesh.PresenceOptions{}))
+	ada := connect("ada")
+	must(srv.Rooms().Add(ctx, "meeting", ada.ID()))
+	for e, err := range srv.Presence().Subscribe(ctx, "meeting", mesh.SubscribeOptions{}) {
+		if err != nil {
+			fmt.Println("ended:", errors.Is(err, mesh.ErrNotTracked))
+			break
+		}
+		fmt.Println(e.Type, e.Snapshot.Total)
+		fmt.Println("removed:", srv.UntrackPresence(mesh.Exact("meeting")))
+	}
+	members, err := srv.Rooms().ConnectionIDs(ctx, "meeting")
+	must(err)
+	fmt.Println("still in:", len(members))
+	fmt.Println("removed:", srv.UntrackPresence(mesh.Exact("meeting")))
+	// Output:
+	// snapshot 1
+	// removed: true
+	// ended: true
+	// still in: 1
+	// removed: false
 }

@@ -2,11 +2,17 @@ package mesh
 
 import (
 	"context"
+	"encoding/json"
 	"maps"
 	"slices"
+	"strconv"
+	"time"
 
-	"github.com/meshpresence/mesh/internal/callbacks"
+	"github.com/meshpresence/mesh/internal/admission"
+	"github.com/meshpresence/mesh/internal/clock"
 	"github.com/meshpresence/mesh/internal/hub"
+	"github.com/meshpresence/mesh/internal/redisstate"
+	"github.com/meshpresence/mesh/internal/socket"
 	"github.com/meshpresence/mesh/internal/watch"
 	"github.com/meshpresence/mesh/internal/wire"
 )
@@ -18,10 +24,32 @@ const (
 	MaxOwnedSizes      = maxOwnedSizes
 	AuthsAtOnce        = authsAtOnce
 	DefaultConnections = defaultConnections
+	DrainStep          = drainStep
+	DrainLate          = drainLate
 )
 
-// IsOutage reports whether an error of Authenticate is answered with 500.
-func IsOutage(err error) bool { return callbacks.IsOutage(err) }
+// ServerWith returns a server that has so many connections and nothing else.
+func ServerWith(connections int) *Server {
+	s := &Server{n: &core{}, conns: map[string]*Connection{}, gate: admission.New(admission.Config{})}
+	for i := range connections {
+		id := strconv.Itoa(i)
+		s.conns[id] = &Connection{id: id}
+	}
+	return s
+}
+
+// RefuseMore begins to drain. It returns the number of connections.
+func (s *Server) RefuseMore() int { return s.refuseMore() }
+
+// TakeDue returns the ids of the connections that a drain from begun until until closes
+// now, and the wait until the next ones.
+func (s *Server) TakeDue(now, begun, until time.Time) (ids []string, wait time.Duration) {
+	due, wait := s.takeDue(now, begun, until)
+	for _, c := range due {
+		ids = append(ids, c.id)
+	}
+	return ids, wait
+}
 
 // NoRefusedUpgrades returns Stats.RefusedUpgrades of a server that refused none.
 func NoRefusedUpgrades() map[string]uint64 { return new(refusedUpgrades).counts() }
@@ -85,6 +113,67 @@ func (p *PresenceManager) Delivery() func(*wire.Update) {
 func (p *PresenceManager) WatchSilently(ctx context.Context, room, viewer string) error {
 	return p.n.access.Watch(ctx, &watch.Subscription{Room: room, Viewer: viewer, Out: silentOutlet{}, MaxBytes: -1})
 }
+
+// FillQueue puts events into the queue of a subscription of the app, and returns the
+// error that ends it.
+func (s *Server) FillQueue(room string, events int) error {
+	out := newQueueOutlet(s.n, room)
+	for range events {
+		out.put(Event{}, nil)
+	}
+	_, err := out.take()
+	return err
+}
+
+// Resubscribed is a connection whose second subscription to a room has replaced the
+// first one.
+type Resubscribed struct {
+	Conn          *Connection
+	first, second *watch.Subscription
+}
+
+// SubscribeTwice returns a connection without a server that has subscribed to a room twice.
+func SubscribeTwice(wheel *clock.Wheel) Resubscribed {
+	c := &Connection{subs: map[string]*watch.Subscription{}, sock: socket.NewGroup(socket.Config{Wheel: wheel}).New(nil, nil)}
+	subscribed := func() *watch.Subscription {
+		out := &socketOutlet{c: c, room: "r", answered: true}
+		return &watch.Subscription{Room: "r", Viewer: "v", Out: out, MaxBytes: -1}
+	}
+	r := Resubscribed{c, subscribed(), subscribed()}
+	c.subs["r"] = r.second
+	return r
+}
+
+// EndFirst ends the first subscription.
+func (r Resubscribed) EndFirst() { r.first.Finish(ErrRefused) }
+
+// PutBack ends the second subscription and restores the first one.
+func (r Resubscribed) PutBack() { r.Conn.unsubscribe(r.second, r.first) }
+
+// Open returns the number of subscriptions of the connection.
+func (r Resubscribed) Open() int { return len(r.Conn.subs) }
+
+// EncodeState returns a state as it is stored.
+func (p *PresenceManager) EncodeState(state any) (json.RawMessage, error) {
+	return p.n.encodeState(state)
+}
+
+// EncodeMetadata returns metadata as they are stored.
+func (p *PresenceManager) EncodeMetadata(value any) (json.RawMessage, error) {
+	return p.n.encodeMetadata(value)
+}
+
+// Response returns the status and the text of the answer to a refused request.
+func (r *Refusal) Response() (status int, message string) { return r.response() }
+
+// RedisState returns what the server knows about Redis.
+func (s *Server) RedisState() *redisstate.State { return s.n.redis.State }
+
+// ExpiredPaused reports whether the server leaves expired events alone.
+func (s *Server) ExpiredPaused() bool { return s.n.redis.expired.Paused() }
+
+// Disconnected tells the server that the connection that receives events is lost.
+func (s *Server) Disconnected() { s.n.Disconnected() }
 
 // Refuse returns the answer to a request that is refused.
 func (c *Connection) Refuse(req wire.Request, message, code, name string) *wire.Frame {

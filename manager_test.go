@@ -2,15 +2,20 @@ package mesh_test
 
 import (
 	"context"
+	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
 	"github.com/meshpresence/mesh"
 	"github.com/meshpresence/mesh/internal/e2e/harness"
+	"github.com/meshpresence/mesh/internal/redistest"
+	"github.com/meshpresence/mesh/meshtest"
 )
 
 func TestManagerWithAnAppsOwnTransport(t *testing.T) {
@@ -229,4 +234,122 @@ func TestManagerWithoutRedis(t *testing.T) {
 		require.Len(t, watcher.Got(), 5, "%v", watcher.Got())
 		require.ElementsMatch(t, []string{"stays", "comes"}, s.Present("lobby"))
 	})
+}
+
+// benchRedis returns a client of a real Redis where there is one, of the
+// embedded one otherwise.
+func benchRedis(b *testing.B) *redis.Client {
+	b.Helper()
+	if redistest.Available() {
+		return redistest.Start(b).Client(b)
+	}
+	r, err := meshtest.NewRedis()
+	require.NoError(b, err)
+	b.Cleanup(func() { _ = r.Close() })
+	c := r.Client()
+	b.Cleanup(func() { _ = c.Close() })
+	return c
+}
+
+const (
+	benchCallers = 512
+	benchRooms   = 1000
+)
+
+// BenchmarkJoinLeave is one join and one leave per iteration: by 512 callers
+// of a PresenceManager, and by one goroutine that fills pipelines with the
+// commands that keep and tell the same without any promise.
+func BenchmarkJoinLeave(b *testing.B) {
+	b.Run("mesh", func(b *testing.B) {
+		off := false
+		p, err := mesh.NewPresenceManager(mesh.Options{Redis: benchRedis(b), EnablePresenceExpirationEvents: &off})
+		require.NoError(b, err)
+		require.NoError(b, p.TrackPresence(mesh.Regexp(regexp.MustCompile(".*")), mesh.PresenceOptions{}))
+		require.NoError(b, p.Start(b.Context()))
+		b.Cleanup(func() { require.NoError(b, p.Shutdown(context.Background())) })
+		rooms := make(chan string)
+		var callers sync.WaitGroup
+		for i := range benchCallers {
+			id := fmt.Sprintf("conn%d", i)
+			require.NoError(b, p.Connect(b.Context(), id, nil))
+			callers.Go(func() {
+				for room := range rooms {
+					if err := p.Join(b.Context(), room, id); err != nil {
+						b.Error(err)
+					}
+					if _, err := p.Leave(b.Context(), room, id); err != nil {
+						b.Error(err)
+					}
+				}
+			})
+		}
+		n := 0
+		before := p.Stats()
+		for b.Loop() {
+			rooms <- fmt.Sprintf("room%d", n%benchRooms)
+			n++
+		}
+		b.ReportMetric(2*float64(n)/b.Elapsed().Seconds(), "ops/s")
+		close(rooms)
+		callers.Wait()
+		after := p.Stats()
+		b.ReportMetric(float64(after.Changes-before.Changes)/float64(after.Batches-before.Batches), "ops/call")
+	})
+	b.Run("pipeline", func(b *testing.B) {
+		ctx, c := b.Context(), benchRedis(b)
+		pipe := c.Pipeline()
+		n := 0
+		for b.Loop() {
+			room, id := fmt.Sprintf("room%d", n%benchRooms), fmt.Sprintf("conn%d", n%benchCallers)
+			pipe.HSet(ctx, "members:"+room, id, "{}")
+			pipe.SAdd(ctx, "owned", room+" "+id)
+			pipe.Publish(ctx, "events:"+room, "join "+id)
+			pipe.HDel(ctx, "members:"+room, id)
+			pipe.SRem(ctx, "owned", room+" "+id)
+			pipe.Publish(ctx, "events:"+room, "leave "+id)
+			if n++; n%128 == 0 {
+				_, err := pipe.Exec(ctx)
+				require.NoError(b, err)
+			}
+		}
+		b.ReportMetric(2*float64(n)/b.Elapsed().Seconds(), "ops/s")
+	})
+}
+
+// BenchmarkTrackPresence is one rule more, with an exact name, on a server that has
+// so many, and 1,000 subscriptions to other rooms with a guard.
+func BenchmarkTrackPresence(b *testing.B) {
+	for _, rules := range []int{1_000, 20_000} {
+		b.Run(fmt.Sprintf("rules=%d", rules), func(b *testing.B) {
+			r := meshtest.StartRedis(b)
+			p, err := mesh.NewPresenceManager(mesh.Options{Redis: r.Client(), Limits: mesh.Limits{RoomsPerConnection: -1}})
+			require.NoError(b, err)
+			require.NoError(b, p.Start(b.Context()))
+			b.Cleanup(func() { require.NoError(b, p.Shutdown(context.WithoutCancel(b.Context()))) })
+			require.NoError(b, p.Connect(b.Context(), "viewer", nil))
+			var asked harness.Counted
+			for i := range rules {
+				opts := mesh.PresenceOptions{}
+				if i < 1000 {
+					opts.Guard = asked.Guard
+				}
+				require.NoError(b, p.TrackPresence(mesh.Exact(fmt.Sprint("room", i)), opts))
+			}
+			for i := range 1000 {
+				room := fmt.Sprint("room", i)
+				require.NoError(b, p.Join(b.Context(), room, "viewer"))
+				require.NoError(b, p.WatchSilently(b.Context(), room, "viewer"))
+			}
+			b.ReportAllocs()
+			n := 0
+			for b.Loop() {
+				require.NoError(b, p.TrackPresence(mesh.Exact(fmt.Sprint("new", n)), mesh.PresenceOptions{Guard: asked.Guard}))
+				n++
+			}
+			b.StopTimer()
+			for i := range 1000 {
+				require.EqualValues(b, 1, asked.Of(fmt.Sprint("room", i)), "no other guard is asked again")
+			}
+		})
+	}
 }

@@ -1,27 +1,32 @@
 package mesh_test
 
 import (
+	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"regexp"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/gorilla/websocket"
+	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"github.com/meshpresence/mesh"
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 	"github.com/meshpresence/mesh/internal/e2e/testlog"
+	"github.com/meshpresence/mesh/internal/limit"
 	"github.com/meshpresence/mesh/internal/store"
+	"github.com/meshpresence/mesh/internal/testhook"
 )
 
 // status asks a server's handler without upgrading anything.
@@ -78,16 +83,6 @@ func TestStartWaitsForRedis(t *testing.T) {
 	})
 }
 
-func TestShutdownWithoutStart(t *testing.T) {
-	t.Parallel()
-	harness.Embedded(t, func(t *testing.T, w *harness.World) {
-		srv, err := mesh.NewServer(mesh.Options{Redis: w.Client()})
-		require.NoError(t, err)
-		require.NoError(t, srv.Shutdown(t.Context()))
-		require.ErrorIs(t, srv.Start(t.Context()), mesh.ErrClosed)
-	})
-}
-
 func TestBadOptions(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -109,157 +104,6 @@ func TestBadOptions(t *testing.T) {
 		require.ErrorIs(t, s.TrackPresence(mesh.Pattern{}, mesh.PresenceOptions{}), mesh.ErrInvalidPattern)
 		require.ErrorIs(t, s.TrackPresence(mesh.Exact("x"), mesh.PresenceOptions{TTL: time.Millisecond}), mesh.ErrInvalidOptions)
 	})
-}
-
-func TestShutdown(t *testing.T) {
-	t.Parallel()
-	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
-		const sockets, others = 20, 300
-		s1, s2 := w.Tracked(slowWrites(time.Millisecond)), w.Tracked()
-		ctx := t.Context()
-		watcher := s2.Dial()
-		watcher.Subscribe("lobby")
-		var peers []*harness.Peer
-		for range sockets {
-			p := s1.Dial()
-			p.Join("lobby")
-			p.Subscribe("lobby")
-			peers = append(peers, p)
-		}
-		var joined sync.WaitGroup
-		for i := range others {
-			joined.Go(func() {
-				id := fmt.Sprintf("c%d", i)
-				assert.NoError(t, s1.Presence().Connect(ctx, id, nil))
-				// On a busy machine Redis may have the join only after the call has ended.
-				if err := s1.Presence().Join(ctx, "lobby", id); !errors.Is(err, mesh.ErrUnavailable) {
-					assert.NoError(t, err)
-				}
-			})
-		}
-		joined.Wait()
-		// Also to those who are about to be closed: how long a queue may get,
-		// others test.
-		w.Eventually(30*time.Second, func() bool {
-			last := watcher.Got()
-			for _, p := range peers {
-				got := p.Got()
-				if len(last) < sockets+others || len(got) == 0 || got[len(got)-1].Seq < last[len(last)-1].Seq {
-					return false
-				}
-			}
-			return watcher.Count("join", "") == sockets+others
-		}, "all joins")
-		before := s1.Stats().Batches
-
-		begun := time.Now()
-		var ends sync.WaitGroup
-		for range 3 {
-			ends.Go(func() { assert.NoError(t, s1.Shutdown(ctx)) })
-		}
-		ends.Wait()
-		assert.Less(t, time.Since(begun), w.Unhurried(3*time.Second))
-		for _, p := range peers {
-			assert.Equal(t, websocket.CloseServiceRestart, p.Closed(time.Second))
-			assert.Zero(t, p.Pushed("mesh/presence-ended"))
-		}
-		w.Eventually(2*time.Second, func() bool { return watcher.Count("leave", "") == sockets+others }, "all leaves, at once and not by a lease")
-		for _, u := range watcher.Got() {
-			assert.False(t, u.Repair, "%s", u)
-		}
-		w.LeftTogether(s1.Stats().Batches-before, sockets+2*others)
-
-		_, resp, err := s1.TryDial()
-		require.Error(t, err)
-		assert.Equal(t, http.StatusServiceUnavailable, resp.StatusCode)
-		require.ErrorIs(t, s1.Presence().Join(ctx, "lobby", "c1"), mesh.ErrClosed)
-		require.ErrorIs(t, s1.Rooms().Clear(ctx, "lobby"), mesh.ErrClosed)
-		for _, err := range s1.Presence().Subscribe(ctx, "lobby", mesh.SubscribeOptions{}) {
-			require.ErrorIs(t, err, mesh.ErrClosed)
-		}
-		ids, err := s2.Rooms().ConnectionIDs(ctx, "lobby")
-		require.NoError(t, err)
-		assert.Empty(t, ids)
-		// What is left in Redis is the other server's, or has a TTL.
-		c := w.Client()
-		names := w.Keys()
-		for _, k := range w.InStore() {
-			ttl, err := c.TTL(ctx, k).Result()
-			require.NoError(t, err)
-			fixed := k == names.Format() || k == names.Instances() || strings.Contains(k, s2.Stats().Incarnation) || strings.HasSuffix(k, watcher.ID)
-			assert.True(t, fixed || ttl > 0, "%s has no TTL", k)
-		}
-		watcher.Call("mesh/noop", nil)
-	})
-}
-
-func TestShutdownIsBounded(t *testing.T) {
-	t.Parallel()
-	release := func(t *testing.T) chan struct{} {
-		c := make(chan struct{})
-		t.Cleanup(func() { close(c) })
-		return c
-	}
-	for name, hang := range map[string]func(t *testing.T, w *harness.World, s *harness.Server){
-		"Redis is away": func(t *testing.T, w *harness.World, s *harness.Server) {
-			w.Away()
-			t.Cleanup(w.Back)
-		},
-		"a command hangs": func(t *testing.T, w *harness.World, s *harness.Server) {
-			c := release(t)
-			require.NoError(t, s.HandleCommand("hang", func(context.Context, *mesh.Connection, json.RawMessage) (any, error) { <-c; return nil, nil }))
-			require.NoError(t, s.Dial().Send(map[string]any{"id": 1, "command": "hang"}))
-			w.Sleep(10 * time.Millisecond)
-		},
-		"a guard hangs": func(t *testing.T, w *harness.World, s *harness.Server) {
-			c := release(t)
-			require.NoError(t, s.TrackPresence(mesh.Exact("hang"), mesh.PresenceOptions{Guard: func(context.Context, mesh.Member, string) (bool, error) { <-c; return true, nil }}))
-			require.NoError(t, s.Dial().Send(map[string]any{"id": 1, "command": "mesh/subscribe-presence", "payload": harness.InRoomPayload("hang")}))
-			w.Sleep(10 * time.Millisecond)
-		},
-		"a guard hangs that is asked again": func(t *testing.T, w *harness.World, s *harness.Server) {
-			c, asked := release(t), make(chan struct{})
-			require.NoError(t, s.TrackPresence(mesh.Exact("hang"), mesh.PresenceOptions{Guard: func(_ context.Context, m mesh.Member, _ string) (bool, error) {
-				if m.Metadata != nil {
-					close(asked)
-					<-c
-				}
-				return true, nil
-			}}))
-			require.NoError(t, s.Presence().Connect(t.Context(), "viewer", nil))
-			go func() {
-				for range s.Presence().Subscribe(context.Background(), "hang", mesh.SubscribeOptions{Viewer: "viewer"}) {
-					continue
-				}
-			}()
-			w.Sleep(10 * time.Millisecond)
-			require.NoError(t, s.Connections().SetMetadata(t.Context(), "viewer", 1, mesh.MetadataOptions{}))
-			<-asked
-		},
-		"a hook hangs": func(t *testing.T, w *harness.World, s *harness.Server) {
-			c := release(t)
-			s.OnDisconnection(func(context.Context, *mesh.Connection, error) { <-c })
-			s.Dial()
-		},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			harness.Embedded(t, func(t *testing.T, w *harness.World) {
-				long := func(o *mesh.Options) { o.GuardTimeout, o.HookTimeout = time.Hour, time.Hour }
-				s := w.Tracked(long)
-				s.Dial().Join("lobby")
-				hang(t, w, s)
-				s.Stop.Do(func() { // the harness's own would ask for a clean one
-					t.Cleanup(func() { _ = s.HTTP.Close(); <-s.Done })
-				})
-				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
-				defer cancel()
-				begun := time.Now()
-				require.Error(t, s.Shutdown(ctx))
-				assert.LessOrEqual(t, time.Since(begun), 3300*time.Millisecond)
-			})
-		})
-	}
 }
 
 func TestTwoPrefixesOnOneRedis(t *testing.T) {
@@ -316,208 +160,288 @@ func TestForeignKeysUnderThePrefix(t *testing.T) {
 	})
 }
 
-func TestServeConn(t *testing.T) {
+func TestReadyWhileRedisIsAway(t *testing.T) {
 	t.Parallel()
-	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
-		opts := w.Options()
-		opts.LatencyInterval = -1
-		srv, err := mesh.NewServer(opts)
-		require.NoError(t, err)
-		require.NoError(t, srv.TrackPresence(mesh.Exact("lobby"), mesh.PresenceOptions{}))
-		ctx, cancel := context.WithCancelCause(t.Context())
-		defer cancel(nil)
-		var mu sync.Mutex
-		var foreign []string
-		ended := make(chan error, 10)
-		s := harness.Upgrading(w, srv, mesh.ConnOptions{
-			Metadata: map[string]any{"userId": "u1"},
-			Foreign: func(c *mesh.Connection, messageType int, data []byte) {
-				mu.Lock()
-				defer mu.Unlock()
-				foreign = append(foreign, fmt.Sprintf("%d %s", messageType, data))
-				assert.NoError(t, c.Send("app/got", string(data)))
-			},
-		}, ctx, ended)
-		_, _, err = s.TryDial()
-		require.Error(t, err)
-		require.ErrorIs(t, <-ended, mesh.ErrNotStarted)
-
-		require.NoError(t, srv.Start(t.Context()))
-		p := s.Dial()
-		var present []mesh.Member
-		require.NoError(t, json.Unmarshal(p.Join("lobby").Present, &present))
-		require.Len(t, present, 1)
-		assert.JSONEq(t, `{"userId":"u1"}`, string(present[0].Metadata))
-		require.NoError(t, p.Send("just text"))
-		require.NoError(t, p.Send(map[string]any{"type": "app's own"}))
-		p.Writing.Lock()
-		require.NoError(t, p.WS.WriteMessage(websocket.BinaryMessage, []byte("binary")))
-		p.Writing.Unlock()
-		w.Eventually(2*time.Second, func() bool { return p.Pushed("app/got") == 3 }, "the frames")
-		mu.Lock()
-		assert.Equal(t, []string{"1 \"just text\"\n", "1 {\"type\":\"app's own\"}\n", "2 binary"}, foreign, "in order")
-		mu.Unlock()
-		assert.Equal(t, "true", string(p.Call("mesh/noop", nil)))
-
-		gone := errors.New("gone")
-		cancel(gone)
-		assert.Equal(t, websocket.CloseGoingAway, p.Closed(2*time.Second))
-		require.ErrorIs(t, <-ended, gone, "it says how it ended")
-		ids, err := srv.Rooms().ConnectionIDs(t.Context(), "lobby")
-		w.Eventually(2*time.Second, func() bool {
-			ids, err = srv.Rooms().ConnectionIDs(t.Context(), "lobby")
-			return err == nil && len(ids) == 0
-		}, "it has left")
-
-		require.NoError(t, srv.Shutdown(t.Context()))
-		_, _, err = s.TryDial()
-		require.Error(t, err)
-		require.ErrorIs(t, <-ended, mesh.ErrClosed)
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s, p := w.Tracked(), w.Manager()
+		quick := func() {
+			t.Helper()
+			begun := time.Now()
+			require.NoError(t, s.Ready(t.Context()))
+			require.NoError(t, p.Ready(t.Context()))
+			assert.Zero(t, time.Since(begun), "at once")
+		}
+		quick()
+		for _, fault := range []struct{ begin, end func() }{{w.Mem.Cut, w.Mem.Heal}, {w.Mem.Hang, w.Mem.Resume}} {
+			fault.begin()
+			for range 60 {
+				w.Sleep(time.Second)
+				quick()
+			}
+			fault.end()
+			w.Sleep(time.Minute)
+			quick()
+		}
+		require.NoError(t, p.Shutdown(t.Context()))
+		require.ErrorIs(t, p.Ready(t.Context()), mesh.ErrClosed)
 	})
 }
 
-// A WebSocket of the app's that is not served is closed with a code that says why, and
-// the log says it, too: most apps do not look at the error.
-func TestNotServedSaysWhy(t *testing.T) {
+func TestReadyHandler(t *testing.T) {
 	t.Parallel()
-	type tc struct {
-		ready  func(t *testing.T, s *harness.Server)
-		opts   mesh.ConnOptions
-		code   int
-		reason string
-		level  slog.Level
-		line   string
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		srv, err := mesh.NewServer(w.Options())
+		require.NoError(t, err)
+		probe := func() (int, string) {
+			rec := httptest.NewRecorder()
+			srv.ReadyHandler().ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "/readyz", nil))
+			return rec.Code, rec.Body.String()
+		}
+		expect := func(code int, text string) {
+			t.Helper()
+			gotCode, gotText := probe()
+			assert.Equal(t, code, gotCode)
+			assert.Equal(t, text, gotText)
+		}
+		expect(http.StatusServiceUnavailable, mesh.ErrNotStarted.Error()+"\n")
+		require.NoError(t, srv.Start(t.Context()))
+		expect(http.StatusOK, "ok\n")
+		require.NoError(t, srv.Drain(t.Context(), time.Second))
+		expect(http.StatusServiceUnavailable, mesh.ErrClosed.Error()+"\n")
+		require.NoError(t, srv.Shutdown(t.Context()))
+		expect(http.StatusServiceUnavailable, mesh.ErrClosed.Error()+"\n")
+	})
+}
+
+// However requests and connections end, also while the server shuts down, none is
+// counted for ever and none is counted out twice.
+func TestCountsOfConnections(t *testing.T) {
+	t.Parallel()
+	hijacks := []func() (net.Conn, error){
+		func() (net.Conn, error) { panic("no") },
+		func() (net.Conn, error) { panic(http.ErrAbortHandler) },
+		func() (net.Conn, error) { return nil, errors.New("no") },
+		func() (net.Conn, error) { // is closed before the answer is written
+			a, b := net.Pipe()
+			return a, errors.Join(a.Close(), b.Close())
+		},
+		func() (net.Conn, error) { // is closed after it
+			a, b := net.Pipe()
+			go func() {
+				_, _ = b.Read(make([]byte, 4096))
+				_ = b.Close()
+			}()
+			return a, nil
+		},
 	}
-	start := func(t *testing.T, s *harness.Server) { require.NoError(t, s.Start(t.Context())) }
-	for name, c := range map[string]tc{
-		"not started": {nil, mesh.ConnOptions{}, 1013, "the server is starting", slog.LevelWarn, "the server has not been started"},
-		"full": {
-			func(t *testing.T, s *harness.Server) { start(t, s); s.Dial() }, mesh.ConnOptions{},
-			1013, "too many connections", slog.LevelWarn, "the server is full",
-		},
-		"draining": {
-			func(t *testing.T, s *harness.Server) { start(t, s); require.NoError(t, s.Drain(t.Context(), 0)) }, mesh.ConnOptions{},
-			1012, "server is restarting", slog.LevelInfo, "the server is draining or shut down",
-		},
-		"the level":           {start, mesh.ConnOptions{Level: 7}, 1011, "the connection could not be set up", slog.LevelWarn, "it could not be set up error=mesh: invalid options: ConnOptions.Level is 7"},
-		"the metadata":        {start, mesh.ConnOptions{Metadata: make(chan int)}, 1011, "the connection could not be set up", slog.LevelWarn, "it could not be set up"},
-		"metadata that panic": {start, mesh.ConnOptions{Metadata: harness.Panicking{}}, 1011, "the connection could not be set up", slog.LevelWarn, "it could not be set up"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			t.Parallel()
-			harness.Embedded(t, func(t *testing.T, w *harness.World) {
-				var log testlog.Logbook
-				opts := w.Options()
-				opts.Logger, opts.Limits.Connections = slog.New(&log), 1
-				srv, err := mesh.NewServer(opts)
-				require.NoError(t, err)
-				ended := make(chan error, 10)
-				s := harness.Upgrading(w, srv, c.opts, t.Context(), ended)
-				if c.ready != nil {
-					c.ready(t, s)
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s := w.Tracked(harness.Limits(func(l *mesh.Limits) { l.Connections, l.UpgradesPerSecond = 20, 1000 }), func(o *mesh.Options) {
+			o.HookTimeout = time.Second
+			o.Authenticate = func(ctx context.Context, r *http.Request) (any, error) {
+				time.Sleep(time.Duration(rand.IntN(10)) * time.Millisecond)
+				switch rand.IntN(10) {
+				case 0:
+					return nil, errors.New("no")
+				case 1:
+					panic("no")
+				case 2:
+					time.Sleep(4 * time.Second) // late, whatever its context says
 				}
-				_, _, err = s.TryDial()
-				var closed *websocket.CloseError
-				require.ErrorAs(t, err, &closed)
-				assert.Equal(t, c.code, closed.Code)
-				assert.Equal(t, c.reason, closed.Text)
-				require.Error(t, <-ended)
-				var lines []testlog.LogLine
-				for _, l := range log.Written() {
-					if strings.HasPrefix(l.Text, "mesh: connection not served: ") {
-						lines = append(lines, l)
-					}
+				return nil, nil
+			}
+		})
+		var all sync.WaitGroup
+		start := func() {
+			all.Go(func() {
+				defer func() { _ = recover() }() // as net/http does
+				ctx, cancel := context.WithCancel(t.Context())
+				defer cancel()
+				if rand.IntN(4) == 0 {
+					time.AfterFunc(5*time.Millisecond, cancel)
 				}
-				require.Len(t, lines, 1)
-				assert.Equal(t, c.level, lines[0].Level)
-				assert.Contains(t, lines[0].Text, c.line)
+				rec := brokenResponse{httptest.NewRecorder(), hijacks[rand.IntN(len(hijacks))]}
+				s.ServeHTTP(rec, harness.Handshake(t).WithContext(ctx))
 			})
+		}
+		for range 300 {
+			start()
+			w.Sleep(time.Duration(rand.IntN(4)) * time.Millisecond)
+			places := s.Places()
+			open, taken := places[0], places[1]
+			require.True(t, 0 <= taken && taken <= 20 && taken <= open, "%d of %d", taken, open)
+		}
+		all.Wait()
+		w.Sleep(30 * time.Second)
+		assert.Equal(t, [2]int{}, s.Places())
+		assert.Zero(t, s.Authenticating())
+		for range 50 {
+			start()
+		}
+		w.Sleep(time.Millisecond)
+		require.NoError(t, s.Shutdown(t.Context()))
+		all.Wait()
+		w.Sleep(30 * time.Second)
+		assert.Equal(t, [2]int{}, s.Places())
+		assert.Zero(t, s.Authenticating())
+	})
+}
+
+func TestConnectionsFitFileDescriptors(t *testing.T) {
+	t.Parallel()
+	const perNode = 20 + 5 + 2 // the pool, the pipelines, and the subscriptions
+	reserved := func(files int) int { return 64 + files/16 + perNode }
+	for name, c := range map[string]struct {
+		files, limit int // of the process and of the app
+		most         int // connections; 0: Start fails
+		warns        bool
+	}{
+		"the default fits":              {1 << 20, 0, mesh.DefaultConnections, false},
+		"the default does not fit":      {50_000, 0, 50_000 - reserved(50_000), false},
+		"few files":                     {1024, 0, 1024 - reserved(1024), true},
+		"a limit that fits":             {1024, 500, 500, false},
+		"a limit that just fits":        {1024, 1024 - reserved(1024), 1024 - reserved(1024), false},
+		"a limit that does not fit":     {1024, 1025 - reserved(1024), 0, false},
+		"the default, set, in few":      {1024, mesh.DefaultConnections, 0, false},
+		"no limit":                      {1 << 20, -1, 1<<20 - reserved(1<<20), false},
+		"no limit, few files":           {1024, -1, 1024 - reserved(1024), true},
+		"hardly any":                    {64, 0, 0, false},
+		"unknown":                       {-1, 0, mesh.DefaultConnections, false},
+		"unknown, and the app says two": {-1, 2, 2, false},
+	} {
+		harness.Embedded(t, func(t *testing.T, w *harness.World) {
+			redisOptions := w.Mem.Options()
+			redisOptions.PoolSize, redisOptions.PipelinePoolSize = 20, 5
+			client := redis.NewClient(redisOptions)
+			defer func() { _ = client.Close() }()
+			var log testlog.Warnings
+			opts := mesh.Options{Redis: client, Logger: slog.New(&log), Limits: mesh.Limits{Connections: c.limit}}
+			testhook.SetFiles(&opts, func() (int, bool) { return c.files, c.files >= 0 })
+			srv, err := mesh.NewServer(opts)
+			require.NoError(t, err)
+			began := time.Now()
+			err = srv.Start(t.Context())
+			require.Less(t, time.Since(began), time.Second, name)
+			defer func() { require.NoError(t, srv.Shutdown(t.Context())) }()
+			if c.most == 0 {
+				require.ErrorIs(t, err, mesh.ErrInvalidOptions, name)
+				require.ErrorContains(t, err, "ulimit -n", name)
+				require.ErrorContains(t, err, fmt.Sprint(c.files), name)
+				return
+			}
+			require.NoError(t, err, name)
+			require.Equal(t, c.most, srv.MostConnections(), name)
+			require.Equal(t, c.warns, len(log.Texts()) == 1, "%s: %v", name, log.Texts())
+			for range c.most {
+				require.NoError(t, srv.Enter())
+				require.NoError(t, srv.Take())
+			}
+			require.ErrorIs(t, srv.Take(), mesh.ErrLimit, name)
+			for range c.most {
+				srv.Leave()
+			}
+		})
+	}
+	if runtime.GOOS == "linux" {
+		files, known := limit.OpenFiles()
+		require.True(t, known)
+		require.Positive(t, files)
+	}
+}
+
+// A client that may have more connections than there are descriptors makes only
+// those that it needs: Start does not fail on account of them.
+func TestALargePoolLeavesFileDescriptors(t *testing.T) {
+	t.Parallel()
+	for _, limit := range []int{0, 300} {
+		harness.Embedded(t, func(t *testing.T, w *harness.World) {
+			redisOptions := w.Mem.Options()
+			redisOptions.PoolSize = 10_000
+			client := redis.NewClient(redisOptions)
+			defer func() { _ = client.Close() }()
+			opts := mesh.Options{Redis: client, Limits: mesh.Limits{Connections: limit}}
+			testhook.SetFiles(&opts, func() (int, bool) { return 1024, true })
+			srv, err := mesh.NewServer(opts)
+			require.NoError(t, err)
+			require.NoError(t, srv.Start(t.Context()))
+			require.NoError(t, srv.Shutdown(t.Context()))
+			if limit == 0 {
+				require.Equal(t, 1024-64-1024/16-1024/2, srv.MostConnections())
+			}
 		})
 	}
 }
 
-func TestServeConnRefusesBadMetadata(t *testing.T) {
+// A start that is tried again and again tells of the limit once.
+func TestFewFileDescriptorsAreToldOnce(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
-		srv := w.Server().Server
-		for want, metadata := range map[error]any{mesh.ErrInvalidMetadata: make(chan int), mesh.ErrTooLarge: strings.Repeat("x", 20<<10)} {
-			ended := make(chan error, 1)
-			s := harness.Upgrading(w, srv, mesh.ConnOptions{Metadata: metadata}, t.Context(), ended)
-			_, _, err := s.TryDial()
-			require.Error(t, err)
-			require.ErrorIs(t, <-ended, want)
+		opts := w.Options()
+		var log testlog.Warnings
+		opts.Logger = slog.New(&log)
+		testhook.SetFiles(&opts, func() (int, bool) { return 1024, true })
+		deaf := new(harness.DeafToLeases)
+		deaf.Left.Store(5)
+		testhook.SetSeams(&opts, func(s *store.Store) testhook.Seams {
+			deaf.Store = s
+			return testhook.Seams{Local: s, Lease: deaf, Hub: s}
+		})
+		srv, err := mesh.NewServer(opts)
+		require.NoError(t, err)
+		require.NoError(t, srv.Start(t.Context()))
+		require.NoError(t, srv.Shutdown(t.Context()))
+		told := 0
+		for _, text := range log.Texts() {
+			if strings.Contains(text, "limit of open files") {
+				told++
+			}
 		}
-		assert.Zero(t, srv.Stats().Connections)
+		require.Equal(t, 1, told, "%v", log.Texts())
 	})
 }
 
-func TestRedisAway(t *testing.T) {
+// TestRedisAtTheLimitOfFileDescriptors: more clients come, and stay, than the
+// process has file descriptors for. When Redis restarts, the server connects to
+// it again, and no client is left without an answer.
+func TestRedisAtTheLimitOfFileDescriptors(t *testing.T) {
 	t.Parallel()
-	// Not on a cluster: nodes that stood still depose each other when they go on.
-	harness.EverywhereOn(t, nil, func(t *testing.T, w *harness.World) {
-		s := w.Tracked()
-		watcher, p, late := s.Dial(), s.Dial(), s.Dial()
-		var others []*harness.Peer
-		for range 5 {
-			others = append(others, s.Dial())
-		}
-		watcher.Subscribe("lobby")
-		p.Join("lobby")
-		watcher.Expect(time.Second, "join", p.ID)
-		require.Equal(t, "true", p.State("lobby", map[string]any{"a": 1}))
-		watcher.Expect(time.Second, "state", p.ID)
-		w.Away()
-
-		var wg sync.WaitGroup
-		within := func(p *harness.Peer, command string, payload any, check func(answer json.RawMessage)) {
-			wg.Go(func() {
-				begun := time.Now()
-				answer, err := p.TryCall(command, payload)
-				if assert.NoError(t, err, command) {
-					assert.LessOrEqual(t, time.Since(begun), w.Unhurried(2100*time.Millisecond), command)
-					check(answer)
-				}
-			})
-		}
-		unavailable := func(answer json.RawMessage) {
-			assert.JSONEq(t, `{"error":"Temporarily unavailable","code":"EUNAVAILABLE","name":"CommandError"}`, string(answer))
-		}
-		stale := func(answer json.RawMessage) {
-			var v harness.View
-			if assert.NoError(t, json.Unmarshal(answer, &v)) {
-				assert.True(t, v.Success && v.Stale, "%s", answer)
+	if runtime.GOOS == "windows" {
+		t.Skip("there is no such limit")
+	}
+	const clients = 250
+	w := harness.RealWorld(t)
+	c := w.Child(harness.ChildConfig{Lease: 2 * time.Second, Files: 192})
+	in := c.Dial()
+	in.Join("room")
+	answers := make(chan int, clients)
+	for range clients {
+		conn, err := net.Dial("tcp", c.Addr)
+		require.NoError(t, err)
+		defer func() { _ = conn.Close() }()
+		_, err = fmt.Fprintf(conn, "GET /ws HTTP/1.1\r\nHost: %s\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
+			"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n", c.Addr)
+		require.NoError(t, err)
+		go func() { // ends with the connection
+			if resp, err := http.ReadResponse(bufio.NewReader(conn), nil); err == nil {
+				answers <- resp.StatusCode
 			}
+		}()
+	}
+	got := make(map[int]int)
+	answered := func(n int) func() bool {
+		return func() bool {
+			for len(answers) > 0 {
+				got[<-answers]++
+			}
+			return got[http.StatusSwitchingProtocols]+got[http.StatusServiceUnavailable] >= n
 		}
-		within(late, "mesh/join-room", harness.InRoomPayload("lobby"), stale)
-		within(p, "mesh/publish-presence-state", map[string]any{"roomName": "lobby", "state": map[string]any{"a": 2}},
-			func(answer json.RawMessage) { assert.Equal(t, "false", string(answer)) })
-		within(others[0], "mesh/subscribe-presence", harness.InRoomPayload("elsewhere"), stale)
-		within(others[1], "mesh/get-presence-state", harness.InRoomPayload("elsewhere"), unavailable)
-		within(others[2], "mesh/get-room-metadata", harness.InRoomPayload("lobby"), unavailable)
-		within(others[3], "mesh/noop", nil, func(answer json.RawMessage) { assert.Equal(t, "true", string(answer)) })
-		wg.Wait()
-		// Before long it has been noticed that nothing is heard.
-		for _, command := range []string{"mesh/subscribe-presence", "mesh/get-presence-state"} {
-			c := others[4]
-			w.Eventually(6*time.Second, func() bool { return c.Room(command, "lobby").Stale }, "%s: stale", command)
-			v := c.Room(command, "lobby")
-			assert.True(t, v.Success)
-			assert.True(t, v.Stale)
-			assert.Contains(t, string(v.Present), p.ID)
-			assert.JSONEq(t, `{"a":1}`, string(v.States[p.ID]))
-		}
-		assert.Zero(t, watcher.Pushed("mesh/presence-ended"))
-		assert.Zero(t, watcher.Count("leave", ""))
-
-		w.Back()
-		watcher.Expect(8*time.Second, "join", late.ID)
-		w.Eventually(8*time.Second, func() bool {
-			got := watcher.Got()
-			return string(got[len(got)-1].State) == `{"a":2}` || watcher.Count("state", p.ID) == 2
-		}, "what was asked for is made true")
-		w.Eventually(5*time.Second, func() bool { return s.Stats().Stale == 0 }, "in order again")
-		assert.Zero(t, watcher.Count("leave", ""), "%v", watcher.Got())
-		assert.ElementsMatch(t, []string{p.ID, late.ID}, s.Dial().Subscribe("lobby").IDs(t))
-		assert.Zero(t, s.Stats().Reregistered)
-	})
+	}
+	w.Eventually(20*time.Second, answered(20), "clients are answered: %v", got)
+	w.Real.Restart(true)
+	w.Eventually(20*time.Second, func() bool {
+		n, err := w.Client().HLen(t.Context(), w.Keys().Members("room")).Result()
+		return err == nil && n == 1
+	}, "the member is back")
+	in.Join("other")
+	w.Eventually(20*time.Second, answered(clients), "clients are answered: %v", got)
+	require.Len(t, got, 2, "%v", got)
 }

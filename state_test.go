@@ -1,15 +1,20 @@
 package mesh_test
 
 import (
+	"context"
+	"encoding/json"
 	"fmt"
 	"slices"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
 
 	"github.com/meshpresence/mesh"
 	"github.com/meshpresence/mesh/internal/e2e/harness"
+	"github.com/meshpresence/mesh/internal/testhook"
+	"github.com/meshpresence/mesh/meshtest"
 )
 
 func clearState(p *harness.Peer, room string) string {
@@ -316,5 +321,41 @@ func TestStateInterval(t *testing.T) {
 		}
 		w.Eventually(2*time.Second, func() bool { return len(watchers[0].StatesOf(b.ID)) >= before+5 }, "each of them")
 		require.Equal(t, want, watchers[0].StatesOf(b.ID)[before:])
+	})
+}
+
+// FuzzStates holds what is taken for a state or metadata against encoding/json:
+// the same value, in valid JSON, that taken again stays as it is.
+func FuzzStates(f *testing.F) {
+	for _, s := range []string{`{}`, ` { "a" : [ 1.50 , "\ud800" ] } `, `null`, ` null `, `[]`, `{"a":1,"a":2}`, `1e999`, "{\"\xff\":1}", `{"a":"` + "\u2028" + `"}`} {
+		f.Add([]byte(s))
+	}
+	r := meshtest.StartRedis(f)
+	p, err := mesh.NewPresenceManager(mesh.Options{Redis: r.Client()})
+	require.NoError(f, err)
+	f.Cleanup(func() { require.NoError(f, p.Shutdown(context.Background())) })
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		state, err := p.EncodeState(json.RawMessage(raw))
+		metadata, metaErr := p.EncodeMetadata(json.RawMessage(raw))
+		if err == nil {
+			require.NoError(t, metaErr, "metadata may be anything that a state may be, and larger")
+			require.Equal(t, string(metadata), string(state))
+			require.Equal(t, byte('{'), state[0])
+		} else {
+			_, code, _ := testhook.WireError(err)
+			require.Contains(t, []string{"EINVALID", "ETOOLARGE"}, code)
+		}
+		if metaErr != nil || metadata == nil {
+			return
+		}
+		require.True(t, utf8.Valid(metadata) && json.Valid(metadata))
+		again, err := p.EncodeMetadata(metadata)
+		require.NoError(t, err)
+		require.Equal(t, string(metadata), string(again))
+		var one, two any
+		if json.Unmarshal(raw, &one) == nil { // but for numbers that fit no float
+			require.NoError(t, json.Unmarshal(metadata, &two))
+			require.Equal(t, one, two)
+		}
 	})
 }

@@ -1,11 +1,15 @@
 package mesh_test
 
 import (
-	"encoding/json"
+	"context"
+	"errors"
 	"fmt"
-	"maps"
 	"reflect"
+	"regexp"
+	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -439,41 +443,106 @@ func TestStatsKeysAreFixed(t *testing.T) {
 	})
 }
 
-func TestHistogram(t *testing.T) {
-	t.Parallel()
-	bounds := []time.Duration{time.Millisecond, time.Second}
-	raw := []uint64{3, 2, 1}
-	h, err := mesh.NewHistogram(bounds, raw, 5*time.Second)
-	require.NoError(t, err)
-	bounds[0], raw[0] = 0, 0 // copies
-	assert.EqualValues(t, 6, h.Count())
-	assert.Equal(t, 5*time.Second, h.Sum())
-	got := maps.Collect(h.Buckets())
-	assert.Equal(t, map[time.Duration]uint64{time.Millisecond: 3, time.Second: 5}, got)
-	for le := range h.Buckets() {
-		assert.Equal(t, time.Millisecond, le)
-		break
-	}
-	for q, want := range map[float64]time.Duration{
-		-1: time.Millisecond, 0: time.Millisecond, 0.5: time.Millisecond, 0.51: time.Second, 0.83: time.Second, 0.9: time.Second, 1: time.Second, 2: time.Second,
-	} {
-		assert.Equal(t, want, h.Quantile(q), "%v", q)
-	}
-	text, err := json.Marshal(h)
-	require.NoError(t, err)
-	assert.JSONEq(t, `{"count":6,"sum":5,"buckets":[{"le":0.001,"count":3},{"le":1,"count":5}]}`, string(text))
+const (
+	statsConns = 100_000
+	statsRooms = 10_000
+)
 
-	var none mesh.Histogram
-	assert.Zero(t, none.Count())
-	assert.Zero(t, none.Quantile(0.5))
-	text, err = json.Marshal(none)
-	require.NoError(t, err)
-	assert.JSONEq(t, `{"count":0,"sum":0,"buckets":[]}`, string(text))
-	for range none.Buckets() {
-		t.Error("a bucket")
+func statsRoom(i int) string { return "room" + strconv.Itoa(i%statsRooms) }
+
+// busyManager is a manager with 100,000 connections, each in one of 10,000
+// rooms, all of which are watched. It returns where the rooms stand.
+func busyManager(b *testing.B) (*mesh.PresenceManager, []store.Position) {
+	b.Helper()
+	off := false
+	p, err := mesh.NewPresenceManager(mesh.Options{Redis: benchRedis(b), EnablePresenceExpirationEvents: &off})
+	require.NoError(b, err)
+	require.NoError(b, p.TrackPresence(mesh.Regexp(regexp.MustCompile(".*")), mesh.PresenceOptions{}))
+	require.NoError(b, p.Start(b.Context()))
+	b.Cleanup(func() { require.NoError(b, p.Shutdown(context.Background())) })
+	var callers sync.WaitGroup
+	for worker := range benchCallers {
+		callers.Go(func() {
+			for i := worker; i < statsConns; i += benchCallers {
+				id := "conn" + strconv.Itoa(i)
+				if err := p.Connect(b.Context(), id, nil); err != nil {
+					b.Error(err)
+				}
+				// On a busy machine it may take its time; it goes on being wanted.
+				if err := p.Join(b.Context(), statsRoom(i), id); err != nil && !errors.Is(err, mesh.ErrUnavailable) {
+					b.Error(err)
+				}
+			}
+		})
 	}
-	_, err = mesh.NewHistogram(bounds, raw[1:], 0)
-	require.ErrorIs(t, err, mesh.ErrInvalidOptions)
-	_, err = mesh.NewHistogram([]time.Duration{2, 2}, raw, 0)
-	require.ErrorIs(t, err, mesh.ErrInvalidOptions)
+	callers.Wait()
+	require.Eventually(b, func() bool { return p.Stats().Unwritten == 0 }, time.Minute, 10*time.Millisecond)
+	ctx, stop := context.WithCancel(b.Context())
+	var watchers, ready sync.WaitGroup
+	b.Cleanup(func() { stop(); watchers.Wait() })
+	rooms := make([]string, statsRooms)
+	for i := range rooms {
+		rooms[i] = statsRoom(i)
+		ready.Add(1)
+		watchers.Go(func() {
+			begun := sync.OnceFunc(ready.Done)
+			for range p.Subscribe(ctx, rooms[i], mesh.SubscribeOptions{}) {
+				begun()
+			}
+		})
+	}
+	ready.Wait()
+	at, err := testhook.PartsOf(p).Store.Positions(b.Context(), rooms)
+	require.NoError(b, err)
+	return p, at
+}
+
+// BenchmarkStats is what a call of Stats costs on such a server, and what it
+// holds up: one event of one room after the other is delivered to its
+// subscriber, with nobody calling Stats and with somebody who does nothing
+// else. An app calls it every few seconds.
+func BenchmarkStats(b *testing.B) {
+	p, at := busyManager(b)
+	require.Equal(b, statsConns, p.Stats().Entries)
+	b.Run("call", func(b *testing.B) {
+		for b.Loop() {
+			p.Stats()
+		}
+	})
+	n := 0
+	deliver := func(b *testing.B) {
+		var took []time.Duration
+		for b.Loop() {
+			i := n % statsRooms
+			next := store.Position{Epoch: at[i].Epoch, Seq: at[i].Seq + 1, Tag: fmt.Sprintf("b%d", n)}
+			event := forged(next.Epoch, next.Seq, next.Tag, at[i].Tag, "conn"+strconv.Itoa(i))
+			began := time.Now()
+			testhook.PartsOf(p).Hub.HandleEvent(statsRoom(i), event)
+			took = append(took, time.Since(began))
+			at[i] = next
+			n++
+		}
+		slices.Sort(took)
+		b.ReportMetric(float64(took[len(took)*999/1000].Microseconds()), "µs/p99.9")
+		b.ReportMetric(float64(took[len(took)-1].Microseconds()), "µs/max")
+	}
+	b.Run("deliver alone", deliver)
+	b.Run("deliver beside", func(b *testing.B) {
+		stop := make(chan struct{})
+		var calls sync.WaitGroup
+		calls.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+					p.Stats()
+				}
+			}
+		})
+		deliver(b)
+		close(stop)
+		calls.Wait()
+	})
+	require.Zero(b, p.Stats().Repairs["fork"], "the events were what they should be")
 }

@@ -17,22 +17,21 @@ import (
 // closeTime limits the wait of Close for the server's close frame.
 const closeTime = time.Second
 
-// Client is one connection to a [Server]. It speaks the Mesh wire protocol like the stock
-// JavaScript client: it answers pings and latency requests by itself. It does not
-// reconnect.
+// Client is one connection to a server. [Server.Connect] makes it, or [Connect] for a
+// server elsewhere. It speaks the Mesh wire protocol like the stock JavaScript client: it
+// answers pings and latency requests by itself. It does not reconnect.
 //
 // Received messages are kept until the test asks for them. [Client.NextUpdate] and
 // similar methods return updates, [Client.NextPush] returns other pushes.
 //
-// [Server.Dial], [Client.Call] and [Client.Write] return errors, because a test may
+// [Server.Dial], [Dial], [Client.Call] and [Client.Write] return errors, because a test may
 // expect them to fail. On an error all other methods fail the test that the client was
-// connected in, with a message that shows the frames that came instead. Like t.Fatalf, they must be
-// called from the test's own goroutine. A refusal by the server is an answer and not an
+// connected in, with a message that shows the frames that came instead. Like t.Fatalf,
+// they must be called from the test's own goroutine. A refusal by the server is an answer and not an
 // error: Success is false. A client without a test panics instead of failing it.
 type Client struct {
 	tb        TB
-	server    *Server
-	conn      *memConn
+	server    *Server // nil: the server is elsewhere
 	ws        *websocket.Conn
 	timeout   time.Duration
 	readEnded chan struct{} // closed when reading has ended
@@ -130,14 +129,18 @@ func (c *Client) Resume() {
 // returns when the client's end is closed. The server notices the break by itself. See
 // [Client.Close] for its next steps.
 func (c *Client) Kill() {
-	c.conn.abort()
+	if conn, ok := c.ws.NetConn().(*memConn); ok {
+		conn.abort()
+	} else {
+		_ = c.ws.Close() // the network connection, without a close frame
+	}
 	<-c.readEnded
 	yield()
 }
 
 // Close closes the connection with code 1000, like a page that the user leaves. It
 // returns when the server has closed its end, or after a second. Closing again does
-// nothing. A client of [Server.Connect] is closed when the test is over.
+// nothing. A client of [Server.Connect] or [Connect] is closed when the test is over.
 //
 // The connection then leaves its rooms, and the functions given to Server.OnDisconnection
 // are called. In a synctest bubble all of that has happened when Close returns, except
@@ -156,6 +159,9 @@ func (c *Client) Close() {
 		}
 	}
 	c.Kill()
+	if c.server == nil {
+		return
+	}
 	c.server.mu.Lock()
 	defer c.server.mu.Unlock()
 	delete(c.server.clients, c)
@@ -172,6 +178,11 @@ func (c *Client) AwaitClose() CloseError {
 	yield()
 	return *c.ended()
 }
+
+// Done returns a channel that is closed when the connection has ended. After that,
+// [Client.AwaitClose] returns at once. Use it to wait for several clients, or in another
+// goroutine than the test's.
+func (c *Client) Done() <-chan struct{} { return c.readEnded }
 
 // ended returns how the connection ended, or nil if it has not.
 func (c *Client) ended() *CloseError {

@@ -26,7 +26,8 @@ type ConnectOption func(*dialing) error
 
 // dialing holds the values that the options set.
 type dialing struct {
-	path      string
+	path      string // "": the default
+	netDial   func(ctx context.Context, network, address string) (net.Conn, error)
 	level     int // 0: none in the URL
 	header    http.Header
 	protocols []string
@@ -34,8 +35,8 @@ type dialing struct {
 	early     bool // see WithEarlyReturn
 }
 
-// WithPath sets the path to which the client connects. It may include a query. Defaults
-// to "/ws".
+// WithPath sets the path to which a client of a [Server] connects. It may include a query.
+// Defaults to "/ws". [Connect] and [Dial] have the path in the URL.
 func WithPath(path string) ConnectOption {
 	return func(d *dialing) error {
 		if !strings.HasPrefix(path, "/") {
@@ -55,6 +56,20 @@ func WithLevel(level int) ConnectOption {
 			return fmt.Errorf("%w: level %d is not positive", ErrOption, level)
 		}
 		d.level = level
+		return nil
+	}
+}
+
+// WithNetDial sets the function that makes the network connection of a client that
+// [Connect] or [Dial] returns. Use it for a Unix socket, for TLS with the certificate of a
+// test ([crypto/tls.Dialer], with a URL that begins with ws://), or for a network with
+// faults. The function gets the network "tcp" and the host and port of the URL.
+func WithNetDial(dial func(ctx context.Context, network, address string) (net.Conn, error)) ConnectOption {
+	return func(d *dialing) error {
+		if dial == nil {
+			return fmt.Errorf("%w: nil function to dial with", ErrOption)
+		}
+		d.netDial = dial
 		return nil
 	}
 }
@@ -102,16 +117,27 @@ func WithEarlyReturn() ConnectOption {
 	}
 }
 
-// target returns the path with the level.
-func (d *dialing) target() string {
+// newDialing applies the options.
+func newDialing(opts []ConnectOption) (*dialing, error) {
+	d := &dialing{header: make(http.Header), timeout: DefaultTimeout}
+	for _, o := range opts {
+		if err := o(d); err != nil {
+			return nil, err
+		}
+	}
+	return d, nil
+}
+
+// withLevel adds the level to a URL.
+func (d *dialing) withLevel(url string) string {
 	if d.level == 0 {
-		return d.path
+		return url
 	}
 	separator := "?"
-	if strings.Contains(d.path, "?") {
+	if strings.Contains(url, "?") {
 		separator = "&"
 	}
-	return d.path + separator + "mesh-level=" + strconv.Itoa(d.level)
+	return url + separator + "mesh-level=" + strconv.Itoa(d.level)
 }
 
 // HandshakeError says that the server refused the upgrade with an HTTP response.
@@ -140,12 +166,7 @@ func (e *HandshakeError) Error() string {
 func (s *Server) Connect(t TB, opts ...ConnectOption) *Client {
 	t.Helper()
 	c, err := s.dial(t, opts)
-	if err != nil {
-		t.Fatalf("meshtest: connect: %s", strings.TrimPrefix(err.Error(), "meshtest: "))
-		return nil
-	}
-	t.Cleanup(c.Close)
-	return c
+	return connected(t, c, err)
 }
 
 // Dial is [Server.Connect] for tests of refused connections, and for use without a test.
@@ -155,15 +176,52 @@ func (s *Server) Connect(t TB, opts ...ConnectOption) *Client {
 // server at the latest.
 func (s *Server) Dial(opts ...ConnectOption) (*Client, error) { return s.dial(s.tb, opts) }
 
+// Connect is [Server.Connect] for a server that this package did not start, such as one in
+// another process or behind an [net/http/httptest.Server]. The URL begins with ws://,
+// wss://, http:// or https://, and contains the path of the mesh server.
+//
+//	ann := meshtest.Connect(t, web.URL+"/ws", meshtest.WithHeader("Cookie", session))
+func Connect(t TB, url string, opts ...ConnectOption) *Client {
+	t.Helper()
+	c, err := dialURL(t, url, opts)
+	return connected(t, c, err)
+}
+
+// Dial is [Connect] for tests of refused connections, and for use without a test. It
+// returns the errors of [Server.Dial]. Close the client when done. The client has no test,
+// so it panics if something else fails.
+func Dial(url string, opts ...ConnectOption) (*Client, error) { return dialURL(noTest{}, url, opts) }
+
+// connected returns a client that is closed when the test is over, or fails the test.
+func connected(t TB, c *Client, err error) *Client {
+	t.Helper()
+	if err != nil {
+		t.Fatalf("meshtest: connect: %s", strings.TrimPrefix(err.Error(), "meshtest: "))
+		return nil
+	}
+	t.Cleanup(c.Close)
+	return c
+}
+
 func (s *Server) dial(t TB, opts []ConnectOption) (*Client, error) {
-	d := dialing{path: "/ws", header: make(http.Header), timeout: DefaultTimeout}
-	for _, o := range opts {
-		if err := o(&d); err != nil {
-			return nil, err
+	d, err := newDialing(opts)
+	switch {
+	case err != nil:
+		return nil, err
+	case d.netDial != nil:
+		return nil, fmt.Errorf("%w: WithNetDial: a Server is reached in memory only", ErrOption)
+	case d.path == "":
+		d.path = "/ws"
+	}
+	d.netDial = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		conn, err := s.network.dial(ctx)
+		if err != nil {
+			return nil, err // not a nil *memConn in a net.Conn
 		}
+		return conn, nil
 	}
 	c := newClient(t, s, d.timeout)
-	if err := c.connect(d); err != nil {
+	if err := c.connect(d, "ws://"+host+d.path); err != nil {
 		return nil, err
 	}
 	s.mu.Lock()
@@ -177,22 +235,30 @@ func (s *Server) dial(t TB, opts []ConnectOption) (*Client, error) {
 	return c, nil
 }
 
+func dialURL(t TB, url string, opts []ConnectOption) (*Client, error) {
+	d, err := newDialing(opts)
+	switch {
+	case err != nil:
+		return nil, err
+	case d.path != "":
+		return nil, fmt.Errorf("%w: WithPath: the path is in the URL", ErrOption)
+	}
+	if rest, ok := strings.CutPrefix(url, "http"); ok { // https too
+		url = "ws" + rest
+	}
+	c := newClient(t, nil, d.timeout)
+	if err := c.connect(d, url); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
 // connect makes the handshake and waits for the connection id.
-func (c *Client) connect(d dialing) error {
+func (c *Client) connect(d *dialing, url string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), d.timeout)
 	defer cancel()
-	dialer := websocket.Dialer{
-		Subprotocols: d.protocols,
-		NetDialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			conn, err := c.server.network.dial(ctx)
-			if err != nil {
-				return nil, err
-			}
-			c.conn = conn
-			return conn, nil
-		},
-	}
-	ws, resp, err := dialer.DialContext(ctx, "ws://"+host+d.target(), d.header) //nolint:bodyclose // the dialer has read it
+	dialer := websocket.Dialer{Subprotocols: d.protocols, NetDialContext: d.netDial}
+	ws, resp, err := dialer.DialContext(ctx, d.withLevel(url), d.header) //nolint:bodyclose // the dialer has read it
 	if errors.Is(err, websocket.ErrBadHandshake) && resp != nil {
 		body, _ := io.ReadAll(resp.Body) // in memory already
 		return &HandshakeError{Status: resp.StatusCode, Body: strings.TrimSpace(string(body)), Header: resp.Header}
@@ -211,7 +277,7 @@ func (c *Client) connect(d dialing) error {
 
 // arrive waits for the connection id and, unless the client returns early, until the
 // OnConnection functions have returned.
-func (c *Client) arrive(ctx context.Context, d dialing) error {
+func (c *Client) arrive(ctx context.Context, d *dialing) error {
 	deadline, _ := ctx.Deadline()
 	if !c.await(time.Until(deadline), func() bool { return c.id != "" }) {
 		if end := c.ended(); end != nil {

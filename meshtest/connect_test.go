@@ -2,8 +2,12 @@ package meshtest_test
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
+	"net"
 	"net/http"
+	"net/http/httptest"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -128,3 +132,137 @@ func TestClosingWaitsForTheEndOnTheServer(t *testing.T) {
 		}
 	})
 }
+
+// A client reaches a server that this package did not start, by each kind of URL, and does
+// what it does with others.
+func TestConnectByURL(t *testing.T) {
+	t.Parallel()
+	srv := newMesh(t, meshtest.StartRedis(t).Client(), func(o *mesh.Options) {
+		o.Authenticate = func(_ context.Context, r *http.Request) (any, error) {
+			if r.Header.Get("Authorization") == "" {
+				return nil, mesh.Refuse(http.StatusForbidden, "sign in first")
+			}
+			return map[string]string{"name": r.Header.Get("Authorization")}, nil
+		}
+	})
+	require.NoError(t, srv.Start(t.Context()))
+	t.Cleanup(func() { require.NoError(t, srv.Shutdown(context.Background())) })
+	var greeted atomic.Int32
+	srv.OnConnection(func(context.Context, *mesh.Connection) {
+		time.Sleep(20 * time.Millisecond)
+		greeted.Add(1)
+	})
+	mux := http.NewServeMux()
+	mux.Handle("/ws", srv)
+	plain, secure := httptest.NewServer(mux), httptest.NewTLSServer(mux)
+	t.Cleanup(func() {
+		plain.Close()
+		secure.Close()
+	})
+	trusting := tls.Dialer{Config: secure.Client().Transport.(*http.Transport).TLSClientConfig.Clone()}
+	trusting.Config.NextProtos = nil
+	ann := meshtest.Connect(t, plain.URL+"/ws", meshtest.WithHeader("Authorization", "Ann"), meshtest.WithLevel(2))
+	require.EqualValues(t, 1, greeted.Load())
+	require.Equal(t, 2, ann.Subscribe("lobby").Level)
+	for i, dial := range []func() (*meshtest.Client, error){
+		func() (*meshtest.Client, error) {
+			return meshtest.Dial("ws"+strings.TrimPrefix(plain.URL, "http")+"/ws?a=b", meshtest.WithHeader("Authorization", "Bob"), meshtest.WithLevel(2))
+		},
+		func() (*meshtest.Client, error) {
+			return meshtest.Dial("ws"+strings.TrimPrefix(secure.URL, "https")+"/ws", meshtest.WithHeader("Authorization", "Bob"),
+				meshtest.WithNetDial(trusting.DialContext))
+		},
+	} {
+		bob, err := dial()
+		require.NoError(t, err)
+		require.EqualValues(t, i+2, greeted.Load())
+		require.JSONEq(t, `{"name":"Bob"}`, string(bob.Metadata()))
+		bob.Join("lobby")
+		ann.ExpectUpdate("join", "lobby", bob.ID())
+		want := 1000
+		if i == 0 {
+			bob.Close()
+			bob.Close() // does nothing
+		} else {
+			want = 1006
+			bob.Kill()
+		}
+		ann.ExpectUpdate("leave", "lobby", bob.ID())
+		<-bob.Done()
+		require.Equal(t, want, bob.AwaitClose().Code)
+	}
+
+	_, err := meshtest.Dial(secure.URL + "/ws")
+	require.ErrorContains(t, err, "certificate", "which nothing vouches for")
+	_, err = meshtest.Dial(plain.URL + "/ws")
+	refused, ok := errors.AsType[*meshtest.HandshakeError](err)
+	require.True(t, ok, "%v", err)
+	require.Equal(t, http.StatusForbidden, refused.Status)
+	require.Equal(t, "meshtest: connect: handshake refused: 403 sign in first",
+		failing(t, func(tb meshtest.TB) { meshtest.Connect(tb, plain.URL+"/ws") }))
+	_, err = meshtest.Dial("ftp://127.0.0.1/ws")
+	require.Error(t, err)
+}
+
+// WithNetDial makes the network connections, also in a bubble.
+func TestConnectOverAnyNetwork(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		srv := newMesh(t, meshtest.StartRedis(t).Client())
+		require.NoError(t, srv.Start(t.Context()))
+		l := pipes{conns: make(chan net.Conn), closed: make(chan struct{})}
+		web := &http.Server{Handler: srv}
+		served := make(chan error, 1)
+		go func() { served <- web.Serve(l) }()
+		c := meshtest.Connect(t, "ws://anywhere/", meshtest.WithNetDial(l.dial))
+		c.Join("lobby")
+		time.Sleep(time.Hour) // pings are answered
+		count, err := srv.Presence().Count(t.Context(), "lobby")
+		require.NoError(t, err)
+		require.Equal(t, 1, count)
+		select {
+		case <-c.Done():
+			require.FailNow(t, "it has ended")
+		default:
+		}
+		require.NoError(t, srv.Shutdown(t.Context()))
+		<-c.Done()
+		require.Equal(t, 1012, c.AwaitClose().Code)
+		require.NoError(t, web.Close())
+		require.ErrorIs(t, <-served, http.ErrServerClosed)
+	})
+}
+
+// pipes is a listener whose connections have no buffer.
+type pipes struct {
+	conns  chan net.Conn
+	closed chan struct{}
+}
+
+func (l pipes) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	if network != "tcp" || address != "anywhere:80" {
+		return nil, errors.New("dialled " + network + " " + address)
+	}
+	near, far := net.Pipe()
+	select {
+	case l.conns <- far:
+		return near, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+func (l pipes) Accept() (net.Conn, error) {
+	select {
+	case c := <-l.conns:
+		return c, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l pipes) Close() error {
+	close(l.closed)
+	return nil
+}
+
+func (l pipes) Addr() net.Addr { return &net.TCPAddr{} }

@@ -29,11 +29,14 @@
 // one Redis, call StartServer once for each, with a client of its own from
 // [Redis.Client].
 //
+// If the server runs elsewhere, as another process or on a port of
+// [net/http/httptest.Server], [Connect] connects a client to its URL.
+//
 // A [Client] has a method for each command of the protocol, and [Client.Call] for the
 // commands of your app. [Client.NextUpdate], [Client.ExpectUpdate] and
 // [Client.AwaitUpdate] wait for an update, [Client.NextPush] waits for a push of your
 // app, and [Client.NoUpdate] checks that no update comes. A failure that a test may
-// expect is returned as an error: [Server.Dial] returns a [*HandshakeError], Call returns
+// expect is returned as an error: [Server.Dial] and [Dial] return a [*HandshakeError], Call returns
 // a [*CommandError]. All other failures fail the test. The file usage_test.go has whole
 // tests of an app.
 //
@@ -43,7 +46,7 @@
 // next line of the test may rely on it. Other clients see the effect later. Wait for that
 // with [Client.ExpectUpdate] or a similar method.
 //
-//   - [Server.Connect], [Server.Dial]: the OnConnection functions have returned, except
+//   - [Server.Connect], [Server.Dial], [Connect], [Dial]: the OnConnection functions have returned, except
 //     with [WithEarlyReturn].
 //   - [Client.Join], [Client.Leave], [Client.PublishState], [Client.ClearState],
 //
@@ -54,8 +57,9 @@
 //   - [Client.Call]: the handler has returned.
 //   - [Client.Write], [Client.Silence] and [Client.Resume] do not wait for the server.
 //     After a Write, a Call or NextMessage shows that the server has read it.
-//   - [Client.Close], [Client.Kill], [Client.AwaitClose]: the client's end is closed. The
-//     leaves and the OnDisconnection functions follow, see Close.
+//   - [Client.Close], [Client.Kill], [Client.AwaitClose], and receiving from
+//     [Client.Done]: the client's end is closed. The leaves and the OnDisconnection
+//     functions follow, see Close.
 //   - [Server.Kill]: the connections are cut. Other servers notice when its lease has run
 //     out.
 //   - [Server.Close]: everything has returned, OnDisconnection functions included.

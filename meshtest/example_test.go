@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log"
 	"net/http"
+	"net/http/httptest"
 
 	"github.com/meshpresence/mesh"
 	"github.com/meshpresence/mesh/meshtest"
@@ -152,4 +153,33 @@ func Example_guard() {
 	// meshtest: handshake refused: 401 sign in first
 	// in: true sees: false
 	// sees: true herself: true
+}
+
+// A client of a server that listens on a port, in this process or in another.
+func ExampleDial() {
+	redis, err := meshtest.NewRedis()
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer redis.Close()
+	srv, err := mesh.NewServer(mesh.Options{Redis: redis.Client()})
+	if err != nil {
+		log.Fatal(err)
+	}
+	ctx := context.Background()
+	if err := srv.Start(ctx); err != nil {
+		log.Fatal(err)
+	}
+	web := httptest.NewServer(srv)
+	defer web.Close()
+	defer srv.Shutdown(ctx)
+
+	ann, err := meshtest.Dial(web.URL + "/ws")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer ann.Close()
+	fmt.Println("joined:", ann.Join("lobby").Success)
+	// Output:
+	// joined: true
 }

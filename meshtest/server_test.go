@@ -304,10 +304,17 @@ func TestConnectOptionsAreChecked(t *testing.T) {
 		"path":    meshtest.WithPath("ws"),
 		"timeout": meshtest.WithTimeout(0),
 		"level":   meshtest.WithLevel(0),
+		"dial":    meshtest.WithNetDial(nil),
 	} {
 		_, err := server.Dial(opt)
 		require.ErrorIs(t, err, meshtest.ErrOption, name)
+		_, err = meshtest.Dial("ws://127.0.0.1:1/", opt)
+		require.ErrorIs(t, err, meshtest.ErrOption, name)
 	}
+	_, err := server.Dial(meshtest.WithNetDial(new(net.Dialer).DialContext))
+	require.ErrorIs(t, err, meshtest.ErrOption, "in memory only")
+	_, err = meshtest.Dial("ws://127.0.0.1:1", meshtest.WithPath("/ws"))
+	require.ErrorIs(t, err, meshtest.ErrOption, "the path is in the URL")
 }
 
 // If no connection id comes, the error says so.

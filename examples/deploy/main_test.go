@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -136,13 +137,7 @@ func (p *pod) awaitProbe(code int) string {
 	return text
 }
 
-func (p *pod) dial() (*websocket.Conn, *http.Response, error) {
-	ws, resp, err := websocket.DefaultDialer.DialContext(p.t.Context(), "ws://"+p.addr+"/ws", nil)
-	if err == nil {
-		p.t.Cleanup(func() { _ = ws.Close() })
-	}
-	return ws, resp, err
-}
+func (p *pod) url() string { return "ws://" + p.addr + "/ws" }
 
 // exits waits for the end of the process and returns its exit code.
 func (p *pod) exits() int {
@@ -202,16 +197,12 @@ func TestDeploy(t *testing.T) {
 	ends := make(chan time.Time, sockets)
 	var reading sync.WaitGroup
 	for range sockets {
-		ws, _, err := p.dial()
-		require.NoError(t, err)
-		require.NoError(t, ws.WriteMessage(websocket.TextMessage, []byte(`{"id":1,"command":"mesh/join-room","payload":{"roomName":"lobby"}}`)))
+		c := meshtest.Connect(t, p.url(), meshtest.WithTimeout(2*time.Minute))
+		c.Join("lobby")
 		reading.Go(func() {
-			var err error
-			for err == nil {
-				_, _, err = ws.ReadMessage()
-			}
-			assert.True(t, websocket.IsCloseError(err, websocket.CloseServiceRestart), "%v", err)
+			<-c.Done()
 			ends <- time.Now()
+			assert.Equal(t, websocket.CloseServiceRestart, c.AwaitClose().Code)
 		})
 	}
 	require.Eventually(t, func() bool { return joined() == sockets }, 2*time.Minute, 5*time.Millisecond)
@@ -220,11 +211,11 @@ func TestDeploy(t *testing.T) {
 	require.NoError(t, p.cmd.Process.Signal(syscall.SIGTERM))
 	assert.Contains(t, p.awaitProbe(http.StatusServiceUnavailable), "closed")
 	assert.Less(t, len(ends), sockets, "before the sockets")
-	_, resp, err := p.dial()
-	require.Error(t, err)
-	require.NotNil(t, resp, "%v", err)
-	assert.Equal(t, http.StatusServiceUnavailable, resp.StatusCode)
-	assert.NotEmpty(t, resp.Header.Get("Retry-After"))
+	_, err := meshtest.Dial(p.url())
+	refused, ok := errors.AsType[*meshtest.HandshakeError](err)
+	require.True(t, ok, "%v", err)
+	assert.Equal(t, http.StatusServiceUnavailable, refused.Status)
+	assert.NotEmpty(t, refused.Header.Get("Retry-After"))
 	code, _ := p.probe("/livez")
 	assert.Equal(t, http.StatusOK, code, "the process lives")
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"hash/crc32"
 	"log/slog"
 	"net"
@@ -83,100 +84,51 @@ func (in *instance) pass(name string) string {
 	return c.Name + "=" + c.Value
 }
 
-// client is one socket.
-type client struct {
-	t  *testing.T
-	ws *websocket.Conn
-	id string
-}
-
-func (in *instance) dial(cookie, origin string) (*websocket.Conn, int) {
-	in.t.Helper()
-	h := http.Header{}
+// dial opens a socket, or says why there is none.
+func (in *instance) dial(cookie, origin string) (*meshtest.Client, error) {
+	opts := []meshtest.ConnectOption{meshtest.WithTimeout(2 * time.Minute)}
 	if cookie != "" {
-		h.Set("Cookie", cookie)
+		opts = append(opts, meshtest.WithHeader("Cookie", cookie))
 	}
 	if origin != "" {
-		h.Set("Origin", origin)
+		opts = append(opts, meshtest.WithHeader("Origin", origin))
 	}
-	ws, res, err := websocket.DefaultDialer.DialContext(in.t.Context(), "ws://"+in.addr+"/ws", h)
-	require.NotNil(in.t, res, "%v", err)
-	if err != nil {
-		return nil, res.StatusCode
-	}
-	in.t.Cleanup(func() { _ = ws.Close() })
-	require.NoError(in.t, ws.SetReadDeadline(time.Now().Add(2*time.Minute)))
-	return ws, res.StatusCode
+	return meshtest.Dial("ws://"+in.addr+"/ws", opts...)
+}
+
+// client is one socket, which speaks both protocols.
+type client struct {
+	*meshtest.Client
+	t *testing.T
 }
 
 func (in *instance) client(cookie string) *client {
 	in.t.Helper()
-	ws, status := in.dial(cookie, "http://"+in.addr)
-	require.Equal(in.t, http.StatusSwitchingProtocols, status)
-	c := &client{t: in.t, ws: ws}
-	require.NoError(in.t, json.Unmarshal([]byte(c.await("mesh/assign-id")), &c.id))
-	return c
+	c, err := in.dial(cookie, "http://"+in.addr)
+	require.NoError(in.t, err)
+	in.t.Cleanup(c.Close)
+	return &client{c, in.t}
 }
 
-// await reads frames of the Mesh protocol until one of that command, and returns its
-// payload.
-func (c *client) await(command string) string {
-	c.t.Helper()
-	for {
-		var f struct {
-			Command string
-			Payload json.RawMessage
-		}
-		kind, data := c.next()
-		require.Equal(c.t, websocket.TextMessage, kind)
-		if json.Unmarshal(data, &f) == nil && f.Command == command {
-			return string(f.Payload)
-		}
-	}
-}
-
-// answer reads until a message that is not of the Mesh protocol.
-func (c *client) answer() (kind int, data string) {
-	c.t.Helper()
-	for {
-		kind, data := c.next()
-		if kind == websocket.BinaryMessage || !strings.HasPrefix(string(data), "{") {
-			return kind, string(data)
-		}
-	}
-}
-
-func (c *client) next() (int, []byte) {
-	c.t.Helper()
-	kind, data, err := c.ws.ReadMessage()
-	require.NoError(c.t, err)
-	return kind, data
-}
-
+// say sends a message of the app's own protocol.
 func (c *client) say(kind int, data string) {
 	c.t.Helper()
-	require.NoError(c.t, c.ws.WriteMessage(kind, []byte(data)))
+	require.NoError(c.t, c.Write(kind, []byte(data)))
+}
+
+// answer waits for a message of the app's own protocol.
+func (c *client) answer() (kind int, data string) {
+	c.t.Helper()
+	kind, message := c.NextMessage()
+	return kind, string(message)
 }
 
 // ask sends a command of the Mesh protocol and returns the payload of its answer.
 func (c *client) ask(command, payload string) string {
 	c.t.Helper()
-	c.say(websocket.TextMessage, `{"id":1,"command":"`+command+`","payload":`+payload+`}`)
-	return c.await(command)
-}
-
-// closed reads until the connection ends and returns the close code.
-func (c *client) closed() int {
-	c.t.Helper()
-	for {
-		_, _, err := c.ws.ReadMessage()
-		if err == nil {
-			continue
-		}
-		closed, ok := err.(*websocket.CloseError)
-		require.True(c.t, ok, "%v", err)
-		return closed.Code
-	}
+	answer, err := c.Call(command, json.RawMessage(payload))
+	require.NoError(c.t, err)
+	return string(answer)
 }
 
 const lobby = `{"roomName":"lobby"}`
@@ -236,8 +188,15 @@ func TestRefusedUpgrades(t *testing.T) {
 		"no browser":        {good, "", http.StatusSwitchingProtocols},
 		"own page":          {good, "https://other.example.com", http.StatusSwitchingProtocols},
 	} {
-		_, status := in.dial(tt.cookie, tt.origin)
-		require.Equal(t, tt.status, status, name)
+		c, err := in.dial(tt.cookie, tt.origin)
+		if tt.status == http.StatusSwitchingProtocols {
+			require.NoError(t, err, name)
+			t.Cleanup(c.Close)
+			continue
+		}
+		refused, ok := errors.AsType[*meshtest.HandshakeError](err)
+		require.True(t, ok, "%s: %v", name, err)
+		require.Equal(t, tt.status, refused.Status, name)
 	}
 	for _, name := range []string{"", "\n", "\xff", strings.Repeat("x", 41), strings.Repeat("x", 4<<10)} {
 		require.Equal(t, http.StatusBadRequest, in.post(name).StatusCode, "%.10q", name)
@@ -269,11 +228,11 @@ func TestInvalidMessages(t *testing.T) {
 	} {
 		eve := in.client(pass)
 		for range tt.times {
-			if eve.ws.WriteMessage(tt.kind, []byte(tt.data)) != nil {
+			if eve.Write(tt.kind, []byte(tt.data)) != nil {
 				break // closed already
 			}
 		}
-		require.Equal(t, tt.code, eve.closed(), name)
+		require.Equal(t, tt.code, eve.AwaitClose().Code, name)
 	}
 	eve := in.client(pass)
 	for _, line := range []string{"", "HELO", "echo x", "[1,2]", `{"type":"forged"}`, `{"command":7}`} {
@@ -286,7 +245,8 @@ func TestInvalidMessages(t *testing.T) {
 	eve.say(websocket.TextMessage, `ECHO {"command":"mesh/presence-update"}`)
 	_, answer := eve.answer()
 	require.Equal(t, `ECHO {"command":"mesh/presence-update"}`, answer)
-	require.Contains(t, eve.ask("mesh/set-my-connection-metadata", `{"metadata":{"name":"Ann"}}`), `"error"`)
+	_, err := eve.Call("mesh/set-my-connection-metadata", json.RawMessage(`{"metadata":{"name":"Ann"}}`))
+	require.NotEmpty(t, meshtest.CodeOf(err), "%v", err)
 	other.say(websocket.TextMessage, "ECHO still here")
 	_, answer = other.answer()
 	require.Equal(t, "ECHO still here", answer)
@@ -301,17 +261,13 @@ func TestTwoInstances(t *testing.T) {
 	ann, bob := one.client(pass), two.client(two.pass("Bob"))
 	require.Contains(t, bob.ask("mesh/subscribe-presence", lobby), `"present":[]`)
 	require.Contains(t, ann.ask("mesh/join-room", lobby), `"success":true`)
-	join := bob.await("mesh/presence-update")
-	require.Contains(t, join, `"type":"join"`)
-	require.Contains(t, join, ann.id)
-	require.Contains(t, join, `"metadata":{"name":"Ann"}`)
+	join := bob.ExpectUpdate("join", "lobby", ann.ID())
+	require.JSONEq(t, `{"name":"Ann"}`, string(join.Metadata))
 	two.client(pass) // the key is the same, so a pass of one instance is valid on the other
 
 	require.NoError(t, one.stop())
-	require.Equal(t, websocket.CloseServiceRestart, ann.closed())
-	leave := bob.await("mesh/presence-update")
-	require.Contains(t, leave, `"type":"leave"`)
-	require.Contains(t, leave, ann.id)
+	require.Equal(t, websocket.CloseServiceRestart, ann.AwaitClose().Code)
+	bob.ExpectUpdate("leave", "lobby", ann.ID())
 	require.NoError(t, two.stop())
 }
 
@@ -321,7 +277,7 @@ func TestShutdown(t *testing.T) {
 	ann := in.client(in.pass("Ann"))
 	ann.say(websocket.TextMessage, "TIME")
 	require.NoError(t, in.stop(), "open sockets do not delay it")
-	require.Equal(t, websocket.CloseServiceRestart, ann.closed())
+	require.Equal(t, websocket.CloseServiceRestart, ann.AwaitClose().Code)
 	_, err := net.Dial("tcp", in.addr)
 	require.Error(t, err, "the listener is closed")
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"log/slog"
 	"net/http"
@@ -14,8 +15,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gorilla/websocket"
 	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh/meshtest"
 )
 
 // startServe serves on a free port of the loopback interface until stop is called. stop
@@ -50,51 +52,17 @@ func startServe(t *testing.T, cfg config) (visit string, stop func() error) {
 }
 
 // dial opens a socket as the page at origin does.
-func dial(t *testing.T, visit, origin string) (*websocket.Conn, *http.Response, error) {
-	t.Helper()
-	url := "ws" + strings.TrimPrefix(visit, "http") + "ws"
-	ws, res, err := websocket.DefaultDialer.DialContext(t.Context(), url, http.Header{"Origin": {strings.TrimSuffix(origin, "/")}})
-	if err == nil {
-		t.Cleanup(func() { _ = ws.Close() })
-		require.NoError(t, ws.SetReadDeadline(time.Now().Add(2*time.Minute)))
-	}
-	return ws, res, err
+func dial(visit, origin string) (*meshtest.Client, error) {
+	return meshtest.Dial(visit+"ws", meshtest.WithHeader("Origin", strings.TrimSuffix(origin, "/")), meshtest.WithTimeout(2*time.Minute))
 }
 
-// await reads frames until one of that command, and returns its payload.
-func await(t *testing.T, ws *websocket.Conn, command string) string {
+// connect opens a socket as the page does.
+func connect(t *testing.T, visit string) *meshtest.Client {
 	t.Helper()
-	for {
-		var frame struct {
-			Command string
-			Payload json.RawMessage
-		}
-		require.NoError(t, ws.ReadJSON(&frame))
-		if frame.Command == command {
-			return string(frame.Payload)
-		}
-	}
-}
-
-// ask sends a request and returns the payload of its answer.
-func ask(t *testing.T, ws *websocket.Conn, command, payload string) string {
-	t.Helper()
-	frame := map[string]any{"id": 1, "command": command, "payload": json.RawMessage(payload)}
-	require.NoError(t, ws.WriteJSON(frame))
-	return await(t, ws, command)
-}
-
-// snapshot is the answer to a subscription.
-type snapshot struct {
-	Success bool
-	Present []struct{ ID, Metadata json.RawMessage }
-}
-
-func subscribe(t *testing.T, ws *websocket.Conn) (s snapshot) {
-	t.Helper()
-	answer := ask(t, ws, "mesh/subscribe-presence", `{"roomName":"lobby"}`)
-	require.NoError(t, json.Unmarshal([]byte(answer), &s))
-	return s
+	c, err := dial(visit, visit)
+	require.NoError(t, err)
+	t.Cleanup(c.Close)
+	return c
 }
 
 func TestServe(t *testing.T) {
@@ -103,37 +71,31 @@ func TestServe(t *testing.T) {
 	require.NoError(t, err)
 	visit, stop := startServe(t, cfg)
 
-	_, res, err := dial(t, visit, "http://elsewhere.example")
-	require.Error(t, err, "a page of another site")
-	require.Equal(t, http.StatusForbidden, res.StatusCode)
+	_, err = dial(visit, "http://elsewhere.example")
+	refused, ok := errors.AsType[*meshtest.HandshakeError](err)
+	require.True(t, ok, "a page of another site: %v", err)
+	require.Equal(t, http.StatusForbidden, refused.Status)
 
-	ann, _, err := dial(t, visit, visit)
-	require.NoError(t, err)
-	annID := await(t, ann, "mesh/assign-id")
-	require.Contains(t, ask(t, ann, "mesh/set-my-connection-metadata", `{"metadata":{"name":"","color":""}}`), "a name is needed")
-	person := `{"name":"Ann","color":"#4f46e5"}`
-	require.JSONEq(t, `{"success":true}`, ask(t, ann, "mesh/set-my-connection-metadata", `{"metadata":`+person+`}`))
-	require.Contains(t, ask(t, ann, "mesh/join-room", `{"roomName":"lobby"}`), `"success":true`)
+	ann := connect(t, visit)
+	_, err = ann.Call("mesh/set-my-connection-metadata", json.RawMessage(`{"metadata":{"name":"","color":""}}`))
+	require.ErrorContains(t, err, "a name is needed")
+	ann.SetMetadata(map[string]string{"name": "Ann", "color": "#4f46e5"}, "")
+	require.True(t, ann.Join("lobby").Success)
 
-	bob, _, err := dial(t, visit, visit)
-	require.NoError(t, err)
-	await(t, bob, "mesh/assign-id")
-	snapshot := subscribe(t, bob)
+	bob := connect(t, visit)
+	snapshot := bob.Subscribe("lobby")
 	require.True(t, snapshot.Success)
-	require.Len(t, snapshot.Present, 1)
-	require.JSONEq(t, annID, string(snapshot.Present[0].ID))
+	require.Equal(t, []string{ann.ID()}, snapshot.IDs())
 	var got struct{ UserID, Name, Color string }
 	require.NoError(t, json.Unmarshal(snapshot.Present[0].Metadata, &got))
 	require.Equal(t, []string{"Ann", "#4f46e5"}, []string{got.Name, got.Color})
 	require.NotEmpty(t, got.UserID)
 
-	require.NoError(t, ann.Close())
-	require.Contains(t, await(t, bob, "mesh/presence-update"), `"leave"`)
+	ann.Kill()
+	bob.ExpectUpdate("leave", "lobby", ann.ID())
 
 	require.NoError(t, stop())
-	for err == nil { // frames on the way, and then the end
-		_, _, err = bob.ReadMessage()
-	}
+	bob.AwaitClose()
 	_, err = http.Get(visit)
 	require.Error(t, err, "the listener is closed")
 }
@@ -143,14 +105,14 @@ func TestServeWithoutClientMetadata(t *testing.T) {
 	cfg, err := parseFlags([]string{"-addr", "127.0.0.1:0", "-client-metadata=false", "-track", "^lobby$"}, nil)
 	require.NoError(t, err)
 	visit, stop := startServe(t, cfg)
-	ws, _, err := dial(t, visit, visit)
-	require.NoError(t, err)
-	require.Contains(t, ask(t, ws, "mesh/set-my-connection-metadata", `{"metadata":{"name":"Ann","color":"#4f46e5"}}`), `"error"`)
-	require.Contains(t, ask(t, ws, "mesh/join-room", `{"roomName":"lobby"}`), `"success":true`)
-	snapshot := subscribe(t, ws)
+	ann := connect(t, visit)
+	_, err = ann.Call("mesh/set-my-connection-metadata", json.RawMessage(`{"metadata":{"name":"Ann","color":"#4f46e5"}}`))
+	require.NotEmpty(t, meshtest.CodeOf(err), "%v", err)
+	require.True(t, ann.Join("lobby").Success)
+	snapshot := ann.Subscribe("lobby")
 	require.Len(t, snapshot.Present, 1)
 	require.Regexp(t, `"name":"Guest ....\"`, string(snapshot.Present[0].Metadata))
-	require.Contains(t, ask(t, ws, "mesh/subscribe-presence", `{"roomName":"other"}`), `"success":false`)
+	require.False(t, ann.Subscribe("other").Success)
 	require.NoError(t, stop())
 }
 

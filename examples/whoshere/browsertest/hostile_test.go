@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/meshpresence/mesh"
+	"github.com/meshpresence/mesh/meshtest"
 )
 
 // hostile checks names, colours, states and rooms that try to get markup or scripts into
@@ -78,8 +79,8 @@ func ever(ann *tab, eve *person, room, name string) {
 // refused proposes metadata that the server must refuse.
 func (p *person) refused(metadata any) {
 	p.t.Helper()
-	if answer := p.ask("mesh/set-my-connection-metadata", map[string]any{"metadata": metadata}); !strings.Contains(string(answer), "EINVALID") {
-		p.t.Errorf("metadata %v: %s", metadata, answer)
+	if _, err := p.Call("mesh/set-my-connection-metadata", map[string]any{"metadata": metadata}); meshtest.CodeOf(err) != "EINVALID" {
+		p.t.Errorf("metadata %v: %v", metadata, err)
 	}
 }
 

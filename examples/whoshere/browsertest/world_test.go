@@ -55,9 +55,7 @@ func (w *world) settle(t testing.TB, room string, tabs ...*tab) {
 		get[int](tab, `window.settled = 0, setTimeout(() => window.settled = 1, 500)`)
 		tab.await(`window.settled === 1`)
 	}
-	if err := p.ws.Close(); err != nil {
-		t.Fatal(err)
-	}
+	p.Kill()
 	for _, tab := range tabs {
 		tab.await(`rows("Zed").length === 0`)
 	}

@@ -176,3 +176,30 @@ func TestLogsAreLimited(t *testing.T) {
 			len(lines), log.Busiest(), limit.LogEvery, stats.CallbackErrors, stats.CallbackPanics, stats.CallbackTimeouts, stats.Closed["slow"])
 	})
 }
+
+// Every line says which server it is of.
+func TestNameInLogs(t *testing.T) {
+	t.Parallel()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		var out testlog.TextLog
+		s := w.Tracked(func(o *mesh.Options) {
+			o.Name = "web 1"
+			o.Logger = slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		})
+		s.OnConnection(nil)
+		s.OnConnection(func(context.Context, *mesh.Connection) { panic("no") })
+		p := s.Dial()
+		p.Closed(10 * time.Second)
+		require.NoError(t, w.Client().FlushAll(t.Context()).Err())
+		w.Sleep(20 * time.Second)
+		w.Mem.Hang()
+		w.Sleep(5 * time.Second)
+		w.Mem.Resume()
+		w.Sleep(5 * time.Second)
+		lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+		require.Greater(t, len(lines), 3)
+		for _, line := range lines {
+			assert.Equal(t, 1, strings.Count(line, `server="web 1"`), line)
+		}
+	})
+}

@@ -3,18 +3,23 @@ package mesh_test
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/gorilla/websocket"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -22,6 +27,7 @@ import (
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 	"github.com/meshpresence/mesh/internal/e2e/testlog"
 	"github.com/meshpresence/mesh/internal/limit"
+	"github.com/meshpresence/mesh/meshtest"
 )
 
 // refusedCase is a request that is refused: its answer, log line and counter.
@@ -366,7 +372,7 @@ func TestRefusedUpgradesSayWhy(t *testing.T) {
 // ask makes the request once and checks its answer.
 func (c refusedCase) ask(t *testing.T, s *harness.Server) {
 	t.Helper()
-	r, rec := handshake(t), httptest.NewRecorder()
+	r, rec := harness.Handshake(t), httptest.NewRecorder()
 	rec.Header().Set("X-Middleware", "was here")
 	if c.change != nil {
 		c.change(r)
@@ -403,7 +409,7 @@ func TestRefusedBeforeStart(t *testing.T) {
 		s, err := mesh.NewServer(opts)
 		require.NoError(t, err)
 		rec := httptest.NewRecorder()
-		s.ServeHTTP(rec, handshake(t))
+		s.ServeHTTP(rec, harness.Handshake(t))
 		assert.Equal(t, http.StatusServiceUnavailable, rec.Code)
 		assert.Equal(t, "the server is starting\n", rec.Body.String())
 		require.EqualValues(t, 1, log.Told("mesh: upgrade refused: the server has not been started status=503"))
@@ -418,10 +424,10 @@ func TestPanickingWriterIsCountedOnce(t *testing.T) {
 		s := w.Server()
 		for range 2 {
 			rec := httptest.NewRecorder()
-			s.ServeHTTP(brokenResponse{rec, func() (net.Conn, error) { panic("no") }}, handshake(t))
+			s.ServeHTTP(brokenResponse{rec, func() (net.Conn, error) { panic("no") }}, harness.Handshake(t))
 			require.Equal(t, http.StatusInternalServerError, rec.Code)
 		}
-		r := handshake(t)
+		r := harness.Handshake(t)
 		r.Header.Set("Origin", "https://evil.example.com")
 		s.ServeHTTP(panicsOnWrite{}, r) // the refusal itself cannot be written
 		want := mesh.NoRefusedUpgrades()
@@ -437,3 +443,447 @@ func (panicsOnWrite) Header() http.Header { return http.Header{} }
 func (panicsOnWrite) Write([]byte) (int, error) { panic("no") }
 
 func (panicsOnWrite) WriteHeader(int) { panic("no") }
+
+// refusedRequest is a request that is refused, with its status, and a good one if
+// nothing is done to it.
+type refusedRequest struct {
+	status int
+	spoil  func(r *http.Request)
+}
+
+var refusedRequests = map[string]refusedRequest{
+	"no handshake": {http.StatusBadRequest, func(r *http.Request) { r.Header = http.Header{} }},
+	"no upgrade":   {http.StatusBadRequest, func(r *http.Request) { r.Header.Del("Upgrade") }},
+	"not GET":      {http.StatusMethodNotAllowed, func(r *http.Request) { r.Method = http.MethodPost }},
+	"old version":  {http.StatusBadRequest, func(r *http.Request) { r.Header.Set("Sec-WebSocket-Version", "8") }},
+	"no version":   {http.StatusBadRequest, func(r *http.Request) { r.Header.Del("Sec-WebSocket-Version") }},
+	"no key":       {http.StatusBadRequest, func(r *http.Request) { r.Header.Del("Sec-WebSocket-Key") }},
+	"short key":    {http.StatusBadRequest, func(r *http.Request) { r.Header.Set("Sec-WebSocket-Key", "eA==") }},
+	"origin":       {http.StatusForbidden, func(r *http.Request) { r.Header.Set("Origin", "https://evil.example") }},
+	"no password":  {http.StatusUnauthorized, func(r *http.Request) { r.Header.Del("Authorization") }},
+}
+
+func withPassword(o *mesh.Options) {
+	o.Authenticate = func(_ context.Context, r *http.Request) (any, error) {
+		if r.Header.Get("Authorization") == "" {
+			return nil, errors.New("who is it?")
+		}
+		return nil, nil
+	}
+}
+
+// Requests that are refused use up nothing that honest clients need.
+func TestRefusedRequestsDoNotCount(t *testing.T) {
+	t.Parallel()
+	for name, bad := range refusedRequests {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			harness.Embedded(t, func(t *testing.T, w *harness.World) {
+				s := w.Tracked(withPassword, harness.Limits(func(l *mesh.Limits) { l.UpgradesPerSecond, l.Connections = 3, 3 }))
+				refuse := func() {
+					for range 20 {
+						r, rec := harness.Handshake(t), httptest.NewRecorder()
+						bad.spoil(r)
+						s.ServeHTTP(rec, r)
+						require.Equal(t, bad.status, rec.Code, "%s", rec.Body)
+					}
+				}
+				refuse()
+				h := http.Header{"Authorization": {"secret"}}
+				var open []*harness.Peer
+				for range 3 {
+					open = append(open, s.Dial(h))
+				}
+				_, resp, err := s.TryDial(h)
+				require.Error(t, err)
+				require.Equal(t, http.StatusServiceUnavailable, resp.StatusCode)
+				open[0].Close()
+				w.Sleep(time.Second)
+				refuse()
+				s.Dial(h)
+				assert.Equal(t, 3, s.StillOpen())
+			})
+		})
+	}
+}
+
+// A handshake that cannot be completed after all does not count either.
+func TestFailedUpgradesDoNotCount(t *testing.T) {
+	t.Parallel()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s := w.Tracked(harness.Limits(func(l *mesh.Limits) { l.UpgradesPerSecond, l.Connections = 1, 1 }))
+		for range 5 {
+			rec := httptest.NewRecorder() // cannot be hijacked
+			s.ServeHTTP(rec, harness.Handshake(t))
+			require.Equal(t, http.StatusInternalServerError, rec.Code)
+		}
+		s.Dial()
+	})
+}
+
+// Requests whose authentication takes long hold nothing that others need, and are
+// no more at once than may be.
+func TestSlowAuthenticationIsBounded(t *testing.T) {
+	t.Parallel()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		release := make(chan struct{})
+		s := w.Tracked(harness.Limits(func(l *mesh.Limits) { l.UpgradesPerSecond, l.Connections = 2, 2 }), func(o *mesh.Options) {
+			o.Authenticate = func(_ context.Context, r *http.Request) (any, error) {
+				if r.Header.Get("Slow") != "" {
+					<-release // whatever becomes of its context
+					return nil, errors.New("no")
+				}
+				return nil, nil
+			}
+		})
+		var asked sync.WaitGroup
+		var codes sync.Map
+		slow := func() {
+			asked.Go(func() {
+				r, rec := harness.Handshake(t), httptest.NewRecorder()
+				r.Header.Set("Slow", "1")
+				s.ServeHTTP(rec, r)
+				n, _ := codes.LoadOrStore(rec.Code, new(atomic.Int64))
+				n.(*atomic.Int64).Add(1)
+			})
+		}
+		count := func(code int) int64 {
+			n, ok := codes.Load(code)
+			if !ok {
+				return 0
+			}
+			return n.(*atomic.Int64).Load()
+		}
+		for range mesh.AuthsAtOnce - 1 {
+			slow()
+		}
+		w.Sleep(time.Millisecond)
+		first := s.Dial()
+		for range 50 {
+			slow()
+		}
+		w.Sleep(time.Millisecond)
+		assert.EqualValues(t, 49, count(http.StatusServiceUnavailable), "one was let in, in place of the honest one")
+		w.Sleep(10 * time.Second)
+		asked.Wait()
+		assert.EqualValues(t, mesh.AuthsAtOnce, count(http.StatusInternalServerError), "their time was over")
+		_, resp, err := s.TryDial()
+		require.Error(t, err, "the hooks still run")
+		assert.Equal(t, http.StatusServiceUnavailable, resp.StatusCode)
+		assert.NotEmpty(t, resp.Header.Get("Retry-After"))
+		assert.Equal(t, "true", string(first.Call("mesh/noop", nil)))
+		close(release)
+		w.Sleep(time.Millisecond)
+		s.Dial()
+	})
+}
+
+// While no connection can be accepted, the hook is not asked.
+func TestAStormDoesNotReachTheHook(t *testing.T) {
+	t.Parallel()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		var calls atomic.Int64
+		s := w.Tracked(harness.Limits(func(l *mesh.Limits) { l.UpgradesPerSecond = 2 }), func(o *mesh.Options) {
+			o.Authenticate = func(context.Context, *http.Request) (any, error) {
+				calls.Add(1)
+				return nil, nil
+			}
+		})
+		for range 50 {
+			_, _, _ = s.TryDial()
+		}
+		assert.EqualValues(t, 2, calls.Load())
+		assert.Equal(t, 2, s.Stats().Connections)
+	})
+}
+
+func TestSubprotocols(t *testing.T) {
+	t.Parallel()
+	const token = "SECRET-token.1"
+	for name, c := range map[string]struct {
+		supported []string
+		offers    []string // values of the header
+		chosen    string
+		warns     bool // if the client is a browser
+	}{
+		"none on either side":     {},
+		"nothing offered":         {supported: []string{"mesh"}},
+		"a token beside it":       {[]string{"mesh"}, []string{"mesh, " + token}, "mesh", false},
+		"a token before it":       {[]string{"mesh"}, []string{token + ",mesh"}, "mesh", false},
+		"several headers":         {[]string{"mesh"}, []string{token, "mesh"}, "mesh", false},
+		"the server's preference": {[]string{"v2.mesh", "v1.mesh"}, []string{"v1.mesh, v2.mesh"}, "v2.mesh", false},
+		"no common one":           {[]string{"mesh"}, []string{token}, "", true},
+		"none supported":          {nil, []string{"mesh, " + token}, "", true},
+		"case counts":             {[]string{"mesh"}, []string{"MESH"}, "", true},
+		"a part of one":           {[]string{"mesh"}, []string{"mesh2, xmesh, mesh x"}, "", true},
+		"malformed":               {[]string{"mesh"}, []string{",, ;\"mesh\""}, "", true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			harness.Embedded(t, func(t *testing.T, w *harness.World) {
+				var (
+					log  testlog.Logbook
+					seen []string
+				)
+				s := w.Server(func(o *mesh.Options) {
+					o.Subprotocols, o.Logger = c.supported, slog.New(&log)
+					o.Authenticate = func(_ context.Context, r *http.Request) (any, error) {
+						seen = r.Header.Values("Sec-WebSocket-Protocol")
+						return nil, nil
+					}
+				})
+				const warning = "none of the subprotocols"
+				for _, origin := range []string{"", "http://127.0.0.1"} {
+					h := http.Header{}
+					if len(c.offers) > 0 {
+						h["Sec-Websocket-Protocol"] = c.offers
+					}
+					if origin != "" {
+						require.Zero(t, log.Told(warning), "not for clients that are no browsers")
+						h.Set("Origin", origin)
+					}
+					p, resp, err := s.TryDial(h)
+					require.NoError(t, err)
+					assert.Equal(t, c.offers, seen)
+					assert.Equal(t, c.chosen, p.WS.Subprotocol())
+					assert.Equal(t, c.chosen, strings.Join(resp.Header.Values("Sec-WebSocket-Protocol"), "|"))
+					assert.NotContains(t, fmt.Sprint(resp.Header), token)
+					assert.Equal(t, "true", string(p.Call("mesh/noop", nil)))
+				}
+				assert.Equal(t, c.warns, log.Told(warning) > 0)
+				assert.NotContains(t, fmt.Sprint(log.Written()), "SECRET")
+				assert.Empty(t, refusalLines(&log))
+			})
+		})
+	}
+}
+
+// What was set on the ResponseWriter before ServeHTTP is in the 101, but for what is
+// the handshake's own, and nothing in it can end the header or begin another.
+func TestHeadersOfTheUpgrade(t *testing.T) {
+	t.Parallel()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s := w.Server(func(o *mesh.Options) { o.Subprotocols = []string{"mesh"} })
+		s.HTTP.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			http.SetCookie(w, &http.Cookie{Name: "session", Value: "1"})
+			http.SetCookie(w, &http.Cookie{Name: "lb", Value: "2"})
+			h := w.Header()
+			for _, name := range []string{
+				"Sec-WebSocket-Protocol", "Sec-WebSocket-Extensions", "Sec-WebSocket-Accept", "Upgrade", "Connection", "Keep-Alive",
+				"Content-Length", "Content-Type", "Content-Encoding", "Transfer-Encoding", "Trailer",
+			} {
+				h.Set(name, "7")
+				h[strings.ToLower(name)] = []string{"7"}
+			}
+			h["X-Value"] = []string{"a\r\nX-Injected: 1\r\n\r\nbody"}
+			h["X-Name: 1\r\nX-Injected"] = []string{"1"}
+			h[http.TrailerPrefix+"X-Late"] = []string{"1"}
+			h[""] = []string{"1"}
+			s.ServeHTTP(w, r)
+		})
+		conn, err := s.Listener.Dial(t.Context(), "", "")
+		require.NoError(t, err)
+		defer func() { _ = conn.Close() }()
+		go func() {
+			_, _ = io.WriteString(conn, "GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
+				"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: token, mesh\r\n\r\n")
+		}()
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		require.NoError(t, err)
+		assert.Equal(t, http.StatusSwitchingProtocols, resp.StatusCode)
+		assert.Equal(t, http.Header{
+			"Upgrade": {"websocket"}, "Connection": {"Upgrade"}, "Sec-Websocket-Accept": {"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="},
+			"Sec-Websocket-Protocol": {"mesh"}, "Set-Cookie": {"session=1", "lb=2"}, "X-Value": {"a  X-Injected: 1    body"},
+		}, resp.Header)
+	})
+}
+
+// Data that come before the answer are answered, too, and their connection ends.
+func TestDataBeforeTheAnswer(t *testing.T) {
+	t.Parallel()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		var log testlog.Logbook
+		s := w.Server(func(o *mesh.Options) { o.Logger = slog.New(&log) })
+		s.HTTP.Handler = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("X-Middleware", "was here")
+			s.ServeHTTP(w, r)
+		})
+		conn, err := s.Listener.Dial(t.Context(), "", "")
+		require.NoError(t, err)
+		defer func() { _ = conn.Close() }()
+		go func() {
+			_, _ = io.WriteString(conn, "GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
+				"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\nSECRET")
+		}()
+		resp, err := http.ReadResponse(bufio.NewReader(conn), nil)
+		require.NoError(t, err)
+		body, err := io.ReadAll(resp.Body)
+		require.NoError(t, err)
+		assert.Equal(t, http.StatusBadRequest, resp.StatusCode)
+		assert.Equal(t, "data came before the WebSocket handshake was complete\n", string(body))
+		assert.Equal(t, "was here", resp.Header.Get("X-Middleware"))
+		_, err = conn.Read(make([]byte, 1))
+		require.Error(t, err, "it is closed")
+		w.Sleep(time.Millisecond)
+		lines := refusalLines(&log)
+		require.Len(t, lines, 1)
+		assert.Equal(t, slog.LevelWarn, lines[0].Level)
+		assert.Contains(t, lines[0].Text, "sent data before the answer status=400 bytes=6")
+		assert.EqualValues(t, 1, s.Stats().RefusedUpgrades["400"])
+		assert.Equal(t, [2]int{}, s.Places())
+	})
+}
+
+// behind starts an HTTP server of net/http with a middleware before a mesh server.
+func behind(t *testing.T, log *testlog.Logbook, middleware func(http.Handler) http.Handler) (*mesh.Server, *httptest.Server) {
+	t.Helper()
+	mem, err := meshtest.NewRedis()
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, mem.Close()) })
+	client := mem.Client()
+	t.Cleanup(func() { _ = client.Close() })
+	srv, err := mesh.NewServer(mesh.Options{Redis: client, Logger: slog.New(log)})
+	require.NoError(t, err)
+	require.NoError(t, srv.Start(t.Context()))
+	web := httptest.NewUnstartedServer(middleware(srv))
+	web.EnableHTTP2 = true
+	web.StartTLS()
+	t.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+		defer cancel()
+		require.NoError(t, srv.Shutdown(ctx))
+		web.Close()
+	})
+	return srv, web
+}
+
+// TestMiddlewares: a WebSocket of a real server of net/http, behind middlewares that
+// wrap the ResponseWriter.
+func TestMiddlewares(t *testing.T) {
+	t.Parallel()
+	wrapping := func(wrap func(http.ResponseWriter) http.ResponseWriter) func(http.Handler) http.Handler {
+		return func(next http.Handler) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				w.Header().Set("Set-Cookie", "a=1")
+				next.ServeHTTP(wrap(w), r)
+			})
+		}
+	}
+	for name, c := range map[string]struct {
+		middleware func(http.Handler) http.Handler
+		says       string // "": it is upgraded
+	}{
+		"none": {wrapping(func(w http.ResponseWriter) http.ResponseWriter { return w }), ""},
+		"with Unwrap": {wrapping(func(w http.ResponseWriter) http.ResponseWriter {
+			return unwrapping{plainWriter{unwrapping{plainWriter{w}}}}
+		}), ""},
+		"with Hijack":    {wrapping(func(w http.ResponseWriter) http.ResponseWriter { return forwarding{plainWriter{w}} }), ""},
+		"without either": {wrapping(func(w http.ResponseWriter) http.ResponseWriter { return plainWriter{w} }), "inner=mesh_test.plainWriter"},
+		"TimeoutHandler": {func(next http.Handler) http.Handler { return http.TimeoutHandler(next, time.Minute, "late") }, "inner=*http.timeoutWriter"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var log testlog.Logbook
+			srv, web := behind(t, &log, c.middleware)
+			tls := web.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
+			tls.NextProtos = nil // as browsers do for WebSockets: HTTP/1.1
+			d := websocket.Dialer{TLSClientConfig: tls}
+			ws, resp, err := d.DialContext(t.Context(), "wss"+strings.TrimPrefix(web.URL, "https")+"/ws?token=SECRET", nil)
+			if c.says == "" {
+				require.NoError(t, err)
+				defer func() { _ = ws.Close() }()
+				assert.Equal(t, "a=1", resp.Header.Get("Set-Cookie"))
+				var first harness.Frame
+				require.NoError(t, ws.ReadJSON(&first))
+				assert.Equal(t, "mesh/assign-id", first.Command)
+				assert.Equal(t, mesh.NoRefusedUpgrades(), srv.Stats().RefusedUpgrades)
+				return
+			}
+			require.ErrorIs(t, err, websocket.ErrBadHandshake)
+			assert.Equal(t, http.StatusInternalServerError, resp.StatusCode)
+			body, err := io.ReadAll(resp.Body)
+			require.NoError(t, err)
+			assert.Equal(t, noHijack+"\n", string(body))
+			lines := refusalLines(&log)
+			require.Len(t, lines, 1)
+			assert.Contains(t, lines[0].Text, c.says)
+			assert.EqualValues(t, 1, srv.Stats().RefusedUpgrades["500"])
+		})
+	}
+}
+
+// forwarding forwards Hijack.
+type forwarding struct{ plainWriter }
+
+func (f forwarding) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	return f.ResponseWriter.(http.Hijacker).Hijack()
+}
+
+// TestHTTP2: a proxy that speaks HTTP/2 to the server is told why that fails, and a
+// browser that looks at the address is no warning.
+func TestHTTP2(t *testing.T) {
+	t.Parallel()
+	var log testlog.Logbook
+	srv, web := behind(t, &log, func(next http.Handler) http.Handler { return next })
+	get := func(h http.Header) (int, string) {
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, web.URL+"/ws", nil)
+		require.NoError(t, err)
+		r.Header = h
+		resp, err := web.Client().Do(r)
+		require.NoError(t, err)
+		defer func() { _ = resp.Body.Close() }()
+		require.Equal(t, 2, resp.ProtoMajor)
+		body, err := io.ReadAll(resp.Body)
+		require.NoError(t, err)
+		return resp.StatusCode, string(body)
+	}
+	status, body := get(http.Header{})
+	assert.Equal(t, http.StatusBadRequest, status, body)
+	require.Empty(t, refusalLines(&log))
+	status, body = get(http.Header{"Sec-Websocket-Key": {"dGhlIHNhbXBsZSBub25jZQ=="}, "Sec-Websocket-Version": {"13"}})
+	assert.Equal(t, http.StatusHTTPVersionNotSupported, status, body)
+	lines := refusalLines(&log)
+	require.Len(t, lines, 1)
+	assert.Contains(t, lines[0].Text, "the request came by HTTP/2 status=505")
+	assert.EqualValues(t, 1, srv.Stats().RefusedUpgrades["505"])
+}
+
+// A level that is none is refused with its reason. A newer one than the server's is
+// served at the server's, and the answer to a subscribe request names it.
+func TestLevelInTheURL(t *testing.T) {
+	t.Parallel()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s := w.Tracked()
+		for query, reason := range map[string]string{
+			"?mesh-level=0": "mesh-level must be a whole number from 1 on", "?mesh-level=2&mesh-level=2": "mesh-level is given twice",
+		} {
+			s.Query = query
+			_, resp, err := s.TryDial()
+			require.ErrorIs(t, err, websocket.ErrBadHandshake)
+			body, err := io.ReadAll(resp.Body)
+			require.NoError(t, err)
+			assert.Equal(t, http.StatusBadRequest, resp.StatusCode)
+			assert.Equal(t, reason, strings.TrimSpace(string(body)))
+		}
+		for query, level := range map[string]int{"": 1, "?mesh-level=1": 1, "?mesh-level=2": 2, "?token=x&mesh-level=99": 2} {
+			s.Query = query
+			var answer struct{ Level int }
+			require.NoError(t, json.Unmarshal(s.Dial().Call("mesh/subscribe-presence", harness.InRoomPayload("lobby")), &answer))
+			assert.Equal(t, level, answer.Level, query)
+		}
+	})
+}
+
+// brokenResponse cannot be upgraded, each in a way of its own.
+type brokenResponse struct {
+	*httptest.ResponseRecorder
+	hijack func() (net.Conn, error)
+}
+
+func (r brokenResponse) Hijack() (net.Conn, *bufio.ReadWriter, error) {
+	conn, err := r.hijack()
+	if err != nil {
+		return nil, nil, err
+	}
+	return conn, bufio.NewReadWriter(bufio.NewReader(conn), bufio.NewWriter(conn)), nil
+}

@@ -1,4 +1,4 @@
-package mesh_test
+package api
 
 import (
 	"context"
@@ -26,8 +26,74 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/meshpresence/mesh"
+	"github.com/meshpresence/mesh/internal/callbacks"
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 )
+
+// withAuth sets Options.Authenticate.
+func withAuth(hook func(ctx context.Context, r *http.Request) (any, error)) func(*mesh.Options) {
+	return func(o *mesh.Options) { o.Authenticate, o.HookTimeout = hook, time.Second }
+}
+
+func TestAuthenticate(t *testing.T) {
+	t.Parallel()
+	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
+		release := make(chan struct{})
+		defer close(release)
+		s := w.Tracked(func(o *mesh.Options) {
+			o.HookTimeout = 300 * time.Millisecond
+			o.Authenticate = func(ctx context.Context, r *http.Request) (any, error) {
+				switch r.Header.Get("X-Who") {
+				case "ann":
+					return map[string]any{"userId": "ann"}, nil
+				case "nobody":
+					return nil, nil
+				case "refused":
+					return nil, mesh.Refuse(403, "not today")
+				case "wrapped":
+					return nil, errors.Join(errors.New("secret"), mesh.Refuse(429, "slow down"))
+				case "panic":
+					panic("secret")
+				case "hang":
+					<-release
+				case "unencodable":
+					return make(chan int), nil
+				}
+				return nil, errors.New("secret reason")
+			}
+		})
+		header := func(who string) http.Header { return http.Header{"X-Who": {who}} }
+		p := s.Dial(header("ann"))
+		assert.JSONEq(t, `{"metadata":{"userId":"ann"}}`, string(p.Call("mesh/get-my-connection-metadata", nil)))
+		var present []mesh.Member
+		require.NoError(t, json.Unmarshal(p.Join("lobby").Present, &present))
+		assert.JSONEq(t, `{"userId":"ann"}`, string(present[0].Metadata))
+		assert.JSONEq(t, `{"metadata":null}`, string(s.Dial(header("nobody")).Call("mesh/get-my-connection-metadata", nil)))
+		for _, c := range []struct {
+			who    string
+			status int
+			body   string
+		}{
+			{"other", 401, "Unauthorized"},
+			{"refused", 403, "not today"},
+			{"wrapped", 429, "slow down"},
+			{"panic", 500, "Internal Server Error"},
+			{"hang", 500, "Internal Server Error"},
+			{"unencodable", 500, "Internal Server Error"},
+		} {
+			begun := time.Now()
+			_, resp, err := s.TryDial(header(c.who))
+			require.Error(t, err, c.who)
+			require.NotNil(t, resp, c.who)
+			assert.Equal(t, c.status, resp.StatusCode, c.who)
+			body := make([]byte, 100)
+			n, _ := resp.Body.Read(body)
+			assert.Equal(t, c.body, strings.TrimSpace(string(body[:n])), c.who)
+			assert.Less(t, time.Since(begun), w.Unhurried(2*time.Second))
+		}
+		assert.Equal(t, 2, s.Stats().Connections)
+	})
+}
 
 // redisReply is an error that Redis answered.
 type redisReply string
@@ -86,21 +152,21 @@ func TestOutagesAreNoRefusals(t *testing.T) {
 				"alone": err, "wrapped": fmt.Errorf("a: %w", fmt.Errorf("b: %w", err)), "joined": errors.Join(errors.New("a"), err),
 			} {
 				require.Error(t, err, name)
-				assert.Equal(t, want == 500, mesh.IsOutage(wrapped), "%s, %s", name, how)
+				assert.Equal(t, want == 500, callbacks.IsOutage(wrapped), "%s, %s", name, how)
 			}
 			t.Run(fmt.Sprint(want, " ", name), func(t *testing.T) {
 				t.Parallel()
 				harness.Embedded(t, func(t *testing.T, w *harness.World) {
-					s := w.Server(authError(fmt.Errorf("sessions: %w", err)))
+					s := w.Server(withAuth(func(context.Context, *http.Request) (any, error) { return nil, fmt.Errorf("sessions: %w", err) }))
 					rec := httptest.NewRecorder()
-					s.ServeHTTP(rec, handshake(t))
+					s.ServeHTTP(rec, harness.Handshake(t))
 					assert.Equal(t, want, rec.Code)
 					assert.Equal(t, http.StatusText(want)+"\n", rec.Body.String())
 				})
 			})
 		}
 	}
-	assert.False(t, mesh.IsOutage(&selfWrapping{}), "an error that wraps itself ends")
+	assert.False(t, callbacks.IsOutage(&selfWrapping{}), "an error that wraps itself ends")
 }
 
 // selfWrapping is an error that wraps itself.
@@ -115,11 +181,11 @@ func (e *selfWrapping) Unwrap() error { return e }
 func TestDeadlineOfTheRequestIsNoRefusal(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
-		s := w.Server(auth(func(ctx context.Context, _ *http.Request) (any, error) { <-ctx.Done(); return nil, ctx.Err() }))
+		s := w.Server(withAuth(func(ctx context.Context, _ *http.Request) (any, error) { <-ctx.Done(); return nil, ctx.Err() }))
 		ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 		defer cancel()
 		rec := httptest.NewRecorder()
-		s.ServeHTTP(rec, handshake(t).WithContext(ctx))
+		s.ServeHTTP(rec, harness.Handshake(t).WithContext(ctx))
 		assert.Equal(t, http.StatusInternalServerError, rec.Code)
 		assert.EqualValues(t, 1, s.Stats().RefusedUpgrades["500"])
 	})
@@ -130,11 +196,12 @@ func TestAClientThatHangsUp(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		asked := make(chan struct{})
-		s := w.Server(auth(func(ctx context.Context, _ *http.Request) (any, error) {
+		s := w.Server(withAuth(func(ctx context.Context, _ *http.Request) (any, error) {
 			close(asked)
 			<-ctx.Done()
 			return nil, fmt.Errorf("query: %w", ctx.Err())
 		}))
+		want := s.Stats().RefusedUpgrades
 		conn, err := s.Listener.Dial(t.Context(), "", "")
 		require.NoError(t, err)
 		_, err = io.WriteString(conn, "GET /ws HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"+
@@ -143,7 +210,6 @@ func TestAClientThatHangsUp(t *testing.T) {
 		<-asked
 		require.NoError(t, conn.Close())
 		w.Sleep(time.Millisecond)
-		want := mesh.NoRefusedUpgrades()
 		want["499"] = 1
 		assert.Equal(t, want, s.Stats().RefusedUpgrades)
 	})

@@ -1,11 +1,9 @@
-package mesh_test
+package api
 
 import (
 	"encoding/json"
 	"fmt"
-	"io"
 	"log/slog"
-	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -17,34 +15,7 @@ import (
 	"github.com/meshpresence/mesh"
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 	"github.com/meshpresence/mesh/internal/e2e/testlog"
-	"github.com/meshpresence/mesh/internal/wire"
 )
-
-// A level that is none is refused with its reason. A newer one than the server's is
-// served at the server's, and the answer to a subscribe request names it.
-func TestLevelInTheURL(t *testing.T) {
-	t.Parallel()
-	harness.Embedded(t, func(t *testing.T, w *harness.World) {
-		s := w.Tracked()
-		for query, reason := range map[string]string{
-			"?mesh-level=0": "mesh-level must be a whole number from 1 on", "?mesh-level=2&mesh-level=2": "mesh-level is given twice",
-		} {
-			s.Query = query
-			_, resp, err := s.TryDial()
-			require.ErrorIs(t, err, websocket.ErrBadHandshake)
-			body, err := io.ReadAll(resp.Body)
-			require.NoError(t, err)
-			assert.Equal(t, http.StatusBadRequest, resp.StatusCode)
-			assert.Equal(t, reason, strings.TrimSpace(string(body)))
-		}
-		for query, level := range map[string]int{"": 1, "?mesh-level=1": 1, "?mesh-level=2": 2, "?token=x&mesh-level=99": 2} {
-			s.Query = query
-			var answer struct{ Level int }
-			require.NoError(t, json.Unmarshal(s.Dial().Call("mesh/subscribe-presence", harness.InRoomPayload("lobby")), &answer))
-			assert.Equal(t, level, answer.Level, query)
-		}
-	})
-}
 
 // failing are requests of a connection that is in the rooms secret and free, and not in
 // lobby, with the code of their failure.
@@ -143,29 +114,6 @@ func TestUnavailableByLevel(t *testing.T) {
 	})
 }
 
-// What the socket refuses by itself, because there are too many commands, is false at
-// level 1, too. So is a panic.
-func TestRefusedBySocketByLevel(t *testing.T) {
-	t.Parallel()
-	harness.Embedded(t, func(t *testing.T, w *harness.World) {
-		s := w.Server()
-		p := s.Dial()
-		c, ok := s.Connection(p.ID)
-		require.True(t, ok)
-		req := wire.Request{ID: "7", HasID: true, Command: "mesh/publish-presence-state"}
-		assert.JSONEq(t, `{"id":7,"command":"mesh/publish-presence-state","payload":false}`, string(c.Refuse(req, "m", "EBUSY", "n").Bytes()))
-		req.Command = "mesh/join-room"
-		assert.JSONEq(t, `{"id":7,"command":"mesh/join-room","payload":{"error":"m","code":"EBUSY","name":"n"}}`, string(c.Refuse(req, "m", "EBUSY", "n").Bytes()))
-		p = s.Level2().Dial()
-		c, _ = s.Connection(p.ID)
-		req.Command = "mesh/publish-presence-state"
-		assert.JSONEq(t, `{"id":7,"command":"mesh/publish-presence-state","payload":{"error":"m","code":"EOWN","name":"n"}}`,
-			string(c.Refuse(req, "m", "EOWN", "n").Bytes()))
-		assert.EqualValues(t, 1, s.Stats().CommandsFailed["EBUSY"])
-		assert.EqualValues(t, 1, s.Stats().CommandsFailed["other"])
-	})
-}
-
 // The command with which a flood ends is answered and counted like any other that fails.
 func TestFloodByLevel(t *testing.T) {
 	t.Parallel()
@@ -201,27 +149,4 @@ func TestFloodByLevel(t *testing.T) {
 			})
 		}
 	}
-}
-
-func TestServeConnAtLevel2(t *testing.T) {
-	t.Parallel()
-	harness.Embedded(t, func(t *testing.T, w *harness.World) {
-		s := w.Tracked()
-		level := 2
-		ended := make(chan error, 2)
-		s.HTTP.Handler = http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
-			ws, err := new(websocket.Upgrader).Upgrade(rw, r, nil)
-			if assert.NoError(t, err) {
-				ended <- s.ServeConn(r.Context(), ws, mesh.ConnOptions{Level: level})
-			}
-		})
-		p := s.Dial()
-		assert.Equal(t, "ENOTFOUND", harness.Code(t, p.Call("mesh/unsubscribe-presence", harness.InRoomPayload("lobby"))))
-		p.Close()
-		require.ErrorIs(t, <-ended, mesh.ErrClosed)
-		level = 3
-		_, _, err := s.TryDial()
-		require.Error(t, err, "it is closed")
-		require.ErrorIs(t, <-ended, mesh.ErrInvalidOptions)
-	})
 }

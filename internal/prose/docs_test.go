@@ -1,9 +1,9 @@
-package mesh
+package prose
 
 import (
 	"go/ast"
 	"go/doc"
-	"go/doc/comment"
+	doccomment "go/doc/comment"
 	"go/parser"
 	"go/token"
 	"io/fs"
@@ -59,10 +59,13 @@ func documentation(dir, path string) (*doc.Package, error) {
 	return doc.NewFromFiles(fset, files, path)
 }
 
+// root is the directory of the repository.
+const root = "../.."
+
 const modulePath = "github.com/meshpresence/mesh"
 
 // rootOnce reads many files; the tests below share what it finds.
-var rootOnce = sync.OnceValues(func() (*doc.Package, error) { return documentation(".", modulePath) })
+var rootOnce = sync.OnceValues(func() (*doc.Package, error) { return documentation(root, modulePath) })
 
 func rootDocumentation(t *testing.T) *doc.Package {
 	t.Helper()
@@ -133,7 +136,7 @@ func TestEverythingIsDocumented(t *testing.T) {
 	t.Parallel()
 	packages := []*doc.Package{rootDocumentation(t)}
 	for _, dir := range []string{"meshtest", "meshdebug", "meshprom"} {
-		p, err := documentation(dir, modulePath+"/"+dir)
+		p, err := documentation(filepath.Join(root, dir), modulePath+"/"+dir)
 		require.NoError(t, err)
 		packages = append(packages, p)
 	}
@@ -175,24 +178,24 @@ func eachField(decl *ast.GenDecl, see func(name, text string)) {
 var inBrackets = regexp.MustCompile(`\[\*?[A-Za-z]+(\.[A-Za-z]+)*\]`)
 
 // unresolved returns what looks like a link in a comment and is only text.
-func unresolved(d *comment.Doc) []string {
+func unresolved(d *doccomment.Doc) []string {
 	var out []string
-	texts := func(list []comment.Text) {
+	texts := func(list []doccomment.Text) {
 		for _, x := range list {
-			if plain, ok := x.(comment.Plain); ok {
+			if plain, ok := x.(doccomment.Plain); ok {
 				out = append(out, inBrackets.FindAllString(string(plain), -1)...)
 			}
 		}
 	}
-	var blocks func([]comment.Block)
-	blocks = func(list []comment.Block) {
+	var blocks func([]doccomment.Block)
+	blocks = func(list []doccomment.Block) {
 		for _, b := range list {
 			switch b := b.(type) {
-			case *comment.Paragraph:
+			case *doccomment.Paragraph:
 				texts(b.Text)
-			case *comment.Heading:
+			case *doccomment.Heading:
 				texts(b.Text)
-			case *comment.List:
+			case *doccomment.List:
 				for _, item := range b.Items {
 					blocks(item.Content)
 				}
@@ -210,7 +213,7 @@ var goBlock = regexp.MustCompile("(?s)```go\n(.*?)\n```")
 func TestDocsQuoteTheRecipes(t *testing.T) {
 	t.Parallel()
 	const file = "example_recipes_test.go"
-	source, err := os.ReadFile(file)
+	source, err := os.ReadFile(filepath.Join(root, file))
 	require.NoError(t, err)
 	fset := token.NewFileSet()
 	f, err := parser.ParseFile(fset, file, source, parser.SkipObjectResolution)
@@ -224,7 +227,7 @@ func TestDocsQuoteTheRecipes(t *testing.T) {
 	}
 	require.NotEmpty(t, recipes)
 
-	page, err := os.ReadFile("docs/recipes.md")
+	page, err := os.ReadFile(filepath.Join(root, "docs/recipes.md"))
 	require.NoError(t, err)
 	var quoted []string
 	for _, block := range goBlock.FindAllStringSubmatch(string(page), -1) {
@@ -239,16 +242,23 @@ var (
 	notInAnchor  = regexp.MustCompile(`[^\p{L}\p{N} _-]`)
 )
 
+// docs returns the pages under docs/.
+func docs(t *testing.T) []string {
+	t.Helper()
+	pages, err := fs.Glob(os.DirFS(root), "docs/*.md")
+	require.NoError(t, err)
+	require.NotEmpty(t, pages)
+	return pages
+}
+
 // TestDocsLinksLeadSomewhere checks the links of the documents to files and sections
 // of this repository.
 func TestDocsLinksLeadSomewhere(t *testing.T) {
 	t.Parallel()
-	pages, err := filepath.Glob("docs/*.md")
-	require.NoError(t, err)
-	pages = append(pages, "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "bench/README.md", "meshprom/README.md")
+	pages := append(docs(t), "README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "bench/README.md", "meshprom/README.md")
 	links := 0
 	for _, page := range pages {
-		text, err := os.ReadFile(page)
+		text, err := os.ReadFile(filepath.Join(root, page))
 		require.NoError(t, err)
 		for _, link := range markdownLink.FindAllStringSubmatch(codeBlock.ReplaceAllString(string(text), ""), -1) {
 			target, section, _ := strings.Cut(link[1], "#")
@@ -260,7 +270,7 @@ func TestDocsLinksLeadSomewhere(t *testing.T) {
 			if target != "" {
 				file = filepath.Join(filepath.Dir(page), target)
 			}
-			info, err := os.Stat(file)
+			info, err := os.Stat(filepath.Join(root, file))
 			if !assert.NoErrorf(t, err, "%s: %s leads nowhere", page, link[1]) || section == "" || info.IsDir() {
 				continue
 			}
@@ -273,7 +283,7 @@ func TestDocsLinksLeadSomewhere(t *testing.T) {
 // anchors returns the names of a document's sections in links, as GitHub makes them.
 func anchors(t *testing.T, file string) []string {
 	t.Helper()
-	text, err := os.ReadFile(file)
+	text, err := os.ReadFile(filepath.Join(root, file))
 	require.NoError(t, err)
 	var names []string
 	for line := range strings.Lines(codeBlock.ReplaceAllString(string(text), "")) {
@@ -292,20 +302,18 @@ var sourceFile = regexp.MustCompile(`[\w./-]*\w\.(?:go|lua)\b`)
 func TestDocsNameFilesThatExist(t *testing.T) {
 	t.Parallel()
 	paths := make(map[string]bool)
-	require.NoError(t, filepath.WalkDir(".", func(path string, d fs.DirEntry, err error) error {
+	require.NoError(t, fs.WalkDir(os.DirFS(root), ".", func(path string, d fs.DirEntry, err error) error {
 		if err == nil && !d.IsDir() {
 			// Each end of the path names the file: hub/joined.go, joined.go.
-			for rest, more := filepath.ToSlash(path), true; more; _, rest, more = strings.Cut(rest, "/") {
+			for rest, more := path, true; more; _, rest, more = strings.Cut(rest, "/") {
 				paths[rest] = true
 			}
 		}
 		return err
 	}))
-	pages, err := filepath.Glob("docs/*.md")
-	require.NoError(t, err)
 	named := 0
-	for _, page := range append(pages, "CONTRIBUTING.md", "bench/README.md", "meshprom/README.md") {
-		text, err := os.ReadFile(page)
+	for _, page := range append(docs(t), "CONTRIBUTING.md", "bench/README.md", "meshprom/README.md") {
+		text, err := os.ReadFile(filepath.Join(root, page))
 		require.NoError(t, err)
 		for _, file := range sourceFile.FindAllString(string(text), -1) {
 			if strings.HasPrefix(file, "//") { // of an address in the web

@@ -1,0 +1,198 @@
+package mesh_test
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/redis/go-redis/v9"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh"
+	"github.com/meshpresence/mesh/internal/e2e/harness"
+	"github.com/meshpresence/mesh/internal/testhook"
+	"github.com/meshpresence/mesh/meshtest"
+)
+
+func TestRedisAway(t *testing.T) {
+	t.Parallel()
+	// Not on a cluster: nodes that stood still depose each other when they go on.
+	harness.EverywhereOn(t, nil, func(t *testing.T, w *harness.World) {
+		s := w.Tracked()
+		watcher, p, late := s.Dial(), s.Dial(), s.Dial()
+		var others []*harness.Peer
+		for range 5 {
+			others = append(others, s.Dial())
+		}
+		watcher.Subscribe("lobby")
+		p.Join("lobby")
+		watcher.Expect(time.Second, "join", p.ID)
+		require.Equal(t, "true", p.State("lobby", map[string]any{"a": 1}))
+		watcher.Expect(time.Second, "state", p.ID)
+		w.Away()
+
+		var wg sync.WaitGroup
+		within := func(p *harness.Peer, command string, payload any, check func(answer json.RawMessage)) {
+			wg.Go(func() {
+				begun := time.Now()
+				answer, err := p.TryCall(command, payload)
+				if assert.NoError(t, err, command) {
+					assert.LessOrEqual(t, time.Since(begun), w.Unhurried(2100*time.Millisecond), command)
+					check(answer)
+				}
+			})
+		}
+		unavailable := func(answer json.RawMessage) {
+			assert.JSONEq(t, `{"error":"Temporarily unavailable","code":"EUNAVAILABLE","name":"CommandError"}`, string(answer))
+		}
+		stale := func(answer json.RawMessage) {
+			var v harness.View
+			if assert.NoError(t, json.Unmarshal(answer, &v)) {
+				assert.True(t, v.Success && v.Stale, "%s", answer)
+			}
+		}
+		within(late, "mesh/join-room", harness.InRoomPayload("lobby"), stale)
+		within(p, "mesh/publish-presence-state", map[string]any{"roomName": "lobby", "state": map[string]any{"a": 2}},
+			func(answer json.RawMessage) { assert.Equal(t, "false", string(answer)) })
+		within(others[0], "mesh/subscribe-presence", harness.InRoomPayload("elsewhere"), stale)
+		within(others[1], "mesh/get-presence-state", harness.InRoomPayload("elsewhere"), unavailable)
+		within(others[2], "mesh/get-room-metadata", harness.InRoomPayload("lobby"), unavailable)
+		within(others[3], "mesh/noop", nil, func(answer json.RawMessage) { assert.Equal(t, "true", string(answer)) })
+		wg.Wait()
+		// Before long it has been noticed that nothing is heard.
+		for _, command := range []string{"mesh/subscribe-presence", "mesh/get-presence-state"} {
+			c := others[4]
+			w.Eventually(6*time.Second, func() bool { return c.Room(command, "lobby").Stale }, "%s: stale", command)
+			v := c.Room(command, "lobby")
+			assert.True(t, v.Success)
+			assert.True(t, v.Stale)
+			assert.Contains(t, string(v.Present), p.ID)
+			assert.JSONEq(t, `{"a":1}`, string(v.States[p.ID]))
+		}
+		assert.Zero(t, watcher.Pushed("mesh/presence-ended"))
+		assert.Zero(t, watcher.Count("leave", ""))
+
+		w.Back()
+		watcher.Expect(8*time.Second, "join", late.ID)
+		w.Eventually(8*time.Second, func() bool {
+			got := watcher.Got()
+			return string(got[len(got)-1].State) == `{"a":2}` || watcher.Count("state", p.ID) == 2
+		}, "what was asked for is made true")
+		w.Eventually(5*time.Second, func() bool { return s.Stats().Stale == 0 }, "in order again")
+		assert.Zero(t, watcher.Count("leave", ""), "%v", watcher.Got())
+		assert.ElementsMatch(t, []string{p.ID, late.ID}, s.Dial().Subscribe("lobby").IDs(t))
+		assert.Zero(t, s.Stats().Reregistered)
+	})
+}
+
+// TestSuspectedFailovers: a connection to one node of a cluster that does not
+// last raises the suspicion of a failover again and again. Hints rest; the dead
+// are buried all the same.
+func TestSuspectedFailovers(t *testing.T) {
+	t.Parallel()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		const lease = 4 * time.Second
+		a, b := w.Tracked(harness.LeaseOf(lease)), w.Tracked(harness.LeaseOf(lease))
+		w.Sleep(2 * lease)
+		compared := 0
+		flap := func(d time.Duration) {
+			for range d / (100 * time.Millisecond) {
+				a.RedisState().FailoverSuspected()
+				w.Sleep(100 * time.Millisecond)
+				if a.RedisState().TakeMissed() {
+					compared++
+				}
+				require.True(t, a.ExpiredPaused())
+				_, ok := testhook.PartsOf(a.Server).Lease.ClockProof()
+				require.True(t, ok, "may not judge any more")
+			}
+		}
+		flap(3 * lease)
+		require.LessOrEqual(t, compared, int(3*lease/(3*time.Second))+1)
+		require.Positive(t, compared)
+		require.NoError(t, testhook.PartsOf(b.Server).Lease.Stop(t.Context()), "it renews no more")
+		flap(lease + time.Second)
+		require.EqualValues(t, 1, testhook.PartsOf(a.Server).Lease.Stats().DeclaredDead)
+		w.Sleep(lease)
+		require.False(t, a.ExpiredPaused())
+	})
+}
+
+// TestFailoverOfAMaster: another process answers, and nobody is judged for one
+// lease. That leaves alone what waits for the connection that events come over.
+func TestFailoverOfAMaster(t *testing.T) {
+	t.Parallel()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		const lease = 4 * time.Second
+		s := w.Tracked(harness.LeaseOf(lease))
+		w.Sleep(2 * lease)
+		judging := func() bool { _, ok := testhook.PartsOf(s.Server).Lease.ClockProof(); return ok }
+		require.True(t, judging())
+		s.RedisState().NoteGeneration("another one")
+		s.RedisState().FailoverSuspected()
+		w.Sleep(lease - 100*time.Millisecond)
+		require.False(t, judging())
+		w.Sleep(time.Second)
+		require.True(t, judging())
+
+		s.Disconnected()
+		s.RedisState().NoteGeneration("another one")
+		s.RedisState().FailoverSuspected()
+		w.Sleep(2 * lease)
+		require.False(t, judging(), "the connection has not come back")
+		s.RedisState().Connected()
+		w.Sleep(time.Millisecond)
+		require.True(t, judging())
+	})
+}
+
+// TestBlackHoleWithoutReadTimeout: every connection falls silent at once, and so
+// does the next one of each kind, for good. A client that has no timeouts of its
+// own goes by the deadlines of calls, also where it subscribes.
+func TestBlackHoleWithoutReadTimeout(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		mem := meshtest.StartRedis(t)
+		opts := mem.Options()
+		opts.ReadTimeout, opts.WriteTimeout, opts.ContextTimeoutEnabled = -1, -1, true
+		var hole atomic.Bool
+		dial := opts.Dialer
+		opts.Dialer = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			if err := ctx.Err(); err != nil {
+				return nil, err // as a net.Dialer does
+			}
+			if hole.Load() {
+				here, there := net.Pipe() // nothing is read or written at the other end
+				t.Cleanup(func() { _ = there.Close() })
+				return here, nil
+			}
+			return dial(ctx, network, addr)
+		}
+		client := redis.NewClient(opts)
+		defer func() { _ = client.Close() }()
+		m, err := mesh.NewPresenceManager(mesh.Options{Redis: client})
+		require.NoError(t, err)
+		require.NoError(t, m.Start(t.Context()))
+		defer func() { require.NoError(t, m.Shutdown(t.Context())) }()
+		require.NoError(t, m.TrackPresence(mesh.Exact("room"), mesh.PresenceOptions{}))
+		require.NoError(t, m.Connect(t.Context(), "a", nil))
+		hole.Store(true)
+		mem.CutOnce()
+		time.Sleep(30 * time.Second)
+		hole.Store(false)
+		time.Sleep(20 * time.Second) // LeaseTTL, and the time of a call
+		require.NoError(t, m.Join(t.Context(), "room", "a"))
+		for event, err := range m.Subscribe(t.Context(), "room", mesh.SubscribeOptions{}) {
+			require.NoError(t, err)
+			require.Len(t, event.Snapshot.Members, 1)
+			require.False(t, event.Snapshot.Stale)
+			break
+		}
+	})
+}
