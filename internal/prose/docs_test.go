@@ -89,8 +89,8 @@ func verbs(p *doc.Package, see func(name string, f *doc.Func)) {
 	}
 }
 
-// TestEveryVerbHasAnExample: what a user calls is shown on pkg.go.dev, in
-// code that runs as a test.
+// TestEveryVerbHasAnExample checks that each function and method for users has an example
+// on pkg.go.dev. Examples run as tests.
 func TestEveryVerbHasAnExample(t *testing.T) {
 	t.Parallel()
 	unused := make(map[string]bool)
@@ -130,8 +130,8 @@ func TestExamplesAreChecked(t *testing.T) {
 	verbs(p, func(name string, f *doc.Func) { check(name, f.Examples) })
 }
 
-// TestEverythingIsDocumented: every exported name has a comment, and what is
-// in brackets there is a link.
+// TestEverythingIsDocumented checks that every exported name has a comment, and that each
+// name in brackets in it is a link.
 func TestEverythingIsDocumented(t *testing.T) {
 	t.Parallel()
 	packages := []*doc.Package{rootDocumentation(t)}

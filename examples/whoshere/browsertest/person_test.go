@@ -17,7 +17,7 @@ type person struct {
 // user.
 func newPerson(t testing.TB, s *server, key string) *person {
 	t.Helper()
-	return &person{meshtest.Connect(t, "ws://"+s.addr+"/ws?key="+key, meshtest.WithTimeout(patience)), t}
+	return &person{meshtest.Connect(t, "ws://"+s.addr+"/ws?key="+key, meshtest.WithTimeout(timeLimit)), t}
 }
 
 // join sets the metadata and joins a room.

@@ -71,7 +71,7 @@ func TestFailedCommandsByLevel(t *testing.T) {
 					assert.Equal(t, c.code, harness.Code(t, answer), "%.80s: %s", c.payload, answer)
 				}
 			}
-			// What they do when they succeed is the same, and so are other commands.
+			// The levels do not differ in successful commands, nor in other commands.
 			for _, c := range []struct{ command, payload, want string }{
 				{"publish-presence-state", `{"roomName":"mine","state":{"a":1}}`, "true"},
 				{"clear-presence-state", `{"roomName":"mine"}`, "true"},
