@@ -17,20 +17,51 @@ import (
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// command carries out one of the protocol's requests. A nil result without an error
-// means that it has already answered.
-type command func(ctx context.Context, c *Connection, req wire.Request) (any, error)
+// command carries out a request. If it returns an error, the request has failed and the
+// reply is ignored.
+type command func(ctx context.Context, c *Connection, req wire.Request) (reply, error)
 
-// pendingReply is the result of a command that still waits for Redis while later
-// commands run: a change of a state.
-type pendingReply struct {
-	wait   func(ctx context.Context) (any, error)
-	spared bool // it only replaced a state that waited for its StateInterval
+// roomCommand is a command whose payload names a room.
+type roomCommand func(ctx context.Context, c *Connection, req wire.Request, room string) (reply, error)
+
+// reply is what a command that has not failed leaves to be done. There are three kinds:
+//
+//   - valueReply: the answer with this value is to be sent. Nil is a value, too, and is
+//     sent as null.
+//   - answeredReply: nothing. The command has sent its answer by itself.
+//   - pendingReply: the change is made but not yet written. While it waits for Redis,
+//     later commands run. Then the answer is to be sent.
+type reply struct {
+	value    any
+	answered bool
+	wait     func(ctx context.Context) error // nil: nothing to wait for
+	spared   bool                            // see pendingReply
+}
+
+// valueReply returns the reply of a command that is done. The answer has the given value.
+func valueReply(value any) reply { return reply{value: value} }
+
+// answeredReply returns the reply of a command that has sent its answer.
+func answeredReply() reply { return reply{answered: true} }
+
+// pendingReply returns the reply of a command that waits for Redis. The answer has the
+// given value if wait returns nil, otherwise it is the error. spared reports that the
+// command only superseded one whose state waited for its StateInterval.
+func pendingReply(value any, spared bool, wait func(ctx context.Context) error) reply {
+	return reply{value: value, wait: wait, spared: spared}
+}
+
+// await returns the value of the answer. For a pendingReply it waits.
+func (r reply) await(ctx context.Context) (any, error) {
+	if r.wait == nil {
+		return r.value, nil
+	}
+	return r.value, r.wait(ctx)
 }
 
 // commands are the protocol's commands by name.
 var commands = map[string]command{
-	wire.CommandNoop:                    func(context.Context, *Connection, wire.Request) (any, error) { return true, nil },
+	wire.CommandNoop:                    noop,
 	wire.CommandJoinRoom:                inRoom(joinRoom),
 	wire.CommandLeaveRoom:               inRoom(leaveRoom),
 	wire.CommandSubscribePresence:       inRoom(subscribePresence),
@@ -51,48 +82,47 @@ func errPayload(err error) error {
 }
 
 // inRoom adapts a command whose payload names a room.
-func inRoom(run func(ctx context.Context, c *Connection, req wire.Request, room string) (any, error)) command {
-	return func(ctx context.Context, c *Connection, req wire.Request) (any, error) {
+func inRoom(run roomCommand) command {
+	return func(ctx context.Context, c *Connection, req wire.Request) (reply, error) {
 		var p wire.RoomRequest
 		if err := req.Bind(&p); err != nil {
-			return nil, errPayload(err)
+			return reply{}, errPayload(err)
 		}
 		room := string(p.RoomName)
 		if err := c.core().checkRoom(room); err != nil {
-			return nil, err
+			return reply{}, err
 		}
 		return run(ctx, c, req, room)
 	}
 }
 
-func leaveRoom(ctx context.Context, c *Connection, _ wire.Request, room string) (any, error) {
+func noop(context.Context, *Connection, wire.Request) (reply, error) { return valueReply(true), nil }
+
+func leaveRoom(ctx context.Context, c *Connection, _ wire.Request, room string) (reply, error) {
 	if _, err := c.core().access.joins.Leave(ctx, c.local, room); err != nil {
-		return nil, err
+		return reply{}, err
 	}
-	return wire.Success{Success: true}, nil
+	return valueReply(wire.Success{Success: true}), nil
 }
 
-func getMyConnectionMetadata(_ context.Context, c *Connection, _ wire.Request) (any, error) {
-	return wire.Metadata{Metadata: c.Member().Metadata}, nil
+func getMyConnectionMetadata(_ context.Context, c *Connection, _ wire.Request) (reply, error) {
+	return valueReply(wire.Metadata{Metadata: c.Member().Metadata}), nil
 }
 
-func getConnectionMetadata(ctx context.Context, c *Connection, req wire.Request) (any, error) {
+func getConnectionMetadata(ctx context.Context, c *Connection, req wire.Request) (reply, error) {
 	var p wire.GetMetadataRequest
 	if err := req.Bind(&p); err != nil {
-		return nil, errPayload(err)
+		return reply{}, errPayload(err)
 	}
 	id := string(p.ConnectionID)
 	if err := keys.ValidateConnectionID(id); err != nil {
-		return nil, err
+		return reply{}, err
 	}
 	if id == c.id {
-		return wire.Metadata{Metadata: c.Member().Metadata}, nil
+		return valueReply(wire.Metadata{Metadata: c.Member().Metadata}), nil
 	}
 	data, err := c.core().metadataFor(ctx, c.id, id, c.visibleRooms())
-	if err != nil {
-		return nil, err
-	}
-	return wire.Metadata{Metadata: data}, nil
+	return valueReply(wire.Metadata{Metadata: data}), err
 }
 
 // visibleRooms returns the rooms that the connection has joined or watches.
@@ -107,19 +137,19 @@ func (c *Connection) visibleRooms() []string {
 	return slices.Compact(rooms)
 }
 
-func setMyConnectionMetadata(ctx context.Context, c *Connection, req wire.Request) (any, error) {
+func setMyConnectionMetadata(ctx context.Context, c *Connection, req wire.Request) (reply, error) {
 	n := c.core()
 	var p wire.SetMetadataRequest
 	if err := req.Bind(&p); err != nil {
-		return nil, errPayload(err)
+		return reply{}, errPayload(err)
 	}
 	hook := n.opts.ClientMetadata
 	if hook == nil {
-		return nil, fmt.Errorf("%w: clients may not set metadata", ErrRefused)
+		return reply{}, fmt.Errorf("%w: clients may not set metadata", ErrRefused)
 	}
 	change, err := n.encodeMetadata(p.Metadata)
 	if err != nil {
-		return nil, err
+		return reply{}, err
 	}
 	approve := func(current, proposed json.RawMessage) (json.RawMessage, error) {
 		answer := make(chan json.RawMessage, 1) // buffered: the hook may outlive its time limit
@@ -137,34 +167,36 @@ func setMyConnectionMetadata(ctx context.Context, c *Connection, req wire.Reques
 		}
 		return <-answer, nil
 	}
-	if err := n.setConnMetadata(ctx, c.id, change, Strategy(p.Options.Strategy), approve); err != nil {
-		return nil, err
-	}
-	return wire.Success{Success: true}, nil
+	err = n.setConnMetadata(ctx, c.id, change, Strategy(p.Options.Strategy), approve)
+	return valueReply(wire.Success{Success: true}), err
 }
 
-func getRoomMetadata(ctx context.Context, c *Connection, _ wire.Request, room string) (any, error) {
+func getRoomMetadata(ctx context.Context, c *Connection, _ wire.Request, room string) (reply, error) {
 	n := c.core()
 	read := func() (any, error) {
 		value, err := n.store.RoomMeta(ctx, room)
 		return wire.Metadata{Metadata: value.Data}, errorFor(ctx, err)
 	}
-	if !n.access.rules.Match(room).Tracked {
-		return read()
+	var metadata any
+	var err error
+	if n.access.rules.Match(room).Tracked {
+		metadata, err = n.access.Read(ctx, c.id, room, wire.Metadata{}, read)
+	} else {
+		metadata, err = read()
 	}
-	return n.access.Read(ctx, c.id, room, wire.Metadata{}, read)
+	return valueReply(metadata), err
 }
 
-func joinRoom(ctx context.Context, c *Connection, _ wire.Request, room string) (any, error) {
+func joinRoom(ctx context.Context, c *Connection, _ wire.Request, room string) (reply, error) {
 	n := c.core()
 	if err := c.admitRoom(room); err != nil {
-		return nil, err
+		return reply{}, err
 	}
 	joined, err := n.joinNowOrLater(ctx, c.local, room)
 	if watch.IsRefusal(err) {
-		return wire.Snapshot{}, nil
+		return valueReply(wire.Snapshot{}), nil
 	} else if err != nil {
-		return nil, err
+		return reply{}, err
 	}
 	answer := func() (any, error) { return c.joinAnswer(ctx, room, joined) }
 	var present any
@@ -175,13 +207,14 @@ func joinRoom(ctx context.Context, c *Connection, _ wire.Request, room string) (
 		present, err = answer()
 	}
 	if err == nil && !c.local.In(room) { // removed while Redis or a guard was asked
-		return wire.Snapshot{}, nil
+		return valueReply(wire.Snapshot{}), nil
 	}
-	return present, err
+	return valueReply(present), err
 }
 
 // joinAnswer lists the members of a room that the connection has joined, including the
-// connection itself. If Redis does not answer, it lists the last known members.
+// connection itself: a wire.Snapshot or a wire.EncodedView. If Redis does not answer, it
+// lists the last known members.
 func (c *Connection) joinAnswer(ctx context.Context, room string, joined local.Joined) (any, error) {
 	n := c.core()
 	if err := socket.AwaitRoom(ctx); err != nil {
@@ -315,13 +348,13 @@ func (c *Connection) orderOfState(req *wire.Request) socket.Order {
 // dependsOnEarlier reports whether the outcome of a command may change when earlier
 // commands about other rooms have completed. A join may need the place of a pending
 // leave, and metadata may become visible through a pending join.
-func dependsOnEarlier(req *wire.Request, result any, err error) bool {
+func dependsOnEarlier(req *wire.Request, r reply, err error) bool {
 	switch req.Command {
 	case wire.CommandJoinRoom, wire.CommandSubscribePresence:
 		return errors.Is(err, ErrLimit)
 	case wire.CommandGetConnectionMetadata:
-		m, ok := result.(wire.Metadata)
-		return ok && m.Metadata == nil
+		m, ok := r.value.(wire.Metadata)
+		return err == nil && ok && m.Metadata == nil
 	}
 	return false
 }

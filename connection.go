@@ -13,7 +13,6 @@ import (
 	"github.com/gorilla/websocket"
 
 	"github.com/meshpresence/mesh/internal/callbacks"
-	"github.com/meshpresence/mesh/internal/encode"
 	"github.com/meshpresence/mesh/internal/handshake"
 	"github.com/meshpresence/mesh/internal/limit"
 	"github.com/meshpresence/mesh/internal/local"
@@ -46,8 +45,8 @@ type Connection struct {
 // core returns the core of the connection's server.
 func (c *Connection) core() *core { return c.s.n }
 
-// handler returns the app's handler of a command, or nil if it has none.
-func (c *Connection) handler(command string) CommandHandler { return c.s.handlers.get(command) }
+// handler returns the app's command of a name, or nil if it has none.
+func (c *Connection) handler(name string) command { return c.s.handlers.get(name) }
 
 // ID returns the connection's id. It is random, new for every connection, and known to
 // the client and to the viewers of its rooms.
@@ -238,20 +237,14 @@ func (h *wireHandler) Begin(ctx context.Context, req wire.Request, last bool) so
 		c.answer(req, wire.NotFound(req.ID, req.Command))
 		return socket.Begun{}
 	}
-	result, err := run(ctx, c, req)
-	if !last && dependsOnEarlier(&req, result, err) {
+	r, err := run(ctx, c, req)
+	if !last && dependsOnEarlier(&req, r, err) {
 		return socket.Begun{Again: true}
 	}
-	if err == nil && result == nil {
-		return socket.Begun{} // run has already answered
+	if err == nil && r.answered {
+		return socket.Begun{}
 	}
-	state, _ := result.(pendingReply)
-	return socket.Begun{Spared: state.spared, Rest: func(ctx context.Context) {
-		if state.wait != nil {
-			result, err = state.wait(ctx)
-		}
-		c.reply(req, result, err)
-	}}
+	return socket.Begun{Spared: r.spared, Rest: func(ctx context.Context) { c.finish(ctx, req, r, err) }}
 }
 
 // Concurrent implements socket.Handler, for commands of the app.
@@ -260,31 +253,18 @@ func (h *wireHandler) Concurrent(ctx context.Context, req wire.Request) {
 	if !c.await(ctx) {
 		return
 	}
-	run := c.handler(req.Command)
-	// A handler that ignores the end of its context is left behind, so that the
-	// connection does not stay present until it returns. Therefore its answer comes
-	// through a channel. The result is encoded inside the call, because that may call
-	// methods of the app.
-	answer := make(chan *wire.Frame, 1)
-	err := c.core().calls.Run(ctx, callbacks.Command, 0, func(ctx context.Context) error {
-		result, err := run(ctx, c, req.Payload)
-		if err != nil || !req.HasID {
-			return err
-		}
-		data, err := encode.Marshal(result)
-		if err != nil {
-			return fmt.Errorf("%w: %w", callbacks.ErrNotEncoded, err)
-		}
-		f, err := wire.Answer(req.ID, req.Command, wire.Raw(data))
-		answer <- f
-		return err
-	})
-	switch {
-	case err != nil:
-		c.reply(req, nil, err)
-	case req.HasID:
-		c.answer(req, <-answer)
+	r, err := c.handler(req.Command)(ctx, c, req)
+	c.finish(ctx, req, r, err)
+}
+
+// finish answers a request whose command has returned r and err, and waits before if r is
+// pending.
+func (c *Connection) finish(ctx context.Context, req wire.Request, r reply, err error) {
+	var value any
+	if err == nil {
+		value, err = r.await(ctx)
 	}
+	c.respond(req, value, err)
 }
 
 // await waits until the OnConnection functions have returned, so that commands see
@@ -303,15 +283,15 @@ func (h *wireHandler) Refusal(req wire.Request, message, code, name string) *wir
 	return (*Connection)(h).failure(req, message, code, name, nil)
 }
 
-// reply answers a request, and the requests that it superseded, with a result or an
+// respond answers a request, and the requests that it superseded, with a value or an
 // error.
-func (c *Connection) reply(req wire.Request, result any, err error) {
+func (c *Connection) respond(req wire.Request, value any, err error) {
 	for _, id := range req.Also {
-		c.reply(wire.Request{ID: id, HasID: true, Command: req.Command}, result, err)
+		c.respond(wire.Request{ID: id, HasID: true, Command: req.Command}, value, err)
 	}
 	var f *wire.Frame
 	if err == nil && req.HasID {
-		f, err = wire.Answer(req.ID, req.Command, result)
+		f, err = wire.Answer(req.ID, req.Command, value)
 	}
 	if err != nil {
 		message, code, name := wireError(err)

@@ -102,65 +102,64 @@ func (n *core) encodeState(state any) (json.RawMessage, error) {
 // errNoState is the answer to a publish command without a state.
 var errNoState = errPayload(fmt.Errorf("%w: state is missing", wire.ErrPayload))
 
-func publishPresenceState(ctx context.Context, c *Connection, req wire.Request) (any, error) {
+func publishPresenceState(ctx context.Context, c *Connection, req wire.Request) (reply, error) {
 	n := c.core()
 	var p wire.PublishStateRequest
 	if err := req.Bind(&p); err != nil {
-		return nil, errPayload(err)
+		return reply{}, errPayload(err)
 	}
 	room := string(p.RoomName)
 	if err := n.checkRoom(room); err != nil {
-		return nil, err
+		return reply{}, err
 	}
 	if !p.HasState() {
-		return nil, errNoState
+		return reply{}, errNoState
 	}
 	after, err := p.Expiry()
 	if err != nil {
-		return nil, errPayload(err)
+		return reply{}, errPayload(err)
 	}
 	data, err := n.encodeState(p.State)
 	if err != nil {
-		return nil, err
+		return reply{}, err
 	}
 	return c.change(ctx, room, func() (local.Write, error) {
 		return n.setState(c.local, room, data, StateOptions{ExpireAfter: after, Silent: p.Silent})
 	})
 }
 
-func clearPresenceState(ctx context.Context, c *Connection, _ wire.Request, room string) (any, error) {
+func clearPresenceState(ctx context.Context, c *Connection, _ wire.Request, room string) (reply, error) {
 	return c.change(ctx, room, func() (local.Write, error) { return c.local.SetState(room, nil, 0, false) })
 }
 
 // change changes the connection's state in a room, if it is a member and may see the
 // room.
-func (c *Connection) change(ctx context.Context, room string, do func() (local.Write, error)) (any, error) {
+func (c *Connection) change(ctx context.Context, room string, do func() (local.Write, error)) (reply, error) {
 	// After a silence, join guards may still decide whether it returns to the room.
 	if err := c.core().access.joins.AwaitReturn(ctx, c.local, room); err != nil {
-		return nil, err
+		return reply{}, err
 	}
 	if !c.local.In(room) {
-		return nil, ErrNotPresent
+		return reply{}, ErrNotPresent
 	}
 	if err := c.core().access.Check(ctx, c.id, room); err != nil {
-		return nil, err
+		return reply{}, err
 	}
 	w, err := do()
 	if err != nil {
-		return nil, errorFor(ctx, err)
+		return reply{}, errorFor(ctx, err)
 	}
-	return pendingReply{spared: w.Superseded(), wait: func(ctx context.Context) (any, error) {
-		err := errorFor(ctx, w.Await(ctx))
-		return err == nil, err
-	}}, nil
+	return pendingReply(true, w.Superseded(), func(ctx context.Context) error { return errorFor(ctx, w.Await(ctx)) }), nil
 }
 
-func getPresenceState(ctx context.Context, c *Connection, _ wire.Request, room string) (any, error) {
+func getPresenceState(ctx context.Context, c *Connection, _ wire.Request, room string) (reply, error) {
 	n := c.core()
-	return n.access.Read(ctx, c.id, room, wire.StateSnapshot{}, func() (any, error) { return n.stateAnswer(ctx, room) })
+	states, err := n.access.Read(ctx, c.id, room, wire.StateSnapshot{}, func() (any, error) { return n.stateAnswer(ctx, room) })
+	return valueReply(states), err
 }
 
-// stateAnswer lists the members and states of a room.
+// stateAnswer lists the members and states of a room: a wire.StateSnapshot or a
+// wire.EncodedView.
 func (n *core) stateAnswer(ctx context.Context, room string) (any, error) {
 	if err := socket.AwaitRoom(ctx); err != nil {
 		return nil, err

@@ -21,16 +21,16 @@ import (
 // subscribePresence answers through its outlet, so that the answer is queued before the
 // first update. Updates then wait for a pause (see socket.SendSubscribed), which must
 // end with the subscription.
-func subscribePresence(ctx context.Context, c *Connection, req wire.Request, room string) (any, error) {
+func subscribePresence(ctx context.Context, c *Connection, req wire.Request, room string) (reply, error) {
 	n := c.core()
 	if err := c.admitRoom(room); err != nil {
-		return nil, err
+		return reply{}, err
 	}
 	out := &socketOutlet{c: c, req: req, room: room}
 	s := &watch.Subscription{Room: room, Viewer: c.id, Out: out, MaxBytes: n.opts.Limits.QueueBytes, Early: true}
 	old, err := c.subscribe(s)
 	if err != nil {
-		return nil, err
+		return reply{}, err
 	}
 	out.replaces = old
 	err = n.access.Watch(ctx, s)
@@ -38,7 +38,7 @@ func subscribePresence(ctx context.Context, c *Connection, req wire.Request, roo
 		n.access.Unwatch(old)
 	}
 	if err == nil || out.told(s) {
-		return nil, nil
+		return answeredReply(), nil
 	}
 	c.unsubscribe(s, old)
 	if !errors.Is(err, ErrUnavailable) { // the old subscription has ended, too
@@ -46,25 +46,25 @@ func subscribePresence(ctx context.Context, c *Connection, req wire.Request, roo
 	}
 	if watch.IsRefusal(err) {
 		n.access.EndIfRefused(c.id, room, err) // the connection's subscriptions by PresenceManager.Subscribe
-		return wire.Snapshot{}, nil
+		return valueReply(wire.Snapshot{}), nil
 	}
-	return nil, err
+	return reply{}, err
 }
 
 // errNotSubscribed is the answer to an unsubscribe command without a subscription.
 var errNotSubscribed = &CommandError{Code: wire.CodeNotFound, Message: "Not subscribed"}
 
-func unsubscribePresence(_ context.Context, c *Connection, _ wire.Request, room string) (any, error) {
+func unsubscribePresence(_ context.Context, c *Connection, _ wire.Request, room string) (reply, error) {
 	c.mu.Lock()
 	s := c.subs[room]
 	delete(c.subs, room)
 	c.mu.Unlock()
 	if s == nil {
-		return nil, errNotSubscribed
+		return reply{}, errNotSubscribed
 	}
 	c.core().access.Unwatch(s)
 	c.sock.Unsubscribed(room)
-	return true, nil
+	return valueReply(true), nil
 }
 
 // subscribe records a subscription. It returns the previous subscription to the same
@@ -149,7 +149,7 @@ func (o *socketOutlet) Ended(err error) {
 	case !o.answered:
 		o.answered = true
 		o.c.sock.Unsubscribed(o.room)
-		o.c.reply(o.req, wire.Snapshot{}, nil)
+		o.c.respond(o.req, wire.Snapshot{}, nil)
 	default:
 		o.c.sock.Unsubscribed(o.room) // drops queued updates, which a refused client must not get
 		if f, err := wire.Push(wire.PushPresenceEnded, wire.Ended{RoomName: o.room}); err == nil {

@@ -91,10 +91,10 @@ func (c *Conn) frameSeen() {
 		return
 	}
 	for _, e := range c.entries {
-		switch e.onFrame {
-		case frameJoins:
+		switch {
+		case e.phase == returning:
 			e.returnOnFrame()
-		case frameRefreshes:
+		case e.lapsed:
 			e.verifyLapsed()
 		}
 	}
@@ -149,7 +149,7 @@ func (c *Conn) Flush(ctx context.Context) error {
 	c.mu.Lock()
 	var all []Write
 	for _, e := range c.entries {
-		if e.wanted && !c.rewriting.armed {
+		if e.wanted() && !c.rewriting.armed {
 			all = append(all, e.wait())
 			e.writer.enqueue(e, asked)
 		}
@@ -174,7 +174,6 @@ func (c *Conn) LeaveIf(ctx context.Context, room string, cause store.Cause, stil
 	in := e != nil && e.in() && still(c.metaVersion)
 	var w Write
 	if in {
-		e.setOnFrame(frameIgnored) // an entry that waits for a frame had left already and will not return now
 		e.leave(cause, asked)
 		w = e.wait()
 		e.writer.enqueue(e, asked)
@@ -208,7 +207,7 @@ func (c *Conn) isOut(room string) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := c.entries[room]
-	return e == nil || !e.wanted && e.leaving.id == ""
+	return e == nil || !e.wanted() && e.leaving.id == ""
 }
 
 // Rooms returns the rooms that the connection is in.
@@ -243,8 +242,9 @@ func (c *Conn) Close(cause store.Cause) {
 	}
 	c.closed = true
 	for _, e := range c.entries {
-		e.setOnFrame(frameIgnored)
-		e.leave(cause, routine)
+		if e.in() {
+			e.leave(cause, routine)
+		}
 		e.writer.enqueue(e, routine) // even if it waits for a frame: it has to be removed
 	}
 	c.disconnectIfEmpty()
@@ -272,14 +272,13 @@ func (c *Conn) reregistered(stalled bool) {
 	inc := c.registry.cfg.Incarnation()
 	for _, e := range c.entries {
 		switch {
-		case !e.wanted:
+		case !e.wanted():
 		case stalled:
 			// The entry may be written under the new incarnation already. Callers must
 			// not hear of success for a state that ends here.
 			e.answer(e.rev, ErrUnavailable)
-			e.leave(store.CauseSilent, routine)
-			e.setOnFrame(frameJoins)
-		case e.tried && e.incarnation == inc:
+			e.leaveSilent(routine)
+		case e.tried() && e.incarnation == inc:
 			// written again already, or queued for it
 		default:
 			// Other servers end the entries of the old incarnation within seconds.

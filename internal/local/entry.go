@@ -9,24 +9,29 @@ import (
 )
 
 // entry is the membership of one connection in one room: its desired state, and the state
-// that Redis is known to hold. Its fields are guarded by Conn.mu, except inQueue.
+// that Redis is known to hold. The phase sums up both. Its fields are guarded by Conn.mu,
+// except inQueue.
 type entry struct {
 	c       *Conn
 	room    string
 	writer  *bucketWriter
 	inQueue queueState // guarded by writer.mu
 
-	// Desired state.
-	wanted  bool   // to be present
-	id      string // new for each join, before the first attempt to write it
-	ttl     time.Duration
-	onFrame frameAction // set by setOnFrame
-	// overdue reports that the connection was silent past its TTL since Redis last
-	// confirmed the entry. Any server may have ended the entry.
+	phase phase // changed by move
+
+	// lapsed reports that the connection is silent past its TTL, and that the end of the
+	// entry is left to the server that cleans up. Changed by setLapsed.
+	lapsed bool
+	// overdue reports that a frame came after the entry had lapsed, and that Redis has not
+	// confirmed the entry since then. Any server may have ended it.
 	overdue  bool
 	idleFrom time.Duration // silence counts from here at the earliest; since Registry.madeAt
-	state    state         // the newest
-	queue    *stateQueue   // older states and pacing; nil: neither
+
+	// Desired state.
+	id    string // new for each join, before the first attempt to write it
+	ttl   time.Duration
+	state state       // the newest
+	queue *stateQueue // older states and pacing; nil: neither
 	// interval is the least time between two delivered states; 0: no pacing.
 	interval time.Duration
 
@@ -35,14 +40,11 @@ type entry struct {
 	endedNow bool // the last leave found the entry in Redis and ended it
 
 	// Stored state.
-	tried        bool   // a join of this id may have reached Redis
-	written      bool   // Redis is known to hold the entry
-	incarnation  string // under which it was tried
+	incarnation  string // under which the join was sent
 	writtenAt    time.Time
 	metaWritten  uint64
 	stateWritten uint64
 	refresh      bool // the per-connection key has to be refreshed
-	verifying    bool // Redis may have lost the entry, and it is being written again
 	counted      countedAs
 	position     store.Position
 	total        int
@@ -91,14 +93,11 @@ func (e *entry) restoring() priority {
 
 // join makes the entry wanted. Conn.mu is held.
 func (e *entry) join() {
-	e.setOnFrame(frameIgnored)
-	e.wanted = true
-	e.renewID()
-	e.replaced = replaced{} // that one has left
+	e.id = newEntryID()
 	e.idleFrom = time.Since(e.c.registry.madeAt)
-	// The order matters: a change of the rules that does not find the entry in its room
-	// was made before applyRules.
-	e.c.registry.addEntry(e)
+	// The order matters: a change of the rules that does not find the entry in its room,
+	// into which it moves here, was made before applyRules.
+	e.move(byJoin)
 	e.applyRules()
 	e.armTTL()
 	e.changed(asked)
@@ -109,48 +108,48 @@ func (e *entry) applyRules() {
 	e.ttl, e.interval = e.c.registry.cfg.TTL(e.room), e.c.registry.cfg.StateInterval(e.room)
 }
 
-// renewID gives the entry a new id that Redis does not know.
+// renewID gives the entry a new id that Redis does not know. Conn.mu is held.
 func (e *entry) renewID() {
-	if e.tried {
-		e.replaced = replaced{id: e.id, known: e.written}
+	if e.tried() {
+		e.replaced = replaced{id: e.id, known: e.written()}
 	}
-	e.forgetWritten()
-	e.id, e.tried, e.verifying = newEntryID(), false, false
+	e.id = newEntryID()
+	e.move(byRejoin)
 }
 
-// leave ends the entry. Conn.mu is held.
+// leave ends the entry for good. Conn.mu is held.
 func (e *entry) leave(cause store.Cause, p priority) {
-	if !e.wanted {
-		return
+	if e.wanted() {
+		e.endWritten(byLeave, cause, p)
+	} else {
+		e.move(byLeave) // it had ended, and will not return now
 	}
+}
+
+// leaveSilent ends the entry until the next frame of its connection. Conn.mu is held.
+func (e *entry) leaveSilent(p priority) { e.endWritten(bySilence, store.CauseSilent, p) }
+
+// endWritten ends the entry here and in Redis. Conn.mu is held.
+func (e *entry) endWritten(by transition, cause store.Cause, p priority) {
 	// A join of this id may be in flight even if it is not written. If an earlier id is
 	// still ending, this one was not tried: leaves go first.
 	switch {
-	case e.tried:
-		e.leaving.id, e.leaving.cause, e.leaving.known = e.id, cause, e.written || e.replaced.known
+	case e.tried():
+		e.leaving.id, e.leaving.cause, e.leaving.known = e.id, cause, e.written() || e.replaced.known
 	case e.replaced.id != "":
 		e.leaving.id, e.leaving.cause, e.leaving.known = e.replaced.id, cause, e.replaced.known
 	}
 	e.leaving.hasState = e.state.data != nil || e.stateWritten < e.state.version
-	e.end()
+	e.end(by)
 	e.changed(p)
 }
 
-// end makes the entry unwanted and clears its state.
-func (e *entry) end() {
-	e.forgetWritten()
-	e.wanted, e.refresh, e.verifying, e.overdue, e.replaced = false, false, false, false, replaced{}
+// end ends the entry here and clears its state.
+func (e *entry) end(by transition) {
+	e.move(by)
+	e.refresh, e.overdue, e.replaced = false, false, replaced{}
 	e.stopTimers()
 	e.state, e.queue = state{version: e.state.version + 1}, nil
-	e.c.registry.removeEntry(e)
-	e.setOnFrame(frameIgnored)
-}
-
-func (e *entry) forgetWritten() {
-	if e.written {
-		e.writer.addStored(e.incarnation, -1)
-	}
-	e.written = false
 }
 
 // rejoin writes the entry under a new id, because Redis lost it or because it belongs to
@@ -160,10 +159,6 @@ func (e *entry) rejoin(p priority) {
 	e.c.registry.stats.rejoined.Add(1)
 	e.changed(p)
 }
-
-// in reports whether the connection is in the room, or joins it again at its next frame.
-// Conn.mu is held.
-func (e *entry) in() bool { return e.wanted || e.onFrame == frameJoins }
 
 // removeIfEnded answers the waiters, and removes the entry if it has ended. Conn.mu is
 // held.

@@ -18,7 +18,7 @@ func (e *entry) queueState() *queueState { return &e.inQueue }
 func (e *entry) pending() bool {
 	e.c.mu.Lock()
 	defer e.c.mu.Unlock()
-	if e.leaving.id == "" && !e.wanted {
+	if e.leaving.id == "" && !e.wanted() {
 		e.removeIfEnded()
 		return false
 	}
@@ -38,19 +38,20 @@ func (e *entry) next(inc string, after *store.Op) (store.Op, bool) {
 	case e.leaving.id != "":
 		op.Kind, op.Entry, op.Cause, op.Stated, op.Known = store.OpLeave, e.leaving.id, e.leaving.cause, e.leaving.hasState, e.leaving.known
 		return op, true
-	case !e.wanted:
+	case !e.wanted():
 		e.removeIfEnded()
 		return op, false
-	case e.tried && e.incarnation != inc:
+	case e.tried() && e.incarnation != inc:
 		// The incarnation has changed. The old id, whether it was written or not, belongs
 		// to the old incarnation and ends with it.
 		e.renewID()
 		op.Entry = e.id
 	}
 	e.built = e.rev
-	if !e.written {
+	if !e.written() {
 		e.makeJoin(&op)
-		e.incarnation, e.tried = inc, true
+		e.incarnation = inc
+		e.move(bySend)
 		return op, true
 	}
 	if !e.makeUpdate(&op) {
@@ -110,10 +111,10 @@ func (e *entry) done(op store.Op, res store.OpResult) {
 			// entry stays wanted, as after an outage.
 			e.answerRefused(op, fmt.Errorf("%w: %w", ErrUnavailable, res.Err))
 		}
-		if op.Kind == store.OpJoin && op.Entry == e.id && errors.Is(res.Err, store.ErrData) {
+		if op.Kind == store.OpJoin && op.Entry == e.id && e.wanted() && errors.Is(res.Err, store.ErrData) {
 			// A key of another kind is in its place, so Redis does not hold the entry. A
 			// closing connection must not wait until it can leave.
-			e.tried = false
+			e.move(byRefusal)
 			e.updateRoomCount()
 		}
 		e.retryLater(res.Err)
@@ -131,14 +132,14 @@ func (e *entry) done(op store.Op, res store.OpResult) {
 	switch { // changes since the op was made
 	case e.differs():
 		e.writer.enqueueAgain(e)
-	case !e.wanted:
+	case !e.wanted():
 		e.removeIfEnded()
 	}
 }
 
 // differs reports whether Redis may differ from the desired state. Conn.mu is held.
 func (e *entry) differs() bool {
-	return e.leaving.id != "" || e.wanted && (!e.written || e.refresh || e.metaWritten < e.c.metaVersion || e.unwritten(e.stateWritten) != nil)
+	return e.leaving.id != "" || e.wanted() && (!e.written() || e.refresh || e.metaWritten < e.c.metaVersion || e.unwritten(e.stateWritten) != nil)
 }
 
 func (e *entry) leaveWritten(op store.Op, res store.OpResult) {
@@ -162,23 +163,23 @@ func (e *entry) leaveWritten(op store.Op, res store.OpResult) {
 
 func (e *entry) joinWritten(op store.Op, res store.OpResult) {
 	e.position, e.total = res.Position, res.Total
-	if op.Entry != e.id || !e.wanted || e.incarnation != e.c.registry.cfg.Incarnation() {
+	if op.Entry != e.id || !e.wanted() || e.incarnation != e.c.registry.cfg.Incarnation() {
 		return // ended or replaced since; next decides what follows
 	}
-	e.written, e.writtenAt, e.replaced, e.overdue = true, time.Now(), replaced{}, false
-	e.writer.addStored(e.incarnation, 1)
+	e.move(byJoinWritten)
+	e.writtenAt, e.replaced, e.overdue = time.Now(), replaced{}, false
 	e.metaWritten = op.MetaVersion
 	e.wroteState(op)
 	e.answerWritten()
 }
 
 func (e *entry) updateWritten(op store.Op, res store.OpResult) {
-	if op.Entry != e.id || !e.wanted {
+	if op.Entry != e.id || !e.wanted() {
 		return
 	}
-	e.verifying = false
 	switch res.Status {
 	case store.Done:
+		e.move(byUpdateWritten)
 		e.metaWritten = max(e.metaWritten, op.MetaVersion)
 		e.wroteState(op)
 		if op.Left > 0 && op.TTL == e.ttl {
@@ -194,15 +195,14 @@ func (e *entry) updateWritten(op store.Op, res store.OpResult) {
 		e.handleMissing()
 	case store.Other:
 		if _, own := e.c.registry.ownIncarnations.Load(res.Owner); own {
-			// Redis went back to an earlier incarnation of this server.
-			e.tried = false
 			e.rejoin(e.restoring())
+			e.replaced = replaced{} // Redis went back to an earlier incarnation of this server, and does not hold it
 			return
 		}
 		// The same id has joined through another server, which owns it now. Writing it
 		// again would be answered the same way forever.
 		e.c.registry.log.Warn("mesh: connection id in use on another server", "conn", e.c.id)
-		e.end()
+		e.end(byConflict)
 		e.answer(e.rev, ErrOwnedElsewhere)
 	}
 }
@@ -214,13 +214,11 @@ func (e *entry) handleMissing() {
 	switch {
 	case e.ttl > 0 && e.idle() >= e.ttl:
 		// If Redis lost data, no event has announced the leave.
-		e.leave(store.CauseSilent, routine)
-		e.setOnFrame(frameJoins)
+		e.leaveSilent(routine)
 	case e.overdue && !e.c.registry.cfg.MayReturn(e.c, e.room):
 		// The entry ended by silence, so this is a return and not a repair.
 		e.answer(e.rev, ErrUnavailable)
-		e.leave(store.CauseSilent, routine)
-		e.setOnFrame(frameJoins)
+		e.leaveSilent(routine)
 	default:
 		e.rejoin(e.restoring())
 	}

@@ -47,7 +47,7 @@ func (c *Conn) JoinIf(ctx context.Context, room string, within time.Duration, ac
 		return Joined{}, ErrTooMany
 	}
 	e := c.entries[room]
-	again := e != nil && e.wanted
+	again := e != nil && e.wanted()
 	if e == nil {
 		e = &entry{c: c, room: room, writer: c.registry.writers[c.registry.cfg.RoomBucket(room)]}
 		c.entries[room] = e

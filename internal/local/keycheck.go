@@ -94,7 +94,7 @@ func (c *Conn) listKeys(lists []checklist, inc string) {
 // needs reports whether the entry has a key of that kind in Redis whose loss only the key
 // check can find. Conn.mu is held.
 func (e *entry) needs(kind store.KeyKind) bool {
-	if !e.wanted || !e.written {
+	if !e.written() {
 		return false
 	}
 	if kind == store.KeyState {
@@ -228,7 +228,7 @@ func (r *Registry) verifyLapsed(re *roomEntries) (found bool) {
 	}
 	for _, e := range entries {
 		e.c.mu.Lock()
-		if e.onFrame == frameRefreshes {
+		if e.lapsed {
 			e.verify()
 			found = true
 		}
@@ -268,10 +268,11 @@ func (k *ownKey) restore(inc string) {
 // verify writes the entry again. If Redis holds a record that is as new, the write
 // changes nothing. Conn.mu is held.
 func (e *entry) verify() {
-	if !e.wanted || !e.written {
+	if !e.written() {
 		return
 	}
-	e.verifying, e.refresh, e.stateWritten, e.metaWritten = true, true, 0, 0
+	e.move(byVerify)
+	e.refresh, e.stateWritten, e.metaWritten = true, 0, 0
 	e.updateRoomCount()
 	e.writer.enqueueBackground(e)
 }

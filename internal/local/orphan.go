@@ -43,7 +43,7 @@ func (r *Registry) has(ref store.EntryRef) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := c.entries[ref.Room]
-	return e != nil && ((e.wanted && e.id == ref.Entry) || e.leaving.id == ref.Entry)
+	return e != nil && ((e.wanted() && e.id == ref.Entry) || e.leaving.id == ref.Entry)
 }
 
 // returned reports whether an index member belongs to a connection that has left the room
@@ -60,7 +60,7 @@ func (r *Registry) returned(ref store.EntryRef, seen map[store.EntryRef]struct{}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := c.entries[ref.Room]
-	if e == nil || !e.wanted {
+	if e == nil || !e.wanted() {
 		return false
 	}
 	_, shown := seen[store.EntryRef{Conn: ref.Conn, Entry: e.id, Room: ref.Room}]

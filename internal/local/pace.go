@@ -118,7 +118,7 @@ func (e *entry) endPacing() {
 
 // setInterval changes the interval. Conn.mu is held.
 func (e *entry) setInterval(interval time.Duration) {
-	if interval == e.interval || !e.wanted {
+	if interval == e.interval || !e.wanted() {
 		return
 	}
 	e.interval = interval

@@ -206,7 +206,7 @@ func (c *Conn) writeMissing(w *bucketWriter, inc string, seen map[store.EntryRef
 		stored++
 	}
 	for _, e := range c.entries {
-		if e.writer != w || !e.wanted || !e.written || e.incarnation != inc {
+		if e.writer != w || !e.written() || e.incarnation != inc {
 			continue
 		}
 		stored++

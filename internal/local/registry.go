@@ -5,7 +5,8 @@
 // the client, and the stored state that Redis is known to have. While the two differ, the
 // entry waits in the queue of its bucket's writer, which writes batches of entries, one
 // batch at a time. A lost reply, a refusal, an outage or a new incarnation only changes
-// what is known of the stored state, and the difference is written again.
+// what is known of the stored state, and the difference is written again. The phases of an
+// entry and the transitions between them are listed in phase.go.
 package local
 
 import (
@@ -69,8 +70,9 @@ type Registry struct {
 	heartbeats      uint64      // heartbeats with a key check; guarded by reconciling
 	seed            maphash.Seed
 
-	stats counters
-	log   *limit.Log
+	stats   counters
+	log     *limit.Log
+	illegal func(transition string) // of an entry; tests replace logIllegal
 }
 
 // New returns a Registry. It needs no start.
@@ -104,6 +106,7 @@ func New(cfg Config) *Registry {
 		seed:          maphash.MakeSeed(),
 		stats:         counters{late: histogram.New(histogram.Lags()...)},
 	}
+	r.illegal = r.logIllegal
 	if r.maxRoutineOps = r.maxOps; cfg.Buckets > 1 {
 		r.maxRoutineOps = min(r.maxOps, clusterMaxRoutineOps)
 	}

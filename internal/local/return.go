@@ -2,30 +2,6 @@ package local
 
 import "time"
 
-// frameAction is what the next frame of a connection does to one of its entries.
-type frameAction uint8
-
-const (
-	// frameIgnored: nothing. The entry is present, or it has left for good.
-	frameIgnored frameAction = iota
-	// frameJoins: it joins an entry that is not wanted. The entry ended by silence, or
-	// waits for permission to return (see Config.MayReturn).
-	frameJoins
-	// frameRefreshes: it refreshes a wanted entry that is silent past its TTL.
-	frameRefreshes
-)
-
-// setOnFrame sets the action of the next frame. Conn.mu is held.
-func (e *entry) setOnFrame(a frameAction) {
-	switch {
-	case e.onFrame == frameIgnored && a != frameIgnored:
-		e.c.frameWaiters.Add(1)
-	case e.onFrame != frameIgnored && a == frameIgnored:
-		e.c.frameWaiters.Add(-1)
-	}
-	e.onFrame = a
-}
-
 // returnOnFrame joins an ended entry again after a sign of life of its connection, unless
 // MayReturn defers the decision. Conn.mu is held.
 func (e *entry) returnOnFrame() {
@@ -42,7 +18,7 @@ func (c *Conn) Return(room string, accept func(metaVersion uint64) error) (bool,
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := c.entries[room]
-	if c.closed || e == nil || e.onFrame != frameJoins {
+	if c.closed || e == nil || e.phase != returning {
 		return false, nil
 	}
 	if err := accept(c.metaVersion); err != nil {
@@ -66,10 +42,10 @@ func (c *Conn) StayOut(room string, still func(metaVersion uint64) bool) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := c.entries[room]
-	if c.closed || e == nil || e.onFrame != frameJoins || !still(c.metaVersion) {
+	if c.closed || e == nil || e.phase != returning || !still(c.metaVersion) {
 		return false
 	}
-	e.setOnFrame(frameIgnored)
+	e.move(byLeave)
 	e.removeIfEnded()
 	return true
 }

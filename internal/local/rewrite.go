@@ -31,7 +31,7 @@ func (c *Conn) rewrite() {
 	if c.rewriting.last == 0 || wait <= 0 || len(c.entries) <= rewriteAtOnce {
 		c.rewriting.last = max(now, 1)
 		for _, e := range c.entries {
-			if e.wanted {
+			if e.wanted() {
 				e.changed(asked)
 			}
 		}
@@ -57,7 +57,7 @@ func (c *Conn) rewriteNow() {
 	}
 	c.rewriting.last = time.Since(c.registry.madeAt)
 	for _, e := range c.entries {
-		if e.wanted {
+		if e.wanted() {
 			e.changed(asked)
 		}
 	}

@@ -70,6 +70,7 @@ func newRig(t *testing.T, setup ...func(*Config)) *rig {
 		f(&cfg)
 	}
 	r.Registry = New(cfg)
+	r.illegal = func(transition string) { t.Errorf("illegal transition of an entry: %s", transition) }
 	r.wheel.Start()
 	t.Cleanup(func() {
 		r.Stop()
@@ -266,18 +267,17 @@ func (c *Conn) checkRest() (wanted int, waiting int64, wrong []string) {
 		if e.state.paced || e.queue != nil && len(e.queue.older) > 0 {
 			wrong = append(wrong, e.room+": unwritten states")
 		}
-		if len(e.waiters) > 0 || e.leaving.id != "" || e.wanted != e.written || e.refresh || !e.in() {
-			wrong = append(wrong, fmt.Sprintf("%s: %d waiters, ending %q, wanted %t, written %t, refresh %t, on frame %d",
-				e.room, len(e.waiters), e.leaving.id, e.wanted, e.written, e.refresh, e.onFrame))
+		if len(e.waiters) > 0 || e.leaving.id != "" || e.wanted() && e.phase != held || e.refresh || !e.in() {
+			wrong = append(wrong, fmt.Sprintf("%s: %v, %d waiters, ending %q, refresh %t", e.room, e.phase, len(e.waiters), e.leaving.id, e.refresh))
 		}
-		if e.wanted {
+		if e.wanted() {
 			wanted++
 		}
-		if e.onFrame != frameIgnored {
+		if e.phase == returning || e.lapsed {
 			waiting++
 		}
-		if e.wanted && e.onFrame == frameJoins || !e.wanted && e.onFrame == frameRefreshes {
-			wrong = append(wrong, fmt.Sprintf("%s: wanted %t, on frame %d", e.room, e.wanted, e.onFrame))
+		if (e.lapsed || e.overdue || e.refresh) && !e.wanted() || e.replaced.id != "" && e.phase != unsent && e.phase != sent {
+			wrong = append(wrong, fmt.Sprintf("%s: %v, lapsed %t, overdue %t, refresh %t, replaced %q", e.room, e.phase, e.lapsed, e.overdue, e.refresh, e.replaced.id))
 		}
 	}
 	return wanted, waiting, wrong

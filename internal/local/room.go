@@ -104,8 +104,8 @@ type countedAs struct{ written, uncertain bool }
 // hold of an entry ends with it. Conn.mu is held.
 func (e *entry) updateRoomCount() {
 	is := countedAs{
-		written:   e.wanted && e.written,
-		uncertain: e.leaving.id != "" || e.wanted && (e.tried && !e.written || e.verifying),
+		written:   e.written(),
+		uncertain: e.leaving.id != "" || e.phase == sent || e.phase == verifying,
 	}
 	if is == e.counted {
 		return

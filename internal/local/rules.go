@@ -31,7 +31,7 @@ func (c *Conn) applyRules(rooms []string) {
 	defer c.mu.Unlock()
 	for _, room := range rooms {
 		e := c.entries[room]
-		if e == nil || !e.wanted {
+		if e == nil || !e.wanted() {
 			continue // the next join applies the rules
 		}
 		e.setInterval(c.registry.cfg.StateInterval(e.room))

@@ -53,7 +53,7 @@ func (c *Conn) SetState(room string, data []byte, expireAfter time.Duration, sil
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	e := c.entries[room]
-	if c.closed || e == nil || !e.wanted {
+	if c.closed || e == nil || !e.wanted() {
 		return Write{}, ErrNotPresent
 	}
 	s := state{data: data, silent: silent, awaited: true}
@@ -113,7 +113,7 @@ func (e *entry) unwritten(after uint64) *state {
 // nextState returns the op that follows another op of the entry in the same batch. Redis
 // runs them in order. Conn.mu is held.
 func (e *entry) nextState(after *store.Op) (store.Op, bool) {
-	if after.Kind != store.OpUpdate || !e.wanted || !e.written || after.Entry != e.id {
+	if after.Kind != store.OpUpdate || !e.written() || after.Entry != e.id {
 		return store.Op{}, false
 	}
 	s := e.unwritten(max(e.stateWritten, after.StateVersion))

@@ -63,7 +63,7 @@ func (e *entry) checkSilence() {
 	c := e.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !e.wanted || e.ttl == 0 || e.ttlTimers == nil {
+	if !e.wanted() || e.ttl == 0 || e.ttlTimers == nil {
 		return
 	}
 	if left := e.ttl - e.idle(); left > 0 {
@@ -80,13 +80,12 @@ func (e *entry) checkSilence() {
 	}
 	due := time.Since(c.registry.madeAt) - e.idle() + e.ttl
 	pending := e.leaving.id
-	e.leave(store.CauseSilent, asked) // not timed: a whole room at once would delay refreshes
-	if e.leaving.id != pending {      // an earlier one that is still ending keeps its own
+	e.leaveSilent(asked)         // not timed: a whole room at once would delay refreshes
+	if e.leaving.id != pending { // an earlier one that is still ending keeps its own
 		e.leaving.due = due
 	}
-	e.setOnFrame(frameJoins)
 	if e.idle() < e.ttl {
-		e.returnOnFrame() // a frame came just before setOnFrame
+		e.returnOnFrame() // a frame came just before the entry began to wait for one
 	}
 }
 
@@ -96,7 +95,7 @@ func (e *entry) refreshKey() {
 	c := e.c
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if !e.wanted || e.ttl == 0 || e.ttlTimers == nil {
+	if !e.wanted() || e.ttl == 0 || e.ttlTimers == nil {
 		return
 	}
 	e.armRefresh()
@@ -114,7 +113,7 @@ func (e *entry) refreshKey() {
 // markLapsed leaves an entry whose TTL has passed to the server that cleans up. The next
 // frame finds out whether one did. Conn.mu is held.
 func (e *entry) markLapsed() {
-	e.setOnFrame(frameRefreshes)
+	e.setLapsed(true)
 	if e.idle() < e.ttl { // a frame came just now and saw nothing to do
 		e.verifyLapsed()
 	}
@@ -122,7 +121,7 @@ func (e *entry) markLapsed() {
 
 // verifyLapsed asks Redis whether the entry still exists. Conn.mu is held.
 func (e *entry) verifyLapsed() {
-	e.setOnFrame(frameIgnored)
+	e.setLapsed(false)
 	e.refresh, e.overdue = true, true
 	e.armTTL()
 	e.changed(timed)
@@ -147,7 +146,7 @@ func (e *entry) armExpiry(after time.Duration) {
 func (e *entry) expire(version uint64) {
 	e.c.mu.Lock()
 	defer e.c.mu.Unlock()
-	if !e.wanted || e.state.version != version {
+	if !e.wanted() || e.state.version != version {
 		return
 	}
 	e.setState(state{immediate: true})
@@ -179,7 +178,7 @@ func (e *entry) retryLater(why error) {
 		e.retry = new(clock.Timer)
 	}
 	after := retryAfter
-	if e.wanted && e.ttl > 0 && !errors.Is(why, store.ErrFull) && !errors.Is(why, store.ErrData) {
+	if e.wanted() && e.ttl > 0 && !errors.Is(why, store.ErrFull) && !errors.Is(why, store.ErrData) {
 		after = refreshRetry
 	}
 	e.c.registry.cfg.Wheel.Schedule(e.retry, after, func() { e.writer.enqueueAgain(e) })
@@ -211,10 +210,9 @@ func endLapsed(ctx context.Context, room string, conns []*Conn) (int, error) {
 	var ended []Write
 	for _, c := range conns {
 		c.mu.Lock()
-		if e := c.entries[room]; e != nil && e.wanted && e.ttl > 0 && e.idle() >= e.ttl {
+		if e := c.entries[room]; e != nil && e.wanted() && e.ttl > 0 && e.idle() >= e.ttl {
 			e.endedNow = false
-			e.leave(store.CauseSilent, asked)
-			e.setOnFrame(frameJoins)
+			e.leaveSilent(asked)
 			ended = append(ended, e.wait())
 		}
 		c.mu.Unlock()
