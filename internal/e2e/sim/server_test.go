@@ -127,7 +127,7 @@ func (n *simServer) apply() {
 			// joined.
 			for _, c := range n.s.list() {
 				if c.server == n {
-					n.s.allowLeaves(c, "joined on a server about to be buried")
+					n.s.allowLeaves(c, "joined on a server that may be declared dead")
 				}
 			}
 			n.maybeDead, n.shakyTill = false, now.Add(2*n.s.lease)

@@ -175,11 +175,11 @@ func (s *sim) compareMembers(where, room string, members []mesh.Member, now time
 		m, present := got[id]
 		switch {
 		case present != f.present:
-			s.fail("%s, %s: %s present=%v, true is %v since %v", where, room, id, present, f.present, f.since.Sub(s.start))
+			s.fail("%s, %s: %s present=%v, should be %v since %v", where, room, id, present, f.present, f.since.Sub(s.start))
 		case present && !f.has(string(m.State)):
-			s.fail("%s, %s: %s has state %s, true is %s", where, room, id, m.State, f.state)
+			s.fail("%s, %s: %s has state %s, should be %s", where, room, id, m.State, f.state)
 		case present && c.metaBad && !c.metas[string(m.Metadata)], present && !c.metaBad && string(m.Metadata) != c.meta:
-			s.fail("%s, %s: %s has metadata %s, true is %s", where, room, id, m.Metadata, c.meta)
+			s.fail("%s, %s: %s has metadata %s, should be %s", where, room, id, m.Metadata, c.meta)
 		}
 	}
 }

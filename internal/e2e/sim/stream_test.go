@@ -209,9 +209,9 @@ func (st *simStream) differs(now time.Time, forSome time.Duration) string {
 		switch {
 		case forSome > 0 && (now.Sub(f.since) < forSome || f.present && now.Sub(f.stated) < forSome):
 		case present != f.present:
-			return fmt.Sprintf("%s: received present=%v, true is %v since %v", conn, present, f.present, f.since.Sub(st.s.start))
+			return fmt.Sprintf("%s: received present=%v, should be %v since %v", conn, present, f.present, f.since.Sub(st.s.start))
 		case present && !f.silentState && !f.has(state):
-			return fmt.Sprintf("%s: received state %q, true is %q since %v", conn, state, f.state, f.stated.Sub(st.s.start))
+			return fmt.Sprintf("%s: received state %q, should be %q since %v", conn, state, f.state, f.stated.Sub(st.s.start))
 		}
 	}
 	return ""

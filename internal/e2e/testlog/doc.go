@@ -1,3 +1,3 @@
-// Package testlog has loggers that tests read. It does not import mesh, so that tests of
-// unexported parts can use it too.
+// Package testlog has loggers whose lines tests read. It does not import mesh, so that
+// tests of unexported parts can use it, too.
 package testlog

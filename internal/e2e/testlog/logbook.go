@@ -12,7 +12,8 @@ import (
 	"github.com/meshpresence/mesh/internal/limit"
 )
 
-// Logbook is a slog.Handler that keeps what operators see: Info and above.
+// Logbook is a slog.Handler that keeps the lines that operators see, that is, Info and
+// above.
 type Logbook struct {
 	Least slog.Level // Info by default
 	mu    sync.Mutex
@@ -57,7 +58,7 @@ func (b *Logbook) Written() []LogLine {
 	return slices.Clone(b.lines)
 }
 
-// Told returns how many happenings the lines that hold a text stand for.
+// Told returns the number of failures that the lines with a text stand for.
 func (b *Logbook) Told(text string) (n int64) {
 	for _, l := range b.Written() {
 		if strings.Contains(l.Text, text) {
@@ -67,7 +68,7 @@ func (b *Logbook) Told(text string) (n int64) {
 	return n
 }
 
-// Busiest returns how many lines there were at most in limit.LogEvery.
+// Busiest returns the largest number of lines within limit.LogEvery.
 func (b *Logbook) Busiest() (most int) {
 	lines := b.Written()
 	for i := range lines {

@@ -7,7 +7,7 @@ import (
 	"sync"
 )
 
-// Warnings is a slog.Handler that keeps what is serious.
+// Warnings is a slog.Handler that keeps the texts of warnings and errors.
 type Warnings struct {
 	mu   sync.Mutex // guards list
 	list []string
