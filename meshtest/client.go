@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -33,8 +34,11 @@ type Client struct {
 	tb        TB
 	server    *Server // nil: the server is elsewhere
 	ws        *websocket.Conn
+	header    http.Header // of the answer to the upgrade
 	timeout   time.Duration
-	readEnded chan struct{} // closed when reading has ended
+	frames    func(Frame) bool // see WithFrames; nil: none
+	answers   sync.WaitGroup   // answers to pings that are being written
+	readEnded chan struct{}    // closed when reading has ended
 	// writing holds a value while a frame is written. It is not a mutex, because a
 	// synctest bubble counts a goroutine that waits for a mutex as busy.
 	writing chan struct{}
@@ -85,9 +89,9 @@ func (e *CloseError) byServer() bool {
 	return false
 }
 
-func newClient(t TB, s *Server, timeout time.Duration) *Client {
+func newClient(t TB, s *Server, d *dialing) *Client {
 	return &Client{
-		tb: t, server: s, timeout: timeout,
+		tb: t, server: s, timeout: d.timeout, frames: d.frames,
 		readEnded: make(chan struct{}), writing: make(chan struct{}, 1),
 		calls: make(map[int64]chan json.RawMessage), rooms: make(map[string]bool),
 		changed: make(chan struct{}),
@@ -103,6 +107,10 @@ func (c *Client) ID() string {
 
 // Subprotocol returns the subprotocol that the server has chosen, or "" for none.
 func (c *Client) Subprotocol() string { return c.ws.Subprotocol() }
+
+// Header returns the header of the server's answer to the upgrade request, such as the
+// cookies that a middleware has set.
+func (c *Client) Header() http.Header { return c.header }
 
 // Silence stops the client from answering pings and latency requests, like a client whose
 // machine sleeps. The connection stays open, and the client sends only what the test
@@ -207,6 +215,7 @@ func (c *Client) begin() {
 		defer close(c.readEnded)
 		err := c.read()
 		_ = c.ws.Close() // has ended already
+		c.answers.Wait()
 		c.change(func() { c.end = closeErrorOf(err) })
 	}()
 }
@@ -226,37 +235,37 @@ func (c *Client) read() error {
 		if err != nil {
 			return err
 		}
-		var f struct {
-			ID      *int64          `json:"id"`
-			Command string          `json:"command"`
-			Payload json.RawMessage `json:"payload"`
-		}
+		var f Frame
 		if kind != websocket.TextMessage || json.Unmarshal(data, &f) != nil || f.Command == "" {
 			c.change(func() { c.raw = append(c.raw, message{kind, data}) })
 			continue
 		}
-		if f.ID != nil {
+		taken := c.frames != nil && c.frames(f)
+		switch {
+		case f.ID != nil:
 			c.handleAnswer(*f.ID, f.Payload)
-			continue
+		case !taken || f.Command == wire.PushAssignID:
+			c.handlePush(f)
 		}
-		c.handlePush(f.Command, f.Payload)
 	}
 }
 
 // handlePush handles a push.
-func (c *Client) handlePush(command string, payload json.RawMessage) {
-	switch command {
+func (c *Client) handlePush(f Frame) {
+	switch f.Command {
 	case wire.PushPing:
-		c.answer(wire.CommandPong)
+		// The client reads on while the server is slow to read.
+		c.answers.Go(func() { c.answer(wire.CommandPong) })
 	case wire.PushLatencyRequest:
-		c.answer(wire.CommandLatencyResponse)
+		c.answers.Go(func() { c.answer(wire.CommandLatencyResponse) })
 	case wire.PushLatency: // ignored
 	case wire.PushAssignID:
-		c.change(func() { _ = json.Unmarshal(payload, &c.id) }) // if it fails, the wait for the id fails
+		c.change(func() { _ = json.Unmarshal(f.Payload, &c.id) }) // if it fails, the wait for the id fails
 	case wire.PushPresenceUpdate:
-		c.change(func() { c.updates = append(c.updates, decodeUpdate(payload)) })
+		u, _ := f.Update() // empty if it is unreadable
+		c.change(func() { c.updates = append(c.updates, u) })
 	default:
-		c.change(func() { c.pushes = append(c.pushes, push{command, payload}) })
+		c.change(func() { c.pushes = append(c.pushes, push{f.Command, f.Payload}) })
 	}
 }
 

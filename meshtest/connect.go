@@ -32,7 +32,8 @@ type dialing struct {
 	header    http.Header
 	protocols []string
 	timeout   time.Duration
-	early     bool // see WithEarlyReturn
+	early     bool             // see WithEarlyReturn
+	frames    func(Frame) bool // see WithFrames
 }
 
 // WithPath sets the path to which a client of a [Server] connects. It may include a query.
@@ -113,6 +114,25 @@ func WithTimeout(timeout time.Duration) ConnectOption {
 func WithEarlyReturn() ConnectOption {
 	return func(d *dialing) error {
 		d.early = true
+		return nil
+	}
+}
+
+// WithFrames makes the client call f with each frame of the Mesh protocol that it receives,
+// in order, answers and its connection id included. Use it to log the frames, to see the
+// order between rooms or between answers and updates, or to imitate a client that ignores
+// something. If f returns true, the client ignores the frame: it does not answer a ping,
+// and does not keep an update or another push for the test. The result does not matter
+// for answers and for the connection id.
+//
+// f is called on the goroutine that reads. It must not call the client's methods that
+// wait.
+func WithFrames(f func(Frame) (ignore bool)) ConnectOption {
+	return func(d *dialing) error {
+		if f == nil {
+			return fmt.Errorf("%w: nil function for frames", ErrOption)
+		}
+		d.frames = f
 		return nil
 	}
 }
@@ -220,7 +240,7 @@ func (s *Server) dial(t TB, opts []ConnectOption) (*Client, error) {
 		}
 		return conn, nil
 	}
-	c := newClient(t, s, d.timeout)
+	c := newClient(t, s, d)
 	if err := c.connect(d, "ws://"+host+d.path); err != nil {
 		return nil, err
 	}
@@ -246,7 +266,7 @@ func dialURL(t TB, url string, opts []ConnectOption) (*Client, error) {
 	if rest, ok := strings.CutPrefix(url, "http"); ok { // https too
 		url = "ws" + rest
 	}
-	c := newClient(t, nil, d.timeout)
+	c := newClient(t, nil, d)
 	if err := c.connect(d, url); err != nil {
 		return nil, err
 	}
@@ -266,7 +286,7 @@ func (c *Client) connect(d *dialing, url string) error {
 	if err != nil {
 		return fmt.Errorf("meshtest: %w", err)
 	}
-	c.ws = ws
+	c.ws, c.header = ws, resp.Header
 	c.begin()
 	if err := c.arrive(ctx, d); err != nil {
 		c.Kill()

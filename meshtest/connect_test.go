@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -202,6 +203,57 @@ func TestConnectByURL(t *testing.T) {
 		failing(t, func(tb meshtest.TB) { meshtest.Connect(tb, plain.URL+"/ws") }))
 	_, err = meshtest.Dial("ftp://127.0.0.1/ws")
 	require.Error(t, err)
+}
+
+// A function given WithFrames gets each frame in order, and may keep it from the client.
+func TestFrames(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		srv := newMesh(t, meshtest.StartRedis(t).Client(), func(o *mesh.Options) { o.PingInterval = time.Second })
+		srv.OnConnection(func(_ context.Context, c *mesh.Connection) { _ = c.Send("app/hello", 1) })
+		server := meshtest.StartServer(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			http.SetCookie(w, &http.Cookie{Name: "server", Value: "1"})
+			srv.ServeHTTP(w, r)
+		}), srv)
+		var mu sync.Mutex
+		var seen []string
+		watcher := server.Connect(t, meshtest.WithFrames(func(f meshtest.Frame) bool {
+			mu.Lock()
+			defer mu.Unlock()
+			seen = append(seen, f.Command)
+			u, ok := f.Update()
+			if ok {
+				seen = append(seen, u.Type+" "+u.Room)
+			}
+			return u.Room == "attic" || f.Command == "mesh/assign-id"
+		}))
+		require.NotEmpty(t, watcher.ID())
+		require.Equal(t, "server=1", watcher.Header().Get("Set-Cookie"))
+		watcher.NextPush("app/hello")
+		watcher.Subscribe("attic")
+		watcher.Subscribe("lobby")
+		ann := server.Connect(t)
+		ann.Join("attic")
+		ann.Join("lobby")
+		watcher.ExpectUpdate("join", "lobby", ann.ID())
+		watcher.Join("lobby")
+		mu.Lock()
+		require.Equal(t, []string{
+			"mesh/assign-id", "app/hello", "mesh/noop", "mesh/subscribe-presence", "mesh/subscribe-presence",
+			"mesh/presence-update", "join attic", "mesh/presence-update", "join lobby",
+		}, seen[:9])
+		mu.Unlock()
+
+		pings := make(chan struct{}, 100)
+		deaf := server.Connect(t, meshtest.WithFrames(func(f meshtest.Frame) bool {
+			if f.Command == "ping" {
+				pings <- struct{}{}
+			}
+			return f.Command == "ping"
+		}))
+		require.Equal(t, 1011, deaf.AwaitClose().Code, "it answered no ping")
+		require.NotEmpty(t, pings)
+		require.True(t, ann.Join("attic").Success, "others answer theirs")
+	})
 }
 
 // WithNetDial makes the network connections, also in a bubble.

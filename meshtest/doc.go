@@ -35,10 +35,10 @@
 // A [Client] has a method for each command of the protocol, and [Client.Call] for the
 // commands of your app. [Client.NextUpdate], [Client.ExpectUpdate] and
 // [Client.AwaitUpdate] wait for an update, [Client.NextPush] waits for a push of your
-// app, and [Client.NoUpdate] checks that no update comes. A failure that a test may
-// expect is returned as an error: [Server.Dial] and [Dial] return a [*HandshakeError], Call returns
-// a [*CommandError]. All other failures fail the test. The file usage_test.go has whole
-// tests of an app.
+// app, and [Client.NoUpdate] checks that no update comes. [WithFrames] shows every frame.
+// A failure that a test may expect is returned as an error: [Server.Dial] and [Dial]
+// return a [*HandshakeError], Call returns a [*CommandError]. All other failures fail the
+// test. The file usage_test.go has whole tests of an app.
 //
 // # When calls return
 //
@@ -46,8 +46,8 @@
 // next line of the test may rely on it. Other clients see the effect later. Wait for that
 // with [Client.ExpectUpdate] or a similar method.
 //
-//   - [Server.Connect], [Server.Dial], [Connect], [Dial]: the OnConnection functions have returned, except
-//     with [WithEarlyReturn].
+//   - [Server.Connect], [Server.Dial], [Connect], [Dial]: the OnConnection functions have
+//     returned, except with [WithEarlyReturn].
 //   - [Client.Join], [Client.Leave], [Client.PublishState], [Client.ClearState],
 //
 // [Client.SetMetadata]: Redis has the change, or a newer one. After a change of metadata

@@ -305,6 +305,7 @@ func TestConnectOptionsAreChecked(t *testing.T) {
 		"timeout": meshtest.WithTimeout(0),
 		"level":   meshtest.WithLevel(0),
 		"dial":    meshtest.WithNetDial(nil),
+		"frames":  meshtest.WithFrames(nil),
 	} {
 		_, err := server.Dial(opt)
 		require.ErrorIs(t, err, meshtest.ErrOption, name)

@@ -41,8 +41,16 @@ func (u Update) String() string {
 	return text
 }
 
-// decodeUpdate decodes an update. It returns an empty one if the payload is unreadable.
-func decodeUpdate(payload json.RawMessage) Update {
+// Frame is a message of the server as a client receives it: the answer to a request, or a
+// push.
+type Frame struct {
+	ID      *int64          `json:"id"` // of the request that it answers; nil: it is a push
+	Command string          `json:"command"`
+	Payload json.RawMessage `json:"payload"`
+}
+
+// Update returns the update in a frame. ok is false if the frame is another one.
+func (f Frame) Update() (u Update, ok bool) {
 	var w struct {
 		Type         string          `json:"type"`
 		ConnectionID string          `json:"connectionId"`
@@ -54,13 +62,13 @@ func decodeUpdate(payload json.RawMessage) Update {
 		Epoch        string          `json:"epoch"`
 		Repair       bool            `json:"repair"`
 	}
-	if json.Unmarshal(payload, &w) != nil {
-		return Update{}
+	if f.ID != nil || f.Command != wire.PushPresenceUpdate || json.Unmarshal(f.Payload, &w) != nil {
+		return Update{}, false
 	}
 	return Update{
 		Type: w.Type, ConnectionID: w.ConnectionID, Room: w.RoomName, Time: time.UnixMilli(w.Timestamp),
 		Metadata: orNil(w.Metadata), State: orNil(w.State), Seq: w.Seq, Epoch: w.Epoch, Repair: w.Repair,
-	}
+	}, true
 }
 
 // NextUpdate waits for the next update that no earlier call has returned, and returns it.
