@@ -184,14 +184,6 @@ func waitFor(ctx context.Context, done <-chan struct{}, d time.Duration) bool {
 	}
 }
 
-// drainState is the state of a drain.
-type drainState struct {
-	begun   bool      // no more connections are accepted
-	order   []string  // ids of the sockets to close, last first; some may have ended
-	closing int       // number of conns that have been told to close
-	last    time.Time // time of the last turn
-}
-
 // refuseMore makes the server accept no more sockets, and returns the number of open
 // ones.
 func (s *Server) refuseMore() int {

@@ -4,13 +4,15 @@ import (
 	"context"
 	"io"
 	"net/http"
+	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/gorilla/websocket"
 
 	"github.com/meshpresence/mesh/internal/admission"
-	"github.com/meshpresence/mesh/internal/handshake"
 	"github.com/meshpresence/mesh/internal/limit"
 	"github.com/meshpresence/mesh/internal/origin"
 	"github.com/meshpresence/mesh/internal/redisclient"
@@ -47,6 +49,14 @@ type Server struct {
 
 	quit     chan struct{} // closed when Shutdown begins
 	quitOnce sync.Once
+}
+
+// drainState is the state of a drain.
+type drainState struct {
+	begun   bool      // no more connections are accepted
+	order   []string  // ids of the sockets to close, last first; some may have ended
+	closing int       // number of conns that have been told to close
+	last    time.Time // time of the last turn
 }
 
 // NewServer returns a server that uses opts.Redis. The app closes that client after
@@ -205,80 +215,16 @@ func (s *Server) Connection(id string) (*Connection, bool) {
 	return c, ok
 }
 
-// ServeHTTP upgrades a request to a WebSocket and returns. The connection is served by
-// its own goroutines from then on, because the memory that net/http keeps for a running
-// handler would be most of the cost of an idle connection.
-//
-// The app's commands can read values of the request's context, but do not end with it.
-// Do not read a value there that is reused for other requests after the handler has
-// returned, such as a router's own context. Copy what is needed into the metadata in
-// Options.Authenticate. Middleware that counts, times or limits handlers sees the
-// upgrade and not the socket: use Server.Stats and Limits.Connections.
-//
-// A refused request gets a status. The checks are made in this order, cheap ones first:
-//
-//   - 503 with Retry-After before Start, and from Drain or Shutdown on
-//   - 400, 405 or (for HTTP/2) 505 if it is not a WebSocket handshake
-//   - 400 if its mesh-level is not a positive whole number
-//   - 403 for a foreign origin
-//   - 503 with Retry-After beyond a limit, or while 1,024 calls of Options.Authenticate
-//     have not returned
-//   - the status that Options.Authenticate chose, or 401, or 500 if it failed because
-//     of an outage
-//   - 500 if the ResponseWriter cannot be hijacked
-//
-// A refused request does not count towards Limits.Connections and
-// Limits.UpgradesPerSecond. It is logged with the reason and the remedy, and counted in
-// Stats.RefusedUpgrades. Headers that were set on w before are part of the answer, both
-// of an upgrade and of a refusal.
-func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if w == nil || r == nil {
-		s.log.Error("mesh: ServeHTTP was called without a request or a response")
-		return
+// enter counts a request, or a connection that the app upgraded, as open. It returns an
+// error if the server accepts no more. After nil, gate.Leave must follow.
+func (s *Server) enter() error {
+	if err := s.n.checkRunning(); err != nil {
+		return err
 	}
-	defer s.survive(w)
-	if err := s.enter(); err != nil {
-		s.refuse(w, s.unavailable(err))
-		return
+	if !s.gate.Enter() {
+		return ErrClosed
 	}
-	serving, taken := false, false
-	defer func() {
-		if !serving {
-			s.gate.Leave(taken)
-		}
-	}()
-	ws, metadata := s.upgrade(w, r)
-	if ws == nil {
-		return
-	}
-	taken = true
-	ctx := context.WithoutCancel(r.Context())
-	level, _ := handshake.LevelOf(r) // upgrade has checked it
-	c, err := s.accept(ctx, ws, metadata, level, nil)
-	if err != nil {
-		return // accept has closed the socket
-	}
-	serving = true
-	go func() { // ends with the connection; Drain and Shutdown wait for it
-		defer s.gate.Leave(true)
-		_ = c.run(ctx) // the reason has been logged
-	}()
-}
-
-// survive is deferred by ServeHTTP. It counts and logs a panic of the app's
-// ResponseWriter, and answers with 500 if that is possible.
-func (s *Server) survive(w http.ResponseWriter) {
-	value := recover()
-	if value == nil {
-		return
-	}
-	if value == http.ErrAbortHandler { //nolint:errorlint // a panic value, compared as net/http does
-		panic(value) // net/http handles this value
-	}
-	s.n.calls.NotePanic("ResponseWriter", value)
-	s.refused.count(http.StatusInternalServerError)
-	defer func() { _ = recover() }() // w may panic again
-	http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
+	return nil
 }
 
 // add registers a connection. It returns false if the server accepts no more.
@@ -343,3 +289,57 @@ func (s *Server) checkFiles(ctx context.Context) error {
 // It reads from masters, writes nothing, and takes at most two seconds. It returns
 // ErrUnavailable if Redis does not answer. Safe for concurrent use.
 func (s *Server) Servers(ctx context.Context) ([]ServerInfo, error) { return s.n.servers(ctx) }
+
+// failedCodes are the codes by which failed commands are counted. Other codes count as
+// the last one.
+var failedCodes = [...]string{
+	wire.CodeInvalid, wire.CodeTooLarge, wire.CodeLimit, wire.CodeNotFound, wire.CodeRefused,
+	wire.CodeBusy, wire.CodeUnavailable, wire.CodeConflict, wire.CodeTimeout, wire.CodeClosed, wire.CodeServer, codeOther,
+}
+
+// codeOther stands for codes of the app.
+const codeOther = "other"
+
+// failedCommands counts failed commands for which answersFalse is true.
+type failedCommands [len(failedCodes)]atomic.Uint64
+
+func (f *failedCommands) add(code string) { addTo(f[:], failedCodes[:], code, codeOther) }
+
+// counts returns the numbers by code.
+func (f *failedCommands) counts() map[string]uint64 { return countsOf(f[:], failedCodes[:]) }
+
+// refusedStatuses are the keys of Stats.RefusedUpgrades. The last two stand for all
+// other statuses that the app can choose.
+var refusedStatuses = [...]string{"400", "401", "403", "404", "405", "429", "499", "500", "503", "505", "4xx", "5xx"}
+
+// refusedUpgrades counts refused requests by status. Safe for concurrent use.
+type refusedUpgrades [len(refusedStatuses)]atomic.Uint64
+
+func (c *refusedUpgrades) count(status int) {
+	other := "5xx"
+	if status < http.StatusInternalServerError {
+		other = "4xx"
+	}
+	addTo(c[:], refusedStatuses[:], strconv.Itoa(status), other)
+}
+
+func (c *refusedUpgrades) counts() map[string]uint64 { return countsOf(c[:], refusedStatuses[:]) }
+
+// addTo counts one event under its key. A key that is not in keys counts as other,
+// which must be in keys. Safe for concurrent use.
+func addTo(counters []atomic.Uint64, keys []string, key, other string) {
+	at := slices.Index(keys, key)
+	if at < 0 {
+		at = slices.Index(keys, other)
+	}
+	counters[at].Add(1)
+}
+
+// countsOf returns the counters by key, including zeros.
+func countsOf(counters []atomic.Uint64, keys []string) map[string]uint64 {
+	counts := make(map[string]uint64, len(keys))
+	for i, key := range keys {
+		counts[key] = counters[i].Load()
+	}
+	return counts
+}

@@ -19,16 +19,80 @@ import (
 	"github.com/meshpresence/mesh/internal/socket"
 )
 
-// enter counts a request, or a connection that the app upgraded, as open. It returns an
-// error if the server accepts no more. After nil, gate.Leave must follow.
-func (s *Server) enter() error {
-	if err := s.n.checkRunning(); err != nil {
-		return err
+// ServeHTTP upgrades a request to a WebSocket and returns. The connection is served by
+// its own goroutines from then on, because the memory that net/http keeps for a running
+// handler would be most of the cost of an idle connection.
+//
+// The app's commands can read values of the request's context, but do not end with it.
+// Do not read a value there that is reused for other requests after the handler has
+// returned, such as a router's own context. Copy what is needed into the metadata in
+// Options.Authenticate. Middleware that counts, times or limits handlers sees the
+// upgrade and not the socket: use Server.Stats and Limits.Connections.
+//
+// A refused request gets a status. The checks are made in this order, cheap ones first:
+//
+//   - 503 with Retry-After before Start, and from Drain or Shutdown on
+//   - 400, 405 or (for HTTP/2) 505 if it is not a WebSocket handshake
+//   - 400 if its mesh-level is not a positive whole number
+//   - 403 for a foreign origin
+//   - 503 with Retry-After beyond a limit, or while 1,024 calls of Options.Authenticate
+//     have not returned
+//   - the status that Options.Authenticate chose, or 401, or 500 if it failed because
+//     of an outage
+//   - 500 if the ResponseWriter cannot be hijacked
+//
+// A refused request does not count towards Limits.Connections and
+// Limits.UpgradesPerSecond. It is logged with the reason and the remedy, and counted in
+// Stats.RefusedUpgrades. Headers that were set on w before are part of the answer, both
+// of an upgrade and of a refusal.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if w == nil || r == nil {
+		s.log.Error("mesh: ServeHTTP was called without a request or a response")
+		return
 	}
-	if !s.gate.Enter() {
-		return ErrClosed
+	defer s.survive(w)
+	if err := s.enter(); err != nil {
+		s.refuse(w, s.unavailable(err))
+		return
 	}
-	return nil
+	serving, taken := false, false
+	defer func() {
+		if !serving {
+			s.gate.Leave(taken)
+		}
+	}()
+	ws, metadata := s.upgrade(w, r)
+	if ws == nil {
+		return
+	}
+	taken = true
+	ctx := context.WithoutCancel(r.Context())
+	level, _ := handshake.LevelOf(r) // upgrade has checked it
+	c, err := s.accept(ctx, ws, metadata, level, nil)
+	if err != nil {
+		return // accept has closed the socket
+	}
+	serving = true
+	go func() { // ends with the connection; Drain and Shutdown wait for it
+		defer s.gate.Leave(true)
+		_ = c.run(ctx) // the reason has been logged
+	}()
+}
+
+// survive is deferred by ServeHTTP. It counts and logs a panic of the app's
+// ResponseWriter, and answers with 500 if that is possible.
+func (s *Server) survive(w http.ResponseWriter) {
+	value := recover()
+	if value == nil {
+		return
+	}
+	if value == http.ErrAbortHandler { //nolint:errorlint // a panic value, compared as net/http does
+		panic(value) // net/http handles this value
+	}
+	s.n.calls.NotePanic("ResponseWriter", value)
+	s.refused.count(http.StatusInternalServerError)
+	defer func() { _ = recover() }() // w may panic again
+	http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
 }
 
 // upgrade answers a request that has entered. It returns the upgraded connection, which
