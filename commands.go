@@ -6,9 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 
 	"github.com/meshpresence/mesh/internal/callbacks"
+	"github.com/meshpresence/mesh/internal/encode"
 	"github.com/meshpresence/mesh/internal/hub"
 	"github.com/meshpresence/mesh/internal/keys"
 	"github.com/meshpresence/mesh/internal/local"
@@ -23,41 +23,6 @@ type command func(ctx context.Context, c *Connection, req wire.Request) (reply, 
 
 // roomCommand is a command whose payload names a room.
 type roomCommand func(ctx context.Context, c *Connection, req wire.Request, room string) (reply, error)
-
-// reply is what a command that has not failed leaves to be done. There are three kinds:
-//
-//   - valueReply: the answer with this value is to be sent. Nil is a value, too, and is
-//     sent as null.
-//   - answeredReply: nothing. The command has sent its answer by itself.
-//   - pendingReply: the change is made but not yet written. While it waits for Redis,
-//     later commands run. Then the answer is to be sent.
-type reply struct {
-	value    any
-	answered bool
-	wait     func(ctx context.Context) error // nil: nothing to wait for
-	spared   bool                            // see pendingReply
-}
-
-// valueReply returns the reply of a command that is done. The answer has the given value.
-func valueReply(value any) reply { return reply{value: value} }
-
-// answeredReply returns the reply of a command that has sent its answer.
-func answeredReply() reply { return reply{answered: true} }
-
-// pendingReply returns the reply of a command that waits for Redis. The answer has the
-// given value if wait returns nil, otherwise it is the error. spared reports that the
-// command only superseded one whose state waited for its StateInterval.
-func pendingReply(value any, spared bool, wait func(ctx context.Context) error) reply {
-	return reply{value: value, wait: wait, spared: spared}
-}
-
-// await returns the value of the answer. For a pendingReply it waits.
-func (r reply) await(ctx context.Context) (any, error) {
-	if r.wait == nil {
-		return r.value, nil
-	}
-	return r.value, r.wait(ctx)
-}
 
 // commands are the protocol's commands by name.
 var commands = map[string]command{
@@ -75,10 +40,38 @@ var commands = map[string]command{
 	wire.CommandGetRoomMetadata:         inRoom(getRoomMetadata),
 }
 
-// errPayload returns the error for a payload of the wrong shape. err wraps
-// wire.ErrPayload and is written for the client.
-func errPayload(err error) error {
-	return &CommandError{Code: wire.CodeInvalid, Message: strings.TrimPrefix(err.Error(), "mesh: ")}
+// Begin implements socket.Handler, for commands of the protocol.
+func (h *wireHandler) Begin(ctx context.Context, req wire.Request, last bool) socket.Begun {
+	c := (*Connection)(h)
+	if !c.await(ctx) {
+		return socket.Begun{}
+	}
+	if req.Command != wire.CommandLeaveRoom {
+		c.local.Touched() // a connection that was silent first returns to its rooms
+	}
+	run := commands[req.Command]
+	if run == nil {
+		c.answer(req, wire.NotFound(req.ID, req.Command))
+		return socket.Begun{}
+	}
+	r, err := run(ctx, c, req)
+	if !last && dependsOnEarlier(&req, r, err) {
+		return socket.Begun{Again: true}
+	}
+	if err == nil && r.answered {
+		return socket.Begun{}
+	}
+	return socket.Begun{Spared: r.spared, Rest: func(ctx context.Context) { c.finish(ctx, req, r, err) }}
+}
+
+// Concurrent implements socket.Handler, for commands of the app.
+func (h *wireHandler) Concurrent(ctx context.Context, req wire.Request) {
+	c := (*Connection)(h)
+	if !c.await(ctx) {
+		return
+	}
+	r, err := appCommand(ctx, c, req)
+	c.finish(ctx, req, r, err)
 }
 
 // inRoom adapts a command whose payload names a room.
@@ -270,14 +263,29 @@ func (c *Connection) listed(room string, joined local.Joined) (hub.Listing, bool
 	return v.Listing, ok && slices.ContainsFunc(v.Members(), func(m *hub.Member) bool { return m.Conn == c.id })
 }
 
-// answersFalse reports whether a failed command is answered with false at level 1, as
-// by the TypeScript server. The stock client takes an error object for a success.
-func answersFalse(command string) bool {
-	switch command {
-	case wire.CommandPublishPresenceState, wire.CommandClearPresenceState, wire.CommandUnsubscribePresence:
-		return true
+// appCommand carries out a command of the app. If its handler ignores the end of its
+// context, it is left behind, so that the connection does not stay present until it
+// returns. Therefore the result comes through a channel. It is encoded inside the call,
+// because that may call methods of the app.
+func appCommand(ctx context.Context, c *Connection, req wire.Request) (reply, error) {
+	run := c.handler(req.Command)
+	answer := make(chan wire.Raw, 1)
+	err := c.core().calls.Run(ctx, callbacks.Command, 0, func(ctx context.Context) error {
+		result, err := run(ctx, c, req.Payload)
+		if err != nil || !req.HasID {
+			return err
+		}
+		data, err := encode.Marshal(result)
+		if err != nil {
+			return fmt.Errorf("%w: %w", callbacks.ErrNotEncoded, err)
+		}
+		answer <- wire.Raw(data)
+		return nil
+	})
+	if err != nil || !req.HasID {
+		return reply{}, err
 	}
-	return false
+	return valueReply(<-answer), nil
 }
 
 // ownLine is the command line of commands about the connection itself, and of invalid

@@ -45,8 +45,8 @@ type Connection struct {
 // core returns the core of the connection's server.
 func (c *Connection) core() *core { return c.s.n }
 
-// handler returns the app's command of a name, or nil if it has none.
-func (c *Connection) handler(name string) command { return c.s.handlers.get(name) }
+// handler returns the app's handler of a command, or nil if it has none.
+func (c *Connection) handler(command string) CommandHandler { return c.s.handlers.get(command) }
 
 // ID returns the connection's id. It is random, new for every connection, and known to
 // the client and to the viewers of its rooms.
@@ -204,7 +204,8 @@ func (c *Connection) abandoned(e *socket.End) {
 	c.core().life.work.Go(func() { c.end(fmt.Errorf("%w: %w", ErrClosed, e)) })
 }
 
-// wireHandler holds the methods that the socket calls.
+// wireHandler holds the methods that the socket calls. Those that carry out commands are in
+// commands.go.
 type wireHandler Connection
 
 // Seen implements socket.Handler.
@@ -223,38 +224,39 @@ func (h *wireHandler) ForeignMessage(ctx context.Context, messageType int, data 
 	})
 }
 
-// Begin implements socket.Handler, for commands of the protocol.
-func (h *wireHandler) Begin(ctx context.Context, req wire.Request, last bool) socket.Begun {
-	c := (*Connection)(h)
-	if !c.await(ctx) {
-		return socket.Begun{}
-	}
-	if req.Command != wire.CommandLeaveRoom {
-		c.local.Touched() // a connection that was silent first returns to its rooms
-	}
-	run := commands[req.Command]
-	if run == nil {
-		c.answer(req, wire.NotFound(req.ID, req.Command))
-		return socket.Begun{}
-	}
-	r, err := run(ctx, c, req)
-	if !last && dependsOnEarlier(&req, r, err) {
-		return socket.Begun{Again: true}
-	}
-	if err == nil && r.answered {
-		return socket.Begun{}
-	}
-	return socket.Begun{Spared: r.spared, Rest: func(ctx context.Context) { c.finish(ctx, req, r, err) }}
+// reply is what a command that has not failed leaves to be done. There are three kinds:
+//
+//   - valueReply: the answer with this value is to be sent. Nil is a value, too, and is
+//     sent as null.
+//   - answeredReply: nothing. The command has sent its answer by itself.
+//   - pendingReply: the change is made but not yet written. While it waits for Redis,
+//     later commands run. Then the answer is to be sent.
+type reply struct {
+	value    any
+	answered bool
+	wait     func(ctx context.Context) error // nil: nothing to wait for
+	spared   bool                            // see pendingReply
 }
 
-// Concurrent implements socket.Handler, for commands of the app.
-func (h *wireHandler) Concurrent(ctx context.Context, req wire.Request) {
-	c := (*Connection)(h)
-	if !c.await(ctx) {
-		return
+// valueReply returns the reply of a command that is done. The answer has the given value.
+func valueReply(value any) reply { return reply{value: value} }
+
+// answeredReply returns the reply of a command that has sent its answer.
+func answeredReply() reply { return reply{answered: true} }
+
+// pendingReply returns the reply of a command that waits for Redis. The answer has the
+// given value if wait returns nil, otherwise it is the error. spared reports that the
+// command only superseded one whose state waited for its StateInterval.
+func pendingReply(value any, spared bool, wait func(ctx context.Context) error) reply {
+	return reply{value: value, wait: wait, spared: spared}
+}
+
+// await returns the value of the answer. For a pendingReply it waits.
+func (r reply) await(ctx context.Context) (any, error) {
+	if r.wait == nil {
+		return r.value, nil
 	}
-	r, err := c.handler(req.Command)(ctx, c, req)
-	c.finish(ctx, req, r, err)
+	return r.value, r.wait(ctx)
 }
 
 // finish answers a request whose command has returned r and err, and waits before if r is
@@ -319,4 +321,14 @@ func (c *Connection) failure(req wire.Request, message, code, name string, err e
 		}
 	}
 	return wire.ErrorAnswer(req.ID, req.Command, message, code, name)
+}
+
+// answersFalse reports whether a failed command is answered with false at level 1, as
+// by the TypeScript server. The stock client takes an error object for a success.
+func answersFalse(command string) bool {
+	switch command {
+	case wire.CommandPublishPresenceState, wire.CommandClearPresenceState, wire.CommandUnsubscribePresence:
+		return true
+	}
+	return false
 }

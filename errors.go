@@ -138,6 +138,12 @@ func (e *CommandError) wire() (message, code, name string) {
 	return e.Error(), code, name
 }
 
+// errPayload returns the error for a payload of the wrong shape. err wraps
+// wire.ErrPayload and is written for the client.
+func errPayload(err error) error {
+	return &CommandError{Code: wire.CodeInvalid, Message: strings.TrimPrefix(err.Error(), "mesh: ")}
+}
+
 // Refusal is an error with which Options.Authenticate chooses the answer to a client.
 // For any other error of the hook, the client gets a bare 401, or 500 for an outage
 // (see Options.Authenticate), and none of its text. A Refusal is an [ErrRefused].

@@ -8,7 +8,6 @@ import (
 	"sync"
 
 	"github.com/meshpresence/mesh/internal/callbacks"
-	"github.com/meshpresence/mesh/internal/encode"
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
@@ -114,36 +113,10 @@ func (h *hooks) disconnected(n *core, c *Connection, reason error) {
 //     Error: do not return errors with text that clients must not see
 type CommandHandler func(ctx context.Context, c *Connection, payload json.RawMessage) (any, error)
 
-// command adapts a handler of the app. If the handler ignores the end of its context, it
-// is left behind, so that the connection does not stay present until it returns. Therefore
-// its result comes through a channel. The result is encoded inside the call, because that
-// may call methods of the app.
-func (h CommandHandler) command() command {
-	return func(ctx context.Context, c *Connection, req wire.Request) (reply, error) {
-		answer := make(chan wire.Raw, 1)
-		err := c.core().calls.Run(ctx, callbacks.Command, 0, func(ctx context.Context) error {
-			result, err := h(ctx, c, req.Payload)
-			if err != nil || !req.HasID {
-				return err
-			}
-			data, err := encode.Marshal(result)
-			if err != nil {
-				return fmt.Errorf("%w: %w", callbacks.ErrNotEncoded, err)
-			}
-			answer <- wire.Raw(data)
-			return nil
-		})
-		if err != nil || !req.HasID {
-			return reply{}, err
-		}
-		return valueReply(<-answer), nil
-	}
-}
-
 // handlers are the app's commands.
 type handlers struct {
 	mu     sync.RWMutex // guards byName
-	byName map[string]command
+	byName map[string]CommandHandler
 }
 
 // HandleCommand registers a command of the app, which clients send on the same socket.
@@ -170,13 +143,13 @@ func (s *Server) HandleCommand(name string, h CommandHandler) error {
 		return fmt.Errorf("%w: %q", ErrCommandExists, name)
 	}
 	if s.handlers.byName == nil {
-		s.handlers.byName = make(map[string]command)
+		s.handlers.byName = make(map[string]CommandHandler)
 	}
-	s.handlers.byName[name] = h.command()
+	s.handlers.byName[name] = h
 	return nil
 }
 
-func (h *handlers) get(name string) command {
+func (h *handlers) get(name string) CommandHandler {
 	h.mu.RLock()
 	defer h.mu.RUnlock()
 	return h.byName[name]
