@@ -236,7 +236,7 @@ func TestNameOfTheDeadAndReborn(t *testing.T) {
 // somebody's who found the Redis. Nothing panics, and it goes on.
 func FuzzControl(f *testing.F) {
 	for _, s := range []string{
-		"", " ", "beat:1", "beat:18446744073709551615", "beat:-1", "meta c 1 {}", "meta c 18446744073709551615 {", "meta c x {}", "meta",
+		"", " ", "echo:1", "echo:18446744073709551615", "echo:-1", "meta c 1 {}", "meta c 18446744073709551615 {", "meta c x {}", "meta",
 		`call {"id":"1","from":"x","op":"add","room":"a","conn":"c"}`, `call {"id":"1","from":"x","op":"clear","room":"a"}`,
 		`call {"id":"","from":"","op":"rooms","conn":"c"}`, `call {"id":"2","from":"*","op":"close","conn":"c"}`, `call {`, `call null`,
 		`call {"id":"3","from":"x","op":"recheck","conn":"c"}`, `call {"id":"4","op":"add","room":"\u0000","conn":":"}`,
