@@ -21,6 +21,14 @@ func (o Options) keySpace() keys.Space {
 	}
 }
 
+// buckets returns the number of buckets: Buckets on a cluster, otherwise 1.
+func (o Options) buckets() int {
+	if redisclient.Clustered(o.Redis) {
+		return o.Buckets
+	}
+	return 1
+}
+
 // expiration acts on the expired events of Redis.
 type expiration struct {
 	*expired.Queue // acts on the events

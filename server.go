@@ -88,6 +88,20 @@ func (s *Server) socketConfig() socket.Config {
 	}
 }
 
+// mostLines limits the rooms of one connection whose commands run at once.
+const mostLines = 1024
+
+// linesAtOnce returns the number of rooms of one connection whose commands run at once:
+// all rooms that it may be in or subscribed to. So a hanging guard delays no other
+// room.
+func (o Options) linesAtOnce() int {
+	rooms, subs := o.Limits.RoomsPerConnection, o.Limits.SubscriptionsPerConnection
+	if rooms < 0 || subs < 0 {
+		return mostLines
+	}
+	return min(rooms+subs, mostLines)
+}
+
 // TrackPresence adds a rule: the rooms that match pattern have presence. It may be
 // called at any time and takes effect at once. Entries in matching rooms that are in
 // use get the rule's TTL and StateInterval, and guards are asked again about
