@@ -196,9 +196,9 @@ func TestRoomMetadata(t *testing.T) {
 	})
 }
 
-// mergeAtOnce has both servers add fields of their own at the same time, and
+// mergeSimultaneously has both servers add fields of their own at the same time, and
 // checks that none is lost.
-func mergeAtOnce(t *testing.T, set func(server int, change map[string]any, strategy mesh.Strategy) error, read func(server int) json.RawMessage) {
+func mergeSimultaneously(t *testing.T, set func(server int, change map[string]any, strategy mesh.Strategy) error, read func(server int) json.RawMessage) {
 	t.Helper()
 	const writers, rounds = 4, 10
 	var wg sync.WaitGroup
@@ -242,7 +242,7 @@ func TestRoomMetadataMergedAtOnceLosesNothing(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
 		servers := []*harness.Server{w.Tracked(), w.Tracked()}
-		mergeAtOnce(t, func(server int, change map[string]any, strategy mesh.Strategy) error {
+		mergeSimultaneously(t, func(server int, change map[string]any, strategy mesh.Strategy) error {
 			return servers[server].Rooms().SetMetadata(t.Context(), "lobby", change, mesh.MetadataOptions{Strategy: strategy})
 		}, func(server int) json.RawMessage {
 			data, err := servers[server].Rooms().Metadata(t.Context(), "lobby")
