@@ -63,7 +63,7 @@ func TestEveryCommandsAnswer(t *testing.T) {
 			// Before the first join.
 			{"mesh/get-my-connection-metadata", `{}`, `{"metadata":null}`},
 			{"mesh/get-connection-metadata", `{"connectionId":"ME"}`, `{"metadata":null}`},
-			{"mesh/get-connection-metadata", `{"connectionId":"nobody"}`, `{"metadata":null}`},
+			{"mesh/get-connection-metadata", `{"connectionId":"unknown"}`, `{"metadata":null}`},
 			{"mesh/publish-presence-state", `{"roomName":"lobby","state":{"a":1}}`, `false`},
 			{"mesh/clear-presence-state", `{"roomName":"lobby"}`, `false`},
 			{"mesh/unsubscribe-presence", `{"roomName":"lobby"}`, `false`},
@@ -352,7 +352,7 @@ func TestSlowHandlersDoNotDelayPresence(t *testing.T) {
 	})
 }
 
-func TestJoinAnswerCostsNoCommandPerMember(t *testing.T) {
+func TestJoinAnswerNeedsNoCommandPerMember(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
 		s1, s2 := w.Tracked(), w.Tracked()
@@ -580,8 +580,8 @@ func TestCostOfJoinAnswers(t *testing.T) {
 	w.Eventually(20*time.Second, func() bool { return listeners() == 0 }, "the mirrors end after the last join")
 }
 
-// TestAnswersToSimultaneousJoins checks that the answer to a join contains all
-// connections whose joins were answered before it was sent.
+// TestAnswersToSimultaneousJoins checks that the answer to a join contains all members
+// whose joins were answered before this join was sent.
 func TestAnswersToSimultaneousJoins(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {

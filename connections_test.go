@@ -123,8 +123,8 @@ func TestClosingAndRecheckingAcrossServers(t *testing.T) {
 		allowed.Store(false)
 		p.Subscribe("lobby") // the guard's answer is cached
 		require.NoError(t, s1.Connections().Recheck(t.Context(), p.ID))
-		w.Eventually(time.Second, func() bool { return p.Pushed("mesh/presence-ended") == 1 }, "the end")
-		require.ErrorIs(t, s1.Connections().Recheck(t.Context(), "nobody"), mesh.ErrUnknownConnection)
+		w.Eventually(time.Second, func() bool { return p.Pushed("mesh/presence-ended") == 1 }, "the push mesh/presence-ended")
+		require.ErrorIs(t, s1.Connections().Recheck(t.Context(), "unknown"), mesh.ErrUnknownConnection)
 
 		require.NoError(t, s1.Connections().Close(t.Context(), p.ID))
 		assert.Equal(t, 1000, p.Closed(2*time.Second))

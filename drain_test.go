@@ -126,7 +126,7 @@ func TestUseWhileDraining(t *testing.T) {
 
 		drained := make(chan error, 1)
 		begun := time.Now()
-		go func() { drained <- s.Drain(ctx, 8*time.Second) }() // several leases
+		go func() { drained <- s.Drain(ctx, 8*time.Second) }() // lasts several leases
 		w.Eventually(time.Second, func() bool { return s.Ready(ctx) != nil }, "Ready fails at once")
 		require.ErrorIs(t, s.Ready(ctx), mesh.ErrClosed)
 		require.ErrorIs(t, s.Presence().Ready(ctx), mesh.ErrClosed)

@@ -73,7 +73,7 @@ func (s *Server) Authenticating() int64 { return s.asking.Load() }
 // SetAuthenticating sets what Authenticating returns.
 func (s *Server) SetAuthenticating(n int) { s.asking.Store(int64(n)) }
 
-// TakeUpgrade takes the place of an upgrade.
+// TakeUpgrade takes a place for a connection that is being upgraded.
 func (s *Server) TakeUpgrade() error { return s.gate.Take(true) }
 
 // MostConnections returns how many connections the server accepts.
@@ -172,7 +172,7 @@ func (s *Server) RedisState() *redisstate.State { return s.n.redis.State }
 // ExpiredPaused reports whether the server ignores expired events for now.
 func (s *Server) ExpiredPaused() bool { return s.n.redis.expired.Paused() }
 
-// Disconnected tells the server that the connection that receives events is lost.
+// Disconnected tells the server that its listener is lost.
 func (s *Server) Disconnected() { s.n.Disconnected() }
 
 // Refuse returns the answer of the socket to a refused request.

@@ -51,8 +51,8 @@ func TestServersOfTheGroup(t *testing.T) {
 	})
 }
 
-// TestServersShowsADeath follows a server that dies: its lease runs out, it is listed
-// as dead for a moment, and then it is not listed any more.
+// TestServersShowsADeath follows a server that dies. Its lease runs out, it is listed as
+// dead for a moment, and then it is not listed any more.
 func TestServersShowsADeath(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {

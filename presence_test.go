@@ -102,7 +102,7 @@ func TestPresenceIsPerConnectionNotPerUser(t *testing.T) {
 		tab1.Close()
 		watcher.Expect(2*time.Second, "leave", tab1.ID)
 		v := watcher.Subscribe("lobby")
-		require.Equal(t, []string{tab2.ID}, v.IDs(t), "the other tab is still there")
+		require.Equal(t, []string{tab2.ID}, v.IDs(t), "the other tab is still present")
 		require.JSONEq(t, `{"tab":2}`, string(v.States[tab2.ID]))
 		require.Equal(t, 0, watcher.Count("leave", tab2.ID))
 	})
@@ -268,7 +268,7 @@ func TestManagerReturnsMembers(t *testing.T) {
 					string(byID[b.ID].Metadata) == `{"name":"B"}` && string(byID[c.ID].State) == `{"typing":true}`
 			}, "members with metadata and states")
 		}
-		n, err := s1.Presence().Count(ctx, "nobody")
+		n, err := s1.Presence().Count(ctx, "empty")
 		require.NoError(t, err)
 		require.Zero(t, n)
 		_, err = s1.Presence().Members(ctx, "")
@@ -278,7 +278,7 @@ func TestManagerReturnsMembers(t *testing.T) {
 	})
 }
 
-func TestSubscribingToAWatchedRoomCostsRedisNothing(t *testing.T) {
+func TestSubscribingToAWatchedRoomSendsNoCommands(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s := w.Tracked()

@@ -388,8 +388,8 @@ func TestRefusedRoomsAreNew(t *testing.T) {
 }
 
 // TestInventedNamesLeaveNothing lets a client without rights use invented names within
-// all limits. Seconds later, nothing of it may be left in Redis or in the memory of the
-// server.
+// all limits. Seconds later, no trace of the names may be left in Redis or in the memory
+// of the server.
 func TestInventedNamesLeaveNothing(t *testing.T) {
 	t.Parallel()
 	harness.EverywhereOn(t, nil, func(t *testing.T, w *harness.World) {

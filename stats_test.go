@@ -118,7 +118,7 @@ func forged(epoch string, seq uint64, tag, prev, conn string) string {
 	return fmt.Sprintf("S %s %s %s %d . %s e i 0 2 %d . 1 0 0 1 %d\n{}", epoch, tag, prev, time.Now().UnixMilli(), conn, seq, seq)
 }
 
-// TestCounters checks that each counter rises with its cause, and that the other
+// TestCounters checks that each counter rises if its cause happens, and that the other
 // counters do not.
 func TestCounters(t *testing.T) {
 	t.Parallel()

@@ -336,7 +336,7 @@ func TestAGuardThatReadsMembership(t *testing.T) {
 				p.Subscribe("doc")
 				require.NoError(t, do(t.Context(), far.Server, p.ID))
 				stays.Join("doc")
-				w.Eventually(2*time.Second, func() bool { return p.Pushed("mesh/presence-ended") == 1 }, "the end")
+				w.Eventually(2*time.Second, func() bool { return p.Pushed("mesh/presence-ended") == 1 }, "the push mesh/presence-ended")
 				assert.Zero(t, p.Count("join", stays.ID))
 			})
 		})
@@ -441,9 +441,9 @@ func TestGuardsThatCauseRechecks(t *testing.T) {
 	}
 }
 
-// TestTooManyHangingGuards checks that subscriptions and entries stay while a rule has
-// so many hanging guards that it cannot ask them, and that the guards are asked about
-// them afterwards.
+// TestTooManyHangingGuards checks that subscriptions and entries stay while the guards of
+// a rule are not asked, because too many of them hang. Afterwards the guards must be asked
+// about them.
 func TestTooManyHangingGuards(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {

@@ -30,7 +30,7 @@ import (
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-// refusedCase is a request that is refused: its answer, log line and counter.
+// refusedCase is a request that is refused, with its answer, log line and counter.
 type refusedCase struct {
 	setup  func(*mesh.Options)
 	ready  func(t *testing.T, s *harness.Server)                    // prepares the server; may be nil
