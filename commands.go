@@ -210,7 +210,7 @@ func joinRoom(ctx context.Context, c *Connection, _ wire.Request, room string) (
 // lists the last known members.
 func (c *Connection) joinAnswer(ctx context.Context, room string, joined local.Joined) (any, error) {
 	n := c.core()
-	if err := socket.AwaitRoom(ctx); err != nil {
+	if err := socket.AwaitAnswerSlot(ctx); err != nil {
 		return nil, err
 	}
 	if joined.Kept {

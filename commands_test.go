@@ -26,9 +26,9 @@ import (
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-// plain returns an answer without the fields that this server adds to the
-// protocol's, where a room stands; together they must be there or not.
-func plain(t *testing.T, answer json.RawMessage) string {
+// withoutAdditions returns an answer without the fields that this server adds to the
+// protocol: seq, epoch and level. An answer must have both seq and epoch or neither.
+func withoutAdditions(t *testing.T, answer json.RawMessage) string {
 	t.Helper()
 	var fields map[string]json.RawMessage
 	if json.Unmarshal(answer, &fields) != nil {
@@ -60,10 +60,10 @@ func TestEveryCommandsAnswer(t *testing.T) {
 
 		for i, step := range []struct{ command, payload, want string }{
 			{"mesh/noop", `{}`, `true`},
-			// Before it is anywhere.
+			// Before the first join.
 			{"mesh/get-my-connection-metadata", `{}`, `{"metadata":null}`},
 			{"mesh/get-connection-metadata", `{"connectionId":"ME"}`, `{"metadata":null}`},
-			{"mesh/get-connection-metadata", `{"connectionId":"nobody"}`, `{"metadata":null}`},
+			{"mesh/get-connection-metadata", `{"connectionId":"unknown"}`, `{"metadata":null}`},
 			{"mesh/publish-presence-state", `{"roomName":"lobby","state":{"a":1}}`, `false`},
 			{"mesh/clear-presence-state", `{"roomName":"lobby"}`, `false`},
 			{"mesh/unsubscribe-presence", `{"roomName":"lobby"}`, `false`},
@@ -95,13 +95,13 @@ func TestEveryCommandsAnswer(t *testing.T) {
 			{"mesh/get-room-metadata", `{"roomName":"other"}`, `{"metadata":null}`},
 			{"mesh/leave-room", `{"roomName":"lobby"}`, `{"success":true}`},
 			{"mesh/get-presence-state", `{"roomName":"lobby"}`, `{"success":true,"present":[],"states":{}}`},
-			// In one that is not tracked.
+			// In a room that is not tracked.
 			{"mesh/join-room", `{"roomName":"free"}`, `{"success":true,"present":[{"id":"ME","metadata":{"name":"ann"}}]}`},
 			{"mesh/subscribe-presence", `{"roomName":"free"}`, `{"success":false,"present":[]}`},
 			{"mesh/get-presence-state", `{"roomName":"free"}`, `{"success":false,"present":[]}`},
 			{"mesh/publish-presence-state", `{"roomName":"free","state":{"a":1}}`, `false`},
 			{"mesh/clear-presence-state", `{"roomName":"free"}`, `false`},
-			// Where the guard says no: present, and blind.
+			// In a room whose guard refuses. The connection may join, but sees nothing.
 			{"mesh/join-room", `{"roomName":"secret"}`, `{"success":true,"present":[]}`},
 			{"mesh/subscribe-presence", `{"roomName":"secret"}`, `{"success":false,"present":[]}`},
 			{"mesh/get-presence-state", `{"roomName":"secret"}`, `{"success":false,"present":[]}`},
@@ -109,18 +109,18 @@ func TestEveryCommandsAnswer(t *testing.T) {
 			{"mesh/clear-presence-state", `{"roomName":"secret"}`, `false`},
 			{"mesh/get-room-metadata", `{"roomName":"secret"}`, `{"metadata":null}`},
 			{"mesh/leave-room", `{"roomName":"secret"}`, `{"success":true}`},
-			// Where it may not even join.
+			// In a room whose join guard refuses.
 			{"mesh/join-room", `{"roomName":"closed"}`, `{"success":false,"present":[]}`},
 			{"mesh/get-presence-state", `{"roomName":"closed"}`, `{"success":true,"present":[],"states":{}}`},
-			// What makes no sense.
+			// Invalid requests.
 			{"mesh/join-room", `{}`, `{"error":"invalid room name: it is empty","code":"EINVALID","name":"CommandError"}`},
 			{"nope", `{}`, `{"error":"Command \"nope\" not found","code":"ENOTFOUND","name":"CommandError"}`},
 			{"mesh/nope", `{}`, `{"error":"Command \"mesh/nope\" not found","code":"ENOTFOUND","name":"CommandError"}`},
 		} {
-			got := plain(t, p.Call(step.command, json.RawMessage(me(step.payload))))
+			got := withoutAdditions(t, p.Call(step.command, json.RawMessage(me(step.payload))))
 			assert.JSONEq(t, me(step.want), got, "step %d: %s %s", i, step.command, step.payload)
 			if strings.Contains(step.want, "12345678901234567890") {
-				assert.Contains(t, got, "12345678901234567890", "digits are kept")
+				assert.Contains(t, got, "12345678901234567890", "all digits are kept")
 			}
 		}
 	})
@@ -152,18 +152,18 @@ func TestErrorAnswersHaveTheProtocolsShape(t *testing.T) {
 			assert.NotEmpty(t, e["error"])
 			assert.Len(t, e, 3, "%v", e)
 		}
-		// Nothing of it has taken effect, and the connection lives.
+		// None of the requests had an effect, and the connection is still open.
 		assert.JSONEq(t, `{"success":true,"present":["`+p.ID+`"],"states":{}}`,
-			plain(t, p.Call("mesh/get-presence-state", harness.InRoomPayload("lobby"))))
+			withoutAdditions(t, p.Call("mesh/get-presence-state", harness.InRoomPayload("lobby"))))
 		assert.JSONEq(t, `{"metadata":null}`, string(p.Call("mesh/get-my-connection-metadata", nil)))
 	})
 }
 
-func TestFramesAsTheyAreOnTheWire(t *testing.T) {
+func TestFramesOnTheWire(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
 		s := w.Tracked()
-		r := s.Raw() // the first frame has been read there
+		r := s.Raw() // has read the first frame
 		assert.NotEmpty(t, r.ID)
 		assert.NotContains(t, r.ID, ":")
 
@@ -176,7 +176,7 @@ func TestFramesAsTheyAreOnTheWire(t *testing.T) {
 		r.Send(`{"id":-1.5,"command":""}`)
 		assert.JSONEq(t, `{"id":-1.5,"command":"","payload":{"error":"Command \"\" not found","code":"ENOTFOUND","name":"CommandError"}}`, r.Next())
 
-		// None of these is answered, and those without an id are carried out.
+		// None of these is answered. Valid commands without an id are carried out.
 		for _, text := range []string{
 			``, `x`, `{`, `null`, `true`, `5`, `"mesh/noop"`, `[]`, `[{"id":1,"command":"mesh/noop"}]`, `{}`, `{"id":1}`,
 			`{"id":1,"command":null}`, `{"id":1,"command":5}`, `{"id":1,"command":{}}`,
@@ -191,13 +191,13 @@ func TestFramesAsTheyAreOnTheWire(t *testing.T) {
 		require.NoError(t, r.WS.WriteMessage(2, []byte(`{"id":1,"command":"mesh/noop"}`)), "binary")
 		r.Send(`{"id":18,"command":"mesh/noop","payload":{}}`)
 		assert.JSONEq(t, `{"id":18,"command":"mesh/noop","payload":true}`, r.Next())
-		w.Eventually(time.Second, func() bool { // no answer says when the join is done
+		w.Eventually(time.Second, func() bool { // the join has no answer to wait for
 			in, err := s.Rooms().Contains(t.Context(), "lobby", r.ID)
 			require.NoError(t, err)
 			return in
 		}, "joined")
 
-		// Pushes: no id; the answer to a subscription comes before them.
+		// Pushes have no id. The answer to a subscribe request comes before them.
 		r.Send(`{"id":19,"command":"mesh/subscribe-presence","payload":{"roomName":"push"}}`)
 		var answer struct {
 			Payload struct {
@@ -259,16 +259,16 @@ func TestSilentConnectionsAreClosed(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s := w.Tracked(func(o *mesh.Options) { o.PingInterval = time.Second })
-		watcher, deaf, talker := s.Dial(), s.Dial(), s.Dial()
+		watcher, silent, talker := s.Dial(), s.Dial(), s.Dial()
 		watcher.Subscribe("lobby")
-		deaf.Join("lobby")
+		silent.Join("lobby")
 		talker.Join("lobby")
 		begun := time.Now()
-		deaf.Mute()
+		silent.Mute()
 		talker.Mute()
 		stop := make(chan struct{})
 		done := make(chan struct{})
-		go func() { // it answers no ping, and sends something else
+		go func() { // talker answers no ping, but sends other frames
 			defer close(done)
 			for tick := time.NewTicker(700 * time.Millisecond); ; {
 				select {
@@ -280,9 +280,9 @@ func TestSilentConnectionsAreClosed(t *testing.T) {
 				}
 			}
 		}()
-		assert.Equal(t, 1011, deaf.Closed(5*time.Second))
-		assert.InDelta(t, 3, time.Since(begun).Seconds(), 0.2, "pinged after 1 s, one more interval missed, then judged")
-		watcher.Expect(time.Second, "leave", deaf.ID)
+		assert.Equal(t, 1011, silent.Closed(5*time.Second))
+		assert.InDelta(t, 3, time.Since(begun).Seconds(), 0.2, "one interval until the ping, one to answer it, and one of MaxMissedPongs")
+		watcher.Expect(time.Second, "leave", silent.ID)
 		w.Sleep(10 * time.Second)
 		assert.Zero(t, watcher.Count("leave", talker.ID), "any frame is a sign of life")
 		close(stop)
@@ -325,7 +325,7 @@ func TestPipelinedRequestsTakeEffectInOrder(t *testing.T) {
 	})
 }
 
-func TestSlowHandlersDoNotHoldUpPresence(t *testing.T) {
+func TestSlowHandlersDoNotDelayPresence(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s := w.Tracked(func(o *mesh.Options) { o.HandlerConcurrency = 2 })
@@ -340,9 +340,9 @@ func TestSlowHandlersDoNotHoldUpPresence(t *testing.T) {
 		r := s.Raw()
 		r.Send(`{"id":1,"command":"slow"}`)
 		r.Send(`{"id":2,"command":"slow"}`)
-		r.Send(`{"id":3,"command":"slow"}`) // waits for one of them
+		r.Send(`{"id":3,"command":"slow"}`) // waits until one of the others has returned
 		r.Send(`{"id":4,"command":"mesh/join-room","payload":{"roomName":"lobby"}}`)
-		assert.Contains(t, r.Next(), `"id":4`, "answers may overtake each other")
+		assert.Contains(t, r.Next(), `"id":4`, "the join is answered first")
 		close(release)
 		all := []string{r.Next(), r.Next(), r.Next()}
 		slices.Sort(all)
@@ -352,7 +352,7 @@ func TestSlowHandlersDoNotHoldUpPresence(t *testing.T) {
 	})
 }
 
-func TestJoinAnswerCostsNoCommandPerMember(t *testing.T) {
+func TestJoinAnswerNeedsNoCommandPerMember(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
 		s1, s2 := w.Tracked(), w.Tracked()
@@ -365,7 +365,7 @@ func TestJoinAnswerCostsNoCommandPerMember(t *testing.T) {
 			require.NoError(t, s2.Presence().Join(t.Context(), "lobby", id))
 			want[id] = fmt.Sprintf(`{"user":%d}`, i)
 		}
-		for range 2 { // from Redis; and, when the room is watched here, from the mirror
+		for range 2 { // the second answer comes from the mirror, because the room is watched by then
 			p := s1.Dial()
 			want[p.ID] = ""
 			before := s1.Stats().RedisCalls
@@ -373,8 +373,8 @@ func TestJoinAnswerCostsNoCommandPerMember(t *testing.T) {
 			require.NoError(t, json.Unmarshal(p.Join("lobby").Present, &present))
 			calls := s1.Stats().RedisCalls - before
 			assert.Less(t, calls, uint64(members))
-			if w.Virtual { // else heartbeats come in between
-				assert.LessOrEqual(t, calls, uint64(6), "joining, reading, perhaps a heartbeat")
+			if w.Virtual { // in real time there may be several heartbeats
+				assert.LessOrEqual(t, calls, uint64(6), "a join, a read and perhaps a heartbeat")
 			}
 			got := make(map[string]string)
 			for _, m := range present {
@@ -386,7 +386,7 @@ func TestJoinAnswerCostsNoCommandPerMember(t *testing.T) {
 	})
 }
 
-func TestSubscribersInTheRoomAreToldAboutThemselves(t *testing.T) {
+func TestSubscribersInTheRoomSeeTheirOwnUpdates(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
 		p := w.Tracked().Dial()
@@ -416,14 +416,14 @@ func TestSubscribingAgain(t *testing.T) {
 		b.Leave("lobby")
 		watcher.Expect(time.Second, "leave", b.ID)
 		w.Sleep(100 * time.Millisecond)
-		assert.Len(t, watcher.Got(), 3, "each once: %v", watcher.Got())
+		assert.Len(t, watcher.Got(), 3, "each update once: %v", watcher.Got())
 		assert.Equal(t, 1, s.Stats().Subscriptions)
 
 		assert.Equal(t, "true", string(watcher.Call("mesh/unsubscribe-presence", harness.InRoomPayload("lobby"))))
 		assert.Equal(t, "false", string(watcher.Call("mesh/unsubscribe-presence", harness.InRoomPayload("lobby"))))
 		b.Join("lobby")
 		w.Sleep(100 * time.Millisecond)
-		assert.Len(t, watcher.Got(), 3, "nothing after the end")
+		assert.Len(t, watcher.Got(), 3, "no update after the subscription has ended")
 		assert.ElementsMatch(t, []string{a.ID, b.ID}, watcher.Subscribe("lobby").IDs(t))
 	})
 }
@@ -439,20 +439,20 @@ func TestStatesInSnapshots(t *testing.T) {
 		require.Equal(t, "true", a.State("lobby", map[string]any{"x": 1}))
 		require.Equal(t, "true", b.State("lobby", map[string]any{"y": 2}, map[string]any{"silent": true}))
 		early.Expect(time.Second, "state", a.ID)
-		// The silent one comes to the mirror as an event, too, of which nobody is told.
+		// A silent state reaches the mirror as an event that is not delivered.
 		w.Eventually(2*time.Second, func() bool {
 			return len(early.Room("mesh/get-presence-state", "lobby").States) == 2
-		}, "both states where the room is watched")
-		for name, s := range map[string]*harness.Server{"where it is watched": s1, "where it is not": s2} {
+		}, "both states in the mirror")
+		for name, s := range map[string]*harness.Server{"watched": s1, "not watched": s2} {
 			var states map[string]json.RawMessage
-			w.Eventually(time.Second, func() bool { // nobody is told when the silent one is there
+			w.Eventually(time.Second, func() bool { // no update shows when the silent state has arrived
 				states = s.Dial().Subscribe("lobby").States
 				return len(states) == 2
 			}, "%s: %v", name, states)
 			assert.JSONEq(t, `{"x":1}`, string(states[a.ID]), name)
-			assert.JSONEq(t, `{"y":2}`, string(states[b.ID]), "%s: silent ones too", name)
+			assert.JSONEq(t, `{"y":2}`, string(states[b.ID]), "%s: the silent state", name)
 		}
-		assert.Zero(t, early.Count("state", b.ID), "and nobody was told")
+		assert.Zero(t, early.Count("state", b.ID), "a silent state is not delivered")
 
 		require.Equal(t, "true", b.State("lobby", map[string]any{"z": 3}, map[string]any{"expireAfter": 300}))
 		begun := time.Now()
@@ -516,15 +516,15 @@ func TestClientMetadata(t *testing.T) {
 			assert.JSONEq(t, `{"metadata":`+step.after+`}`, mine(), "step %d", i)
 			if i == 1 {
 				assert.Equal(t, [2]string{`{"a":1,"in":{"x":1,"list":[1,2]}}`, `{"a":1,"in":{"x":1,"list":[1,2]},"b":2}`}, seen.Load(),
-					"what is there, and what would be")
+					"the metadata before the change, and the proposed metadata")
 			}
 		}
 	})
 }
 
-// TestCostOfJoinAnswers: while one connection after the other joins a room,
-// here and on another server, the answers come from memory, hold everybody who
-// has joined before, and cost Redis nothing beside the joins.
+// TestCostOfJoinAnswers lets connections join a room one after the other, on two
+// servers. Each answer must contain all earlier members. Once the room has a mirror,
+// answers come from it, so that Redis has no work apart from the joins.
 func TestCostOfJoinAnswers(t *testing.T) {
 	t.Parallel()
 	w := harness.RealWorld(t)
@@ -532,7 +532,7 @@ func TestCostOfJoinAnswers(t *testing.T) {
 	defer c.Print()
 	s, other := w.Tracked(), w.Tracked()
 	channel := testhook.PartsOf(s.Server).Keys.EventsPrefix() + "lobby"
-	heard := func() int64 {
+	listeners := func() int64 {
 		counts, err := c.Admin.PubSubNumSub(t.Context(), channel).Result()
 		require.NoError(t, err)
 		return counts[channel]
@@ -552,7 +552,7 @@ func TestCostOfJoinAnswers(t *testing.T) {
 	join(other)
 	join(other)
 	join(s)
-	assert.Zero(t, heard(), "a join or two start no mirror")
+	assert.Zero(t, listeners(), "a few joins start no mirror")
 	mirrored := func() bool {
 		_, ok := testhook.PartsOf(s.Server).Hub.View("lobby")
 		return ok
@@ -566,22 +566,23 @@ func TestCostOfJoinAnswers(t *testing.T) {
 	c.Measure("join through the socket, room busy", 2*more, func() {
 		for range more {
 			join(s)
-			join(other) // mirrored there by now, or not: its answers are as good
+			join(other) // the answers are complete with or without a mirror
 		}
 	})
-	w.Eventually(5*time.Second, func() bool { _, ok := testhook.PartsOf(other.Server).Hub.View("lobby"); return ok }, "there, too")
+	w.Eventually(5*time.Second, func() bool { _, ok := testhook.PartsOf(other.Server).Hub.View("lobby"); return ok }, "the other server has a mirror too")
 	got := c.Measure("join through the socket, room mirrored", more, func() {
 		for range more {
 			join(s)
 		}
 	})
-	// If an event takes longer than a quarter of a second, Redis is asked.
+	// If an event takes longer than a quarter of a second, the server reads from Redis.
 	assert.LessOrEqual(t, got["hscan"], more, "%v", got)
-	w.Eventually(20*time.Second, func() bool { return heard() == 0 }, "the mirrors go when nobody joins any more")
+	w.Eventually(20*time.Second, func() bool { return listeners() == 0 }, "the mirrors end after the last join")
 }
 
-// Who joins at the same time is answered with those whose joins came before.
-func TestJoinAnswersOfMany(t *testing.T) {
+// TestAnswersToSimultaneousJoins checks that the answer to a join contains all members
+// whose joins were answered before this join was sent.
+func TestAnswersToSimultaneousJoins(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
 		s := w.Tracked()
@@ -590,7 +591,7 @@ func TestJoinAnswersOfMany(t *testing.T) {
 		for i := range peers {
 			peers[i] = s.Dial()
 		}
-		var mu sync.Mutex // guards the following
+		var mu sync.Mutex // guards done
 		done := map[string]bool{}
 		var joining sync.WaitGroup
 		for _, p := range peers {
@@ -613,9 +614,10 @@ func TestJoinAnswersOfMany(t *testing.T) {
 	})
 }
 
-// What the socket refuses by itself, because there are too many commands, is false at
-// level 1, too. So is a panic.
-func TestRefusedBySocketByLevel(t *testing.T) {
+// TestRefusalsOfTheSocketByLevel checks the answers of the socket itself, to a command
+// beyond a limit or one that panicked. At level 1, a command that answers false if it
+// fails gets false from the socket too.
+func TestRefusalsOfTheSocketByLevel(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s := w.Server()
@@ -636,9 +638,9 @@ func TestRefusedBySocketByLevel(t *testing.T) {
 	})
 }
 
-// FuzzFrames sends whatever it is given to a running server as one text
-// frame. The connection lives on, or is closed with a code, nothing panics,
-// and somebody else's connection notices nothing.
+// FuzzFrames sends each input to a running server as one text frame. The connection
+// must stay open or be closed with a code, nothing may panic, and another connection
+// must still be served.
 func FuzzFrames(f *testing.F) {
 	for _, command := range mesh.CommandNames() {
 		for _, payload := range []string{
@@ -655,17 +657,17 @@ func FuzzFrames(f *testing.F) {
 	} {
 		f.Add(text)
 	}
-	f.Fuzz(fuzzed(f).frame)
+	f.Fuzz(newFuzzServer(f).tryFrame)
 }
 
-// fuzzServer is one server for all inputs.
+// fuzzServer is the server that receives all inputs of a fuzz test.
 type fuzzServer struct {
 	srv       *mesh.Server
 	listener  *harness.PipeListener
-	neighbour *websocket.Conn
+	neighbour *websocket.Conn // a connection that no input is sent to
 }
 
-func fuzzed(f *testing.F) *fuzzServer {
+func newFuzzServer(f *testing.F) *fuzzServer {
 	r := meshtest.StartRedis(f)
 	opts := mesh.Options{
 		Redis: r.Client(), LatencyInterval: -1,
@@ -688,7 +690,7 @@ func fuzzed(f *testing.F) *fuzzServer {
 		_ = h.Serve(z.listener)
 	}()
 	f.Cleanup(func() {
-		// The test's own context has ended by now.
+		// f.Context() has ended by now.
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
 		require.NoError(f, srv.Shutdown(ctx))
@@ -710,12 +712,13 @@ func (z *fuzzServer) dial(t testing.TB) *websocket.Conn {
 	return ws
 }
 
-// alive sends a request and reads until its answer, or the end.
+// alive sends a request and reads frames until the answer. It returns an error if the
+// connection ends.
 func alive(ws *websocket.Conn) error {
 	if err := ws.SetReadDeadline(time.Now().Add(15 * time.Second)); err != nil {
 		return err
 	}
-	// Written at once or not: whoever is closing may not read any more.
+	// The write may fail, because a server that closes the connection may not read.
 	_ = ws.WriteMessage(websocket.TextMessage, []byte(`{"id":98765432,"command":"mesh/noop"}`))
 	for {
 		_, data, err := ws.ReadMessage()
@@ -732,12 +735,12 @@ func alive(ws *websocket.Conn) error {
 	}
 }
 
-// frame tries one input.
-func (z *fuzzServer) frame(t *testing.T, text string) {
+// tryFrame sends one input as a text frame.
+func (z *fuzzServer) tryFrame(t *testing.T, text string) {
 	ws := z.dial(t)
 	defer func() { _ = ws.Close() }()
 	_ = ws.SetWriteDeadline(time.Now().Add(5 * time.Second))
-	_ = ws.WriteMessage(websocket.TextMessage, []byte(text)) // fails where it is closed half way
+	_ = ws.WriteMessage(websocket.TextMessage, []byte(text)) // fails if the server closes the connection during the write
 	if err := alive(ws); err != nil {
 		require.NotZero(t, harness.CloseCodeOf(err), "ended without a code: %v", err)
 		require.Greater(t, len(text), 16<<10, "closed without a reason: %v", err)
@@ -747,10 +750,8 @@ func (z *fuzzServer) frame(t *testing.T, text string) {
 	require.Zero(t, z.srv.Stats().CallbackPanics)
 }
 
-// FuzzPayloads sends each command with whatever payload it is given. What is
-// JSON gets exactly one answer, and if that is an error it has a code and none
-// of the server's own troubles in it; a change that was accepted is carried to
-// the byte.
+// FuzzPayloads sends a command with each input as the payload. Valid JSON must get
+// exactly one answer. An error must have a code, and not one of an internal error.
 func FuzzPayloads(f *testing.F) {
 	names := mesh.CommandNames()
 	for i := range names {
@@ -763,15 +764,15 @@ func FuzzPayloads(f *testing.F) {
 			f.Add(byte(i), payload)
 		}
 	}
-	z := fuzzed(f)
-	p := &payloads{z: z, ws: z.dial(f)} // one for all: a new one costs more than what is tried
+	z := newFuzzServer(f)
+	p := &payloads{z: z, ws: z.dial(f)} // one connection for all inputs, because dialing costs more than a command
 	f.Cleanup(func() { _ = p.ws.Close() })
 	f.Fuzz(func(t *testing.T, n byte, payload string) {
 		if len(payload) > 15<<10 {
-			return // FuzzFrames sends what is too large
+			return // FuzzFrames covers frames that are too large
 		}
 		defer func() {
-			if t.Failed() { // what is on its way must not count for the next
+			if t.Failed() { // the next input must not see answers to this one
 				_ = p.ws.Close()
 				p.ws = z.dial(t)
 			}
@@ -787,7 +788,7 @@ type payloads struct {
 	id int64 // of the last request
 }
 
-// send writes a request under a new id, with the payload as it is.
+// send writes a request with a new id and the payload as it is.
 func (p *payloads) send(t *testing.T, command, payload string) int64 {
 	p.id++
 	text := fmt.Sprintf(`{"id":%d,"command":%q,"payload":%s}`, p.id, command, payload)
@@ -799,7 +800,7 @@ func (p *payloads) send(t *testing.T, command, payload string) int64 {
 func (p *payloads) try(t *testing.T, command, payload string) {
 	req, err := wire.Decode([]byte(`{"id":0,"command":"` + command + `","payload":` + payload + `}`))
 	if err == nil && (req.ID != "0" || req.Command != command) {
-		return // the payload broke out of its place
+		return // the payload changed other fields of the frame
 	}
 	waiting := map[int64]bool{}
 	if command == wire.CommandPublishPresenceState || command == wire.CommandClearPresenceState {
@@ -819,16 +820,17 @@ func (p *payloads) try(t *testing.T, command, payload string) {
 		if a.ID == nil {
 			continue
 		}
-		require.True(t, waiting[*a.ID], "nobody waits for %s: after %s %q", data, command, payload)
+		require.True(t, waiting[*a.ID], "unexpected answer %s after %s %q", data, command, payload)
 		delete(waiting, *a.ID)
-		judged(t, payload, a.Payload)
+		checkAnswer(t, payload, a.Payload)
 	}
 	require.Zero(t, testhook.SocketPanics(p.z.srv))
 	require.Zero(t, p.z.srv.Stats().CallbackPanics)
 }
 
-// judged looks at an answer.
-func judged(t *testing.T, text string, answer json.RawMessage) {
+// checkAnswer fails the test if an answer is an error without a code or an internal
+// error.
+func checkAnswer(t *testing.T, text string, answer json.RawMessage) {
 	var e struct{ Error, Code, Name *string }
 	if json.Unmarshal(answer, &e) != nil || e.Error == nil {
 		return

@@ -27,7 +27,7 @@ func TestConnectionMetadataAcrossServers(t *testing.T) {
 		p.Join("lobby")
 		watcher.Join("lobby")
 		watcher.Subscribe("lobby")
-		// From the server that does not have the connection.
+		// s2 sets metadata of a connection of s1.
 		require.NoError(t, s2.Connections().SetMetadata(ctx, p.ID, map[string]any{"name": "ann", "n": json.RawMessage(`1.10`)}, mesh.MetadataOptions{}))
 		for _, s := range []*harness.Server{s1, s2} {
 			w.Eventually(time.Second, func() bool {
@@ -44,13 +44,13 @@ func TestConnectionMetadataAcrossServers(t *testing.T) {
 				}
 			}
 			return false
-		}, "members lists show it")
+		}, "Members returns the metadata")
 		assert.JSONEq(t, `{"metadata":{"name":"ann","n":1.10}}`, string(p.Call("mesh/get-my-connection-metadata", nil)))
 		ask := map[string]any{"connectionId": p.ID}
 		assert.JSONEq(t, `{"metadata":{"name":"ann","n":1.10}}`, string(watcher.Call("mesh/get-connection-metadata", ask)))
 		assert.JSONEq(t, `{"metadata":null}`, string(late.Call("mesh/get-connection-metadata", ask)), "no room in common")
 		var shown json.RawMessage
-		w.Eventually(2*time.Second, func() bool { // the change comes to the mirror as an event
+		w.Eventually(2*time.Second, func() bool { // the change reaches the mirror as an event
 			var present []mesh.Member
 			require.NoError(t, json.Unmarshal(late.Subscribe("lobby").Present, &present))
 			for _, m := range present {
@@ -59,28 +59,28 @@ func TestConnectionMetadataAcrossServers(t *testing.T) {
 				}
 			}
 			return shown != nil && string(shown) != "null"
-		}, "the room's watchers are shown it")
+		}, "the snapshot has the metadata")
 		assert.JSONEq(t, `{"name":"ann","n":1.10}`, string(shown))
-		assert.JSONEq(t, `{"metadata":{"name":"ann","n":1.10}}`, string(late.Call("mesh/get-connection-metadata", ask)), "watching is enough")
+		assert.JSONEq(t, `{"metadata":{"name":"ann","n":1.10}}`, string(late.Call("mesh/get-connection-metadata", ask)), "a subscription to a common room is enough")
 		all, err := s2.Connections().RoomMetadata(ctx, "lobby")
 		require.NoError(t, err)
 		assert.Len(t, all, 2)
 		assert.JSONEq(t, `{"name":"ann","n":1.10}`, string(all[p.ID]))
 		assert.Nil(t, all[watcher.ID])
 		w.Sleep(50 * time.Millisecond)
-		assert.Empty(t, watcher.Got(), "subscribers are told of joins, leaves and states")
+		assert.Empty(t, watcher.Got(), "updates are only joins, leaves and states")
 
 		require.NoError(t, s2.Connections().SetMetadata(ctx, p.ID, nil, mesh.MetadataOptions{}))
 		w.Eventually(time.Second, func() bool {
 			data, err := s1.Connections().Metadata(ctx, p.ID)
 			return err == nil && data == nil
-		}, "nil removes")
+		}, "nil removes the metadata")
 
 		p.Close()
 		w.Eventually(2*time.Second, func() bool {
 			_, err := s2.Connections().Metadata(ctx, p.ID)
 			return errors.Is(err, mesh.ErrUnknownConnection)
-		}, "gone with the connection")
+		}, "the metadata ends with the connection")
 		require.ErrorIs(t, s2.Connections().SetMetadata(ctx, p.ID, 1, mesh.MetadataOptions{}), mesh.ErrUnknownConnection)
 		require.ErrorIs(t, s1.Connections().SetMetadata(ctx, p.ID, 1, mesh.MetadataOptions{}), mesh.ErrUnknownConnection)
 		require.ErrorIs(t, s1.Connections().SetMetadata(ctx, watcher.ID, make(chan int), mesh.MetadataOptions{}), mesh.ErrInvalidMetadata)
@@ -88,22 +88,22 @@ func TestConnectionMetadataAcrossServers(t *testing.T) {
 	})
 }
 
-func TestConnectionMetadataMergedAtOnceLosesNothing(t *testing.T) {
+func TestSimultaneousMergesOfConnectionMetadata(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
 		servers := []*harness.Server{w.Tracked(), w.Tracked()}
 		p := servers[0].Dial()
 		p.Join("lobby")
-		mergeAtOnce(t, func(server int, change map[string]any, strategy mesh.Strategy) error {
+		mergeSimultaneously(t, func(server int, change map[string]any, strategy mesh.Strategy) error {
 			return servers[server].Connections().SetMetadata(t.Context(), p.ID, change, mesh.MetadataOptions{Strategy: strategy})
 		}, func(server int) json.RawMessage {
-			// The owner's memory is told of the last change a moment later.
+			// The last change reaches the memory of the owner a moment later.
 			data := func(s *harness.Server) string {
 				data, err := s.Connections().Metadata(t.Context(), p.ID)
 				require.NoError(t, err)
 				return string(data)
 			}
-			w.Eventually(2*time.Second, func() bool { return data(servers[0]) == data(servers[1]) }, "both the same")
+			w.Eventually(2*time.Second, func() bool { return data(servers[0]) == data(servers[1]) }, "the same metadata on both servers")
 			return json.RawMessage(data(servers[server]))
 		})
 	})
@@ -121,22 +121,22 @@ func TestClosingAndRecheckingAcrossServers(t *testing.T) {
 		p := s2.Dial()
 		p.Subscribe("lobby")
 		allowed.Store(false)
-		p.Subscribe("lobby") // the verdict is kept
+		p.Subscribe("lobby") // the guard's answer is cached
 		require.NoError(t, s1.Connections().Recheck(t.Context(), p.ID))
-		w.Eventually(time.Second, func() bool { return p.Pushed("mesh/presence-ended") == 1 }, "the end")
-		require.ErrorIs(t, s1.Connections().Recheck(t.Context(), "nobody"), mesh.ErrUnknownConnection)
+		w.Eventually(time.Second, func() bool { return p.Pushed("mesh/presence-ended") == 1 }, "the push mesh/presence-ended")
+		require.ErrorIs(t, s1.Connections().Recheck(t.Context(), "unknown"), mesh.ErrUnknownConnection)
 
 		require.NoError(t, s1.Connections().Close(t.Context(), p.ID))
 		assert.Equal(t, 1000, p.Closed(2*time.Second))
 	})
 }
 
-// A connection is found from any server, with all its rooms in whichever buckets.
+// TestFind checks that any server finds a connection with all its rooms.
 func TestFind(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
 		s := w.Tracked(harness.Limits(func(l *mesh.Limits) { l.RoomsPerConnection = -1 }))
-		asked := w.Manager()
+		other := w.Manager()
 		p := s.Dial()
 		require.NoError(t, s.Connections().SetMetadata(t.Context(), p.ID, "ann", mesh.MetadataOptions{}))
 		var rooms []string
@@ -146,12 +146,12 @@ func TestFind(t *testing.T) {
 		}
 		require.NoError(t, s.Presence().PublishState(t.Context(), rooms[0], p.ID, map[string]int{"x": 1}, mesh.StateOptions{}))
 		slices.Sort(rooms)
-		for which, m := range []*mesh.ConnectionManager{s.Connections(), asked.Connections()} {
+		for i, m := range []*mesh.ConnectionManager{s.Connections(), other.Connections()} {
 			info, err := m.Find(t.Context(), p.ID)
 			require.NoError(t, err)
 			assert.Equal(t, p.ID, info.ID)
 			assert.Equal(t, s.Stats().Incarnation, info.Server)
-			assert.Equal(t, which == 0, info.Self)
+			assert.Equal(t, i == 0, info.Self)
 			assert.JSONEq(t, `"ann"`, string(info.Metadata))
 			require.Len(t, info.Rooms, len(rooms))
 			for i, r := range info.Rooms {
@@ -163,7 +163,7 @@ func TestFind(t *testing.T) {
 			}
 		}
 		require.NoError(t, s.Presence().Disconnect(t.Context(), p.ID))
-		for _, m := range []*mesh.ConnectionManager{s.Connections(), asked.Connections()} {
+		for _, m := range []*mesh.ConnectionManager{s.Connections(), other.Connections()} {
 			info, err := m.Find(t.Context(), p.ID)
 			require.ErrorIs(t, err, mesh.ErrUnknownConnection)
 			assert.Zero(t, info)
@@ -171,8 +171,9 @@ func TestFind(t *testing.T) {
 	})
 }
 
-// What cannot be found out is missing, and the error says why.
-func TestFindOnlyInPart(t *testing.T) {
+// TestFindIncomplete checks that Find returns the parts that it could read, and an
+// error for the others.
+func TestFindIncomplete(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s := w.Tracked()
@@ -193,7 +194,7 @@ func TestFindOnlyInPart(t *testing.T) {
 			assert.Zero(t, find(id, mesh.ErrInvalidConnectionID))
 		}
 
-		// Redis has lost the entry, and the server will write it again.
+		// Redis has lost the entry. The server will write it again.
 		require.NoError(t, w.Client().HDel(t.Context(), w.Keys().Members("lobby"), "ann").Err())
 		info, err := s.Connections().Find(t.Context(), "ann")
 		require.NoError(t, err)
@@ -218,12 +219,12 @@ func TestFindOnlyInPart(t *testing.T) {
 	})
 }
 
-// encodes encodes to JSON by a method of its own.
-type encodes struct{}
+// customJSON encodes to JSON by a method of its own.
+type customJSON struct{}
 
-func (encodes) MarshalJSON() ([]byte, error) { return []byte("1"), nil }
+func (customJSON) MarshalJSON() ([]byte, error) { return []byte("1"), nil }
 
-// TestSendAfterShutdown: whatever is sent, the error is the same.
+// TestSendAfterShutdown checks that Send returns the same error for every payload.
 func TestSendAfterShutdown(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -231,7 +232,7 @@ func TestSendAfterShutdown(t *testing.T) {
 		conn, ok := s.Connection(s.Dial().ID)
 		require.True(t, ok)
 		require.NoError(t, s.Shutdown(t.Context()))
-		for _, payload := range []any{1, encodes{}} {
+		for _, payload := range []any{1, customJSON{}} {
 			require.ErrorIs(t, conn.Send("news", payload), mesh.ErrClosed, "%T", payload)
 		}
 	})

@@ -10,7 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Every status has a counter, and the maps are the caller's.
+// TestRefusedUpgradesCountEveryStatus checks that every status has a counter, and that
+// counts returns a copy.
 func TestRefusedUpgradesCountEveryStatus(t *testing.T) {
 	t.Parallel()
 	var c refusedUpgrades
@@ -26,9 +27,9 @@ func TestRefusedUpgradesCountEveryStatus(t *testing.T) {
 	assert.EqualValues(t, 1, got["404"])
 	assert.EqualValues(t, 93, got["4xx"])
 	assert.EqualValues(t, 97, got["5xx"])
-	was := maps.Clone(got)
+	before := maps.Clone(got)
 	c.count(404)
-	assert.Equal(t, was, got)
+	assert.Equal(t, before, got)
 }
 
 func TestHistogram(t *testing.T) {
@@ -37,7 +38,7 @@ func TestHistogram(t *testing.T) {
 	raw := []uint64{3, 2, 1}
 	h, err := NewHistogram(bounds, raw, 5*time.Second)
 	require.NoError(t, err)
-	bounds[0], raw[0] = 0, 0 // copies
+	bounds[0], raw[0] = 0, 0 // NewHistogram has copied them
 	assert.EqualValues(t, 6, h.Count())
 	assert.Equal(t, 5*time.Second, h.Sum())
 	got := maps.Collect(h.Buckets())
@@ -55,14 +56,14 @@ func TestHistogram(t *testing.T) {
 	require.NoError(t, err)
 	assert.JSONEq(t, `{"count":6,"sum":5,"buckets":[{"le":0.001,"count":3},{"le":1,"count":5}]}`, string(text))
 
-	var none Histogram
-	assert.Zero(t, none.Count())
-	assert.Zero(t, none.Quantile(0.5))
-	text, err = json.Marshal(none)
+	var empty Histogram
+	assert.Zero(t, empty.Count())
+	assert.Zero(t, empty.Quantile(0.5))
+	text, err = json.Marshal(empty)
 	require.NoError(t, err)
 	assert.JSONEq(t, `{"count":0,"sum":0,"buckets":[]}`, string(text))
-	for range none.Buckets() {
-		t.Error("a bucket")
+	for range empty.Buckets() {
+		t.Error("an empty histogram has a bucket")
 	}
 	_, err = NewHistogram(bounds, raw[1:], 0)
 	require.ErrorIs(t, err, ErrInvalidOptions)

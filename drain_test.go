@@ -21,7 +21,8 @@ import (
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 )
 
-// peerEnds are when peers' connections ended, sorted.
+// peerEnds begins to record the times at which connections end. wait waits for all of
+// them and returns the times, sorted.
 func peerEnds(peers []*harness.Peer) (wait func() []time.Time) {
 	var mu sync.Mutex
 	var at []time.Time
@@ -41,7 +42,7 @@ func peerEnds(peers []*harness.Peer) (wait func() []time.Time) {
 	}
 }
 
-// mostWithin returns how many of the times lie within d of each other, at most.
+// mostWithin returns the largest number of times that lie within d of each other.
 func mostWithin(at []time.Time, d time.Duration) int {
 	most := 0
 	for i, from := range at {
@@ -80,11 +81,11 @@ func TestDrainClosesEvenly(t *testing.T) {
 		w.Eventually(2*time.Second, func() bool { return watcher.Count("leave", "") == sockets }, "all leaves")
 		w.Sleep(100 * time.Millisecond)
 		for _, p := range peers {
-			assert.Equal(t, 1, watcher.Count("leave", p.ID), "one leave each")
+			assert.Equal(t, 1, watcher.Count("leave", p.ID), "one leave per connection")
 		}
 		assert.Zero(t, s.Stats().Connections)
 		assert.Greater(t, took, spread*9/10)
-		if w.Virtual { // else it depends on how fast the machine is
+		if w.Virtual { // in real time it depends on the machine
 			assert.LessOrEqual(t, took, spread)
 			assert.LessOrEqual(t, mostWithin(at, time.Second), sockets/10+1)
 			assert.LessOrEqual(t, mostWithin(at, 90*time.Millisecond), 1)
@@ -92,8 +93,9 @@ func TestDrainClosesEvenly(t *testing.T) {
 	})
 }
 
-// What a server that drains goes on doing, and what not.
-func TestDrainMeanwhile(t *testing.T) {
+// TestUseWhileDraining checks that a draining server refuses new WebSockets, and still
+// serves the open ones, connections of the app's own transport and subscriptions.
+func TestUseWhileDraining(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
 		shortLease := func(o *mesh.Options) { o.LeaseTTL = time.Second }
@@ -107,13 +109,13 @@ func TestDrainMeanwhile(t *testing.T) {
 		ended := make(chan error, 1)
 		app := harness.Upgrading(w, s.Server, mesh.ConnOptions{}, ctx, ended)
 
-		seen, stopSeeing := context.WithCancel(ctx)
+		subscribed, unsubscribe := context.WithCancel(ctx)
 		events := make(chan mesh.Event, 100)
 		var iterating sync.WaitGroup
 		defer iterating.Wait()
-		defer stopSeeing()
+		defer unsubscribe()
 		iterating.Go(func() {
-			for e, err := range s.Presence().Subscribe(seen, "lobby", mesh.SubscribeOptions{}) {
+			for e, err := range s.Presence().Subscribe(subscribed, "lobby", mesh.SubscribeOptions{}) {
 				if err != nil {
 					return
 				}
@@ -124,7 +126,7 @@ func TestDrainMeanwhile(t *testing.T) {
 
 		drained := make(chan error, 1)
 		begun := time.Now()
-		go func() { drained <- s.Drain(ctx, 8*time.Second) }() // several leases
+		go func() { drained <- s.Drain(ctx, 8*time.Second) }() // lasts several leases
 		w.Eventually(time.Second, func() bool { return s.Ready(ctx) != nil }, "Ready fails at once")
 		require.ErrorIs(t, s.Ready(ctx), mesh.ErrClosed)
 		require.ErrorIs(t, s.Presence().Ready(ctx), mesh.ErrClosed)
@@ -137,8 +139,8 @@ func TestDrainMeanwhile(t *testing.T) {
 		assert.Equal(t, websocket.CloseServiceRestart, harness.CloseCodeOf(err), "%v", err)
 		require.ErrorIs(t, <-ended, mesh.ErrClosed)
 
-		// The last of the sockets is served until its turn comes.
-		w.Eventually(8*time.Second, func() bool { return s.Stats().Connections == 2 }, "two have been closed")
+		// The last socket is served until it is closed.
+		w.Eventually(8*time.Second, func() bool { return s.Stats().Connections == 2 }, "two sockets have been closed")
 		last := peers[slices.IndexFunc(peers, func(p *harness.Peer) bool {
 			select {
 			case <-p.Ended:
@@ -149,7 +151,7 @@ func TestDrainMeanwhile(t *testing.T) {
 		})]
 		assert.Equal(t, "true", last.State("lobby", map[string]any{"a": 1}))
 		watcher.Expect(time.Second, "state", last.ID)
-		// New connections of the app's own transport, too.
+		// Connections of the app's own transport are still accepted.
 		require.NoError(t, s.Presence().Connect(ctx, "late", nil))
 		require.NoError(t, s.Presence().Join(ctx, "lobby", "late"))
 		watcher.Expect(time.Second, "join", "late")
@@ -162,14 +164,14 @@ func TestDrainMeanwhile(t *testing.T) {
 		require.NoError(t, <-drained)
 		assert.Greater(t, time.Since(begun), 5*time.Second)
 		w.Sleep(3 * time.Second)
-		assert.Zero(t, watcher.Count("leave", "own"), "those are no sockets")
+		assert.Zero(t, watcher.Count("leave", "own"), "Drain only closes sockets")
 		assert.Zero(t, watcher.Count("leave", "late"))
 		st := s.Stats()
 		assert.Equal(t, 2, st.Connections)
-		assert.Zero(t, st.Reregistered+other.Stats().ServersDeclaredDead, "it has renewed its lease")
-		stopSeeing()
+		assert.Zero(t, st.Reregistered+other.Stats().ServersDeclaredDead, "the server renewed its lease")
+		unsubscribe()
 		s.End()
-		w.Eventually(2*time.Second, func() bool { return watcher.Count("leave", "own") == 1 && watcher.Count("leave", "late") == 1 }, "Shutdown ends them")
+		w.Eventually(2*time.Second, func() bool { return watcher.Count("leave", "own") == 1 && watcher.Count("leave", "late") == 1 }, "Shutdown ends the other connections")
 	})
 }
 
@@ -188,13 +190,14 @@ func TestDrainAtOnce(t *testing.T) {
 			p.Told(t)
 		}
 		w.Eventually(2*time.Second, func() bool { return watcher.Count("leave", "") == sockets }, "all leaves")
-		w.Eventually(2*time.Second, func() bool { return s.Stats().Unwritten == 0 }, "all is written")
+		w.Eventually(2*time.Second, func() bool { return s.Stats().Unwritten == 0 }, "all changes are written")
 		w.LeftTogether(s.Stats().Batches-before, 2*sockets)
 	})
 }
 
-// Clients come back as the stock one does: 2 s later, to another server.
-func TestDrainSendsClientsToTheOthers(t *testing.T) {
+// TestDrainSendsClientsToOtherServers lets clients reconnect to another server after
+// 2 s, as stock clients do.
+func TestDrainSendsClientsToOtherServers(t *testing.T) {
 	t.Parallel()
 	const gap = 2 * time.Second
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
@@ -204,7 +207,7 @@ func TestDrainSendsClientsToTheOthers(t *testing.T) {
 		watcher.Subscribe("lobby")
 		var all sync.WaitGroup
 		var mu sync.Mutex
-		back := map[string]string{}
+		newIDs := map[string]string{} // by the id of the first connection
 		for _, p := range s.DialAll(sockets, "lobby") {
 			all.Go(func() {
 				<-p.Ended
@@ -213,30 +216,31 @@ func TestDrainSendsClientsToTheOthers(t *testing.T) {
 				again.Join("lobby")
 				mu.Lock()
 				defer mu.Unlock()
-				back[p.ID] = again.ID
+				newIDs[p.ID] = again.ID
 			})
 		}
 		require.NoError(t, s.Drain(t.Context(), 3*time.Second))
 		all.Wait()
 		s.End()
-		w.Eventually(2*time.Second, func() bool { return watcher.Count("join", "") == 2*sockets && watcher.Count("leave", "") == sockets }, "all are back")
-		came := map[string]time.Time{}
+		w.Eventually(2*time.Second, func() bool { return watcher.Count("join", "") == 2*sockets && watcher.Count("leave", "") == sockets }, "all clients have rejoined")
+		received := map[string]time.Time{}
 		watcher.Mu.Lock()
 		defer watcher.Mu.Unlock()
 		for i, u := range watcher.Updates {
-			came[u.Type+u.ConnectionID] = watcher.Times[i]
+			received[u.Type+u.ConnectionID] = watcher.Times[i]
 		}
-		require.Len(t, back, sockets)
-		for was, is := range back {
+		require.Len(t, newIDs, sockets)
+		for oldID, newID := range newIDs {
 			if w.Virtual {
-				assert.InDelta(t, gap, came["join"+is].Sub(came["leave"+was]), float64(200*time.Millisecond))
+				assert.InDelta(t, gap, received["join"+newID].Sub(received["leave"+oldID]), float64(200*time.Millisecond))
 			}
 		}
 	})
 }
 
-// Who does not answer the close frame, or does not even read, is cut off.
-func TestDrainCutsThoseThatDoNotAnswer(t *testing.T) {
+// TestDrainCutsUnresponsiveClients checks that clients that do not answer the close
+// frame are cut off after two seconds.
+func TestDrainCutsUnresponsiveClients(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s, other := w.Tracked(), w.Tracked()
@@ -280,7 +284,7 @@ func TestDrainWaitsForHooks(t *testing.T) {
 	})
 }
 
-func TestDrainRefusesWhatMakesNoSense(t *testing.T) {
+func TestInvalidDrains(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		ctx := t.Context()
@@ -288,25 +292,26 @@ func TestDrainRefusesWhatMakesNoSense(t *testing.T) {
 		require.NoError(t, err)
 		require.ErrorIs(t, fresh.Drain(ctx, 0), mesh.ErrNotStarted)
 		require.ErrorIs(t, fresh.Ready(ctx), mesh.ErrNotStarted)
-		require.NoError(t, fresh.Start(ctx), "nothing has changed")
+		require.NoError(t, fresh.Start(ctx), "a failed Drain changes nothing")
 		require.ErrorIs(t, fresh.Drain(ctx, -1), mesh.ErrInvalidOptions)
-		require.NoError(t, fresh.Ready(ctx), "nothing has changed")
+		require.NoError(t, fresh.Ready(ctx), "a failed Drain changes nothing")
 		require.NoError(t, fresh.Drain(ctx, time.Hour), "there is no socket to wait for")
-		require.NoError(t, fresh.Drain(ctx, time.Hour), "once more")
+		require.NoError(t, fresh.Drain(ctx, time.Hour), "a second Drain")
 		require.ErrorIs(t, fresh.Ready(ctx), mesh.ErrClosed)
 		require.NoError(t, fresh.Shutdown(ctx))
 		require.ErrorIs(t, fresh.Drain(ctx, 0), mesh.ErrClosed)
 
-		unborn, err := mesh.NewServer(mesh.Options{Redis: w.Client()})
+		neverStarted, err := mesh.NewServer(mesh.Options{Redis: w.Client()})
 		require.NoError(t, err)
-		require.NoError(t, unborn.Shutdown(ctx))
-		require.ErrorIs(t, unborn.Drain(ctx, 0), mesh.ErrClosed)
-		require.ErrorIs(t, unborn.Ready(ctx), mesh.ErrClosed)
+		require.NoError(t, neverStarted.Shutdown(ctx))
+		require.ErrorIs(t, neverStarted.Drain(ctx, 0), mesh.ErrClosed)
+		require.ErrorIs(t, neverStarted.Ready(ctx), mesh.ErrClosed)
 	})
 }
 
-// When its context ends the rest stays open, until Drain is called again.
-func TestDrainGivesUp(t *testing.T) {
+// TestDrainStopsWithItsContext checks that the remaining connections stay open after
+// the context of Drain has ended, until Drain is called again.
+func TestDrainStopsWithItsContext(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s := w.Tracked()
@@ -318,7 +323,7 @@ func TestDrainGivesUp(t *testing.T) {
 		assert.ErrorContains(t, err, "5 connections")
 		w.Sleep(time.Minute)
 		assert.Equal(t, 5, s.Stats().Connections)
-		require.ErrorIs(t, s.Drain(ctx, 0), context.DeadlineExceeded, "it has ended already")
+		require.ErrorIs(t, s.Drain(ctx, 0), context.DeadlineExceeded, "the context has ended already")
 		for _, p := range peers {
 			select {
 			case <-p.Ended:
@@ -327,12 +332,12 @@ func TestDrainGivesUp(t *testing.T) {
 			}
 		}
 		assert.Equal(t, 5, s.Stats().Connections)
-		require.ErrorIs(t, s.Ready(t.Context()), mesh.ErrClosed, "no way back")
+		require.ErrorIs(t, s.Ready(t.Context()), mesh.ErrClosed, "a started drain cannot be undone")
 		ends := peerEnds(peers)
 		begun := time.Now()
 		require.NoError(t, s.Drain(t.Context(), 10*time.Second))
 		assert.InDelta(t, 8300*time.Millisecond, time.Since(begun), float64(100*time.Millisecond))
-		assert.LessOrEqual(t, mostWithin(ends()[5:], 1600*time.Millisecond), 1, "evenly again")
+		assert.LessOrEqual(t, mostWithin(ends()[5:], 1600*time.Millisecond), 1, "the rest is spread evenly too")
 	})
 }
 
@@ -343,7 +348,7 @@ func TestDrainSeveralTimes(t *testing.T) {
 		ends := peerEnds(s.DialAll(100))
 		begun := time.Now()
 		var all sync.WaitGroup
-		for i := range 5 { // the same pace
+		for i := range 5 { // these do not change the pace
 			all.Go(func() {
 				w.Sleep(time.Duration(i) * 13 * time.Millisecond)
 				assert.NoError(t, s.Drain(t.Context(), 10*time.Second))
@@ -355,12 +360,12 @@ func TestDrainSeveralTimes(t *testing.T) {
 		w.Sleep(5 * time.Second)
 		left := s.Stats().Connections
 		assert.InDelta(t, 49, left, 3)
-		require.NoError(t, s.Drain(t.Context(), time.Second), "it hurries")
+		require.NoError(t, s.Drain(t.Context(), time.Second), "a shorter drain is faster")
 		assert.LessOrEqual(t, time.Since(begun), 6*time.Second)
 		all.Wait()
 		at := ends()
-		assert.LessOrEqual(t, time.Since(begun), 6*time.Second, "the others are through as well")
-		assert.LessOrEqual(t, mostWithin(at[:100-left], time.Second), 13, "they do not add up")
+		assert.LessOrEqual(t, time.Since(begun), 6*time.Second, "the other calls have returned too")
+		assert.LessOrEqual(t, mostWithin(at[:100-left], time.Second), 13, "simultaneous drains do not add up")
 		assert.LessOrEqual(t, mostWithin(at[100-left:], 100*time.Millisecond), left/10+2)
 	})
 }
@@ -374,7 +379,7 @@ func TestDrainThenShutdown(t *testing.T) {
 		for range 2 {
 			go func() { drained <- s.Drain(t.Context(), time.Hour) }()
 		}
-		w.Eventually(time.Second, func() bool { return s.Ready(t.Context()) != nil }, "it drains")
+		w.Eventually(time.Second, func() bool { return s.Ready(t.Context()) != nil }, "the drain begins")
 		begun := time.Now()
 		s.End()
 		for range 2 {
@@ -383,11 +388,12 @@ func TestDrainThenShutdown(t *testing.T) {
 		for _, p := range peers {
 			p.Told(t)
 		}
-		assert.Less(t, time.Since(begun), w.Unhurried(10*time.Second), "it does not wait for the drain's hour")
+		assert.Less(t, time.Since(begun), w.Unhurried(10*time.Second), "Shutdown does not wait for the drain")
 	})
 }
 
-// Drain does not wait for what Shutdown waits for.
+// TestShutdownEndsDrainPromptly checks that Drain returns as soon as Shutdown begins,
+// although Shutdown waits for a client that does not answer the close frame.
 func TestShutdownEndsDrainPromptly(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -406,7 +412,8 @@ func TestShutdownEndsDrainPromptly(t *testing.T) {
 	})
 }
 
-// A connection that is being upgraded when the drain begins is refused, too.
+// TestDrainWhileUpgrading checks that a connection that is being upgraded when the
+// drain begins is refused.
 func TestDrainWhileUpgrading(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -428,14 +435,15 @@ func TestDrainWhileUpgrading(t *testing.T) {
 		drained := make(chan error, 1)
 		go func() { drained <- s.Drain(t.Context(), 0) }()
 		w.Sleep(time.Second)
-		require.Empty(t, drained, "it may still become a socket")
+		require.Empty(t, drained, "Drain waits for the upgrade")
 		close(answer)
 		assert.Equal(t, http.StatusServiceUnavailable, (<-refused).StatusCode)
 		require.NoError(t, <-drained)
 	})
 }
 
-// As many go as before when some end by themselves, or fewer, and evenly.
+// TestDrainWhileSocketsEndByThemselves checks that the remaining sockets are closed
+// evenly, and not faster, if some sockets end by themselves.
 func TestDrainWhileSocketsEndByThemselves(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -460,14 +468,14 @@ func TestDrainWhileSocketsEndByThemselves(t *testing.T) {
 		require.NoError(t, <-drained)
 		assert.InDelta(t, 10*time.Second, time.Since(begun), float64(300*time.Millisecond))
 		at := ends()
-		assert.LessOrEqual(t, mostWithin(at, time.Second), 6, "about 40 in 8 s")
+		assert.LessOrEqual(t, mostWithin(at, time.Second), 6, "about 40 sockets in 8 s")
 		assert.LessOrEqual(t, mostWithin(at, 190*time.Millisecond), 1)
 	})
 }
 
-// A handler that is at work when its connection's turn comes is told so by its
-// context; others go on.
-func TestDrainAndCommandsUnderWay(t *testing.T) {
+// TestDrainDuringCommands checks that a running command handler is cancelled when its
+// connection is closed, and not before.
+func TestDrainDuringCommands(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s := w.Tracked()
@@ -551,8 +559,8 @@ func TestShutdown(t *testing.T) {
 			})
 		}
 		joined.Wait()
-		// Also to those who are about to be closed: how long a queue may get,
-		// others test.
+		// Wait until the peers have received all joins too, so that their queues are
+		// short. Other tests cover long queues.
 		w.Eventually(30*time.Second, func() bool {
 			last := watcher.Got()
 			for _, p := range peers {
@@ -576,7 +584,7 @@ func TestShutdown(t *testing.T) {
 			assert.Equal(t, websocket.CloseServiceRestart, p.Closed(time.Second))
 			assert.Zero(t, p.Pushed("mesh/presence-ended"))
 		}
-		w.Eventually(2*time.Second, func() bool { return watcher.Count("leave", "") == sockets+others }, "all leaves, at once and not by a lease")
+		w.Eventually(2*time.Second, func() bool { return watcher.Count("leave", "") == sockets+others }, "all leaves, without waiting for the lease to run out")
 		for _, u := range watcher.Got() {
 			assert.False(t, u.Repair, "%s", u)
 		}
@@ -593,7 +601,7 @@ func TestShutdown(t *testing.T) {
 		ids, err := s2.Rooms().ConnectionIDs(ctx, "lobby")
 		require.NoError(t, err)
 		assert.Empty(t, ids)
-		// What is left in Redis is the other server's, or has a TTL.
+		// The remaining keys belong to the other server or have a TTL.
 		c := w.Client()
 		names := w.Keys()
 		for _, k := range w.InStore() {
@@ -630,7 +638,7 @@ func TestShutdownIsBounded(t *testing.T) {
 			require.NoError(t, s.Dial().Send(map[string]any{"id": 1, "command": "mesh/subscribe-presence", "payload": harness.InRoomPayload("hang")}))
 			w.Sleep(10 * time.Millisecond)
 		},
-		"a guard hangs that is asked again": func(t *testing.T, w *harness.World, s *harness.Server) {
+		"a guard hangs in a recheck": func(t *testing.T, w *harness.World, s *harness.Server) {
 			c, asked := release(t), make(chan struct{})
 			require.NoError(t, s.TrackPresence(mesh.Exact("hang"), mesh.PresenceOptions{Guard: func(_ context.Context, m mesh.Member, _ string) (bool, error) {
 				if m.Metadata != nil {
@@ -662,7 +670,7 @@ func TestShutdownIsBounded(t *testing.T) {
 				s := w.Tracked(long)
 				s.Dial().Join("lobby")
 				hang(t, w, s)
-				s.Stop.Do(func() { // the harness's own would ask for a clean one
+				s.Stop.Do(func() { // the harness would require a Shutdown without error
 					t.Cleanup(func() { _ = s.HTTP.Close(); <-s.Done })
 				})
 				ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
@@ -675,8 +683,8 @@ func TestShutdownIsBounded(t *testing.T) {
 	}
 }
 
-// Hooks that end with their context do not make Shutdown fail, however long they
-// may take.
+// TestShutdownEndsHooks checks that Shutdown cancels hooks, and does not fail if they
+// return then.
 func TestShutdownEndsHooks(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -696,41 +704,42 @@ func TestShutdownEndsHooks(t *testing.T) {
 	})
 }
 
-// takeDue with a clock that jumps: what a process that stood still owes is not
-// paid all at once, and yet in time.
-func TestDrainAfterAStandstill(t *testing.T) {
+// TestDrainAfterAStall calls takeDue with a clock that jumps, as after a stall of the
+// process. The overdue sockets must not be closed all at once, and the drain must still
+// end in time.
+func TestDrainAfterAStall(t *testing.T) {
 	t.Parallel()
 	for _, sockets := range []int{1, 2, 7, 1000, 20_000} {
-		for _, still := range []time.Duration{0, 3 * time.Second, 9900 * time.Millisecond, 11 * time.Second} {
+		for _, stall := range []time.Duration{0, 3 * time.Second, 9900 * time.Millisecond, 11 * time.Second} {
 			s := mesh.ServerWith(sockets)
 			assert.Equal(t, sockets, s.RefuseMore())
 			begun := time.Now()
-			now, woken, until := begun, begun, begun.Add(10*time.Second)
-			told, rounds := map[string]bool{}, 0
+			now, resumed, until := begun, begun, begun.Add(10*time.Second)
+			closed, rounds := map[string]bool{}, 0
 			for wait := time.Duration(0); wait >= 0; rounds++ {
 				now = now.Add(wait)
 				if rounds == 1 {
-					now = now.Add(still)
-					woken = now
+					now = now.Add(stall)
+					resumed = now
 				}
 				var due []string
 				due, wait = s.TakeDue(now, begun, until)
 				for _, id := range due {
-					require.False(t, told[id])
-					told[id] = true
+					require.False(t, closed[id])
+					closed[id] = true
 				}
-				fair := sockets
+				most := sockets
 				if now.Before(until) {
-					left := until.Sub(woken) // what remains to spread them over
-					fair = 1 + int(float64(sockets)*float64(mesh.DrainLate+mesh.DrainStep)/float64(left))
-					if still == 0 {
-						fair = 1 + int(float64(sockets)*float64(2*mesh.DrainStep)/float64(10*time.Second))
+					left := until.Sub(resumed)
+					most = 1 + int(float64(sockets)*float64(mesh.DrainLate+mesh.DrainStep)/float64(left))
+					if stall == 0 {
+						most = 1 + int(float64(sockets)*float64(2*mesh.DrainStep)/float64(10*time.Second))
 					}
 				}
-				require.LessOrEqual(t, len(due), fair, "%d sockets, %v: %v after", sockets, still, now.Sub(begun))
+				require.LessOrEqual(t, len(due), most, "%d sockets, stall of %v, after %v", sockets, stall, now.Sub(begun))
 			}
-			require.Len(t, told, sockets)
-			if woken.Before(until) {
+			require.Len(t, closed, sockets)
+			if resumed.Before(until) {
 				require.LessOrEqual(t, now, until)
 			}
 			require.LessOrEqual(t, rounds, 10_000/50+sockets)

@@ -73,8 +73,8 @@ var (
 	// ErrLimit means that a limit on a number of things in Options.Limits has been
 	// reached.
 	ErrLimit = errs.Limit
-	// ErrBusy means that too many operations are in progress. The same request may
-	// succeed a moment later.
+	// ErrBusy means that the guards of a rule cannot be asked, because too many of their
+	// calls hang. The same request may succeed a moment later.
 	ErrBusy = errs.Busy
 	// ErrClosed means that the server has been shut down or is draining, or that the
 	// connection has ended.

@@ -27,20 +27,20 @@ func TestWireError(t *testing.T) {
 		err                 error
 		message, code, name string
 	}{
-		"nil":               {nil, "Internal error", "ESERVER", "Error"},
-		"app's plain error": {errors.New("no such order"), "no such order", "ESERVER", "Error"},
-		"app's choice":      {fmt.Errorf("x: %w", &mesh.CommandError{Code: "E1", Name: "N", Message: "m"}), "m", "E1", "N"},
-		"app's bare choice": {&mesh.CommandError{Message: "m"}, "m", "ESERVER", "CommandError"},
-		"empty choice":      {&mesh.CommandError{}, "Internal error", "ESERVER", "CommandError"},
-		"nil choice":        {(*mesh.CommandError)(nil), "Internal error", "ESERVER", "CommandError"},
-		"refusal":           {mesh.Refuse(403, "members only"), "members only", "EREFUSED", "CommandError"},
-		"unavailable":       {fmt.Errorf("%w: %w", mesh.ErrUnavailable, dial), "Temporarily unavailable", "EUNAVAILABLE", "CommandError"},
-		"store unavailable": {fmt.Errorf("%w: key mesh:x", store.ErrUnavailable), "Temporarily unavailable", "EUNAVAILABLE", "CommandError"},
-		"full":              {fmt.Errorf("%w: %w: OOM command not allowed", mesh.ErrUnavailable, store.ErrFull), "Temporarily unavailable: storage is full", "EUNAVAILABLE", "CommandError"},
-		"fenced":            {store.ErrFenced, "Temporarily unavailable", "EUNAVAILABLE", "CommandError"},
-		"too large":         {fmt.Errorf("%w: state of 9000 bytes, at most 8192", mesh.ErrTooLarge), "too large: state of 9000 bytes, at most 8192", "ETOOLARGE", "CommandError"},
-		"limit":             {mesh.ErrLimit, "limit reached", "ELIMIT", "CommandError"},
-		"invalid room":      {mesh.ErrInvalidRoom, "invalid room name", "EINVALID", "CommandError"},
+		"nil":                              {nil, "Internal error", "ESERVER", "Error"},
+		"app's plain error":                {errors.New("no such order"), "no such order", "ESERVER", "Error"},
+		"CommandError":                     {fmt.Errorf("x: %w", &mesh.CommandError{Code: "E1", Name: "N", Message: "m"}), "m", "E1", "N"},
+		"CommandError with a message only": {&mesh.CommandError{Message: "m"}, "m", "ESERVER", "CommandError"},
+		"empty CommandError":               {&mesh.CommandError{}, "Internal error", "ESERVER", "CommandError"},
+		"nil CommandError":                 {(*mesh.CommandError)(nil), "Internal error", "ESERVER", "CommandError"},
+		"refusal":                          {mesh.Refuse(403, "members only"), "members only", "EREFUSED", "CommandError"},
+		"unavailable":                      {fmt.Errorf("%w: %w", mesh.ErrUnavailable, dial), "Temporarily unavailable", "EUNAVAILABLE", "CommandError"},
+		"store unavailable":                {fmt.Errorf("%w: key mesh:x", store.ErrUnavailable), "Temporarily unavailable", "EUNAVAILABLE", "CommandError"},
+		"full":                             {fmt.Errorf("%w: %w: OOM command not allowed", mesh.ErrUnavailable, store.ErrFull), "Temporarily unavailable: storage is full", "EUNAVAILABLE", "CommandError"},
+		"fenced":                           {store.ErrFenced, "Temporarily unavailable", "EUNAVAILABLE", "CommandError"},
+		"too large":                        {fmt.Errorf("%w: state of 9000 bytes, at most 8192", mesh.ErrTooLarge), "too large: state of 9000 bytes, at most 8192", "ETOOLARGE", "CommandError"},
+		"limit":                            {mesh.ErrLimit, "limit reached", "ELIMIT", "CommandError"},
+		"invalid room":                     {mesh.ErrInvalidRoom, "invalid room name", "EINVALID", "CommandError"},
 		"invalid, and redis": {fmt.Errorf("%w: %w", mesh.ErrInvalidState, redis.Nil), "invalid presence state", "EINVALID",
 			"CommandError"},
 		"refused":      {fmt.Errorf("%w: because of Bob", mesh.ErrRefused), "Refused", "EREFUSED", "CommandError"},
@@ -83,21 +83,21 @@ func TestRefusal(t *testing.T) {
 	}
 }
 
-// encodesNot does not encode to JSON, and says why.
-type encodesNot struct{ why error }
+// failingJSON returns an error if it is encoded to JSON.
+type failingJSON struct{ err error }
 
-func (e encodesNot) MarshalJSON() ([]byte, error) { return nil, e.why }
+func (f failingJSON) MarshalJSON() ([]byte, error) { return nil, f.err }
 
-// TestAppsOwnEncodingError: the app finds its own error in that of a method that
-// it gave a value to.
+// TestAppsOwnEncodingError checks that methods that encode a value of the app wrap the
+// error of its MarshalJSON.
 func TestAppsOwnEncodingError(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s := w.Tracked()
 		conn, ok := s.Connection(s.Dial().ID)
 		require.True(t, ok)
-		why := errors.New("no JSON today")
-		bad := encodesNot{fmt.Errorf("late: %w", why)}
+		cause := errors.New("no JSON today")
+		bad := failingJSON{fmt.Errorf("late: %w", cause)}
 		m := s.Presence()
 		require.NoError(t, m.Join(t.Context(), "lobby", conn.ID()))
 		for name, tt := range map[string]struct{ err, is error }{
@@ -105,10 +105,10 @@ func TestAppsOwnEncodingError(t *testing.T) {
 			"Connect":                {m.Connect(t.Context(), "c1", bad), mesh.ErrInvalidMetadata},
 			"ConnectionsSetMetadata": {s.Connections().SetMetadata(t.Context(), conn.ID(), bad, mesh.MetadataOptions{}), mesh.ErrInvalidMetadata},
 			"RoomsSetMetadata":       {s.Rooms().SetMetadata(t.Context(), "lobby", bad, mesh.MetadataOptions{}), mesh.ErrInvalidMetadata},
-			"Send":                   {conn.Send("news", bad), why},
+			"Send":                   {conn.Send("news", bad), cause},
 		} {
 			require.ErrorIs(t, tt.err, tt.is, name)
-			require.ErrorIs(t, tt.err, why, name)
+			require.ErrorIs(t, tt.err, cause, name)
 			_, ok = errors.AsType[*json.MarshalerError](tt.err)
 			assert.True(t, ok, name)
 		}

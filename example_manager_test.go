@@ -14,8 +14,8 @@ import (
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-// An app with a transport of its own hands in connection ids and says when
-// they come, show life and go.
+// An app with its own transport registers each connection under an id, and uses that id
+// in all other calls.
 func ExamplePresenceManager() {
 	redis, err := meshtest.NewRedis()
 	if err != nil {
@@ -69,7 +69,7 @@ func ExamplePresenceManager() {
 	// leave conn-1
 }
 
-// A mistake in the options is an error that names the field.
+// An invalid option returns an error that names the field.
 func ExampleNewPresenceManager() {
 	redis, err := meshtest.NewRedis() // redis.NewClient(…) in a program
 	must(err)
@@ -84,8 +84,8 @@ func ExampleNewPresenceManager() {
 	// <nil>
 }
 
-// Start waits for a Redis that does not answer, as long as its context lasts,
-// and may be called again.
+// Start waits until Redis answers or the context ends. It may be called again after an
+// error.
 func ExamplePresenceManager_Start() {
 	redis, err := meshtest.NewRedis()
 	must(err)
@@ -108,7 +108,7 @@ func ExamplePresenceManager_Start() {
 	// <nil>
 }
 
-// For a readiness probe.
+// Ready is meant for a readiness probe.
 func ExamplePresenceManager_Ready() {
 	redis, err := meshtest.NewRedis()
 	must(err)
@@ -128,8 +128,8 @@ func ExamplePresenceManager_Ready() {
 	// mesh: closed
 }
 
-// Whoever joined here has left when Shutdown returns. It is bounded by its
-// context.
+// When Shutdown returns, all connections of this manager have left their rooms. The
+// context limits the time that it takes.
 func ExamplePresenceManager_Shutdown() {
 	redis, err := meshtest.NewRedis()
 	must(err)
@@ -147,7 +147,8 @@ func ExamplePresenceManager_Shutdown() {
 	// mesh: closed
 }
 
-// Rules may be added at any time. An exact name's TTL wins over patterns'.
+// Rules may be added at any time. The TTL of an exact name has precedence over the TTLs
+// of regular expressions.
 func ExamplePresenceManager_TrackPresence() {
 	p, stop := startPresence()
 	defer stop()
@@ -162,7 +163,7 @@ func ExamplePresenceManager_TrackPresence() {
 	// mesh: invalid options: PresenceOptions.TTL is 1ms, want 0 or 1s to 8760h0m0s (pattern /^doc:[0-9]+$/)
 }
 
-// The id is the app's own: that of a stream of Server-Sent Events, say.
+// The app chooses the id, for example the id of a stream of Server-Sent Events.
 func ExamplePresenceManager_Connect() {
 	p, stop := startPresence()
 	defer stop()
@@ -180,7 +181,7 @@ func ExamplePresenceManager_Connect() {
 	// true
 }
 
-// Disconnect has the connection leave every room.
+// After Disconnect, the connection has left every room.
 func ExamplePresenceManager_Disconnect() {
 	p, stop := startPresence()
 	defer stop()
@@ -200,8 +201,8 @@ func ExamplePresenceManager_Disconnect() {
 	// kitchen 0 <nil>
 }
 
-// Every frame of the app's transport is a sign of life: without one for TTL
-// the connection leaves.
+// The app calls Touch for every frame of its transport. A connection without a Touch for
+// as long as the TTL leaves the room.
 func ExamplePresenceManager_Touch() {
 	p, stop := startPresence()
 	defer stop()
@@ -210,7 +211,7 @@ func ExamplePresenceManager_Touch() {
 	must(p.Connect(ctx, "conn-1", nil))
 	must(p.Join(ctx, "office", "conn-1"))
 
-	fmt.Println(p.Touch("conn-1")) // for each frame that comes in
+	fmt.Println(p.Touch("conn-1")) // for each received frame
 	must(p.Disconnect(ctx, "conn-1"))
 	fmt.Println(p.Touch("conn-1"))
 	// Output:
@@ -218,9 +219,9 @@ func ExamplePresenceManager_Touch() {
 	// mesh: unknown connection: conn-1
 }
 
-// Where EnablePresenceExpirationEvents is off, entries whose TTL has run out
-// stay until somebody cleans up: call it from time to time, on one server or
-// on all. Here nobody has been silent for a minute.
+// If EnablePresenceExpirationEvents is false, entries whose TTL has run out stay until
+// the app calls CleanExpired. Call it from time to time, on one server or on all. In this
+// example no entry has expired.
 func ExamplePresenceManager_CleanExpired() {
 	p, stop := startPresence()
 	defer stop()
@@ -271,7 +272,7 @@ func ExamplePresenceManager_Servers() {
 	// Output: 1 true
 }
 
-// Joining again changes nothing. Who is unknown cannot join.
+// A second Join changes nothing. An unknown connection cannot join.
 func ExamplePresenceManager_Join() {
 	p, stop := startPresence()
 	defer stop()
@@ -288,7 +289,7 @@ func ExamplePresenceManager_Join() {
 	// true
 }
 
-// Leave reports whether the connection was in.
+// Leave reports whether the connection was in the room.
 func ExamplePresenceManager_Leave() {
 	p, stop := startPresence()
 	defer stop()
@@ -314,13 +315,13 @@ func ExamplePresenceManager_PresentConnections() {
 	}
 	ids, err := p.PresentConnections(ctx, "lobby")
 	must(err)
-	slices.Sort(ids) // they come in no particular order
+	slices.Sort(ids) // the order is undefined
 	fmt.Println(ids)
 	// Output:
 	// [conn-1 conn-2]
 }
 
-// Members come with their metadata and states.
+// Members returns the members of a room with their metadata and states.
 func ExamplePresenceManager_Members() {
 	p, stop := startPresence()
 	defer stop()
@@ -347,13 +348,13 @@ func ExamplePresenceManager_Count() {
 	must(p.Connect(ctx, "conn-1", nil))
 	must(p.Join(ctx, "lobby", "conn-1"))
 	fmt.Println(p.Count(ctx, "lobby"))
-	fmt.Println(p.Count(ctx, "nobody has ever been here"))
+	fmt.Println(p.Count(ctx, "an empty room"))
 	// Output:
 	// 1 <nil>
 	// 0 <nil>
 }
 
-// The counts of a list of documents come in one round trip.
+// Counts reads the counts of many rooms in one round trip.
 func ExamplePresenceManager_Counts() {
 	p, stop := startPresence()
 	defer stop()
@@ -368,7 +369,7 @@ func ExamplePresenceManager_Counts() {
 	// 1 0
 }
 
-// A state is a JSON object. It ends with its connection's presence, or before.
+// A state is a JSON object. It ends with the entry of its connection, or earlier.
 func ExamplePresenceManager_PublishState() {
 	p, stop := startPresence()
 	defer stop()
@@ -387,7 +388,7 @@ func ExamplePresenceManager_PublishState() {
 	// mesh: invalid presence state: not a JSON object
 }
 
-// Subscribers are told that the state has ended.
+// Subscribers receive an update when the state ends.
 func ExamplePresenceManager_ClearState() {
 	p, stop := startPresence()
 	defer stop()
@@ -410,8 +411,8 @@ func ExamplePresenceManager_ClearState() {
 	// conn-1 ended: true
 }
 
-// The first event is a snapshot, then come the changes, in order. Leaving the
-// loop ends the subscription.
+// The first event is a snapshot. The following events are the changes, in order. Leaving
+// the loop ends the subscription.
 func ExamplePresenceManager_Subscribe() {
 	p, stop := startPresence()
 	defer stop()
@@ -423,7 +424,7 @@ func ExamplePresenceManager_Subscribe() {
 	present := map[string]bool{}
 	for event, err := range p.Subscribe(ctx, "lobby", mesh.SubscribeOptions{}) {
 		if err != nil {
-			fmt.Println(err) // why it ended: subscribe anew, or give up
+			fmt.Println(err) // the subscription has ended: subscribe again or give up
 			break
 		}
 		switch event.Type {
@@ -445,7 +446,7 @@ func ExamplePresenceManager_Subscribe() {
 	// join map[conn-1:true conn-2:true]
 }
 
-// On behalf of a connection: its guards decide, now and later.
+// If Viewer is set, the guards decide about this connection, now and later.
 func ExamplePresenceManager_Subscribe_viewer() {
 	p, stop := startPresence()
 	defer stop()
@@ -462,8 +463,8 @@ func ExamplePresenceManager_Subscribe_viewer() {
 	// true
 }
 
-// What a guard goes by has changed, and it is neither metadata nor a rule:
-// subscriptions of the connection are asked about again.
+// Recheck asks the guards about the connection again. Call it after data that the guards
+// read has changed. (Changes of metadata and rules are detected automatically.)
 func ExamplePresenceManager_Recheck() {
 	p, stop := startPresence()
 	defer stop()

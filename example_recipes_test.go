@@ -16,9 +16,9 @@ import (
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-// docs/recipes.md quotes the functions of this file: TestDocsQuoteTheRecipes.
+// docs/recipes.md quotes the functions of this file. TestDocsQuoteTheRecipes checks it.
 
-// Revoke access: change the data that the guards read, then have them asked again.
+// Revoke access: change the data that the guards read, then ask the guards again.
 func Example_revokeAccess() {
 	srv, connect, stop := startServer(mesh.Options{})
 	defer stop()
@@ -43,7 +43,7 @@ func Example_revokeAccess() {
 	// after: false false
 }
 
-// Kick a user: close each of the user's connections, on any server.
+// Kick a user: close all connections of the user, on any server.
 func Example_kickConnection() {
 	srv, connect, stop := startServer(mesh.Options{})
 	defer stop()
@@ -69,7 +69,7 @@ func Example_kickConnection() {
 	// alice sees: leave
 }
 
-// Counts for a dashboard: many rooms in one round trip.
+// Counts for a dashboard: read the counts of many rooms in one round trip.
 func Example_countsForDashboard() {
 	srv, connect, stop := startServer(mesh.Options{})
 	defer stop()
@@ -95,8 +95,8 @@ func Example_countsForDashboard() {
 	// Output: {"doc:1":2,"doc:2":0}
 }
 
-// Behind nginx: name the pages that may connect, and ping more often than nginx's
-// idle timeout.
+// Behind nginx: list the origins that may connect, and ping more often than nginx's idle
+// timeout.
 func Example_behindNginx() {
 	srv, web, stop := serve(mesh.Options{
 		// Without this list the Origin must be the Host that nginx passes on.
@@ -122,7 +122,7 @@ func Example_behindNginx() {
 	// refused so far: 1
 }
 
-// Own transport: Server-Sent Events instead of a WebSocket.
+// Own transport: use Server-Sent Events instead of a WebSocket.
 func Example_ownTransport() {
 	p, stop := startPresence()
 	defer stop()
@@ -197,7 +197,7 @@ func Example_showUsers() {
 			for _, m := range e.Snapshot.Members {
 				add(m)
 			}
-			phone.Join("lobby") // the same user: nothing to show
+			phone.Join("lobby") // is the same user, so nothing is printed
 			laptop.Leave("lobby")
 			phone.Leave("lobby")
 		case mesh.EventJoin:

@@ -14,8 +14,7 @@ import (
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-// The app decides who is in a room, whichever server the connection is on. No
-// guard is asked.
+// Add lets the app put a connection of any server into a room. No guard is asked.
 func ExampleRoomManager_Add() {
 	srv, connect, stop := startServer(mesh.Options{})
 	defer stop()
@@ -23,14 +22,14 @@ func ExampleRoomManager_Add() {
 	alice := connect("alice")
 
 	fmt.Println(srv.Rooms().Add(ctx, "lobby", alice.ID()))
-	err := srv.Rooms().Add(ctx, "lobby", "nobody")
+	err := srv.Rooms().Add(ctx, "lobby", "unknown")
 	fmt.Println(errors.Is(err, mesh.ErrUnknownConnection))
 	// Output:
 	// <nil>
 	// true
 }
 
-// Remove reports whether the connection was in.
+// Remove reports whether the connection was in the room.
 func ExampleRoomManager_Remove() {
 	srv, connect, stop := startServer(mesh.Options{})
 	defer stop()
@@ -59,7 +58,7 @@ func ExampleRoomManager_Contains() {
 	// false <nil>
 }
 
-// A room without a rule has members too, and no events.
+// A room without a rule has members too, but no events.
 func ExampleRoomManager_ConnectionIDs() {
 	p, stop := startPresence()
 	defer stop()
@@ -72,8 +71,8 @@ func ExampleRoomManager_ConnectionIDs() {
 	// [conn-1] <nil>
 }
 
-// Rooms that somebody is in, on all servers. There may be many: this reads
-// them all.
+// All returns all rooms that have a connection of any server. It reads them all, and
+// there may be many. List returns them in pages.
 func ExampleRoomManager_All() {
 	p, stop := startPresence()
 	defer stop()
@@ -84,7 +83,7 @@ func ExampleRoomManager_All() {
 
 	rooms, err := p.Rooms().All(ctx)
 	must(err)
-	slices.Sort(rooms) // they come in no particular order
+	slices.Sort(rooms) // the order is undefined
 	fmt.Println(rooms)
 	// Output:
 	// [kitchen lobby]
@@ -103,8 +102,8 @@ func ExampleRoomManager_Of() {
 	// [kitchen lobby] <nil>
 }
 
-// The app's database has changed: the guards decide again about all subscribers
-// and members of the room, on all servers.
+// Recheck asks the guards again about all subscribers and members of a room, on all
+// servers. Call it after data that the guards read has changed.
 func ExampleRoomManager_Recheck() {
 	srv, connect, stop := startServer(mesh.Options{})
 	defer stop()
@@ -121,14 +120,14 @@ func ExampleRoomManager_Recheck() {
 
 	club.Delete("alice")
 	must(srv.Rooms().Recheck(context.Background(), "club"))
-	alice.AwaitEnded("club")                                    // mesh/presence-ended
-	fmt.Printf("%s\n", alice.NextPush("mesh/membership-ended")) // a JoinGuard took her out
+	alice.AwaitEnded("club")                                    // the push mesh/presence-ended
+	fmt.Printf("%s\n", alice.NextPush("mesh/membership-ended")) // the JoinGuard ended her membership
 	// Output:
 	// in: true sees it: true
 	// {"roomName":"club"}
 }
 
-// Everybody leaves; the room's metadata stays.
+// Clear makes all connections leave the room. The metadata of the room stays.
 func ExampleRoomManager_Clear() {
 	p, stop := startPresence()
 	defer stop()
@@ -147,7 +146,7 @@ func ExampleRoomManager_Clear() {
 	// {"topic":"Go"} <nil>
 }
 
-// Delete forgets the metadata too.
+// Delete clears a room and removes its metadata.
 func ExampleRoomManager_Delete() {
 	p, stop := startPresence()
 	defer stop()
@@ -162,7 +161,7 @@ func ExampleRoomManager_Delete() {
 	// true <nil>
 }
 
-// A room's metadata do not need anybody to be in.
+// The metadata of a room is independent of its members. It may be set for an empty room.
 func ExampleRoomManager_SetMetadata() {
 	p, stop := startPresence()
 	defer stop()
@@ -176,7 +175,7 @@ func ExampleRoomManager_SetMetadata() {
 	// {"seats":8,"topic":"Redis"} <nil>
 }
 
-// Clients read a room's metadata by mesh/get-room-metadata.
+// Clients read the metadata of a room with the command mesh/get-room-metadata.
 func ExampleRoomManager_Metadata() {
 	srv, connect, stop := startServer(mesh.Options{})
 	defer stop()
@@ -191,7 +190,7 @@ func ExampleRoomManager_Metadata() {
 	// {"topic":"Go"}
 }
 
-// To everybody in the room, on all servers, at most once each.
+// Send pushes a frame to all connections in a room, on all servers, at most once each.
 func ExampleRoomManager_Send() {
 	srv, connect, stop := startServer(mesh.Options{})
 	defer stop()
@@ -200,14 +199,14 @@ func ExampleRoomManager_Send() {
 	bob.Join("lobby")
 
 	must(srv.Rooms().Send(context.Background(), "lobby", "chat/said", "hello"))
-	fmt.Printf("alice hears %s\n", alice.NextPush("chat/said"))
-	fmt.Printf("bob hears %s\n", bob.NextPush("chat/said"))
+	fmt.Printf("alice receives %s\n", alice.NextPush("chat/said"))
+	fmt.Printf("bob receives %s\n", bob.NextPush("chat/said"))
 	// Output:
-	// alice hears "hello"
-	// bob hears "hello"
+	// alice receives "hello"
+	// bob receives "hello"
 }
 
-// All rooms, a page at a time.
+// List returns the rooms in pages.
 func ExampleRoomManager_List() {
 	p, stop := startPresence()
 	defer stop()
@@ -229,7 +228,8 @@ func ExampleRoomManager_List() {
 	// Output: lobby 1 true
 }
 
-// Why somebody is in a room, and which server says so.
+// Entries shows the entries of a room: each connection with its metadata, its TTL and the
+// server that owns it.
 func ExampleRoomManager_Entries() {
 	p, stop := startPresence()
 	defer stop()
@@ -245,7 +245,8 @@ func ExampleRoomManager_Entries() {
 	// Output: conn-1 {"userId":"alice"} 0s true
 }
 
-// How far what subscribers here have been told is behind Redis.
+// Watched returns the rooms that this server watches, with their subscriptions. It also
+// compares them with Redis.
 func ExampleRoomManager_Watched() {
 	srv, connect, stop := startServer(mesh.Options{})
 	defer stop()
@@ -265,7 +266,7 @@ func ExampleWatchedRoom_Behind() {
 	// Output: 2 true
 }
 
-// Send pushes a frame of the app's own to one socket.
+// Send pushes a frame of the app to one socket.
 func ExampleConnection_Send() {
 	srv, connect, stop := startServer(mesh.Options{})
 	defer stop()
@@ -279,7 +280,7 @@ func ExampleConnection_Send() {
 	// {"text":"welcome"}
 }
 
-// What is queued is still sent; then the socket is closed with the code.
+// Close sends the queued frames, and then closes the socket with the code.
 func ExampleConnection_Close() {
 	srv, connect, stop := startServer(mesh.Options{})
 	defer stop()
@@ -287,7 +288,7 @@ func ExampleConnection_Close() {
 
 	c, ok := srv.Connection(alice.ID())
 	if !ok {
-		return // gone, or on another server: see ConnectionManager.Close
+		return // it has ended or is on another server: see ConnectionManager.Close
 	}
 	must(c.Send("bye", nil))
 	c.Close(websocket.ClosePolicyViolation, "banned")
@@ -300,7 +301,7 @@ func ExampleConnection_Close() {
 	// 1008 banned
 }
 
-// Member is the connection as guards see it.
+// Member returns the connection as guards see it.
 func ExampleConnection_Member() {
 	srv, connect, stop := startServer(mesh.Options{})
 	defer stop()
@@ -329,8 +330,8 @@ func ExampleConnection_Rooms() {
 	// [lobby]
 }
 
-// Metadata of a connection, whichever server it is on. Two merges at once lose
-// nothing.
+// SetMetadata sets the metadata of a connection of any server. If two servers merge
+// changes at the same time, both take effect.
 func ExampleConnectionManager_SetMetadata() {
 	p, stop := startPresence()
 	defer stop()
@@ -366,7 +367,7 @@ func ExampleConnectionManager_Metadata() {
 	// true
 }
 
-// Who is in a room, by what the app knows about them.
+// RoomMetadata returns the metadata of all connections in a room.
 func ExampleConnectionManager_RoomMetadata() {
 	p, stop := startPresence()
 	defer stop()
@@ -383,9 +384,8 @@ func ExampleConnectionManager_RoomMetadata() {
 	// conn-1 {"userId":"alice"}
 }
 
-// To one connection, on whichever server it is. It does not say whether the
-// frame has arrived: let the client answer by a command of yours if you need
-// to know.
+// Send pushes a frame to one connection of any server. It does not report whether the
+// frame has arrived. If the app needs to know, let the client answer with a command.
 func ExampleConnectionManager_Send() {
 	srv, connect, stop := startServer(mesh.Options{})
 	defer stop()
@@ -396,7 +396,7 @@ func ExampleConnectionManager_Send() {
 	fmt.Println(srv.Connections().Send(ctx, alice.ID(), "invited", invitation))
 	fmt.Printf("%s\n", alice.NextPush("invited"))
 
-	err := srv.Connections().Send(ctx, "nobody", "invited", invitation)
+	err := srv.Connections().Send(ctx, "unknown", "invited", invitation)
 	fmt.Println(errors.Is(err, mesh.ErrUnknownConnection))
 	// Output:
 	// <nil>
@@ -404,7 +404,7 @@ func ExampleConnectionManager_Send() {
 	// true
 }
 
-// Close ends a connection wherever it is, and so its presence.
+// Close ends a connection of any server, and its entries.
 func ExampleConnectionManager_Close() {
 	srv, connect, stop := startServer(mesh.Options{})
 	defer stop()
@@ -417,12 +417,12 @@ func ExampleConnectionManager_Close() {
 	// 1000
 }
 
-// Where a guard goes by more than metadata, say so when that has changed: the
-// subscriptions that it now refuses end.
+// Recheck asks the guards about a connection again. Call it after data that the guards
+// read has changed. Subscriptions that they now refuse end.
 func ExampleConnectionManager_Recheck() {
 	srv, connect, stop := startServer(mesh.Options{})
 	defer stop()
-	var members sync.Map // whom the app lets in, by user id
+	var members sync.Map // members of the club, by user id
 	members.Store("alice", true)
 	must(srv.TrackPresence(mesh.Exact("club"), mesh.PresenceOptions{
 		Guard: func(_ context.Context, m mesh.Member, _ string) (bool, error) {
@@ -436,14 +436,15 @@ func ExampleConnectionManager_Recheck() {
 
 	members.Delete("alice")
 	must(srv.Connections().Recheck(context.Background(), alice.ID()))
-	alice.AwaitEnded("club") // she is told by mesh/presence-ended
+	alice.AwaitEnded("club") // the push mesh/presence-ended
 	fmt.Println("sees the club:", alice.Subscribe("club").Success)
 	// Output:
 	// sees the club: true
 	// sees the club: false
 }
 
-// An app whose own protocol shares the socket answers its own frames.
+// SendMessage sends a message of the app's own protocol, which shares the socket with
+// the Mesh protocol.
 func ExampleConnection_SendMessage() {
 	redis, err := meshtest.NewRedis()
 	must(err)
@@ -455,11 +456,11 @@ func ExampleConnection_SendMessage() {
 	web, err := meshtest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ws, err := upgrader.Upgrade(w, r, nil)
 		if err != nil {
-			return // it has answered
+			return // Upgrade has answered
 		}
 		_ = srv.ServeConn(r.Context(), ws, mesh.ConnOptions{
 			Foreign: func(c *mesh.Connection, _ int, data []byte) {
-				_ = c.SendMessage(websocket.TextMessage, append([]byte("you said "), data...)) // fails where it has ended
+				_ = c.SendMessage(websocket.TextMessage, append([]byte("you said "), data...)) // fails if the connection has ended
 			},
 		})
 	}), srv)
@@ -474,7 +475,7 @@ func ExampleConnection_SendMessage() {
 	// Output: you said HELO
 }
 
-// Find says which server has a connection, and where the connection is.
+// Find returns the server of a connection, its metadata and its rooms.
 func ExampleConnectionManager_Find() {
 	p, stop := startPresence()
 	defer stop()

@@ -17,7 +17,8 @@ import (
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-// Mistakes in the options are told here, not later. Nothing is asked of Redis.
+// NewServer checks the options and returns an error that names the field. It does not
+// use Redis.
 func ExampleNewServer() {
 	redis, err := meshtest.NewRedis() // redis.NewClient(…) in a program
 	must(err)
@@ -32,7 +33,7 @@ func ExampleNewServer() {
 	// mesh: invalid options: Redis is required
 }
 
-// Rules, hooks and commands first, so that the first client finds them.
+// Add rules, hooks and commands before Start, so that they apply to the first client.
 func ExampleServer_Start() {
 	redis, err := meshtest.NewRedis()
 	must(err)
@@ -50,8 +51,8 @@ func ExampleServer_Start() {
 	// <nil>
 }
 
-// A readiness probe, so that a load balancer sends nobody before Start or
-// after Shutdown.
+// Ready is meant for a readiness probe. A load balancer that uses it sends no clients
+// before Start or after Shutdown.
 func ExampleServer_Ready() {
 	srv, _, stop := startServer(mesh.Options{})
 	defer stop()
@@ -76,8 +77,8 @@ func ExampleServer_Ready() {
 	// 503
 }
 
-// Sockets are closed with 1012, "service restart", upon which the JavaScript
-// client comes back by itself. Then shut the http.Server down.
+// Shutdown closes sockets with code 1012, "service restart". The JavaScript client then
+// reconnects by itself. Shut the http.Server down afterwards.
 func ExampleServer_Shutdown() {
 	srv, connect, stop := startServer(mesh.Options{})
 	defer stop()
@@ -93,7 +94,7 @@ func ExampleServer_Shutdown() {
 	// 1012
 }
 
-// A guard reads the metadata that the server, not the client, has set.
+// A guard can trust the metadata of a connection, because the server has set it.
 func ExampleServer_TrackPresence() {
 	srv, connect, stop := startServer(mesh.Options{})
 	defer stop()
@@ -114,8 +115,8 @@ func ExampleServer_TrackPresence() {
 	// true
 }
 
-// Commands of the app's own, on the same socket. Whatever encodes to JSON is
-// the answer.
+// HandleCommand adds a command of the app on the same socket. The handler may return any
+// value that encodes to JSON.
 func ExampleServer_HandleCommand() {
 	srv, connect, stop := startServer(mesh.Options{})
 	defer stop()
@@ -142,8 +143,8 @@ func ExampleServer_HandleCommand() {
 	// "alice: hello"
 }
 
-// A code for programs and a text for people. Of any other error the client
-// gets the text, with code ESERVER.
+// A CommandError has a code for programs and a text for people. For any other error of a
+// handler, the client gets the text with code ESERVER.
 func ExampleCommandError() {
 	srv, connect, stop := startServer(mesh.Options{})
 	defer stop()
@@ -159,7 +160,8 @@ func ExampleCommandError() {
 	// ECLOSED VoteError the vote is over
 }
 
-// Metadata set here is there when the client joins: its commands wait.
+// The commands of a client wait until its OnConnection hooks have returned, so metadata
+// that a hook sets is there when the client joins a room.
 func ExampleServer_OnConnection() {
 	srv, connect, stop := startServer(mesh.Options{})
 	defer stop()
@@ -174,25 +176,25 @@ func ExampleServer_OnConnection() {
 	// {"userId":"alice","seat":12}
 }
 
-// It is called after the connection has left its rooms.
+// OnDisconnection hooks run after the connection has left its rooms.
 func ExampleServer_OnDisconnection() {
 	srv, connect, stop := startServer(mesh.Options{})
 	defer stop()
-	gone := make(chan string)
+	ended := make(chan string)
 	srv.OnDisconnection(func(_ context.Context, c *mesh.Connection, reason error) {
-		gone <- fmt.Sprintf("%s, in %v", c.Member().Metadata, c.Rooms())
+		ended <- fmt.Sprintf("%s, in %v", c.Member().Metadata, c.Rooms())
 	})
 
 	alice := connect("alice")
 	alice.Join("lobby")
 	alice.Close()
-	fmt.Println(<-gone)
+	fmt.Println(<-ended)
 	// Output:
 	// {"userId":"alice"}, in []
 }
 
-// The socket of an id, if it is here; ConnectionManager reaches those of other
-// servers too.
+// Connection returns a connection of this server by its id. ConnectionManager also
+// reaches connections of other servers.
 func ExampleServer_Connection() {
 	srv, connect, stop := startServer(mesh.Options{})
 	defer stop()
@@ -215,13 +217,14 @@ func ExampleServer_ServeHTTP() {
 	mux.Handle("/ws", srv)
 
 	w := httptest.NewRecorder()
-	mux.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/ws", nil)) // no WebSocket
+	mux.ServeHTTP(w, httptest.NewRequest(http.MethodGet, "/ws", nil)) // not a WebSocket request
 	fmt.Println(w.Code, w.Body)
 	// Output:
 	// 400 a WebSocket upgrade is expected here
 }
 
-// The app upgrades, and speaks a protocol of its own beside Mesh's.
+// With ServeConn, the app upgrades the request itself and may use a protocol of its own
+// beside the Mesh protocol.
 func ExampleServer_ServeConn() {
 	redis, err := meshtest.NewRedis()
 	must(err)
@@ -229,16 +232,16 @@ func ExampleServer_ServeConn() {
 	srv, err := mesh.NewServer(mesh.Options{Redis: redis.Client()})
 	must(err)
 
-	heard := make(chan string)
+	received := make(chan string)
 	upgrader := websocket.Upgrader{Subprotocols: []string{"app.v1"}}
 	web, err := meshtest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		ws, err := upgrader.Upgrade(w, r, nil)
 		if err != nil {
-			return // it has answered
+			return // Upgrade has answered
 		}
-		_ = srv.ServeConn(r.Context(), ws, mesh.ConnOptions{ // returns how it ended
+		_ = srv.ServeConn(r.Context(), ws, mesh.ConnOptions{ // returns the reason for the end
 			Metadata: map[string]string{"userId": r.URL.Query().Get("user")},
-			Foreign:  func(_ *mesh.Connection, _ int, data []byte) { heard <- string(data) },
+			Foreign:  func(_ *mesh.Connection, _ int, data []byte) { received <- string(data) },
 		})
 	}), srv)
 	must(err)
@@ -246,15 +249,15 @@ func ExampleServer_ServeConn() {
 
 	alice, err := web.Dial(meshtest.WithPath("/app?user=alice"), meshtest.WithSubprotocols("app.v1"))
 	must(err)
-	must(alice.Write(websocket.TextMessage, []byte("HELO"))) // not Mesh's
-	fmt.Println(<-heard)
+	must(alice.Write(websocket.TextMessage, []byte("HELO"))) // not a frame of the Mesh protocol
+	fmt.Println(<-received)
 	fmt.Printf("%s\n", alice.Join("lobby").Present[0].Metadata)
 	// Output:
 	// HELO
 	// {"userId":"alice"}
 }
 
-// For a page of numbers, or a metrics collector.
+// Stats is meant for a status page or a metrics collector.
 func ExampleServer_Stats() {
 	srv, connect, stop := startServer(mesh.Options{})
 	defer stop()
@@ -266,15 +269,15 @@ func ExampleServer_Stats() {
 	// connections: 1 entries: 1 rooms: 1
 }
 
-// What a program does when it is told to end: out of the load balancer's
-// rotation first, sockets closed evenly, then the rest.
+// A program calls Drain and then Shutdown before it exits. Drain makes Ready fail, so
+// that the load balancer sends no more clients, and closes the sockets evenly over time.
 func ExampleServer_Drain() {
 	srv, connect, stop := startServer(mesh.Options{})
 	defer stop()
 	ctx := context.Background()
 	alice := connect("alice")
 
-	fmt.Println(srv.Drain(ctx, 50*time.Millisecond)) // 20 s where there are thousands
+	fmt.Println(srv.Drain(ctx, 50*time.Millisecond)) // use 20 s for thousands of sockets
 	fmt.Println(alice.AwaitClose().Code)
 	fmt.Println(errors.Is(srv.Ready(ctx), mesh.ErrClosed))
 	fmt.Println(srv.Shutdown(ctx))
@@ -285,7 +288,7 @@ func ExampleServer_Drain() {
 	// <nil>
 }
 
-// For a readiness probe. It does not fail while Redis is away.
+// ReadyHandler is meant for a readiness probe. It does not fail while Redis is away.
 func ExampleServer_ReadyHandler() {
 	srv, _, stop := startServer(mesh.Options{})
 	defer stop()
@@ -305,7 +308,8 @@ func ExampleServer_ReadyHandler() {
 	// 503
 }
 
-// The servers that share the Redis, as Redis knows them.
+// Servers returns the live servers of the group, and the dead ones until they are cleaned
+// up.
 func ExampleServer_Servers() {
 	srv, _, stop := startServer(mesh.Options{})
 	defer stop()
@@ -318,7 +322,7 @@ func ExampleServer_Servers() {
 	// Output: this one: true alive: true
 }
 
-// How long calls of Redis took.
+// A quantile of a histogram, and the mean.
 func ExampleHistogram_Quantile() {
 	h, err := mesh.NewHistogram(
 		[]time.Duration{time.Millisecond, 10 * time.Millisecond, 100 * time.Millisecond},
@@ -344,12 +348,12 @@ func ExampleHistogram_Buckets() {
 	// in all 6
 }
 
-// Who is asking is decided before the upgrade. What is returned becomes the
-// connection's metadata, which guards can trust.
+// Authenticate runs before the upgrade. The value that it returns becomes the metadata of
+// the connection, which guards can trust.
 func ExampleOptions_authenticate() {
 	srv, web, stop := serve(mesh.Options{
 		Authenticate: func(_ context.Context, r *http.Request) (any, error) {
-			c, err := r.Cookie("session") // a program looks it up
+			c, err := r.Cookie("session") // a real program looks up the session
 			if err != nil {
 				return nil, mesh.Refuse(http.StatusUnauthorized, "sign in first")
 			}
@@ -372,7 +376,7 @@ func ExampleOptions_authenticate() {
 	// {"userId":"alice"} <nil>
 }
 
-// Clients may choose their colour, and nothing else.
+// Clients may change their colour, but nothing else.
 func ExampleOptions_clientMetadata() {
 	type profile struct {
 		UserID string `json:"userId"`
@@ -380,7 +384,7 @@ func ExampleOptions_clientMetadata() {
 	}
 	_, connect, stop := startServer(mesh.Options{
 		ClientMetadata: func(_ context.Context, m mesh.Member, proposed json.RawMessage) (any, error) {
-			now, err := mesh.MetadataOf[profile](m)
+			current, err := mesh.MetadataOf[profile](m)
 			if err != nil {
 				return nil, err
 			}
@@ -388,8 +392,8 @@ func ExampleOptions_clientMetadata() {
 			if err := json.Unmarshal(proposed, &wanted); err != nil {
 				return nil, err
 			}
-			now.Colour = wanted.Colour
-			return now, nil
+			current.Colour = wanted.Colour
+			return current, nil
 		},
 	})
 	defer stop()
@@ -401,7 +405,8 @@ func ExampleOptions_clientMetadata() {
 	// {"userId":"alice","colour":"red"}
 }
 
-// Pages of these origins may connect; who sends no Origin is no browser.
+// Browsers may connect from pages of these origins. Clients that send no Origin are not
+// browsers and are not affected.
 func ExampleOptions_allowedOrigins() {
 	_, web, stop := serve(mesh.Options{
 		AllowedOrigins: []string{"https://example.com", "https://*.example.com", "http://localhost:*"},
@@ -422,13 +427,13 @@ func ExampleOptions_allowedOrigins() {
 	// https://example.org 403
 }
 
-// A page cannot set headers of a WebSocket, but it can offer a token as a
-// subprotocol: new WebSocket(url, ["mesh", token]).
+// A page cannot set the headers of a WebSocket request, but it can offer a token as a
+// subprotocol, with new WebSocket(url, ["mesh", token]).
 func ExampleOptions_subprotocols() {
 	_, web, stop := serve(mesh.Options{
 		Subprotocols: []string{"mesh"},
 		Authenticate: func(_ context.Context, r *http.Request) (any, error) {
-			if slices.Contains(websocket.Subprotocols(r), "alices-token") { // a program looks it up
+			if slices.Contains(websocket.Subprotocols(r), "alices-token") { // a real program looks up the token
 				return map[string]string{"userId": "alice"}, nil
 			}
 			return nil, mesh.Refuse(http.StatusUnauthorized, "sign in first")
@@ -443,7 +448,7 @@ func ExampleOptions_subprotocols() {
 	// mesh {"userId":"alice"}
 }
 
-// The app cleans up by itself, when it suits it.
+// If EnablePresenceExpirationEvents is false, the app ends expired entries itself.
 func ExampleOptions_enablePresenceExpirationEvents() {
 	off := false
 	srv, connect, stop := startServer(mesh.Options{EnablePresenceExpirationEvents: &off})
@@ -451,19 +456,19 @@ func ExampleOptions_enablePresenceExpirationEvents() {
 	must(srv.TrackPresence(mesh.Exact("office"), mesh.PresenceOptions{TTL: time.Minute}))
 	connect("alice").Join("office")
 
-	// In a program: every now and then, on one server or on all.
+	// A real program calls it from time to time, on one server or on all.
 	ended, err := srv.Presence().CleanExpired(context.Background(), "office")
 	fmt.Println(ended, err)
 	// Output:
 	// 0 <nil>
 }
 
-// What is past a limit is answered with an error, and nothing is half done.
+// A command that exceeds a limit is answered with an error and has no effect.
 func ExampleLimits() {
 	_, connect, stop := startServer(mesh.Options{Limits: mesh.Limits{
 		RoomsPerConnection: 2,
 		StateBytes:         1 << 10,
-		CommandsPerSecond:  -1, // none
+		CommandsPerSecond:  -1, // no limit
 	}})
 	defer stop()
 
@@ -476,7 +481,7 @@ func ExampleLimits() {
 	// ELIMIT
 }
 
-// An exact name is no expression: "doc.1" is that one room.
+// Exact matches the one room with this name. The name is not an expression.
 func ExampleExact() {
 	p, stop := startPresence()
 	defer stop()
@@ -487,12 +492,12 @@ func ExampleExact() {
 	// mesh: invalid pattern: Exact of an empty name
 }
 
-// An expression matches anywhere in a room's name: say where it begins and
-// ends.
+// A regular expression may match any part of a room name. Use ^ and $ to match the whole
+// name.
 func ExampleRegexp() {
 	p, stop := startPresence()
 	defer stop()
-	for _, expr := range []string{`.+`, `^doc:[0-9]+$`} { // every room; documents
+	for _, expr := range []string{`.+`, `^doc:[0-9]+$`} { // all rooms, and documents only
 		fmt.Println(p.TrackPresence(mesh.Regexp(regexp.MustCompile(expr)), mesh.PresenceOptions{TTL: time.Minute}))
 	}
 	// Output:
@@ -500,8 +505,8 @@ func ExampleRegexp() {
 	// <nil>
 }
 
-// Guard decides who may see a room, JoinGuard who may be in it. A guest may
-// join here and is seen, and sees nobody.
+// Guard decides about viewers of a room, JoinGuard about its members. In this example, a
+// guest may join and is visible to others, but cannot see the room.
 func ExamplePresenceOptions() {
 	srv, connect, stop := startServer(mesh.Options{})
 	defer stop()
@@ -520,16 +525,16 @@ func ExamplePresenceOptions() {
 	for _, name := range []string{"alice", "guest", "banned"} {
 		c := connect(name)
 		joined := c.Join("stage")
-		fmt.Printf("%s: joined %t, told of %d, may watch %t\n", name, joined.Success, len(joined.Present), c.Subscribe("stage").Success)
+		fmt.Printf("%s: joined %t, sees %d, may subscribe %t\n", name, joined.Success, len(joined.Present), c.Subscribe("stage").Success)
 	}
 	// Output:
-	// alice: joined true, told of 1, may watch true
-	// guest: joined true, told of 0, may watch false
-	// banned: joined false, told of 0, may watch true
+	// alice: joined true, sees 1, may subscribe true
+	// guest: joined true, sees 0, may subscribe false
+	// banned: joined false, sees 0, may subscribe true
 }
 
-// Of a cursor only counts where it is now: at most one state of each member is
-// told in a second here, the newest.
+// For a cursor, only the newest position matters. With this StateInterval, subscribers
+// receive at most one state of each member per second, and always the last one.
 func ExamplePresenceOptions_stateInterval() {
 	p, stop := startPresence()
 	defer stop()
@@ -551,11 +556,11 @@ func ExamplePresenceOptions_stateInterval() {
 			break
 		}
 	}
-	fmt.Println("told of less than a tenth, and of the last:", states < 10)
-	// Output: told of less than a tenth, and of the last: true
+	fmt.Println("received the last state and fewer than ten in all:", states < 10)
+	// Output: received the last state and fewer than ten in all: true
 }
 
-// In a guard, in a hook, or for a list of members.
+// MetadataOf decodes the metadata of a member, for example in a guard or a hook.
 func ExampleMetadataOf() {
 	type user struct {
 		Name  string `json:"name"`
@@ -572,7 +577,7 @@ func ExampleMetadataOf() {
 	// true
 }
 
-// The status and text are for the client; of any other error it gets a bare
+// The client gets the status and the text of a Refusal. For any other error, it gets only
 // 401.
 func ExampleRefuse() {
 	authenticate := func(_ context.Context, r *http.Request) (any, error) {
@@ -596,7 +601,7 @@ func ExampleRefuse() {
 	// {"userId":"alice"}
 }
 
-// A room that is not tracked any more has members, but subscriptions to it end.
+// If a room is no longer tracked, its subscriptions end, but its members stay.
 func ExampleServer_UntrackPresence() {
 	srv, connect, stop := startServer(mesh.Options{})
 	defer stop()

@@ -9,8 +9,8 @@ import (
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-// What the examples of single methods leave out. The example of the package
-// shows all of it, as a program has it.
+// This file sets up the examples of single methods. The example of the package is a
+// complete program.
 
 // must ends the program on an error.
 func must(err error) {
@@ -19,8 +19,8 @@ func must(err error) {
 	}
 }
 
-// startPresence returns a manager that has been started, on a Redis of its
-// own, with the room "lobby" tracked. stop shuts it down.
+// startPresence starts a manager on a Redis of its own, with a rule for the room "lobby".
+// stop shuts it down.
 func startPresence() (p *mesh.PresenceManager, stop func()) {
 	redis, err := meshtest.NewRedis()
 	must(err)
@@ -34,9 +34,8 @@ func startPresence() (p *mesh.PresenceManager, stop func()) {
 	}
 }
 
-// startServer does the same with a server, in which room "lobby" is tracked
-// too. connect opens a WebSocket to it, for a user whose name becomes the
-// metadata {"userId": name}.
+// startServer does the same with a server. connect opens a WebSocket with the metadata
+// {"userId": name}.
 func startServer(opts mesh.Options) (srv *mesh.Server, connect func(name string) *meshtest.Client, stop func()) {
 	opts.Authenticate = func(_ context.Context, r *http.Request) (any, error) {
 		return map[string]string{"userId": r.Header.Get("User")}, nil
@@ -50,7 +49,7 @@ func startServer(opts mesh.Options) (srv *mesh.Server, connect func(name string)
 	return srv, connect, stop
 }
 
-// serve is startServer for examples that connect in their own way.
+// serve does the same for examples that open the WebSockets themselves.
 func serve(opts mesh.Options) (srv *mesh.Server, web *meshtest.Server, stop func()) {
 	redis, err := meshtest.NewRedis()
 	must(err)

@@ -19,15 +19,15 @@ import (
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-// user is what this app keeps as a connection's metadata: guards go by it, and
-// pages show it.
+// user is the metadata of a connection in this app. Guards decide by it, and pages show
+// it.
 type user struct {
 	ID    string `json:"userId"`
 	Admin bool   `json:"admin,omitempty"`
 }
 
-// signIn runs before a request is upgraded. A program would look the session
-// up; what it returns becomes the connection's metadata.
+// signIn runs before a request is upgraded. A real program would look up the session.
+// The returned value becomes the metadata of the connection.
 func signIn(_ context.Context, r *http.Request) (any, error) {
 	id, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	if !ok {
@@ -36,13 +36,13 @@ func signIn(_ context.Context, r *http.Request) (any, error) {
 	return user{ID: id, Admin: id == "root"}, nil
 }
 
-// adminsOnly decides who may see a room.
+// adminsOnly is a guard that lets only admins see a room.
 func adminsOnly(_ context.Context, m mesh.Member, _ string) (bool, error) {
 	u, err := mesh.MetadataOf[user](m)
 	return u.Admin, err
 }
 
-// newPresence returns a server with this app's rooms and commands.
+// newPresence returns a server with the rules and commands of this app.
 func newPresence(client redis.UniversalClient) (*mesh.Server, error) {
 	srv, err := mesh.NewServer(mesh.Options{Redis: client, Authenticate: signIn})
 	if err != nil {
@@ -59,10 +59,11 @@ func newPresence(client redis.UniversalClient) (*mesh.Server, error) {
 	)
 }
 
-// A program from start to end: who signs in, joins and goes is seen by whoever
-// watches the room, here or on another server with the same Redis.
+// This program runs from Start to Shutdown. A client signs in, joins a room and
+// disconnects. All subscribers to the room see this, here and on other servers with the
+// same Redis.
 func Example() {
-	// An in-process Redis, so that this runs anywhere. In a program:
+	// An in-process Redis, so that the example runs anywhere. In a real program:
 	// client := redis.NewClient(&redis.Options{Addr: "localhost:6379"})
 	memory, err := meshtest.NewRedis()
 	if err != nil {
@@ -84,7 +85,7 @@ func Example() {
 	mux.Handle("/ws", srv)
 	web := httptest.NewServer(mux)
 
-	// Alice comes, as a browser would with the JavaScript client.
+	// Alice connects, as a browser does with the JavaScript client.
 	url := "ws" + strings.TrimPrefix(web.URL, "http") + "/ws"
 	alice, _, err := websocket.DefaultDialer.Dial(url, http.Header{"Authorization": {"Bearer alice"}})
 	if err != nil {
@@ -102,7 +103,7 @@ func Example() {
 			err = alice.WriteJSON(map[string]any{"id": 1, "command": "mesh/join-room", "payload": map[string]string{"roomName": "lobby"}})
 		case mesh.EventJoin:
 			fmt.Printf("joined: %s\n", event.Metadata)
-			err = alice.Close() // no good-bye: the connection just breaks
+			err = alice.Close() // without a close frame, as if the connection broke
 		case mesh.EventLeave:
 			fmt.Println("left")
 		}
@@ -114,8 +115,8 @@ func Example() {
 		}
 	}
 
-	// http.Server.Shutdown knows nothing of WebSockets: mesh first, then the
-	// web server, then the Redis client.
+	// Shut down mesh first, because http.Server.Shutdown ignores WebSockets. Then close
+	// the web server and the Redis client.
 	if err := srv.Shutdown(ctx); err != nil {
 		log.Fatal(err)
 	}

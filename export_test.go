@@ -28,7 +28,7 @@ const (
 	DrainLate          = drainLate
 )
 
-// ServerWith returns a server that has so many connections and nothing else.
+// ServerWith returns a server with a number of connections and without other parts.
 func ServerWith(connections int) *Server {
 	s := &Server{n: &core{}, conns: map[string]*Connection{}, gate: admission.New(admission.Config{})}
 	for i := range connections {
@@ -41,8 +41,8 @@ func ServerWith(connections int) *Server {
 // RefuseMore begins to drain. It returns the number of connections.
 func (s *Server) RefuseMore() int { return s.refuseMore() }
 
-// TakeDue returns the ids of the connections that a drain from begun until until closes
-// now, and the wait until the next ones.
+// TakeDue returns the ids of the connections that a drain closes now, and the wait
+// before the next ones. The drain lasts from begun to until.
 func (s *Server) TakeDue(now, begun, until time.Time) (ids []string, wait time.Duration) {
 	due, wait := s.takeDue(now, begun, until)
 	for _, c := range due {
@@ -60,8 +60,8 @@ func CommandNames() []string { return slices.Sorted(maps.Keys(commands)) }
 // SetHost sets the name of the host.
 func SetHost(o *Options, name string) { o.host = func() (string, error) { return name, nil } }
 
-// Places returns how many places for connections are in use, and how many of them by
-// requests that are not connections yet.
+// Places returns the number of places for connections in use, and how many of them
+// belong to requests that are not connections yet.
 func (s *Server) Places() [2]int {
 	open, taken := s.gate.Counts()
 	return [2]int{open, taken}
@@ -73,20 +73,20 @@ func (s *Server) Authenticating() int64 { return s.asking.Load() }
 // SetAuthenticating sets what Authenticating returns.
 func (s *Server) SetAuthenticating(n int) { s.asking.Store(int64(n)) }
 
-// TakeUpgrade takes the place of an upgrade.
+// TakeUpgrade takes a place for a connection that is being upgraded.
 func (s *Server) TakeUpgrade() error { return s.gate.Take(true) }
 
 // MostConnections returns how many connections the server accepts.
 func (s *Server) MostConnections() int { return s.gate.Max() }
 
-// Enter, Take and Leave do what a request for a connection does.
+// Enter, Take and Leave are the steps of a request for a connection.
 func (s *Server) Enter() error { return s.enter() }
 
 func (s *Server) Take() error { return s.gate.Take(false) }
 
 func (s *Server) Leave() { s.gate.Leave(true) }
 
-// StillOpen returns how many connections have not been closed.
+// StillOpen returns the number of connections that have not been closed.
 func (s *Server) StillOpen() int { return s.stillOpen() }
 
 // SetBuckets sets the number of buckets of a server that has not been started.
@@ -98,13 +98,13 @@ func (s *Server) HandleMessage(channel, payload string) { s.n.Message(channel, p
 // WaitForPeers waits until all calls of other servers have been carried out.
 func (s *Server) WaitForPeers() { s.n.peers.Wait() }
 
-// AnswersKept returns how many answers of guards about a connection are kept, and how
-// many may be.
+// AnswersKept returns the number of cached guard answers about a connection, and its
+// limit.
 func (s *Server) AnswersKept(conn string) (kept, most int) {
 	return s.n.access.guards.Kept(conn), s.n.opts.keptAnswers()
 }
 
-// Delivery returns the function that delivers updates to the one subscription.
+// Delivery returns the function that delivers updates to the only subscription.
 func (p *PresenceManager) Delivery() func(*wire.Update) {
 	return p.n.access.Of("")[0].Deliver
 }
@@ -114,8 +114,8 @@ func (p *PresenceManager) WatchSilently(ctx context.Context, room, viewer string
 	return p.n.access.Watch(ctx, &watch.Subscription{Room: room, Viewer: viewer, Out: silentOutlet{}, MaxBytes: -1})
 }
 
-// FillQueue puts events into the queue of a subscription of the app, and returns the
-// error that ends it.
+// FillQueue puts events into the queue of a subscription of the app. It returns the
+// error that ends the subscription.
 func (s *Server) FillQueue(room string, events int) error {
 	out := newQueueOutlet(s.n, room)
 	for range events {
@@ -158,7 +158,7 @@ func (p *PresenceManager) EncodeState(state any) (json.RawMessage, error) {
 	return p.n.encodeState(state)
 }
 
-// EncodeMetadata returns metadata as they are stored.
+// EncodeMetadata returns metadata as it is stored.
 func (p *PresenceManager) EncodeMetadata(value any) (json.RawMessage, error) {
 	return p.n.encodeMetadata(value)
 }
@@ -166,16 +166,16 @@ func (p *PresenceManager) EncodeMetadata(value any) (json.RawMessage, error) {
 // Response returns the status and the text of the answer to a refused request.
 func (r *Refusal) Response() (status int, message string) { return r.response() }
 
-// RedisState returns what the server knows about Redis.
+// RedisState returns the server's view of the state of Redis.
 func (s *Server) RedisState() *redisstate.State { return s.n.redis.State }
 
-// ExpiredPaused reports whether the server leaves expired events alone.
+// ExpiredPaused reports whether the server ignores expired events for now.
 func (s *Server) ExpiredPaused() bool { return s.n.redis.expired.Paused() }
 
-// Disconnected tells the server that the connection that receives events is lost.
+// Disconnected tells the server that its listener is lost.
 func (s *Server) Disconnected() { s.n.Disconnected() }
 
-// Refuse returns the answer to a request that is refused.
+// Refuse returns the answer of the socket to a refused request.
 func (c *Connection) Refuse(req wire.Request, message, code, name string) *wire.Frame {
 	return (*wireHandler)(c).Refusal(req, message, code, name)
 }

@@ -56,7 +56,7 @@ func TestAppCommands(t *testing.T) {
 			assert.JSONEq(t, want, string(p.Call(command, json.RawMessage(`{"n":1.0}`))), command)
 		}
 		assert.Contains(t, string(p.Call("unencodable", nil)), `"ESERVER"`)
-		w.Eventually(time.Second, func() bool { return s.Stats().CallbackPanics == 2 }, "both are counted")
+		w.Eventually(time.Second, func() bool { return s.Stats().CallbackPanics == 2 }, "both panics are counted")
 
 		for _, name := range []string{"", "mesh/noop", "mesh/mine", "ping", "pong", "latency", "latency:request", "latency:response"} {
 			require.ErrorIs(t, s.HandleCommand(name, func(context.Context, *mesh.Connection, json.RawMessage) (any, error) { return nil, nil }), mesh.ErrInvalidCommand, "%q", name)
@@ -66,13 +66,13 @@ func TestAppCommands(t *testing.T) {
 	})
 }
 
-func TestAHungHandlerDoesNotKeepItsConnectionPresent(t *testing.T) {
+func TestAHangingHandlerDoesNotKeepItsConnectionPresent(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s := w.Tracked()
 		release := make(chan struct{})
 		require.NoError(t, s.HandleCommand("hang", func(context.Context, *mesh.Connection, json.RawMessage) (any, error) {
-			<-release // whatever its context says
+			<-release // ignores its context
 			return nil, nil
 		}))
 		watcher, p := s.Dial(), s.Dial()
@@ -97,11 +97,11 @@ func TestConnectionHooks(t *testing.T) {
 		}
 		ended := make(chan ending, 10)
 		s.OnConnection(func(ctx context.Context, c *mesh.Connection) {
-			// The client's first command is on its way already.
+			// The client's first command may already have arrived.
 			assert.NoError(t, s.Connections().SetMetadata(ctx, c.ID(), map[string]any{"userId": "u1"}, mesh.MetadataOptions{}))
 		})
 		s.OnConnection(func(ctx context.Context, c *mesh.Connection) {
-			assert.JSONEq(t, `{"userId":"u1"}`, string(c.Member().Metadata), "in the order added")
+			assert.JSONEq(t, `{"userId":"u1"}`, string(c.Member().Metadata), "hooks run in the order in which they were added")
 			assert.NoError(t, s.Connections().SetMetadata(ctx, c.ID(), map[string]any{"second": true}, mesh.MetadataOptions{Strategy: mesh.Merge}))
 			assert.NotNil(t, c.RemoteAddr())
 		})
@@ -120,8 +120,8 @@ func TestConnectionHooks(t *testing.T) {
 		p.Closed(2 * time.Second)
 		e := <-ended
 		assert.Equal(t, p.ID, e.member.ID)
-		assert.JSONEq(t, `{"userId":"u1","second":true}`, string(e.member.Metadata), "what it was is still known")
-		assert.Empty(t, e.present, "it has left by then")
+		assert.JSONEq(t, `{"userId":"u1","second":true}`, string(e.member.Metadata), "the metadata is still known")
+		assert.Empty(t, e.present, "it has left its rooms")
 		assert.ErrorContains(t, e.reason, "closed")
 
 		p = s.Dial()
@@ -129,7 +129,7 @@ func TestConnectionHooks(t *testing.T) {
 		p.Close()
 		e = <-ended
 		assert.Empty(t, e.present)
-		assert.ErrorContains(t, e.reason, "broken", "the client went without a word")
+		assert.ErrorContains(t, e.reason, "broken", "the client sent no close frame")
 		_, open := s.Connection(p.ID)
 		assert.False(t, open)
 	})
@@ -153,19 +153,19 @@ func TestHooksThatFail(t *testing.T) {
 		watcher := w.Tracked().Dial()
 		watcher.Subscribe("lobby")
 
-		// Nothing remains of a connection whose first function failed.
+		// Nothing remains of a connection if its first OnConnection hook fails.
 		p := s.Dial()
 		begun := time.Now()
 		_, err := p.TryCall("mesh/join-room", map[string]any{"roomName": "other"})
 		require.Error(t, err, "no command is carried out")
 		assert.Equal(t, websocket.CloseInternalServerErr, p.Closed(time.Second))
-		assert.Zero(t, time.Since(begun), "a panic costs no time")
+		assert.Zero(t, time.Since(begun), "a panic closes the connection at once")
 		w.Sleep(time.Second)
-		assert.EqualValues(t, 100, after.Load(), "the functions after it are not called, those at the end are")
+		assert.EqualValues(t, 100, after.Load(), "later OnConnection hooks do not run, OnDisconnection hooks do")
 		require.ErrorIs(t, *reason.Load(), mesh.ErrClosed)
 		assert.Contains(t, (*reason.Load()).Error(), "1011")
 		assert.EqualValues(t, 2, s.Stats().CallbackPanics)
-		assert.Equal(t, 1, watcher.Count("leave", p.ID), "it leaves what a function has joined")
+		assert.Equal(t, 1, watcher.Count("leave", p.ID), "it leaves the room that the hook joined")
 		_, err = s.Connections().Metadata(t.Context(), p.ID)
 		require.ErrorIs(t, err, mesh.ErrUnknownConnection)
 		in, err := s.Rooms().ConnectionIDs(t.Context(), "other")
@@ -173,7 +173,7 @@ func TestHooksThatFail(t *testing.T) {
 		assert.Empty(t, in)
 		assert.Zero(t, s.Stats().Connections)
 
-		// One that hangs holds up its own connection, for a while.
+		// A hook that hangs delays only its own connection, until HookTimeout.
 		s2 := w.Tracked(func(o *mesh.Options) {
 			o.HookTimeout = time.Second
 			o.Authenticate = func(_ context.Context, r *http.Request) (any, error) { return r.Header.Get("X-Kind"), nil }
@@ -200,7 +200,8 @@ func TestHooksThatFail(t *testing.T) {
 	})
 }
 
-// A command handler may end its own connection.
+// TestACommandEndsItsConnection checks that a command handler may end its own
+// connection.
 func TestACommandEndsItsConnection(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {

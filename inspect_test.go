@@ -48,7 +48,7 @@ func TestListOfRooms(t *testing.T) {
 		}
 		page, err = s.Rooms().List(t.Context(), mesh.RoomQuery{Prefix: "z"})
 		require.NoError(t, err)
-		assert.Equal(t, 6, page.Total, "of all rooms")
+		assert.Equal(t, 6, page.Total, "Total counts all rooms")
 
 		for _, q := range []mesh.RoomQuery{{Limit: -1}, {Limit: 1001}, {Cursor: "x"}, {Cursor: "0.1"}, {Cursor: "-1.0."}, {Cursor: "64.0."}, {Cursor: "0.-1."}} {
 			_, err := s.Rooms().List(t.Context(), q)
@@ -57,14 +57,14 @@ func TestListOfRooms(t *testing.T) {
 	})
 }
 
-// 10,000 rooms are never read at once, and all of them are found; a prefix that
-// few of them have finds those.
+// TestListOfManyRooms checks that List finds all of 10,000 rooms, in pages, and those
+// with a prefix.
 func TestListOfManyRooms(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
 		many := 10_000
 		if w.Virtual {
-			many = 2_000 // in this process it takes long, and shows no more
+			many = 2_000 // more take long on the in-process Redis
 		}
 		rooms := make([]string, many)
 		for i := range rooms {
@@ -89,8 +89,9 @@ func TestListOfManyRooms(t *testing.T) {
 	})
 }
 
-// A set of numbers comes from Redis all at once, whatever was asked for.
-func TestListOfRoomsThatComeAllAtOnce(t *testing.T) {
+// TestListOfRoomsWithNumericNames checks that pages stay small although Redis returns a
+// set of integers at once, whatever COUNT says.
+func TestListOfRoomsWithNumericNames(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
 		rooms := make([]string, 300)
@@ -106,7 +107,7 @@ func TestListOfRoomsThatComeAllAtOnce(t *testing.T) {
 			require.LessOrEqual(t, len(page.Rooms), 60)
 			seen, pages, q.Cursor = seen+len(page.Rooms), pages+1, page.Next
 		}
-		assert.Equal(t, 300, seen, "each once: nothing has changed meanwhile")
+		assert.Equal(t, 300, seen, "each room once, because none has changed")
 		assert.GreaterOrEqual(t, pages, 6)
 	})
 }
@@ -143,7 +144,7 @@ func TestEntriesOfARoom(t *testing.T) {
 		assert.JSONEq(t, `{"name":"Bob"}`, string(bob.Metadata))
 		assert.Nil(t, bob.State)
 		assert.Zero(t, bob.StateUntil)
-		assert.Zero(t, bob.TTL, "its server has no rule")
+		assert.Zero(t, bob.TTL, "the server of the entry has no rule")
 		assert.EqualValues(t, 3, bob.Seq)
 
 		assert.Equal(t, a.ID, ann.ConnectionID)
@@ -165,7 +166,8 @@ func TestEntriesOfARoom(t *testing.T) {
 	})
 }
 
-// A large room comes in bounded pages that hold everybody.
+// TestEntriesOfALargeRoom checks that the pages of a large room are bounded and contain
+// all members.
 func TestEntriesOfALargeRoom(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
@@ -208,11 +210,11 @@ func TestWatchedRooms(t *testing.T) {
 		b.Subscribe("a1")
 		far.Join("a1")
 		a.Expect(2*time.Second, "join", far.ID)
-		inOrder := func() bool {
+		ready := func() bool {
 			page, err = s1.Rooms().Watched(ctx, mesh.WatchedQuery{Prefix: "a", Limit: 1})
 			return err == nil && len(page.Rooms) == 1 && !page.Rooms[0].Stale
 		}
-		w.Eventually(2*time.Second, inOrder, "a1 is in order: %+v", page)
+		w.Eventually(2*time.Second, ready, "a1 is not stale: %+v", page)
 		assert.Equal(t, 2, page.Total)
 		assert.Equal(t, "a1", page.Next)
 		one := page.Rooms[0]
@@ -233,13 +235,14 @@ func TestWatchedRooms(t *testing.T) {
 		assert.Equal(t, "b", page.Rooms[1].Name)
 		assert.Empty(t, page.Next)
 		_, known = page.Rooms[1].Behind()
-		assert.True(t, known, "nothing ever happened there")
+		assert.True(t, known, "the room never had an event")
 		_, err = s1.Rooms().Watched(ctx, mesh.WatchedQuery{Limit: -1})
 		require.ErrorIs(t, err, mesh.ErrInvalidOptions)
 	})
 }
 
-// Where an event is lost, the lag shows until it is noticed.
+// TestWatchedRoomThatIsBehind checks that Behind counts lost events until the
+// comparison finds them.
 func TestWatchedRoomThatIsBehind(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -250,14 +253,14 @@ func TestWatchedRoomThatIsBehind(t *testing.T) {
 		w.Sleep(time.Second)
 		at, err := testhook.PartsOf(s.Server).Store.Positions(t.Context(), []string{"lobby"})
 		require.NoError(t, err)
-		further := fmt.Sprintf("%s %d %s", at[0].Epoch, at[0].Seq+3, at[0].Tag)
-		require.NoError(t, w.Client().Set(t.Context(), w.Keys().Seq("lobby"), further, 0).Err()) // no event is published
+		later := fmt.Sprintf("%s %d %s", at[0].Epoch, at[0].Seq+3, at[0].Tag)
+		require.NoError(t, w.Client().Set(t.Context(), w.Keys().Seq("lobby"), later, 0).Err()) // no event is published
 		page, err := s.Rooms().Watched(t.Context(), mesh.WatchedQuery{})
 		require.NoError(t, err)
 		behind, known := page.Rooms[0].Behind()
 		assert.True(t, known)
 		assert.EqualValues(t, 3, behind)
-		w.Sleep(12 * time.Second) // everything is compared each 10 s
+		w.Sleep(12 * time.Second) // the next comparison is within 10 s
 		page, err = s.Rooms().Watched(t.Context(), mesh.WatchedQuery{})
 		require.NoError(t, err)
 		behind, known = page.Rooms[0].Behind()
@@ -266,7 +269,8 @@ func TestWatchedRoomThatIsBehind(t *testing.T) {
 	})
 }
 
-// What is here is known while Redis is away, that it may be stale among it.
+// TestWatchedRoomsWhileRedisIsAway checks that Watched still describes the mirrors while
+// Redis is away, and marks them as stale.
 func TestWatchedRoomsWhileRedisIsAway(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -308,13 +312,13 @@ func TestBehind(t *testing.T) {
 		n     uint64
 		known bool
 	}{
-		"not compared":    {mesh.WatchedRoom{Epoch: "e", Seq: 1, RedisEpoch: "e", RedisSeq: 9}, 0, false},
-		"behind":          {mesh.WatchedRoom{Epoch: "e", Seq: 1, RedisEpoch: "e", RedisSeq: 9, Compared: true}, 8, true},
-		"in step":         {mesh.WatchedRoom{Epoch: "e", Seq: 9, RedisEpoch: "e", RedisSeq: 9, Compared: true}, 0, true},
-		"ahead by now":    {mesh.WatchedRoom{Epoch: "e", Seq: 9, RedisEpoch: "e", RedisSeq: 5, Compared: true}, 0, true},
-		"another epoch":   {mesh.WatchedRoom{Epoch: "e", Seq: 9, RedisEpoch: "f", RedisSeq: 5, Compared: true}, 0, false},
-		"forgotten":       {mesh.WatchedRoom{Epoch: "e", Seq: 9, Compared: true}, 0, true},
-		"members, but no": {mesh.WatchedRoom{Epoch: "e", Seq: 9, Members: 1, Compared: true}, 0, false},
+		"not compared":          {mesh.WatchedRoom{Epoch: "e", Seq: 1, RedisEpoch: "e", RedisSeq: 9}, 0, false},
+		"behind":                {mesh.WatchedRoom{Epoch: "e", Seq: 1, RedisEpoch: "e", RedisSeq: 9, Compared: true}, 8, true},
+		"up to date":            {mesh.WatchedRoom{Epoch: "e", Seq: 9, RedisEpoch: "e", RedisSeq: 9, Compared: true}, 0, true},
+		"ahead":                 {mesh.WatchedRoom{Epoch: "e", Seq: 9, RedisEpoch: "e", RedisSeq: 5, Compared: true}, 0, true},
+		"another epoch":         {mesh.WatchedRoom{Epoch: "e", Seq: 9, RedisEpoch: "f", RedisSeq: 5, Compared: true}, 0, false},
+		"empty, not in Redis":   {mesh.WatchedRoom{Epoch: "e", Seq: 9, Compared: true}, 0, true},
+		"members, not in Redis": {mesh.WatchedRoom{Epoch: "e", Seq: 9, Members: 1, Compared: true}, 0, false},
 	} {
 		n, known := c.w.Behind()
 		assert.Equal(t, c.n, n, name)
@@ -322,11 +326,11 @@ func TestBehind(t *testing.T) {
 	}
 }
 
-// beforeCommand is a hook that does something once, before a command goes out.
-type beforeCommand struct{ what atomic.Pointer[func()] }
+// beforeCommand is a hook that calls a function once, before the next command is sent.
+type beforeCommand struct{ call atomic.Pointer[func()] }
 
 func (b *beforeCommand) fire() {
-	if f := b.what.Swap(nil); f != nil {
+	if f := b.call.Swap(nil); f != nil {
 		(*f)()
 	}
 }
@@ -341,8 +345,9 @@ func (b *beforeCommand) ProcessPipelineHook(next redis.ProcessPipelineHook) redi
 	return func(ctx context.Context, cmds []redis.Cmder) error { b.fire(); return next(ctx, cmds) }
 }
 
-// What happens while Redis is being asked is no lag of the copy.
-func TestWatchedEventOnItsWayIsNoLag(t *testing.T) {
+// TestEventsDuringWatchedAreNoLag checks that an event that arrives while Watched reads
+// from Redis does not count as lag.
+func TestEventsDuringWatchedAreNoLag(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		hook := new(beforeCommand)
@@ -350,14 +355,14 @@ func TestWatchedEventOnItsWayIsNoLag(t *testing.T) {
 		p, other := s.Dial(), s.Dial()
 		p.Join("lobby")
 		p.Subscribe("lobby")
-		meanwhile := func() {
+		join := func() {
 			other.Join("lobby")
 			p.Expect(time.Second, "join", other.ID)
 		}
-		hook.what.Store(&meanwhile)
+		hook.call.Store(&join)
 		page, err := s.Rooms().Watched(t.Context(), mesh.WatchedQuery{})
 		require.NoError(t, err)
-		require.Nil(t, hook.what.Load())
+		require.Nil(t, hook.call.Load())
 		require.Len(t, page.Rooms, 1)
 		room := page.Rooms[0]
 		assert.Equal(t, 2, room.Members)
@@ -365,36 +370,36 @@ func TestWatchedEventOnItsWayIsNoLag(t *testing.T) {
 	})
 }
 
-func TestLooksNeedAServerThatRuns(t *testing.T) {
+func TestReadsNeedARunningServer(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s, err := mesh.NewServer(w.Options())
 		require.NoError(t, err)
-		looks := map[string]func() error{
+		reads := map[string]func() error{
 			"Servers": func() error { _, err := s.Servers(t.Context()); return err },
 			"List":    func() error { _, err := s.Rooms().List(t.Context(), mesh.RoomQuery{}); return err },
 			"Entries": func() error { _, err := s.Rooms().Entries(t.Context(), "r", mesh.EntryQuery{}); return err },
 			"Counts":  func() error { _, err := s.Presence().Counts(t.Context(), "r"); return err },
 		}
-		for name, look := range looks {
-			require.ErrorIs(t, look(), mesh.ErrNotStarted, name)
+		for name, read := range reads {
+			require.ErrorIs(t, read(), mesh.ErrNotStarted, name)
 		}
 		_, err = s.Rooms().Watched(t.Context(), mesh.WatchedQuery{})
-		require.NoError(t, err, "nobody watches, so nobody has to be asked")
+		require.NoError(t, err, "without a watched room, Watched needs no Redis")
 		require.NoError(t, s.Start(t.Context()))
-		for name, look := range looks {
-			require.NoError(t, look(), name)
+		for name, read := range reads {
+			require.NoError(t, read(), name)
 		}
 		w.Mem.Hang()
-		for name, look := range looks {
+		for name, read := range reads {
 			began := time.Now()
-			require.ErrorIs(t, look(), mesh.ErrUnavailable, name)
+			require.ErrorIs(t, read(), mesh.ErrUnavailable, name)
 			assert.LessOrEqual(t, time.Since(began), 2*time.Second, name)
 		}
 		w.Mem.Resume()
 		require.NoError(t, s.Shutdown(t.Context()))
-		for name, look := range looks {
-			require.ErrorIs(t, look(), mesh.ErrClosed, name)
+		for name, read := range reads {
+			require.ErrorIs(t, read(), mesh.ErrClosed, name)
 		}
 	})
 }

@@ -116,7 +116,7 @@ func (l *expiryListener) expired(key string) {
 	}
 }
 
-// stateChanged logs when expired events stop to arrive and when they arrive again, once
+// stateChanged logs when expired events stop arriving and when they arrive again, once
 // each. While Redis is away nothing is known about them. No line is held back: it takes
 // two probes of two seconds to find that events do not arrive, and the newest line must be
 // the true one.

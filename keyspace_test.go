@@ -20,12 +20,12 @@ import (
 
 var plainKeys = keys.Space{Prefix: "mesh:", Spread: 1}
 
-// expiryLog records what an expiryListener says and logs.
+// expiryLog records the expired events and the log lines of an expiryListener.
 type expiryLog struct {
 	*expiryListener
-	mu   sync.Mutex // guards all below
-	said []string
-	logs []string
+	mu     sync.Mutex // guards the fields below
+	events []string
+	logs   []string
 }
 
 func newExpiryLog(client redis.UniversalClient, names keys.Space) *expiryLog {
@@ -35,7 +35,7 @@ func newExpiryLog(client redis.UniversalClient, names keys.Space) *expiryLog {
 		OnExpired: func(e keys.Expired) {
 			h.mu.Lock()
 			defer h.mu.Unlock()
-			h.said = append(h.said, fmt.Sprintf("%c %s %s", e.Kind, e.Room, e.Conn))
+			h.events = append(h.events, fmt.Sprintf("%c %s %s", e.Kind, e.Room, e.Conn))
 		},
 	})
 	return h
@@ -56,10 +56,10 @@ func (h *expiryLog) Handle(_ context.Context, r slog.Record) error {
 	return nil
 }
 
-func (h *expiryLog) heard() []string {
+func (h *expiryLog) received() []string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return append([]string(nil), h.said...)
+	return append([]string(nil), h.events...)
 }
 
 func (h *expiryLog) logged() []string {
@@ -68,7 +68,7 @@ func (h *expiryLog) logged() []string {
 	return append([]string(nil), h.logs...)
 }
 
-func TestExpiryListenerHints(t *testing.T) {
+func TestExpiryListenerReceives(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		client := meshtest.StartRedis(t).Client()
@@ -83,14 +83,14 @@ func TestExpiryListenerHints(t *testing.T) {
 		}
 		time.Sleep(2 * time.Second)
 		synctest.Wait()
-		require.ElementsMatch(t, []string{"c a:b c", "s a\n d"}, h.heard())
+		require.ElementsMatch(t, []string{"c a:b c", "s a\n d"}, h.received())
 		time.Sleep(5 * time.Minute)
 		require.True(t, h.Working())
 		require.Empty(t, h.logged())
 	})
 }
 
-func TestExpiryListenerSilent(t *testing.T) {
+func TestExpiryListenerWithoutEvents(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := meshtest.StartRedis(t, meshtest.WithConfigForbidden())
@@ -105,7 +105,7 @@ func TestExpiryListenerSilent(t *testing.T) {
 		require.Len(t, logs, 1)
 		require.Contains(t, logs[0], "notify-keyspace-events to include Ex")
 		require.Contains(t, logs[0], "__keyevent@0__:expired")
-		for range 5 { // neither time nor outages repeat it
+		for range 5 { // neither time nor an outage repeats the warning
 			time.Sleep(2 * time.Minute)
 			s.CutOnce()
 		}
@@ -113,7 +113,7 @@ func TestExpiryListenerSilent(t *testing.T) {
 	})
 }
 
-func TestExpiryListenerAway(t *testing.T) {
+func TestExpiryListenerWhileRedisIsAway(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		s := meshtest.StartRedis(t)
@@ -134,7 +134,7 @@ func TestExpiryListenerAway(t *testing.T) {
 	})
 }
 
-func TestExpiryListenerRedis(t *testing.T) {
+func TestExpiryListenerOnRedis(t *testing.T) {
 	t.Parallel()
 	s := redistest.Start(t, redistest.Args("--notify-keyspace-events", "Kg"))
 	ctx := t.Context()
@@ -149,14 +149,14 @@ func TestExpiryListenerRedis(t *testing.T) {
 	require.NoError(t, client.Set(ctx, names.Conn("r", "c"), "", 20*time.Millisecond).Err())
 	require.Eventually(t, func() bool {
 		client.Exists(ctx, names.Conn("r", "c"))
-		return len(h.heard()) > 0
+		return len(h.received()) > 0
 	}, 2*time.Minute, 5*time.Millisecond)
 	h.Stop()
-	require.Equal(t, []string{"c r c"}, h.heard())
+	require.Equal(t, []string{"c r c"}, h.received())
 	require.Empty(t, h.logged())
 }
 
-func TestExpiryListenerForbidden(t *testing.T) {
+func TestExpiryListenerWithoutCONFIG(t *testing.T) {
 	t.Parallel()
 	client := redistest.Start(t, redistest.Args("--rename-command", "CONFIG", "")).Client(t)
 	h := newExpiryLog(client, plainKeys)
@@ -165,7 +165,7 @@ func TestExpiryListenerForbidden(t *testing.T) {
 	require.Eventually(t, func() bool { return len(h.logged()) > 0 }, 2*time.Minute, 5*time.Millisecond)
 	require.False(t, h.Working())
 	require.NoError(t, client.ClientKillByFilter(t.Context(), "TYPE", "pubsub").Err())
-	require.Eventually(t, func() bool { // the flag and the probe were looked at again
+	require.Eventually(t, func() bool { // the setting and the canary key were checked again
 		n, _ := client.InfoMap(t.Context(), "commandstats").Result()
 		return strings.HasPrefix(n["Commandstats"]["cmdstat_set"], "calls=2,")
 	}, 2*time.Minute, 5*time.Millisecond)

@@ -18,7 +18,7 @@ import (
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-func TestManagerWithAnAppsOwnTransport(t *testing.T) {
+func TestManagerWithTheAppsOwnTransport(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
 		ctx := t.Context()
@@ -31,7 +31,7 @@ func TestManagerWithAnAppsOwnTransport(t *testing.T) {
 		require.NoError(t, p.Connect(ctx, "sse-2", nil))
 		require.ErrorIs(t, p.Connect(ctx, "sse-1", nil), mesh.ErrConnectionExists)
 		require.NoError(t, p.Join(ctx, "lobby", "sse-1"))
-		require.NoError(t, p.Join(ctx, "lobby", "sse-1"), "it is in already")
+		require.NoError(t, p.Join(ctx, "lobby", "sse-1"), "a second join changes nothing")
 		require.NoError(t, p.Join(ctx, "lobby", "sse-2"))
 		require.JSONEq(t, `{"name":"Ann"}`, string(watcher.Expect(2*time.Second, "join", "sse-1").Metadata))
 		require.Nil(t, watcher.Expect(2*time.Second, "join", "sse-2").Metadata)
@@ -44,34 +44,34 @@ func TestManagerWithAnAppsOwnTransport(t *testing.T) {
 		require.NoError(t, err)
 		require.Len(t, members, 2)
 
-		was, err := p.Leave(ctx, "lobby", "sse-1")
+		left, err := p.Leave(ctx, "lobby", "sse-1")
 		require.NoError(t, err)
-		require.True(t, was)
-		was, err = p.Leave(ctx, "lobby", "sse-1")
+		require.True(t, left)
+		left, err = p.Leave(ctx, "lobby", "sse-1")
 		require.NoError(t, err)
-		require.False(t, was)
+		require.False(t, left)
 		watcher.Expect(2*time.Second, "leave", "sse-1")
 		require.NoError(t, p.Disconnect(ctx, "sse-2"))
-		require.Empty(t, s.Present("lobby"), "Disconnect returns when Redis has it")
+		require.Empty(t, s.Present("lobby"), "Redis has the leave when Disconnect returns")
 		watcher.Expect(2*time.Second, "leave", "sse-2")
 		require.ErrorIs(t, p.Disconnect(ctx, "sse-2"), mesh.ErrUnknownConnection)
 
-		// The id is free again, at once.
+		// The id is free again.
 		require.NoError(t, p.Connect(ctx, "sse-2", nil))
 		require.NoError(t, p.Join(ctx, "lobby", "sse-2"))
-		w.Eventually(2*time.Second, func() bool { return watcher.Count("join", "sse-2") == 2 }, "it is back")
+		w.Eventually(2*time.Second, func() bool { return watcher.Count("join", "sse-2") == 2 }, "the second join")
 		require.Equal(t, 1, watcher.Count("join", "sse-1"))
 		require.Equal(t, 2, watcher.Count("leave", ""))
 	})
 }
 
-func TestManagerRefusesWhatMakesNoSense(t *testing.T) {
+func TestInvalidCallsOfManager(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		ctx := t.Context()
 		fresh, err := mesh.NewPresenceManager(mesh.Options{Redis: w.Client()})
 		require.NoError(t, err)
-		require.NoError(t, fresh.TrackPresence(mesh.Exact("lobby"), mesh.PresenceOptions{}), "rules may come first")
+		require.NoError(t, fresh.TrackPresence(mesh.Exact("lobby"), mesh.PresenceOptions{}), "rules may be added before Start")
 		require.ErrorIs(t, fresh.Ready(ctx), mesh.ErrNotStarted)
 		require.ErrorIs(t, fresh.Connect(ctx, "c", nil), mesh.ErrNotStarted)
 		require.ErrorIs(t, fresh.Join(ctx, "lobby", "c"), mesh.ErrNotStarted)
@@ -81,7 +81,7 @@ func TestManagerRefusesWhatMakesNoSense(t *testing.T) {
 		require.ErrorIs(t, fresh.Start(ctx), mesh.ErrClosed)
 
 		p := w.Manager()
-		require.NoError(t, p.Start(ctx), "a second time does nothing")
+		require.NoError(t, p.Start(ctx), "a second Start does nothing")
 		require.NoError(t, p.Ready(ctx))
 		require.NoError(t, p.TrackPresence(mesh.Exact("closed"), mesh.PresenceOptions{
 			JoinGuard: func(context.Context, mesh.Member, string) (bool, error) { return false, nil },
@@ -96,11 +96,11 @@ func TestManagerRefusesWhatMakesNoSense(t *testing.T) {
 		require.NoError(t, p.Connect(ctx, "c", nil))
 		require.ErrorIs(t, p.Join(ctx, "", "c"), mesh.ErrInvalidRoom)
 		require.ErrorIs(t, p.Join(ctx, "closed", "c"), mesh.ErrRefused)
-		_, err = p.Leave(ctx, "lobby", "nobody")
+		_, err = p.Leave(ctx, "lobby", "unknown")
 		require.ErrorIs(t, err, mesh.ErrUnknownConnection)
 
 		require.NoError(t, p.Shutdown(ctx))
-		require.NoError(t, p.Shutdown(ctx), "again")
+		require.NoError(t, p.Shutdown(ctx), "a second Shutdown")
 		require.ErrorIs(t, p.Ready(ctx), mesh.ErrClosed)
 		require.ErrorIs(t, p.Connect(ctx, "d", nil), mesh.ErrClosed)
 		require.ErrorIs(t, p.Join(ctx, "lobby", "c"), mesh.ErrClosed)
@@ -131,7 +131,7 @@ func TestMissingTouchesEndAnEntry(t *testing.T) {
 			require.WithinRange(t, time.UnixMilli(u.Timestamp), last.Add(ttl-100*time.Millisecond), last.Add(w.Unhurried(ttl+time.Second)))
 		}
 		require.Equal(t, []string{"busy"}, s.Present("lobby"))
-		_, err := p.Leave(ctx, "lobby", "gone") // out for good
+		_, err := p.Leave(ctx, "lobby", "gone") // ends its membership
 		require.NoError(t, err)
 		for range 3 {
 			for _, id := range []string{"busy", "silent", "gone"} {
@@ -139,7 +139,7 @@ func TestMissingTouchesEndAnEntry(t *testing.T) {
 			}
 			w.Sleep(200 * time.Millisecond)
 		}
-		require.Equal(t, 2, watcher.Count("join", "silent"), "the next sign of life joins it again")
+		require.Equal(t, 2, watcher.Count("join", "silent"), "the next Touch joins it again")
 		require.ElementsMatch(t, []string{"busy", "silent"}, s.Present("lobby"))
 		require.Equal(t, 1, watcher.Count("leave", "silent"))
 		require.Equal(t, watcher.Count("join", "gone"), watcher.Count("leave", "gone"))
@@ -148,8 +148,9 @@ func TestMissingTouchesEndAnEntry(t *testing.T) {
 	})
 }
 
-// A wish to leave joins nobody again, not even for a moment.
-func TestLeaveOfAnExpiredEntryIsToldNobody(t *testing.T) {
+// TestLeaveOfAnExpiredEntry checks that Leave does not join a connection again, although
+// it is a sign of life. The other rooms of the connection are joined again.
+func TestLeaveOfAnExpiredEntry(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
 		ctx := t.Context()
@@ -164,7 +165,7 @@ func TestLeaveOfAnExpiredEntryIsToldNobody(t *testing.T) {
 		watcher.Expect(3*time.Second, "leave", "c")
 		_, err := p.Leave(ctx, "lobby", "c")
 		require.NoError(t, err)
-		w.Eventually(2*time.Second, func() bool { return len(s.Present("other")) == 1 }, "it is a sign of life for other rooms")
+		w.Eventually(2*time.Second, func() bool { return len(s.Present("other")) == 1 }, "the return to the other room")
 		w.Sleep(200 * time.Millisecond)
 		require.Equal(t, 1, watcher.Count("join", "c"), "%v", watcher.Got())
 		require.Equal(t, 1, watcher.Count("leave", "c"))
@@ -172,7 +173,7 @@ func TestLeaveOfAnExpiredEntryIsToldNobody(t *testing.T) {
 	})
 }
 
-func TestShutdownLetsEverybodyLeave(t *testing.T) {
+func TestShutdownEndsAllEntries(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
 		ctx := t.Context()
@@ -186,7 +187,7 @@ func TestShutdownLetsEverybodyLeave(t *testing.T) {
 			require.NoError(t, p.PublishState(ctx, "lobby", id, map[string]int{"n": 1}, mesh.StateOptions{}))
 		}
 		require.NoError(t, p.Shutdown(ctx))
-		require.Empty(t, s.Present("lobby"), "Shutdown returns when Redis has it")
+		require.Empty(t, s.Present("lobby"), "Redis has the leaves when Shutdown returns")
 		for _, id := range []string{"a", "b", "c"} {
 			watcher.Expect(2*time.Second, "leave", id)
 			watcher.ExpectStates(0, id, `{"n":1}`)
@@ -195,7 +196,8 @@ func TestShutdownLetsEverybodyLeave(t *testing.T) {
 	})
 }
 
-// What was asked for while Redis was away is made true when it is back.
+// TestManagerWithoutRedis checks that joins, leaves and states that failed while Redis
+// was away take effect when it is back.
 func TestManagerWithoutRedis(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -236,8 +238,8 @@ func TestManagerWithoutRedis(t *testing.T) {
 	})
 }
 
-// benchRedis returns a client of a real Redis where there is one, of the
-// embedded one otherwise.
+// benchRedis returns a client of a real Redis if it is installed, and otherwise of the
+// embedded one.
 func benchRedis(b *testing.B) *redis.Client {
 	b.Helper()
 	if redistest.Available() {
@@ -256,9 +258,9 @@ const (
 	benchRooms   = 1000
 )
 
-// BenchmarkJoinLeave is one join and one leave per iteration: by 512 callers
-// of a PresenceManager, and by one goroutine that fills pipelines with the
-// commands that keep and tell the same without any promise.
+// BenchmarkJoinLeave makes one join and one leave per iteration. "mesh" has 512 callers
+// of a PresenceManager. For comparison, "pipeline" has one goroutine that stores and
+// publishes the same with plain commands in pipelines, without any guarantee.
 func BenchmarkJoinLeave(b *testing.B) {
 	b.Run("mesh", func(b *testing.B) {
 		off := false
@@ -316,8 +318,8 @@ func BenchmarkJoinLeave(b *testing.B) {
 	})
 }
 
-// BenchmarkTrackPresence is one rule more, with an exact name, on a server that has
-// so many, and 1,000 subscriptions to other rooms with a guard.
+// BenchmarkTrackPresence adds a rule with an exact name to a manager that already has
+// many rules, and 1,000 subscriptions to other rooms with a guard.
 func BenchmarkTrackPresence(b *testing.B) {
 	for _, rules := range []int{1_000, 20_000} {
 		b.Run(fmt.Sprintf("rules=%d", rules), func(b *testing.B) {

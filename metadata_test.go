@@ -20,7 +20,8 @@ import (
 	"github.com/meshpresence/mesh/internal/testhook"
 )
 
-// Equal bytes are no change, on any server and by any caller.
+// TestEqualMetadataIsNoChange checks that setting equal metadata keeps the version and
+// asks no guard again, on any server and for any caller.
 func TestEqualMetadataIsNoChange(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
@@ -49,24 +50,25 @@ func TestEqualMetadataIsNoChange(t *testing.T) {
 		assert.Equal(t, before, version())
 		assert.EqualValues(t, 1, asked.Load())
 
-		// Memory that is behind Redis does not pass for equal.
+		// A server whose memory is behind Redis must not skip the change.
 		require.NoError(t, s2.Connections().SetMetadata(ctx, p.ID, map[string]int{"a": 2}, mesh.MetadataOptions{}))
 		require.NoError(t, s1.Connections().SetMetadata(ctx, p.ID, map[string]int{"a": 1}, mesh.MetadataOptions{}))
 		w.Sleep(100 * time.Millisecond)
 		assert.Greater(t, version(), before)
 
 		require.NoError(t, s1.Rooms().SetMetadata(ctx, "lobby", "topic", mesh.MetadataOptions{}))
-		was, err := testhook.PartsOf(s1.Server).Store.RoomMeta(ctx, "lobby")
+		first, err := testhook.PartsOf(s1.Server).Store.RoomMeta(ctx, "lobby")
 		require.NoError(t, err)
 		require.NoError(t, s2.Rooms().SetMetadata(ctx, "lobby", "topic", mesh.MetadataOptions{}))
-		is, err := testhook.PartsOf(s1.Server).Store.RoomMeta(ctx, "lobby")
+		second, err := testhook.PartsOf(s1.Server).Store.RoomMeta(ctx, "lobby")
 		require.NoError(t, err)
-		assert.Equal(t, was.Version, is.Version)
+		assert.Equal(t, first.Version, second.Version)
 	})
 }
 
-// A guard that sets its subject's metadata is asked as long as it changes them, at
-// most for the guards' time limit, and then the answer is no.
+// TestAGuardThatSetsMetadata checks that a guard that sets the metadata of its viewer is
+// asked again until the metadata stays the same. If that does not happen within the time
+// limit of guards, the viewer is refused.
 func TestAGuardThatSetsMetadata(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
@@ -74,9 +76,9 @@ func TestAGuardThatSetsMetadata(t *testing.T) {
 		value   func(n int64) any
 		lasting bool
 	}{
-		{"the same each time", func(int64) any { return "seen" }, true},
-		{"another one three times", func(n int64) any { return min(n, 3) }, true},
-		{"another one each time", func(n int64) any { return n }, false},
+		{"the same value each time", func(int64) any { return "seen" }, true},
+		{"three different values", func(n int64) any { return min(n, 3) }, true},
+		{"another value each time", func(n int64) any { return n }, false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -86,7 +88,7 @@ func TestAGuardThatSetsMetadata(t *testing.T) {
 				var asked atomic.Int64
 				s.Track(".*", mesh.PresenceOptions{Guard: func(ctx context.Context, m mesh.Member, _ string) (bool, error) {
 					n := asked.Add(1)
-					// The question may be called off while this waits.
+					// The question may be cancelled during the call.
 					err := s.Connections().SetMetadata(context.WithoutCancel(ctx), m.ID, tc.value(n), mesh.MetadataOptions{})
 					return true, err
 				}})
@@ -108,13 +110,14 @@ func TestAGuardThatSetsMetadata(t *testing.T) {
 				assert.Contains(t, log.String(), "no lasting answer")
 				asked.Store(0)
 				w.Sleep(time.Minute)
-				assert.Zero(t, asked.Load(), "it is over")
+				assert.Zero(t, asked.Load(), "the guard is not asked any more")
 			})
 		})
 	}
 }
 
-// A subscription whose guard begins to change metadata ends in time, by a push.
+// TestAGuardThatBeginsToSetMetadata checks that a subscription ends with a push if its
+// guard begins to change the metadata each time.
 func TestAGuardThatBeginsToSetMetadata(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -140,12 +143,13 @@ func TestAGuardThatBeginsToSetMetadata(t *testing.T) {
 	})
 }
 
-// A connection in many rooms whose metadata change all the time costs no more
-// than ten rechecks and rewritings a second, and sees everything.
-func TestFastChangesOfMetadataGoTogether(t *testing.T) {
+// TestFastChangesOfMetadataAreCombined changes the metadata of a connection in many
+// rooms all the time. Each room may cost at most ten rechecks and ten writes a second,
+// and the last change must arrive.
+func TestFastChangesOfMetadataAreCombined(t *testing.T) {
 	t.Parallel()
 	harness.Calm(t, "thousands of changes")
-	for _, how := range []string{"here, one after the other", "here, at once", "from another server"} {
+	for _, how := range []string{"sequential", "simultaneous", "from another server"} {
 		t.Run(how, func(t *testing.T) {
 			t.Parallel()
 			harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -177,14 +181,14 @@ func TestFastChangesOfMetadataGoTogether(t *testing.T) {
 				var all sync.WaitGroup
 				for n := range changes {
 					switch how {
-					case "here, at once":
+					case "simultaneous":
 						all.Go(func() { set(p, n) })
 					case "from another server":
 						set(far, n)
 					default:
 						set(p, n)
 					}
-					if how != "here, one after the other" {
+					if how != "sequential" {
 						w.Sleep(5 * time.Millisecond)
 					}
 				}
@@ -194,11 +198,11 @@ func TestFastChangesOfMetadataGoTogether(t *testing.T) {
 				w.Sleep(time.Second)
 				most := int64(took/guards.RecheckPause) + 3
 				assert.LessOrEqual(t, asked.Load(), rooms*most, "guard calls in %v", took)
-				assert.LessOrEqual(t, int64(testhook.PartsOf(p).Local.Stats().Ops-ops), rooms*most, "rewritings in %v", took)
+				assert.LessOrEqual(t, int64(testhook.PartsOf(p).Local.Stats().Ops-ops), rooms*most, "writes in %v", took)
 
 				data, err := far.Connections().RoomMetadata(ctx, "r7")
 				require.NoError(t, err)
-				assert.Equal(t, fmt.Sprint(changes-1), string(data["c"]), "the last one is there")
+				assert.Equal(t, fmt.Sprint(changes-1), string(data["c"]), "the last change")
 				require.NoError(t, p.Join(ctx, "r7", "busy"))
 				assert.Equal(t, "busy", subs[7].Wait(w, 2)[1].ConnectionID)
 			})

@@ -15,31 +15,23 @@ import (
 	"github.com/meshpresence/mesh/internal/handshake"
 )
 
-func TestSubprotocolsWrong(t *testing.T) {
+func TestInvalidSubprotocols(t *testing.T) {
 	t.Parallel()
 	for _, name := range []string{"", " ", "a b", "a,b", "a\r\nSet-Cookie: x", "\"a\"", "a/b", "a:b", "é", "a\x00", "\xff", "ok"} {
 		err := handshake.CheckSubprotocols([]string{"ok", name})
 		require.ErrorIs(t, err, ErrInvalidOptions, "%q", name)
 		assert.ErrorContains(t, err, "Subprotocols[1]", "%q", name)
-		_, err = NewServer(Options{Redis: noRedis(t), Subprotocols: []string{"ok", name}})
+		_, err = NewServer(Options{Redis: idleRedis(t), Subprotocols: []string{"ok", name}})
 		require.ErrorIs(t, err, ErrInvalidOptions, "%q", name)
 	}
 	require.NoError(t, handshake.CheckSubprotocols([]string{"mesh", "MESH", "v1.mesh", "!#$%&'*+-.^_`|~09azAZ"}))
 }
 
-// noRedis is a client that is not used.
-func noRedis(t *testing.T) *redis.Client {
-	t.Helper()
-	c := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1"})
-	t.Cleanup(func() { _ = c.Close() })
-	return c
-}
-
 func TestLevelOf(t *testing.T) {
 	t.Parallel()
-	for query, want := range map[string]int{ // 0: an error
+	for query, want := range map[string]int{ // 0 means an error
 		"": 1, "a=b": 1, "mesh-level=1": 1, "mesh-level=2": 2, "a=b&mesh-level=2&c": 2, "mesh%2Dlevel=%32": 2,
-		"mesh-level=3": 2, "mesh-level=10": 2, "mesh-level=" + strings.Repeat("9", 100): 2, // the newest
+		"mesh-level=3": 2, "mesh-level=10": 2, "mesh-level=" + strings.Repeat("9", 100): 2, // the newest level of the server
 		"Mesh-Level=2": 1, "mesh-level2=2": 1, "amesh-level=2": 1, "%zz=2": 1, "a=%zz&mesh-level=2": 2, "a=mesh-level=2": 1,
 		"mesh-level": 0, "mesh-level=": 0, "mesh-level=0": 0, "mesh-level=-1": 0, "mesh-level=x": 0, "mesh-level=2x": 0, "mesh-level=1.5": 0,
 		"mesh-level=02": 0, "mesh-level=+2": 0, "mesh-level=2 ": 0, "mesh-level=%zz": 0, "mesh-level=2;a": 0, "mesh-level=0x2": 0, "mesh-level=٢": 0,
@@ -128,10 +120,10 @@ func TestOptionsDefaults(t *testing.T) {
 
 	again, err := o.withDefaults()
 	require.NoError(t, err)
-	assert.Equal(t, o, again, "its own result stays as it is")
+	assert.Equal(t, o, again, "a second call changes nothing")
 }
 
-func TestOptionsNegativeStays(t *testing.T) {
+func TestNegativeOptionsStay(t *testing.T) {
 	t.Parallel()
 	o, err := Options{Redis: idleRedis(t), MaxMissedPongs: -1, LatencyInterval: -1, Limits: Limits{
 		FrameBytes: -1, RoomNameBytes: -2, StateBytes: -1, MetadataBytes: -1, RoomsPerConnection: -1,
@@ -159,18 +151,18 @@ func TestOptionsAreCopied(t *testing.T) {
 	assert.False(t, o.expirationEvents())
 }
 
-func TestOptionsWrong(t *testing.T) {
+func TestInvalidOptions(t *testing.T) {
 	t.Parallel()
 	client := idleRedis(t)
-	patient := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", ReadTimeout: time.Minute})
+	slow := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", ReadTimeout: time.Minute})
 	cached := redis.NewClient(&redis.Options{Addr: "127.0.0.1:1", ClientSideCacheConfig: &redis.ClientSideCacheConfig{}})
-	t.Cleanup(func() { require.NoError(t, errors.Join(patient.Close(), cached.Close())) })
+	t.Cleanup(func() { require.NoError(t, errors.Join(slow.Close(), cached.Close())) })
 	for field, change := range map[string]func(*Options){
 		"Redis is required":        func(o *Options) { o.Redis = nil },
 		"nil *redis.Client":        func(o *Options) { o.Redis = (*redis.Client)(nil) },
 		"nil *redis.ClusterClient": func(o *Options) { o.Redis = (*redis.ClusterClient)(nil) },
 		"*redis.Ring":              func(o *Options) { o.Redis = (*redis.Ring)(nil) },
-		"Redis has a client with a ReadTimeout of 1m0s": func(o *Options) { o.Redis = patient },
+		"Redis has a client with a ReadTimeout of 1m0s": func(o *Options) { o.Redis = slow },
 		"Redis has a client-side cache":                 func(o *Options) { o.Redis = cached },
 		"Prefix \"a{b\"":                                func(o *Options) { o.Prefix = "a{b" },
 		"Prefix \"a b\"":                                func(o *Options) { o.Prefix = "a b" },

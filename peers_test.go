@@ -46,14 +46,14 @@ func TestServersOfTheGroup(t *testing.T) {
 		require.NoError(t, p.Shutdown(t.Context()))
 		list, err = s.Servers(t.Context())
 		require.NoError(t, err)
-		require.Len(t, list, 1, "one that was shut down is neither alive nor dead")
+		require.Len(t, list, 1, "a server that was shut down is neither alive nor dead")
 		assert.True(t, list[0].Self)
 	})
 }
 
-// A server that dies is seen to have let its lease run out, then among the
-// dead perhaps, and then no more.
-func TestADeadServerIsSeenToGo(t *testing.T) {
+// TestServersShowsADeath follows a server that dies. Its lease runs out, it is listed as
+// dead for a moment, and then it is not listed any more.
+func TestServersShowsADeath(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
 		s := w.Tracked()
@@ -64,7 +64,7 @@ func TestADeadServerIsSeenToGo(t *testing.T) {
 			require.NoError(t, p.Connect(t.Context(), id, nil))
 			require.NoError(t, p.Join(t.Context(), "lobby", id))
 		}
-		// Once it judges others, it buries this one as soon as the lease is over.
+		// A server in contact declares others dead as soon as their leases run out.
 		w.Sleep(11 * time.Second)
 		info := w.Found(s, inc)
 		require.NotNil(t, info)
@@ -77,21 +77,22 @@ func TestADeadServerIsSeenToGo(t *testing.T) {
 			if info = w.Found(s, inc); info == nil || info.Dead {
 				return true
 			}
-			assert.Less(t, info.LeaseAge, w.Unhurried(11*time.Second), "the promise of a bounded leave")
+			assert.Less(t, info.LeaseAge, w.Unhurried(11*time.Second), "the limit of the leave delay")
 			before = min(before, info.LeaseLeft)
 			return false
-		}, "%s is buried", inc)
-		if w.Virtual { // else it depends on when it is looked at
-			assert.Less(t, before, 2*time.Second, "it was seen to run out")
+		}, "%s is declared dead", inc)
+		if w.Virtual { // in real time, the last look may be long before the end of the lease
+			assert.Less(t, before, 2*time.Second, "the list shows that the lease runs out")
 		}
-		w.Eventually(2*time.Second, func() bool { return w.Found(s, inc) == nil }, "%s is cleaned up after", inc)
+		w.Eventually(2*time.Second, func() bool { return w.Found(s, inc) == nil }, "%s is cleaned up", inc)
 		count, err := s.Presence().Count(t.Context(), "lobby")
 		require.NoError(t, err)
 		assert.Zero(t, count)
 	})
 }
 
-// What is on the lists is shown as it is, by Redis's clock.
+// TestServersOnTheLists checks that Servers returns the lists in Redis unchanged, with
+// times by the clock of Redis.
 func TestServersOnTheLists(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -113,13 +114,14 @@ func TestServersOnTheLists(t *testing.T) {
 	})
 }
 
-// Who owns what is not counted where that would be thousands of questions.
-func TestServersAreCountedOnlyWhereItIsCheap(t *testing.T) {
+// TestOwnedIsCountedOnlyIfCheap checks that Servers does not count the entries of each
+// server if that would take thousands of commands.
+func TestOwnedIsCountedOnlyIfCheap(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s, err := mesh.NewServer(w.Options())
 		require.NoError(t, err)
-		s.SetBuckets(mesh.MaxOwnedSizes) // as if on a cluster; before anybody looks
+		s.SetBuckets(mesh.MaxOwnedSizes) // as on a cluster
 		require.NoError(t, s.Start(t.Context()))
 		defer func() { require.NoError(t, s.Shutdown(context.Background())) }()
 		c := w.Client()
@@ -139,7 +141,8 @@ func TestServersAreCountedOnlyWhereItIsCheap(t *testing.T) {
 
 func named(name string) func(*mesh.Options) { return func(o *mesh.Options) { o.Name = name } }
 
-// Each server knows the names of all, as long as they are on a list.
+// TestNamesOfServers checks that each server returns the names of all servers on the
+// lists.
 func TestNamesOfServers(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
@@ -157,7 +160,7 @@ func TestNamesOfServers(t *testing.T) {
 		want := map[string]string{s.Stats().Incarnation: "ann", other.Stats().Incarnation: "bob ü", hidden.Stats().Incarnation: ""}
 		require.Equal(t, want, names())
 
-		// It has an end of its own: servers of a version without names do not delete it.
+		// The name has a TTL, because servers of versions without names do not delete it.
 		key := w.Keys().Name(other.Stats().Incarnation)
 		left, err := w.Client().PTTL(t.Context(), key).Result()
 		require.NoError(t, err)
@@ -165,7 +168,7 @@ func TestNamesOfServers(t *testing.T) {
 		assert.LessOrEqual(t, left, 24*time.Hour)
 		require.Zero(t, w.Client().Exists(t.Context(), w.Keys().Name(hidden.Stats().Incarnation)).Val(), "no name, no key")
 
-		// It is restored if it is lost, and replaces what is in its way.
+		// A server restores its name if it is lost or replaced by another type.
 		require.NoError(t, w.Client().Del(t.Context(), key).Err())
 		w.Eventually(20*time.Second, func() bool { return names()[other.Stats().Incarnation] == "bob ü" }, "the name is back")
 		require.NoError(t, w.Client().Del(t.Context(), key).Err())
@@ -174,15 +177,14 @@ func TestNamesOfServers(t *testing.T) {
 		w.Eventually(20*time.Second, func() bool { return names()[other.Stats().Incarnation] == "bob ü" }, "the name is back")
 
 		require.NoError(t, other.Shutdown(t.Context()))
-		require.Zero(t, w.Client().Exists(t.Context(), key).Val(), "nothing of it is left")
+		require.Zero(t, w.Client().Exists(t.Context(), key).Val(), "Shutdown removes the name")
 		delete(want, testhook.PartsOf(other.Server).Lease.Incarnation())
 		require.Equal(t, want, names())
 	})
 }
 
-// A name that somebody has put into Redis by hand and that no server can have is
-// left out.
-func TestNamesThatNoServerCanHave(t *testing.T) {
+// TestInvalidNamesInRedis checks that an invalid name in Redis is left out.
+func TestInvalidNamesInRedis(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s, c := w.Tracked(named("ann")), w.Client()
@@ -196,9 +198,9 @@ func TestNamesThatNoServerCanHave(t *testing.T) {
 	})
 }
 
-// A server that died keeps its name until it has been cleaned up after. One that was
-// taken for dead has it under its new incarnation.
-func TestNameOfTheDeadAndReborn(t *testing.T) {
+// TestNameAfterDeathAndReregistration checks that a dead server keeps its name until it
+// has been cleaned up, and that a server that reregisters has its name again.
+func TestNameAfterDeathAndReregistration(t *testing.T) {
 	t.Parallel()
 	harness.Calm(t, "leases that run out")
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -218,7 +220,7 @@ func TestNameOfTheDeadAndReborn(t *testing.T) {
 				require.Equal(t, "bob", info.Name)
 			}
 			return info == nil
-		}, "it is cleaned up after")
+		}, "it is cleaned up")
 		require.Zero(t, w.Client().Exists(t.Context(), w.Keys().Name(inc)).Val())
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		defer cancel()
@@ -226,17 +228,17 @@ func TestNameOfTheDeadAndReborn(t *testing.T) {
 
 		old := s.Stats().Incarnation
 		require.NoError(t, w.Client().FlushAll(t.Context()).Err())
-		w.Eventually(20*time.Second, func() bool { return s.Stats().Incarnation != old }, "it lives on")
+		w.Eventually(20*time.Second, func() bool { return s.Stats().Incarnation != old }, "it has reregistered")
 		require.Equal(t, "ann", w.Found(s, s.Stats().Incarnation).Name)
 	})
 }
 
-// FuzzControl has a server hear whatever it is given on its channel and on
-// those of rooms and expired keys: other servers', of another version, or
-// somebody's who found the Redis. Nothing panics, and it goes on.
+// FuzzControl sends each input to the channel of a server and to those of rooms and
+// expired keys. Such messages may come from peers of another version or from a stranger
+// with access to Redis. Nothing may panic, and the server must still serve connections.
 func FuzzControl(f *testing.F) {
 	for _, s := range []string{
-		"", " ", "beat:1", "beat:18446744073709551615", "beat:-1", "meta c 1 {}", "meta c 18446744073709551615 {", "meta c x {}", "meta",
+		"", " ", "echo:1", "echo:18446744073709551615", "echo:-1", "meta c 1 {}", "meta c 18446744073709551615 {", "meta c x {}", "meta",
 		`call {"id":"1","from":"x","op":"add","room":"a","conn":"c"}`, `call {"id":"1","from":"x","op":"clear","room":"a"}`,
 		`call {"id":"","from":"","op":"rooms","conn":"c"}`, `call {"id":"2","from":"*","op":"close","conn":"c"}`, `call {`, `call null`,
 		`call {"id":"3","from":"x","op":"recheck","conn":"c"}`, `call {"id":"4","op":"add","room":"\u0000","conn":":"}`,
@@ -245,7 +247,7 @@ func FuzzControl(f *testing.F) {
 	} {
 		f.Add(s)
 	}
-	z := fuzzed(f)
+	z := newFuzzServer(f)
 	require.NoError(f, z.neighbour.WriteMessage(websocket.TextMessage, []byte(`{"id":1,"command":"mesh/subscribe-presence","payload":{"roomName":"a"}}`)))
 	require.NoError(f, alive(z.neighbour))
 	f.Fuzz(func(t *testing.T, payload string) {

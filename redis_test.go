@@ -22,7 +22,7 @@ import (
 
 func TestRedisAway(t *testing.T) {
 	t.Parallel()
-	// Not on a cluster: nodes that stood still depose each other when they go on.
+	// Not on a cluster, because nodes that were paused replace each other as masters.
 	harness.EverywhereOn(t, nil, func(t *testing.T, w *harness.World) {
 		s := w.Tracked()
 		watcher, p, late := s.Dial(), s.Dial(), s.Dial()
@@ -65,7 +65,7 @@ func TestRedisAway(t *testing.T) {
 		within(others[2], "mesh/get-room-metadata", harness.InRoomPayload("lobby"), unavailable)
 		within(others[3], "mesh/noop", nil, func(answer json.RawMessage) { assert.Equal(t, "true", string(answer)) })
 		wg.Wait()
-		// Before long it has been noticed that nothing is heard.
+		// The server soon notices that it receives no events.
 		for _, command := range []string{"mesh/subscribe-presence", "mesh/get-presence-state"} {
 			c := others[4]
 			w.Eventually(6*time.Second, func() bool { return c.Room(command, "lobby").Stale }, "%s: stale", command)
@@ -83,17 +83,17 @@ func TestRedisAway(t *testing.T) {
 		w.Eventually(8*time.Second, func() bool {
 			got := watcher.Got()
 			return string(got[len(got)-1].State) == `{"a":2}` || watcher.Count("state", p.ID) == 2
-		}, "what was asked for is made true")
-		w.Eventually(5*time.Second, func() bool { return s.Stats().Stale == 0 }, "in order again")
+		}, "the state that was not written before")
+		w.Eventually(5*time.Second, func() bool { return s.Stats().Stale == 0 }, "no stale room")
 		assert.Zero(t, watcher.Count("leave", ""), "%v", watcher.Got())
 		assert.ElementsMatch(t, []string{p.ID, late.ID}, s.Dial().Subscribe("lobby").IDs(t))
 		assert.Zero(t, s.Stats().Reregistered)
 	})
 }
 
-// TestSuspectedFailovers: a connection to one node of a cluster that does not
-// last raises the suspicion of a failover again and again. Hints rest; the dead
-// are buried all the same.
+// TestSuspectedFailovers suspects a failover again and again, as if the connection to
+// one node of a cluster broke all the time. Expired events must be ignored during this
+// time, and dead servers must still be declared dead.
 func TestSuspectedFailovers(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -110,13 +110,13 @@ func TestSuspectedFailovers(t *testing.T) {
 				}
 				require.True(t, a.ExpiredPaused())
 				_, ok := testhook.PartsOf(a.Server).Lease.ClockProof()
-				require.True(t, ok, "may not judge any more")
+				require.True(t, ok, "the server is not in contact")
 			}
 		}
 		flap(3 * lease)
 		require.LessOrEqual(t, compared, int(3*lease/(3*time.Second))+1)
 		require.Positive(t, compared)
-		require.NoError(t, testhook.PartsOf(b.Server).Lease.Stop(t.Context()), "it renews no more")
+		require.NoError(t, testhook.PartsOf(b.Server).Lease.Stop(t.Context()), "b stops renewing its lease")
 		flap(lease + time.Second)
 		require.EqualValues(t, 1, testhook.PartsOf(a.Server).Lease.Stats().DeclaredDead)
 		w.Sleep(lease)
@@ -124,37 +124,38 @@ func TestSuspectedFailovers(t *testing.T) {
 	})
 }
 
-// TestFailoverOfAMaster: another process answers, and nobody is judged for one
-// lease. That leaves alone what waits for the connection that events come over.
+// TestFailoverOfAMaster checks that a server is out of contact for one lease after
+// another process has answered as Redis. If it also has no listener, it stays out of
+// contact until the listener is back.
 func TestFailoverOfAMaster(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		const lease = 4 * time.Second
 		s := w.Tracked(harness.LeaseOf(lease))
 		w.Sleep(2 * lease)
-		judging := func() bool { _, ok := testhook.PartsOf(s.Server).Lease.ClockProof(); return ok }
-		require.True(t, judging())
+		inContact := func() bool { _, ok := testhook.PartsOf(s.Server).Lease.ClockProof(); return ok }
+		require.True(t, inContact())
 		s.RedisState().NoteGeneration("another one")
 		s.RedisState().FailoverSuspected()
 		w.Sleep(lease - 100*time.Millisecond)
-		require.False(t, judging())
+		require.False(t, inContact())
 		w.Sleep(time.Second)
-		require.True(t, judging())
+		require.True(t, inContact())
 
 		s.Disconnected()
 		s.RedisState().NoteGeneration("another one")
 		s.RedisState().FailoverSuspected()
 		w.Sleep(2 * lease)
-		require.False(t, judging(), "the connection has not come back")
+		require.False(t, inContact(), "the listener is not back")
 		s.RedisState().Connected()
 		w.Sleep(time.Millisecond)
-		require.True(t, judging())
+		require.True(t, inContact())
 	})
 }
 
-// TestBlackHoleWithoutReadTimeout: every connection falls silent at once, and so
-// does the next one of each kind, for good. A client that has no timeouts of its
-// own goes by the deadlines of calls, also where it subscribes.
+// TestBlackHoleWithoutReadTimeout cuts all connections to Redis. New connections are
+// accepted, but never answered. With a Redis client without timeouts, the deadlines of
+// the calls must end them, subscriptions included.
 func TestBlackHoleWithoutReadTimeout(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {

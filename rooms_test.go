@@ -25,7 +25,7 @@ func TestRoomsFromGo(t *testing.T) {
 		ctx, rooms := t.Context(), s1.Rooms()
 		watcher.Subscribe("lobby")
 
-		// Here, and on the other server; twice changes nothing.
+		// Add connections of both servers. A second Add changes nothing.
 		for range 2 {
 			require.NoError(t, rooms.Add(ctx, "lobby", a.ID))
 			require.NoError(t, rooms.Add(ctx, "lobby", b.ID))
@@ -57,28 +57,28 @@ func TestRoomsFromGo(t *testing.T) {
 		assert.ElementsMatch(t, []string{"lobby", "attic"}, of)
 		far, err := s1.Rooms().Of(ctx, b.ID)
 		require.NoError(t, err)
-		assert.Equal(t, of, far, "on whichever server it is")
-		_, err = s1.Rooms().Of(ctx, "nobody")
+		assert.Equal(t, of, far, "both servers return the same rooms")
+		_, err = s1.Rooms().Of(ctx, "unknown")
 		require.ErrorIs(t, err, mesh.ErrUnknownConnection)
-		assert.ElementsMatch(t, []string{a.ID, b.ID}, b.Join("lobby").IDs(t), "the client finds itself in")
+		assert.ElementsMatch(t, []string{a.ID, b.ID}, b.Join("lobby").IDs(t), "the client is already a member")
 
 		for _, p := range []*harness.Peer{a, b} {
-			was, err := rooms.Remove(ctx, "lobby", p.ID)
+			removed, err := rooms.Remove(ctx, "lobby", p.ID)
 			require.NoError(t, err)
-			assert.True(t, was)
-			was, err = rooms.Remove(ctx, "lobby", p.ID)
+			assert.True(t, removed)
+			removed, err = rooms.Remove(ctx, "lobby", p.ID)
 			require.NoError(t, err)
-			assert.False(t, was)
+			assert.False(t, removed)
 			watcher.Expect(time.Second, "leave", p.ID)
 		}
 		all, err := rooms.All(ctx)
 		require.NoError(t, err)
-		assert.Equal(t, []string{"attic"}, all, "empty rooms are none")
+		assert.Equal(t, []string{"attic"}, all, "empty rooms are not listed")
 		assert.Len(t, watcher.Got(), 4)
 
 		for _, err := range []error{
-			rooms.Add(ctx, "lobby", "nobody"),
-			func() error { _, err := rooms.Remove(ctx, "lobby", "nobody"); return err }(),
+			rooms.Add(ctx, "lobby", "unknown"),
+			func() error { _, err := rooms.Remove(ctx, "lobby", "unknown"); return err }(),
 		} {
 			require.ErrorIs(t, err, mesh.ErrUnknownConnection)
 		}
@@ -87,7 +87,7 @@ func TestRoomsFromGo(t *testing.T) {
 	})
 }
 
-func TestLimitOfRoomsHoldsAcrossServers(t *testing.T) {
+func TestLimitOfRoomsAcrossServers(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s1 := w.Tracked()
@@ -132,18 +132,18 @@ func TestClearingARoom(t *testing.T) {
 			seen := make(map[string]bool)
 			for _, u := range p.Got() {
 				if u.Type == "leave" {
-					assert.False(t, seen[u.ConnectionID], "once each")
+					assert.False(t, seen[u.ConnectionID], "one leave each")
 					seen[u.ConnectionID] = true
 				}
 			}
 		}
 		data, err := s2.Rooms().Metadata(ctx, "lobby")
 		require.NoError(t, err)
-		assert.JSONEq(t, `{"topic":"x"}`, string(data), "what a room is about stays")
+		assert.JSONEq(t, `{"topic":"x"}`, string(data), "Clear keeps the room's metadata")
 		of, err := s1.Rooms().Of(ctx, "c0-0")
 		require.NoError(t, err)
-		assert.Equal(t, []string{"attic"}, of, "and so does who is elsewhere")
-		require.NoError(t, s1.Rooms().Clear(ctx, "lobby"), "an empty one too")
+		assert.Equal(t, []string{"attic"}, of, "Clear keeps entries in other rooms")
+		require.NoError(t, s1.Rooms().Clear(ctx, "lobby"), "an empty room")
 
 		require.NoError(t, s1.Presence().Join(ctx, "lobby", "c0-1"))
 		require.NoError(t, s2.Rooms().Delete(ctx, "lobby"))
@@ -190,15 +190,15 @@ func TestRoomMetadata(t *testing.T) {
 		require.ErrorIs(t, s1.Rooms().SetMetadata(ctx, "lobby", make(chan int), mesh.MetadataOptions{}), mesh.ErrInvalidMetadata)
 		require.ErrorIs(t, s1.Rooms().SetMetadata(ctx, "lobby", 1, mesh.MetadataOptions{Strategy: "x"}), mesh.ErrInvalidMetadata)
 		require.ErrorIs(t, s1.Rooms().SetMetadata(ctx, "lobby", strings.Repeat("x", 16<<10), mesh.MetadataOptions{}), mesh.ErrTooLarge)
-		// Not the change alone is measured, but what comes of it.
+		// The limit applies to the merged metadata, not only to the change.
 		require.NoError(t, s1.Rooms().SetMetadata(ctx, "lobby", map[string]any{"a": strings.Repeat("x", 9<<10)}, mesh.MetadataOptions{}))
 		require.ErrorIs(t, s1.Rooms().SetMetadata(ctx, "lobby", map[string]any{"b": strings.Repeat("x", 9<<10)}, mesh.MetadataOptions{Strategy: mesh.Merge}), mesh.ErrTooLarge)
 	})
 }
 
-// mergeAtOnce has both servers add fields of their own at the same time, and
+// mergeSimultaneously lets two servers merge different fields at the same time, and
 // checks that none is lost.
-func mergeAtOnce(t *testing.T, set func(server int, change map[string]any, strategy mesh.Strategy) error, read func(server int) json.RawMessage) {
+func mergeSimultaneously(t *testing.T, set func(server int, change map[string]any, strategy mesh.Strategy) error, read func(server int) json.RawMessage) {
 	t.Helper()
 	const writers, rounds = 4, 10
 	var wg sync.WaitGroup
@@ -238,11 +238,11 @@ func mergeAtOnce(t *testing.T, set func(server int, change map[string]any, strat
 	}
 }
 
-func TestRoomMetadataMergedAtOnceLosesNothing(t *testing.T) {
+func TestSimultaneousMergesOfRoomMetadata(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
 		servers := []*harness.Server{w.Tracked(), w.Tracked()}
-		mergeAtOnce(t, func(server int, change map[string]any, strategy mesh.Strategy) error {
+		mergeSimultaneously(t, func(server int, change map[string]any, strategy mesh.Strategy) error {
 			return servers[server].Rooms().SetMetadata(t.Context(), "lobby", change, mesh.MetadataOptions{Strategy: strategy})
 		}, func(server int) json.RawMessage {
 			data, err := servers[server].Rooms().Metadata(t.Context(), "lobby")
@@ -262,21 +262,21 @@ func TestSendingToRoomsAndConnections(t *testing.T) {
 		b.Join("lobby")
 		require.NoError(t, s1.Rooms().Send(ctx, "lobby", "app/news", map[string]any{"n": json.Number("12345678901234567890")}))
 		for _, p := range []*harness.Peer{a, b} {
-			w.Eventually(time.Second, func() bool { return p.Pushed("app/news") == 1 }, "the frame")
+			w.Eventually(time.Second, func() bool { return p.Pushed("app/news") == 1 }, "the push")
 			assert.Contains(t, string(p.PushesOf("app/news")[0].Payload), "12345678901234567890")
 		}
 		for _, p := range []*harness.Peer{a, b} {
 			require.NoError(t, s1.Connections().Send(ctx, p.ID, "app/you", "hello"))
-			w.Eventually(time.Second, func() bool { return p.Pushed("app/you") == 1 }, "the frame")
+			w.Eventually(time.Second, func() bool { return p.Pushed("app/you") == 1 }, "the push")
 			assert.Equal(t, `"hello"`, string(p.PushesOf("app/you")[0].Payload))
 			assert.Nil(t, p.PushesOf("app/you")[0].ID)
 		}
 		w.Sleep(50 * time.Millisecond)
-		assert.Equal(t, 1, a.Pushed("app/news"), "once")
+		assert.Equal(t, 1, a.Pushed("app/news"), "one push per connection")
 		assert.Zero(t, outside.Pushed("app/news"))
 		assert.Zero(t, outside.Pushed("app/you"))
 
-		require.ErrorIs(t, s1.Connections().Send(ctx, "nobody", "app/you", 1), mesh.ErrUnknownConnection)
+		require.ErrorIs(t, s1.Connections().Send(ctx, "unknown", "app/you", 1), mesh.ErrUnknownConnection)
 		for _, command := range []string{"", "mesh/presence-update", "ping", "pong", "latency", "latency:request", "latency:response"} {
 			require.ErrorIs(t, s1.Connections().Send(ctx, a.ID, command, 1), mesh.ErrInvalidCommand, "%q", command)
 			require.ErrorIs(t, s1.Rooms().Send(ctx, "lobby", command, 1), mesh.ErrInvalidCommand, "%q", command)
@@ -289,8 +289,8 @@ func TestSendingToRoomsAndConnections(t *testing.T) {
 	})
 }
 
-// A client may use as many new rooms in a minute as it may, by joining or
-// subscribing, and those that it knows as often as it likes.
+// TestLimitOfNewRooms checks that NewRoomsPerMinute counts each room that a client joins
+// or subscribes to, but only once as long as it is remembered.
 func TestLimitOfNewRooms(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -324,13 +324,13 @@ func TestLimitOfNewRooms(t *testing.T) {
 		refused("e")
 		ids, err := s.Rooms().ConnectionIDs(t.Context(), "e")
 		require.NoError(t, err)
-		assert.Empty(t, ids, "nothing is half done")
+		assert.Empty(t, ids, "a refused join has no effect")
 		assert.False(t, testhook.PartsOf(s.Server).Hub.Watches("e"))
-		assert.Equal(t, "true", string(p.Call("mesh/noop", nil)), "the connection goes on")
-		require.True(t, s.Dial().Join("e").Success, "each connection has its own")
+		assert.Equal(t, "true", string(p.Call("mesh/noop", nil)), "the connection stays open")
+		require.True(t, s.Dial().Join("e").Success, "each connection has its own limit")
 
 		w.Sleep(time.Minute)
-		visit("a") // of the last minute
+		visit("a") // was used within the last minute
 		for _, room := range []string{"e", "f", "g", "h"} {
 			visit(room)
 			visit(room)
@@ -341,11 +341,12 @@ func TestLimitOfNewRooms(t *testing.T) {
 		for _, room := range []string{"a", "e", "f", "g"} {
 			visit(room)
 		}
-		refused("h") // no longer remembered
+		refused("h") // is no longer remembered
 	})
 }
 
-// Rooms that the connection is in, or subscribed to, are never new.
+// TestRoomsInUseAreNotNew checks that rooms that the connection is in or subscribed to
+// are never new.
 func TestRoomsInUseAreNotNew(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -368,7 +369,8 @@ func TestRoomsInUseAreNotNew(t *testing.T) {
 	})
 }
 
-// What a guard refuses has cost a question, and counts.
+// TestRefusedRoomsAreNew checks that refused requests count too, because the guard had
+// to run.
 func TestRefusedRoomsAreNew(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -385,9 +387,10 @@ func TestRefusedRoomsAreNew(t *testing.T) {
 	})
 }
 
-// Whatever an unprivileged client does with made-up names, within all limits:
-// seconds later nothing of it is left, in Redis or in the server's memory.
-func TestMadeUpNamesLeaveNothing(t *testing.T) {
+// TestInventedNamesLeaveNothing lets a client without rights use invented names within
+// all limits. Seconds later, no trace of the names may be left in Redis or in the memory
+// of the server.
+func TestInventedNamesLeaveNothing(t *testing.T) {
 	t.Parallel()
 	harness.EverywhereOn(t, nil, func(t *testing.T, w *harness.World) {
 		s := w.Server(harness.NoCommandLimit, harness.AllowMetadata, harness.Limits(func(l *mesh.Limits) { l.NewRoomsPerMinute = -1 }))
@@ -414,7 +417,7 @@ func TestMadeUpNamesLeaveNothing(t *testing.T) {
 			gone.Subscribe(fmt.Sprint("room-of-the-other", i))
 		}
 		gone.Close()
-		w.Eventually(time.Second, func() bool { return s.Stats().Connections == 1 && s.Stats().Entries == 0 }, "all have left")
+		w.Eventually(time.Second, func() bool { return s.Stats().Connections == 1 && s.Stats().Entries == 0 }, "the other connection has ended")
 		for key, ttl := range w.KeysBut(s, p.ID) {
 			if _, ok := before[key]; !ok {
 				assert.LessOrEqual(t, ttl, 15*time.Second, key)
@@ -425,7 +428,7 @@ func TestMadeUpNamesLeaveNothing(t *testing.T) {
 			w.Sleep(16 * time.Second)
 			assert.Equal(t, before, w.KeysBut(s, p.ID))
 		}
-		w.Eventually(10*time.Second, func() bool { return s.Stats().Watched == 0 }, "mirrors")
+		w.Eventually(10*time.Second, func() bool { return s.Stats().Watched == 0 }, "no mirror")
 		kept, most := s.AnswersKept(p.ID)
 		assert.LessOrEqual(t, kept, most)
 	})

@@ -71,12 +71,12 @@ func TestServeConn(t *testing.T) {
 		gone := errors.New("gone")
 		cancel(gone)
 		assert.Equal(t, websocket.CloseGoingAway, p.Closed(2*time.Second))
-		require.ErrorIs(t, <-ended, gone, "it says how it ended")
+		require.ErrorIs(t, <-ended, gone, "ServeConn returns the reason")
 		ids, err := srv.Rooms().ConnectionIDs(t.Context(), "lobby")
 		w.Eventually(2*time.Second, func() bool {
 			ids, err = srv.Rooms().ConnectionIDs(t.Context(), "lobby")
 			return err == nil && len(ids) == 0
-		}, "it has left")
+		}, "the connection has left the room")
 
 		require.NoError(t, srv.Shutdown(t.Context()))
 		_, _, err = s.TryDial()
@@ -85,9 +85,10 @@ func TestServeConn(t *testing.T) {
 	})
 }
 
-// A WebSocket of the app's that is not served is closed with a code that says why, and
-// the log says it, too: most apps do not look at the error.
-func TestNotServedSaysWhy(t *testing.T) {
+// TestServeConnReportsRefusals checks that ServeConn closes a WebSocket that it does not
+// serve with a code and a reason. It also logs the reason, because most apps ignore the
+// error.
+func TestServeConnReportsRefusals(t *testing.T) {
 	t.Parallel()
 	type tc struct {
 		ready  func(t *testing.T, s *harness.Server)
@@ -108,8 +109,8 @@ func TestNotServedSaysWhy(t *testing.T) {
 			func(t *testing.T, s *harness.Server) { start(t, s); require.NoError(t, s.Drain(t.Context(), 0)) }, mesh.ConnOptions{},
 			1012, "server is restarting", slog.LevelInfo, "the server is draining or shut down",
 		},
-		"the level":           {start, mesh.ConnOptions{Level: 7}, 1011, "the connection could not be set up", slog.LevelWarn, "it could not be set up error=mesh: invalid options: ConnOptions.Level is 7"},
-		"the metadata":        {start, mesh.ConnOptions{Metadata: make(chan int)}, 1011, "the connection could not be set up", slog.LevelWarn, "it could not be set up"},
+		"invalid level":       {start, mesh.ConnOptions{Level: 7}, 1011, "the connection could not be set up", slog.LevelWarn, "it could not be set up error=mesh: invalid options: ConnOptions.Level is 7"},
+		"invalid metadata":    {start, mesh.ConnOptions{Metadata: make(chan int)}, 1011, "the connection could not be set up", slog.LevelWarn, "it could not be set up"},
 		"metadata that panic": {start, mesh.ConnOptions{Metadata: harness.Panicking{}}, 1011, "the connection could not be set up", slog.LevelWarn, "it could not be set up"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -178,38 +179,39 @@ func TestServeConnAtLevel2(t *testing.T) {
 		require.ErrorIs(t, <-ended, mesh.ErrClosed)
 		level = 3
 		_, _, err := s.TryDial()
-		require.Error(t, err, "it is closed")
+		require.Error(t, err, "the connection is closed")
 		require.ErrorIs(t, <-ended, mesh.ErrInvalidOptions)
 	})
 }
 
-// noWrites is a network connection that panics once it is broken.
-type noWrites struct {
+// panickingConn is a network connection whose Write panics once it is broken.
+type panickingConn struct {
 	net.Conn
 	broken, closed atomic.Bool
 }
 
-func (c *noWrites) Write(p []byte) (int, error) {
+func (c *panickingConn) Write(p []byte) (int, error) {
 	if c.broken.Load() {
 		panic("no writes")
 	}
 	return c.Conn.Write(p)
 }
 
-func (c *noWrites) Close() error {
+func (c *panickingConn) Close() error {
 	c.closed.Store(true)
 	return c.Conn.Close()
 }
 
-// A WebSocket that is not served is closed, also if it cannot be told why.
-func TestTurnedAwayIsClosed(t *testing.T) {
+// TestServeConnClosesWithoutAFrame checks that ServeConn closes a WebSocket that it does
+// not serve even if it cannot write the close frame.
+func TestServeConnClosesWithoutAFrame(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s := w.Tracked()
 		here, there := net.Pipe()
 		defer there.Close()
 		go func() { _, _ = io.Copy(io.Discard, there) }()
-		conn := &noWrites{Conn: here}
+		conn := &panickingConn{Conn: here}
 		rec := brokenResponse{httptest.NewRecorder(), func() (net.Conn, error) { return conn, nil }}
 		ws, err := new(websocket.Upgrader).Upgrade(rec, harness.Handshake(t), nil)
 		require.NoError(t, err)

@@ -29,7 +29,7 @@ import (
 	"github.com/meshpresence/mesh/internal/testhook"
 )
 
-// status asks a server's handler without upgrading anything.
+// status sends a request without an upgrade to a handler.
 func status(s http.Handler) *httptest.ResponseRecorder {
 	rec := httptest.NewRecorder()
 	s.ServeHTTP(rec, httptest.NewRequest(http.MethodGet, "http://127.0.0.1/ws", nil))
@@ -38,7 +38,7 @@ func status(s http.Handler) *httptest.ResponseRecorder {
 
 func TestStartWaitsForRedis(t *testing.T) {
 	t.Parallel()
-	// Not on a cluster: nodes that stood still depose each other when they go on.
+	// Not on a cluster, because nodes that were paused replace each other as masters.
 	harness.EverywhereOn(t, nil, func(t *testing.T, w *harness.World) {
 		var log testlog.Logbook
 		opts := w.Options()
@@ -68,12 +68,12 @@ func TestStartWaitsForRedis(t *testing.T) {
 			require.FailNow(t, "started without Redis", "%v", err)
 		default:
 		}
-		w.Eventually(10*time.Second, func() bool { return log.Told("start waits for redis") > 0 }, "it says what it waits for")
+		w.Eventually(10*time.Second, func() bool { return log.Told("start waits for redis") > 0 }, "the log says that Start waits for Redis")
 		w.Back()
 		require.NoError(t, <-started)
-		require.NoError(t, srv.Start(t.Context()), "once more does nothing")
+		require.NoError(t, srv.Start(t.Context()), "a second Start does nothing")
 		require.NoError(t, srv.Ready(t.Context()))
-		assert.Equal(t, http.StatusBadRequest, status(srv).Code, "no upgrade")
+		assert.Equal(t, http.StatusBadRequest, status(srv).Code, "a request without an upgrade")
 
 		require.NoError(t, srv.Shutdown(t.Context()))
 		require.NoError(t, srv.Shutdown(t.Context()))
@@ -135,11 +135,10 @@ func TestForeignKeysUnderThePrefix(t *testing.T) {
 			"no format":      func() error { return c.Set(ctx, under("odd:").Format(), "x", 0).Err() },
 			"another type":   func() error { return c.SAdd(ctx, under("type:").Format(), "x").Err() },
 			"foreign lists":  func() error { return c.SAdd(ctx, under("foreign:").Instances(), "x").Err() },
-			// What the TypeScript server has while it runs, on a cluster too, and
-			// what it leaves behind.
-			"its instances":   func() error { return c.SAdd(ctx, w.KeyPrefix()+"ts:instances", "x").Err() },
-			"its connections": func() error { return c.HSet(ctx, w.KeyPrefix()+"ts2:connections", "c", "x").Err() },
-			"its metadata":    func() error { return c.HSet(ctx, w.KeyPrefix()+"ts3:connection-meta", "c", "{}").Err() },
+			// The keys of the TypeScript server while it runs, and those that it leaves.
+			"TypeScript instances":   func() error { return c.SAdd(ctx, w.KeyPrefix()+"ts:instances", "x").Err() },
+			"TypeScript connections": func() error { return c.HSet(ctx, w.KeyPrefix()+"ts2:connections", "c", "x").Err() },
+			"TypeScript metadata":    func() error { return c.HSet(ctx, w.KeyPrefix()+"ts3:connection-meta", "c", "{}").Err() },
 		} {
 			require.NoError(t, put(), name)
 		}
@@ -152,9 +151,9 @@ func TestForeignKeysUnderThePrefix(t *testing.T) {
 			begun := time.Now()
 			err = srv.Start(ctx)
 			require.ErrorIs(t, err, mesh.ErrIncompatible, prefix)
-			assert.ErrorContains(t, err, "Prefix", "it says what to do")
-			assert.Regexp(t, regexp.QuoteMeta(w.KeyPrefix()+prefix)+`\S*`+key+" ", err.Error(), "and which key it is")
-			assert.Less(t, time.Since(begun), w.Unhurried(time.Second), "there is no use in trying again")
+			assert.ErrorContains(t, err, "Prefix", "the error names the option to change")
+			assert.Regexp(t, regexp.QuoteMeta(w.KeyPrefix()+prefix)+`\S*`+key+" ", err.Error(), "the error names the key")
+			assert.Less(t, time.Since(begun), w.Unhurried(time.Second), "Start does not retry")
 			require.NoError(t, srv.Shutdown(ctx))
 		}
 	})
@@ -169,7 +168,7 @@ func TestReadyWhileRedisIsAway(t *testing.T) {
 			begun := time.Now()
 			require.NoError(t, s.Ready(t.Context()))
 			require.NoError(t, p.Ready(t.Context()))
-			assert.Zero(t, time.Since(begun), "at once")
+			assert.Zero(t, time.Since(begun), "Ready returns at once")
 		}
 		quick()
 		for _, fault := range []struct{ begin, end func() }{{w.Mem.Cut, w.Mem.Heal}, {w.Mem.Hang, w.Mem.Resume}} {
@@ -213,19 +212,19 @@ func TestReadyHandler(t *testing.T) {
 	})
 }
 
-// However requests and connections end, also while the server shuts down, none is
-// counted for ever and none is counted out twice.
+// TestCountsOfConnections ends requests and connections in many ways, also during a
+// shutdown. Each must release its place exactly once.
 func TestCountsOfConnections(t *testing.T) {
 	t.Parallel()
 	hijacks := []func() (net.Conn, error){
 		func() (net.Conn, error) { panic("no") },
 		func() (net.Conn, error) { panic(http.ErrAbortHandler) },
 		func() (net.Conn, error) { return nil, errors.New("no") },
-		func() (net.Conn, error) { // is closed before the answer is written
+		func() (net.Conn, error) { // closes before the answer is written
 			a, b := net.Pipe()
 			return a, errors.Join(a.Close(), b.Close())
 		},
-		func() (net.Conn, error) { // is closed after it
+		func() (net.Conn, error) { // closes after the answer
 			a, b := net.Pipe()
 			go func() {
 				_, _ = b.Read(make([]byte, 4096))
@@ -245,7 +244,7 @@ func TestCountsOfConnections(t *testing.T) {
 				case 1:
 					panic("no")
 				case 2:
-					time.Sleep(4 * time.Second) // late, whatever its context says
+					time.Sleep(4 * time.Second) // ignores its context
 				}
 				return nil, nil
 			}
@@ -288,25 +287,25 @@ func TestCountsOfConnections(t *testing.T) {
 
 func TestConnectionsFitFileDescriptors(t *testing.T) {
 	t.Parallel()
-	const perNode = 20 + 5 + 2 // the pool, the pipelines, and the subscriptions
+	const perNode = 20 + 5 + 2 // the pool, the pool of pipelines and the subscriptions
 	reserved := func(files int) int { return 64 + files/16 + perNode }
 	for name, c := range map[string]struct {
-		files, limit int // of the process and of the app
-		most         int // connections; 0: Start fails
-		warns        bool
+		files, limit int  // open files of the process, and Limits.Connections
+		most         int  // number of connections; 0 if Start fails
+		warns        bool // whether Start logs a warning
 	}{
-		"the default fits":              {1 << 20, 0, mesh.DefaultConnections, false},
-		"the default does not fit":      {50_000, 0, 50_000 - reserved(50_000), false},
-		"few files":                     {1024, 0, 1024 - reserved(1024), true},
-		"a limit that fits":             {1024, 500, 500, false},
-		"a limit that just fits":        {1024, 1024 - reserved(1024), 1024 - reserved(1024), false},
-		"a limit that does not fit":     {1024, 1025 - reserved(1024), 0, false},
-		"the default, set, in few":      {1024, mesh.DefaultConnections, 0, false},
-		"no limit":                      {1 << 20, -1, 1<<20 - reserved(1<<20), false},
-		"no limit, few files":           {1024, -1, 1024 - reserved(1024), true},
-		"hardly any":                    {64, 0, 0, false},
-		"unknown":                       {-1, 0, mesh.DefaultConnections, false},
-		"unknown, and the app says two": {-1, 2, 2, false},
+		"default that fits":               {1 << 20, 0, mesh.DefaultConnections, false},
+		"default that does not fit":       {50_000, 0, 50_000 - reserved(50_000), false},
+		"few files":                       {1024, 0, 1024 - reserved(1024), true},
+		"limit that fits":                 {1024, 500, 500, false},
+		"limit that just fits":            {1024, 1024 - reserved(1024), 1024 - reserved(1024), false},
+		"limit that does not fit":         {1024, 1025 - reserved(1024), 0, false},
+		"default as the limit, few files": {1024, mesh.DefaultConnections, 0, false},
+		"no limit":                        {1 << 20, -1, 1<<20 - reserved(1<<20), false},
+		"no limit, few files":             {1024, -1, 1024 - reserved(1024), true},
+		"hardly any files":                {64, 0, 0, false},
+		"unknown files":                   {-1, 0, mesh.DefaultConnections, false},
+		"unknown files, limit":            {-1, 2, 2, false},
 	} {
 		harness.Embedded(t, func(t *testing.T, w *harness.World) {
 			redisOptions := w.Mem.Options()
@@ -348,8 +347,9 @@ func TestConnectionsFitFileDescriptors(t *testing.T) {
 	}
 }
 
-// A client that may have more connections than there are descriptors makes only
-// those that it needs: Start does not fail on account of them.
+// TestALargePoolLeavesFileDescriptors checks that Start does not fail if the pool of the
+// Redis client is larger than the limit of open files. The client only opens the
+// connections that it needs.
 func TestALargePoolLeavesFileDescriptors(t *testing.T) {
 	t.Parallel()
 	for _, limit := range []int{0, 300} {
@@ -371,37 +371,38 @@ func TestALargePoolLeavesFileDescriptors(t *testing.T) {
 	}
 }
 
-// A start that is tried again and again tells of the limit once.
-func TestFewFileDescriptorsAreToldOnce(t *testing.T) {
+// TestFewFileDescriptorsAreLoggedOnce checks that Start logs the limit of open files
+// once, although it retries.
+func TestFewFileDescriptorsAreLoggedOnce(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		opts := w.Options()
 		var log testlog.Warnings
 		opts.Logger = slog.New(&log)
 		testhook.SetFiles(&opts, func() (int, bool) { return 1024, true })
-		deaf := new(harness.DeafToLeases)
-		deaf.Left.Store(5)
+		leases := new(harness.DeafToLeases)
+		leases.Left.Store(5)
 		testhook.SetSeams(&opts, func(s *store.Store) testhook.Seams {
-			deaf.Store = s
-			return testhook.Seams{Local: s, Lease: deaf, Hub: s}
+			leases.Store = s
+			return testhook.Seams{Local: s, Lease: leases, Hub: s}
 		})
 		srv, err := mesh.NewServer(opts)
 		require.NoError(t, err)
 		require.NoError(t, srv.Start(t.Context()))
 		require.NoError(t, srv.Shutdown(t.Context()))
-		told := 0
+		warnings := 0
 		for _, text := range log.Texts() {
 			if strings.Contains(text, "limit of open files") {
-				told++
+				warnings++
 			}
 		}
-		require.Equal(t, 1, told, "%v", log.Texts())
+		require.Equal(t, 1, warnings, "%v", log.Texts())
 	})
 }
 
-// TestRedisAtTheLimitOfFileDescriptors: more clients come, and stay, than the
-// process has file descriptors for. When Redis restarts, the server connects to
-// it again, and no client is left without an answer.
+// TestRedisAtTheLimitOfFileDescriptors opens more client connections than the process
+// has file descriptors. After a restart of Redis, the server must be able to connect to
+// it again, and every client must get an answer.
 func TestRedisAtTheLimitOfFileDescriptors(t *testing.T) {
 	t.Parallel()
 	if runtime.GOOS == "windows" {

@@ -161,7 +161,7 @@ func getPresenceState(ctx context.Context, c *Connection, _ wire.Request, room s
 // stateAnswer lists the members and states of a room: a wire.StateSnapshot or a
 // wire.EncodedView.
 func (n *core) stateAnswer(ctx context.Context, room string) (any, error) {
-	if err := socket.AwaitRoom(ctx); err != nil {
+	if err := socket.AwaitAnswerSlot(ctx); err != nil {
 		return nil, err
 	}
 	if v, ok := n.hub.View(room); ok {

@@ -22,7 +22,7 @@ func clearState(p *harness.Peer, room string) string {
 	return string(p.Call("mesh/clear-presence-state", map[string]any{"roomName": room}))
 }
 
-func TestStateIsToldReplacedAndCleared(t *testing.T) {
+func TestStateIsDeliveredReplacedAndCleared(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
 		s1, s2, s3 := w.Tracked(), w.Tracked(), w.Tracked()
@@ -39,9 +39,9 @@ func TestStateIsToldReplacedAndCleared(t *testing.T) {
 		stored, err = raw.Get(t.Context(), w.StateKey("lobby", a.ID)).Result()
 		require.NoError(t, err)
 		require.JSONEq(t, `{"n":2}`, stored)
-		require.Zero(t, harness.KeyLife(t, raw, w.StateKey("lobby", a.ID)), "it lives as long as the entry")
+		require.Zero(t, harness.KeyLife(t, raw, w.StateKey("lobby", a.ID)), "the state lives as long as the entry")
 		require.Equal(t, "true", clearState(a, "lobby"))
-		require.Equal(t, "true", clearState(a, "lobby"), "there is none any more: nobody is told")
+		require.Equal(t, "true", clearState(a, "lobby"), "clearing again causes no update")
 		require.False(t, harness.KeyExists(t, raw, w.StateKey("lobby", a.ID)))
 		require.Equal(t, "true", a.State("lobby", map[string]any{"n": 3}))
 		for _, p := range watchers {
@@ -62,7 +62,7 @@ func TestStateExpiresOnceForEverySubscriber(t *testing.T) {
 		began := time.Now()
 		require.Equal(t, "true", a.State("lobby", map[string]any{"typing": true}, map[string]any{"expireAfter": 600}))
 		life := harness.KeyLife(t, raw, w.StateKey("lobby", a.ID))
-		if w.Virtual { // else some of it has passed
+		if w.Virtual { // in real time, some of the 600 ms has passed
 			require.Greater(t, life, 590*time.Millisecond)
 		}
 		require.LessOrEqual(t, life, 600*time.Millisecond)
@@ -70,7 +70,7 @@ func TestStateExpiresOnceForEverySubscriber(t *testing.T) {
 			p.ExpectStates(1600*time.Millisecond, a.ID, `{"typing":true}`, "null")
 		}
 		require.GreaterOrEqual(t, time.Since(began), 600*time.Millisecond)
-		w.Sleep(700 * time.Millisecond) // expired events would have been acted on by now
+		w.Sleep(700 * time.Millisecond) // by now the servers would have handled expired events
 		for _, p := range watchers {
 			p.ExpectStates(0, a.ID, `{"typing":true}`, "null")
 			require.Equal(t, 0, p.Count("leave", ""))
@@ -80,7 +80,7 @@ func TestStateExpiresOnceForEverySubscriber(t *testing.T) {
 	})
 }
 
-func TestAnOlderStatesExpiryDoesNotEndANewerOne(t *testing.T) {
+func TestExpiryOfAnOlderState(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
 		s1, s2 := w.Tracked(), w.Tracked()
@@ -97,7 +97,7 @@ func TestAnOlderStatesExpiryDoesNotEndANewerOne(t *testing.T) {
 			p.ExpectStates(time.Second, a.ID, `{"n":1}`, `{"n":2}`, `{"n":3}`, `{"n":4}`)
 		}
 		require.True(t, harness.KeyExists(t, raw, w.StateKey("lobby", a.ID)))
-		// A shorter life than before counts too.
+		// A newer state may also expire earlier.
 		require.Equal(t, "true", a.State("lobby", map[string]any{"n": 5}, map[string]any{"expireAfter": 100}))
 		for _, p := range watchers {
 			p.ExpectStates(time.Second, a.ID, `{"n":1}`, `{"n":2}`, `{"n":3}`, `{"n":4}`, `{"n":5}`, "null")
@@ -105,7 +105,7 @@ func TestAnOlderStatesExpiryDoesNotEndANewerOne(t *testing.T) {
 	})
 }
 
-func TestSilentStateIsStoredAndToldNobody(t *testing.T) {
+func TestSilentStateIsStoredButNotDelivered(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
 		s1, s2 := w.Tracked(), w.Tracked()
@@ -117,7 +117,7 @@ func TestSilentStateIsStoredAndToldNobody(t *testing.T) {
 		for _, s := range []*harness.Server{s1, s2} {
 			w.Eventually(2*time.Second, func() bool {
 				return string(s.Dial().Subscribe("lobby").States[a.ID]) == `{"n":1}`
-			}, "snapshots show it")
+			}, "the silent state in a snapshot")
 			require.JSONEq(t, `{"n":1}`, string(s.Dial().Room("mesh/get-presence-state", "lobby").States[a.ID]))
 		}
 		require.Equal(t, "true", a.State("lobby", map[string]any{"n": 2}))
@@ -130,7 +130,8 @@ func TestSilentStateIsStoredAndToldNobody(t *testing.T) {
 	})
 }
 
-// A state ends with its entry: the leave says so, and no state null follows.
+// TestStateEndsWithItsEntry checks that a leave ends the state, without an update for
+// the state.
 func TestStateEndsWithItsEntry(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
@@ -149,24 +150,24 @@ func TestStateEndsWithItsEntry(t *testing.T) {
 		closer.Close()
 		silent.Mute()
 		for _, p := range watchers {
-			for _, who := range []*harness.Peer{leaver, closer, silent} {
-				p.Expect(3*time.Second, "leave", who.ID)
+			for _, member := range []*harness.Peer{leaver, closer, silent} {
+				p.Expect(3*time.Second, "leave", member.ID)
 			}
 		}
-		for _, who := range []*harness.Peer{closer, silent} {
-			require.False(t, harness.KeyExists(t, raw, w.StateKey("lobby", who.ID)))
+		for _, member := range []*harness.Peer{closer, silent} {
+			require.False(t, harness.KeyExists(t, raw, w.StateKey("lobby", member.ID)))
 		}
-		// Coming back does not bring it back.
+		// Joining again does not restore the state.
 		require.Empty(t, leaver.Room("mesh/get-presence-state", "lobby").States)
 		leaver.Join("lobby")
 		silent.Call("mesh/noop", nil)
 		for _, p := range watchers {
-			w.Eventually(2*time.Second, func() bool { return p.Count("join", silent.ID) == 2 && p.Count("join", leaver.ID) == 2 }, "both are back")
+			w.Eventually(2*time.Second, func() bool { return p.Count("join", silent.ID) == 2 && p.Count("join", leaver.ID) == 2 }, "both have joined again")
 		}
-		w.Sleep(1200 * time.Millisecond) // the states' time would be up now
+		w.Sleep(1200 * time.Millisecond) // the states would have expired by now
 		for _, p := range watchers {
-			for _, who := range []*harness.Peer{leaver, closer, silent} {
-				p.ExpectStates(0, who.ID, `{"n":1}`)
+			for _, member := range []*harness.Peer{leaver, closer, silent} {
+				p.ExpectStates(0, member.ID, `{"n":1}`)
 			}
 		}
 		require.Empty(t, s2.Dial().Subscribe("lobby").States)
@@ -193,7 +194,7 @@ func TestManagerPublishesStates(t *testing.T) {
 		require.ErrorIs(t, p.PublishState(ctx, "lobby", a.ID, ok, mesh.StateOptions{ExpireAfter: -1}), mesh.ErrInvalidState)
 		require.ErrorIs(t, p.PublishState(ctx, "untracked", a.ID, ok, mesh.StateOptions{}), mesh.ErrNotTracked)
 		require.ErrorIs(t, p.ClearState(ctx, "untracked", a.ID), mesh.ErrNotTracked)
-		require.ErrorIs(t, p.PublishState(ctx, "lobby", watcher.ID, ok, mesh.StateOptions{}), mesh.ErrUnknownConnection, "it is another server's")
+		require.ErrorIs(t, p.PublishState(ctx, "lobby", watcher.ID, ok, mesh.StateOptions{}), mesh.ErrUnknownConnection, "a connection of another server")
 		big := map[string]string{"x": string(make([]byte, 9<<10))}
 		require.ErrorIs(t, p.PublishState(ctx, "lobby", a.ID, big, mesh.StateOptions{}), mesh.ErrTooLarge)
 
@@ -209,8 +210,8 @@ func TestManagerPublishesStates(t *testing.T) {
 	})
 }
 
-// States that a client publishes without waiting for the answers are told one
-// by one, in order, also where it leaves right behind them.
+// TestStatesOfOneClientOverlap publishes states without waiting for the answers, and
+// then leaves. All states must be delivered in order, before the leave.
 func TestStatesOfOneClientOverlap(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
@@ -236,7 +237,7 @@ func TestStatesOfOneClientOverlap(t *testing.T) {
 		for _, p := range watchers {
 			p.ExpectStates(5*time.Second, a.ID, append(want, "null")...)
 			p.Expect(5*time.Second, "leave", a.ID)
-			require.Equal(t, append(want, "null"), p.StatesOf(a.ID), "nothing after the leave")
+			require.Equal(t, append(want, "null"), p.StatesOf(a.ID), "no state after the leave")
 		}
 		answers := func() (list []string) {
 			a.Mu.Lock()
@@ -248,7 +249,7 @@ func TestStatesOfOneClientOverlap(t *testing.T) {
 			}
 			return list
 		}
-		w.Eventually(5*time.Second, func() bool { return len(answers()) == states+3 }, "answers to everything")
+		w.Eventually(5*time.Second, func() bool { return len(answers()) == states+3 }, "all answers")
 		for i, got := range answers() {
 			result := "true"
 			switch i {
@@ -262,8 +263,8 @@ func TestStatesOfOneClientOverlap(t *testing.T) {
 	})
 }
 
-// With an interval between states every subscriber is told at most one of each
-// member in that time, and the last one; a new rule takes hold at once.
+// TestStateInterval checks that a subscriber receives at most one state per member and
+// interval, and always the last one. A new rule must take effect at once.
 func TestStateInterval(t *testing.T) {
 	t.Parallel()
 	harness.Everywhere(t, func(t *testing.T, w *harness.World) {
@@ -295,11 +296,11 @@ func TestStateInterval(t *testing.T) {
 				require.LessOrEqual(t, len(got), int(took/interval)+2)
 			}
 		}
-		if w.Virtual { // else it depends on how fast they were published
+		if w.Virtual { // in real time the states may be published more slowly
 			require.Positive(t, s1.Stats().StatesSuperseded)
 		}
 
-		// What waits ends with its entry.
+		// A waiting state ends with its entry.
 		s1.Track(".*", mesh.PresenceOptions{StateInterval: time.Minute})
 		a := members[0]
 		a.State("lobby", map[string]any{"n": "first"})
@@ -319,13 +320,13 @@ func TestStateInterval(t *testing.T) {
 			require.Equal(t, "true", b.State("lobby", map[string]any{"free": n}))
 			want = append(want, fmt.Sprintf(`{"free":%d}`, n))
 		}
-		w.Eventually(2*time.Second, func() bool { return len(watchers[0].StatesOf(b.ID)) >= before+5 }, "each of them")
+		w.Eventually(2*time.Second, func() bool { return len(watchers[0].StatesOf(b.ID)) >= before+5 }, "all states")
 		require.Equal(t, want, watchers[0].StatesOf(b.ID)[before:])
 	})
 }
 
-// FuzzStates holds what is taken for a state or metadata against encoding/json:
-// the same value, in valid JSON, that taken again stays as it is.
+// FuzzStates compares the encoding of states and metadata with encoding/json. The result
+// must be valid JSON of the same value, and encoding it again must not change it.
 func FuzzStates(f *testing.F) {
 	for _, s := range []string{`{}`, ` { "a" : [ 1.50 , "\ud800" ] } `, `null`, ` null `, `[]`, `{"a":1,"a":2}`, `1e999`, "{\"\xff\":1}", `{"a":"` + "\u2028" + `"}`} {
 		f.Add([]byte(s))
@@ -338,7 +339,7 @@ func FuzzStates(f *testing.F) {
 		state, err := p.EncodeState(json.RawMessage(raw))
 		metadata, metaErr := p.EncodeMetadata(json.RawMessage(raw))
 		if err == nil {
-			require.NoError(t, metaErr, "metadata may be anything that a state may be, and larger")
+			require.NoError(t, metaErr, "a valid state is valid metadata")
 			require.Equal(t, string(metadata), string(state))
 			require.Equal(t, byte('{'), state[0])
 		} else {
@@ -353,7 +354,7 @@ func FuzzStates(f *testing.F) {
 		require.NoError(t, err)
 		require.Equal(t, string(metadata), string(again))
 		var one, two any
-		if json.Unmarshal(raw, &one) == nil { // but for numbers that fit no float
+		if json.Unmarshal(raw, &one) == nil { // fails for numbers that do not fit into a float64
 			require.NoError(t, json.Unmarshal(metadata, &two))
 			require.Equal(t, one, two)
 		}

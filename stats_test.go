@@ -23,8 +23,7 @@ import (
 	"github.com/meshpresence/mesh/internal/testhook"
 )
 
-// counts returns everything that only ever rises, by name; histograms by how
-// much they hold.
+// counts returns all counters by name, and of histograms the numbers of values.
 func counts(s mesh.Stats) map[string]uint64 {
 	all := make(map[string]uint64)
 	v := reflect.ValueOf(s)
@@ -44,43 +43,42 @@ func counts(s mesh.Stats) map[string]uint64 {
 	return all
 }
 
-// ordinary are counters of what goes on all the time. What is said about a
-// cause says nothing about them; TestStatsOfWhatGoesOn does.
+// ordinary has the counters that rise all the time. TestCounters ignores them, except
+// for those that a case names. TestStatsOfNormalOperation checks them.
 var ordinary = []string{
 	"Events.", "Updates.", "Deliveries", "Batches", "Changes", "Redis", "EventLag", "ExpiredEvents", "Retries",
 }
 
-// moved returns by how much counters have risen, but for the ordinary ones that
-// are not asked about.
-func moved(before, after mesh.Stats, asked map[string]uint64) map[string]uint64 {
+// risen returns how much each counter has risen, without the ordinary ones that are not
+// named.
+func risen(before, after mesh.Stats, named map[string]uint64) map[string]uint64 {
 	diff := make(map[string]uint64)
-	was := counts(before)
+	first := counts(before)
 next:
 	for name, n := range counts(after) {
-		if n == was[name] {
+		if n == first[name] {
 			continue
 		}
-		if _, ok := asked[name]; !ok {
+		if _, ok := named[name]; !ok {
 			for _, prefix := range ordinary {
 				if strings.HasPrefix(name, prefix) {
 					continue next
 				}
 			}
 		}
-		diff[name] = n - was[name]
+		diff[name] = n - first[name]
 	}
 	return diff
 }
 
-// statsRig is what the causes happen to: a server whose stats are looked at,
-// which is watched from, and another one.
+// statsRig has a server whose stats are checked, a watcher on it, and another server.
 type statsRig struct {
-	w       *harness.World
-	s       *harness.Server   // of which the stats are
-	line    *harness.Lifeline // its way to Redis
-	other   *harness.Server
-	others  *harness.Lifeline
-	watcher *harness.Peer // on s, of "lobby"
+	w         *harness.World
+	s         *harness.Server   // the server whose stats are checked
+	line      *harness.Lifeline // the connections of s to Redis
+	other     *harness.Server
+	otherLine *harness.Lifeline
+	watcher   *harness.Peer // on s
 }
 
 const statsLease = 6 * time.Second
@@ -89,7 +87,7 @@ func newStatsRig(w *harness.World, setup ...func(*mesh.Options)) *statsRig {
 	setup = append([]func(*mesh.Options){harness.LeaseOf(statsLease), harness.NoCommandLimit}, setup...)
 	r := &statsRig{w: w}
 	r.s, r.line = w.Mortal(setup...)
-	r.other, r.others = w.Mortal(setup...)
+	r.other, r.otherLine = w.Mortal(setup...)
 	for _, s := range []*harness.Server{r.s, r.other} {
 		s.Track("^short", mesh.PresenceOptions{TTL: 2 * time.Second})
 		s.Track(".*", mesh.PresenceOptions{})
@@ -97,48 +95,49 @@ func newStatsRig(w *harness.World, setup ...func(*mesh.Options)) *statsRig {
 	r.watcher = r.s.Dial()
 	r.watcher.Subscribe("lobby")
 	r.watcher.Subscribe("short")
-	w.Sleep(2 * statsLease) // both may judge
+	w.Sleep(2 * statsLease) // until both are in contact
 	return r
 }
 
-// die cuts the other server off for good, with everyone on it.
-func (r *statsRig) die() { r.others.Cut() }
+// die cuts the other server off from Redis for good.
+func (r *statsRig) die() { r.otherLine.Cut() }
 
-// forge publishes an event of the lobby that no script has written, made from
-// where the room stands.
-func (r *statsRig) forge(frame func(p store.Position) string) {
+// forge publishes an event of the room lobby that no script has written. event makes it
+// from the position of the room.
+func (r *statsRig) forge(event func(p store.Position) string) {
 	t := r.w.T
 	t.Helper()
 	ps, err := testhook.PartsOf(r.s.Server).Store.Positions(t.Context(), []string{"lobby"})
 	require.NoError(t, err)
-	r.w.Mem.Mini().Publish(testhook.PartsOf(r.s.Server).Keys.EventsPrefix()+"lobby", frame(ps[0]))
+	r.w.Mem.Mini().Publish(testhook.PartsOf(r.s.Server).Keys.EventsPrefix()+"lobby", event(ps[0]))
 	r.w.Sleep(time.Second)
 }
 
-// forged is an event as the scripts write it: conn has a new state.
+// forged returns an event in the format of the scripts, with a new state of conn.
 func forged(epoch string, seq uint64, tag, prev, conn string) string {
 	return fmt.Sprintf("S %s %s %s %d . %s e i 0 2 %d . 1 0 0 1 %d\n{}", epoch, tag, prev, time.Now().UnixMilli(), conn, seq, seq)
 }
 
-// TestStatsMove: each counter moves when, and only when, the thing happens.
-func TestStatsMove(t *testing.T) {
+// TestCounters checks that each counter rises if its cause happens, and that the other
+// counters do not.
+func TestCounters(t *testing.T) {
 	t.Parallel()
-	harness.Long(t, "every counter moves")
+	harness.Long(t, "has a case for each counter")
 	type want = map[string]uint64
 	tests := []struct {
 		name  string
 		setup func(*mesh.Options)
-		ready func(r *statsRig, p *harness.Peer) // what comes before the stats are taken; p is on s, in the lobby
+		ready func(r *statsRig, p *harness.Peer) // runs before the stats are taken; p is on s and in the lobby
 		do    func(r *statsRig, p *harness.Peer)
 		want  want
 	}{
 		{name: "nothing", do: func(r *statsRig, _ *harness.Peer) { r.w.Sleep(30 * time.Second) }, want: want{}},
-		{name: "leave asked", do: func(_ *statsRig, p *harness.Peer) { p.Leave("lobby") }, want: want{"Leaves.left": 1}},
-		{name: "taken out by another server", do: func(r *statsRig, p *harness.Peer) {
+		{name: "left", do: func(_ *statsRig, p *harness.Peer) { p.Leave("lobby") }, want: want{"Leaves.left": 1}},
+		{name: "removed by another server", do: func(r *statsRig, p *harness.Peer) {
 			_, err := r.other.Rooms().Remove(r.w.T.Context(), "lobby", p.ID)
 			require.NoError(r.w.T, err)
 		}, want: want{"Leaves.left": 1}},
-		{name: "leave of a connection elsewhere", ready: func(r *statsRig, _ *harness.Peer) {
+		{name: "left on another server", ready: func(r *statsRig, _ *harness.Peer) {
 			far := r.other.Dial()
 			far.Join("lobby")
 			r.w.T.Cleanup(func() { far.Close() })
@@ -162,7 +161,7 @@ func TestStatsMove(t *testing.T) {
 			r.watcher.Expect(3*time.Second, "leave", p.ID)
 			r.w.Sleep(3 * time.Second)
 		}, want: want{"Leaves.silent": 1, "LeaveDelaySilent": 1}},
-		{name: "cleaned up by the app", setup: harness.ExpirationOff, ready: func(_ *statsRig, p *harness.Peer) { p.Join("short") },
+		{name: "CleanExpired", setup: harness.ExpirationOff, ready: func(_ *statsRig, p *harness.Peer) { p.Join("short") },
 			do: func(r *statsRig, p *harness.Peer) {
 				p.FallSilent()
 				r.w.Sleep(3 * time.Second)
@@ -170,7 +169,7 @@ func TestStatsMove(t *testing.T) {
 				require.NoError(r.w.T, err)
 				require.Equal(r.w.T, 1, n)
 			}, want: want{"Leaves.silent": 1}},
-		{name: "socket silent", setup: func(o *mesh.Options) { o.PingInterval = time.Second }, do: func(r *statsRig, p *harness.Peer) {
+		{name: "silent socket", setup: func(o *mesh.Options) { o.PingInterval = time.Second }, do: func(r *statsRig, p *harness.Peer) {
 			p.Mute()
 			r.watcher.Expect(10*time.Second, "leave", p.ID)
 			r.w.Sleep(time.Second)
@@ -183,7 +182,7 @@ func TestStatsMove(t *testing.T) {
 			r.die()
 			r.w.Sleep(statsLease + time.Second)
 		}, want: want{"Leaves.server_lost": 3, "LeaveDelayServerLost": 3, "ServersDeclaredDead": 1}},
-		{name: "expired elsewhere", setup: harness.LeaseOf(time.Minute), ready: func(r *statsRig, _ *harness.Peer) {
+		{name: "expired while the owner is away", setup: harness.LeaseOf(time.Minute), ready: func(r *statsRig, _ *harness.Peer) {
 			r.w.Sleep(2 * time.Minute)
 			p := r.other.Dial()
 			p.Join("short")
@@ -210,7 +209,7 @@ func TestStatsMove(t *testing.T) {
 			r.forge(func(store.Position) string { return "?" })
 		}, want: want{"Repairs.unreadable": 1, "EventsIgnored.unreadable": 1}},
 		{name: "inconsistent", do: func(r *statsRig, _ *harness.Peer) {
-			r.forge(func(at store.Position) string { return forged(at.Epoch, at.Seq+1, "t2", at.Tag, "nobody") })
+			r.forge(func(at store.Position) string { return forged(at.Epoch, at.Seq+1, "t2", at.Tag, "unknown") })
 		}, want: want{"Repairs.inconsistent": 1}},
 		{name: "duplicate", do: func(r *statsRig, p *harness.Peer) {
 			r.forge(func(at store.Position) string { return forged(at.Epoch, at.Seq, at.Tag, "t1", p.ID) })
@@ -222,7 +221,7 @@ func TestStatsMove(t *testing.T) {
 			r.w.Sleep(time.Second)
 		}, want: want{"EventsIgnored.stray": 1}},
 		{name: "compare", do: func(r *statsRig, _ *harness.Peer) {
-			key := testhook.PartsOf(r.s.Server).Keys.Seq("lobby") // a change whose event went astray
+			key := testhook.PartsOf(r.s.Server).Keys.Seq("lobby") // a change without an event
 			at, err := testhook.PartsOf(r.s.Server).Store.Positions(r.w.T.Context(), []string{"lobby"})
 			require.NoError(r.w.T, err)
 			r.w.Mem.Mini().Set(key, fmt.Sprintf("%s %d t1", at[0].Epoch, at[0].Seq+1))
@@ -234,22 +233,22 @@ func TestStatsMove(t *testing.T) {
 			r.line.Mend()
 			r.w.Sleep(10 * time.Second)
 		}, want: want{"Repairs.resubscribed": 1, "RepairUpdates": 1, "Updates.join": 1, "Events.join": 0}},
-		{name: "resubscribed, and nothing missed", ready: (*statsRig).cutOff, do: func(r *statsRig, _ *harness.Peer) {
+		{name: "resubscribed without a missed event", ready: (*statsRig).cutOff, do: func(r *statsRig, _ *harness.Peer) {
 			r.line.Mend()
 			r.w.Sleep(10 * time.Second)
 		}, want: want{}},
-		{name: "deaf", do: func(r *statsRig, _ *harness.Peer) {
+		{name: "listener reset", do: func(r *statsRig, _ *harness.Peer) {
 			testhook.PartsOf(r.s.Server).Listener.Remove(testhook.PartsOf(r.s.Server).Keys.ServerChannel(testhook.PartsOf(r.s.Server).Lease.Incarnation()))
 			r.w.Sleep(3500 * time.Millisecond)
 		}, want: want{"ListenerResets": 1, "ListenerDisconnects": 1}},
 		{name: "first read", do: func(_ *statsRig, p *harness.Peer) { p.Subscribe("another") }, want: want{"FirstReads": 1}},
-		{name: "watched already", do: func(_ *statsRig, p *harness.Peer) { p.Subscribe("lobby") }, want: want{}},
+		{name: "already watched", do: func(_ *statsRig, p *harness.Peer) { p.Subscribe("lobby") }, want: want{}},
 		{name: "data lost", do: func(r *statsRig, _ *harness.Peer) {
 			r.w.Mem.FlushAll()
 			r.w.Sleep(2 * statsLease)
 		}, want: want{"Reregistered": 1, "Rejoined": 1, "Repairs.compare": 0}},
-		// Who was on the server that died with the data is in doubt for a while,
-		// and then told to have left, which nobody has ended.
+		// The member on the server that died with the data is unconfirmed for a while.
+		// Then its leave is delivered, although no server has ended its entry.
 		{name: "verify", ready: func(r *statsRig, _ *harness.Peer) { r.other.Dial().Join("lobby") }, do: func(r *statsRig, _ *harness.Peer) {
 			r.die()
 			r.w.Mem.FlushAll()
@@ -283,17 +282,18 @@ func TestStatsMove(t *testing.T) {
 						want[name] = n
 					}
 				}
-				assert.Equal(t, want, moved(before, r.s.Stats(), tt.want))
+				assert.Equal(t, want, risen(before, r.s.Stats(), tt.want))
 			})
 		})
 	}
 }
 
-// cutOff takes Redis away from the server whose stats are looked at.
+// cutOff cuts the server whose stats are checked off from Redis.
 func (r *statsRig) cutOff(_ *harness.Peer) { r.line.Cut() }
 
-// TestStatsOfWhatGoesOn: what is held, and what was told, of one short life.
-func TestStatsOfWhatGoesOn(t *testing.T) {
+// TestStatsOfNormalOperation checks the gauges and the ordinary counters after a few
+// joins, states and leaves, and after a short outage of Redis.
+func TestStatsOfNormalOperation(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		s1, s2 := w.Tracked(), w.Tracked()
@@ -315,12 +315,12 @@ func TestStatsOfWhatGoesOn(t *testing.T) {
 		assert.Zero(t, st.Unwritten)
 		assert.Zero(t, st.Stale)
 		assert.Equal(t, map[string]uint64{"join": 2, "rejoin": 0, "leave": 1, "state": 2, "metadata": 1}, st.Events)
-		assert.Equal(t, map[string]uint64{"join": 2, "leave": 1, "state": 1}, st.Updates, "the silent state is told nobody")
+		assert.Equal(t, map[string]uint64{"join": 2, "leave": 1, "state": 1}, st.Updates, "the silent state is not delivered")
 		assert.EqualValues(t, 2*4, st.Deliveries)
 		assert.EqualValues(t, 1, s2.Stats().Leaves["left"])
-		assert.Zero(t, st.Leaves["left"], "another server's")
+		assert.Zero(t, st.Leaves["left"], "only the owner counts the leave")
 		assert.EqualValues(t, st.RedisCalls, st.RedisLatency.Count())
-		assert.GreaterOrEqual(t, st.EventLag.Count(), uint64(19), "a heartbeat each second")
+		assert.GreaterOrEqual(t, st.EventLag.Count(), uint64(19), "one echo per second")
 		assert.Less(t, st.LeaseAge, 4*time.Second)
 		assert.True(t, st.CanDeclareDead)
 		assert.True(t, st.ExpiredEventsWorking)
@@ -335,12 +335,13 @@ func TestStatsOfWhatGoesOn(t *testing.T) {
 		after := s1.Stats()
 		assert.Positive(t, after.RedisFailures)
 		assert.Positive(t, after.LeaseFailures)
-		assert.Less(t, st.RedisLatency.Sum()+time.Second, after.RedisLatency.Sum(), "what was given up counts, too")
+		assert.Less(t, st.RedisLatency.Sum()+time.Second, after.RedisLatency.Sum(), "calls that failed count too")
 	})
 }
 
-// TestStatsLags: lags are what passed between the deadline and the leave.
-func TestStatsLags(t *testing.T) {
+// TestLeaveDelays checks that a leave delay is the time between the moment at which an
+// entry should have ended and its leave.
+func TestLeaveDelays(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		r := newStatsRig(w)
@@ -402,14 +403,14 @@ func TestStatsOfQueues(t *testing.T) {
 		require.NoError(t, slow.WS.Close())
 		w.Sleep(5 * time.Second)
 		st = s.Stats()
-		assert.Zero(t, st.QueuedBytes, "of one that is gone")
+		assert.Zero(t, st.QueuedBytes, "the queue of a closed socket does not count")
 		assert.EqualValues(t, 1, st.Closed["broken"])
 		assert.Positive(t, st.Dropped)
 	})
 }
 
-// TestStatsKeysAreFixed: every key is there from the start, and is fit to be a
-// label; a bare manager has the same.
+// TestStatsKeysAreFixed checks that all keys exist from the start and are valid labels.
+// A manager must have the same keys as a server.
 func TestStatsKeysAreFixed(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -450,8 +451,8 @@ const (
 
 func statsRoom(i int) string { return "room" + strconv.Itoa(i%statsRooms) }
 
-// busyManager is a manager with 100,000 connections, each in one of 10,000
-// rooms, all of which are watched. It returns where the rooms stand.
+// busyManager returns a manager with 100,000 connections, each in one of 10,000 watched
+// rooms, and the positions of the rooms.
 func busyManager(b *testing.B) (*mesh.PresenceManager, []store.Position) {
 	b.Helper()
 	off := false
@@ -468,7 +469,7 @@ func busyManager(b *testing.B) (*mesh.PresenceManager, []store.Position) {
 				if err := p.Connect(b.Context(), id, nil); err != nil {
 					b.Error(err)
 				}
-				// On a busy machine it may take its time; it goes on being wanted.
+				// On a busy machine the join may be written only after the call has ended.
 				if err := p.Join(b.Context(), statsRoom(i), id); err != nil && !errors.Is(err, mesh.ErrUnavailable) {
 					b.Error(err)
 				}
@@ -497,10 +498,10 @@ func busyManager(b *testing.B) (*mesh.PresenceManager, []store.Position) {
 	return p, at
 }
 
-// BenchmarkStats is what a call of Stats costs on such a server, and what it
-// holds up: one event of one room after the other is delivered to its
-// subscriber, with nobody calling Stats and with somebody who does nothing
-// else. An app calls it every few seconds.
+// BenchmarkStats measures a call of Stats on a busy manager, and how much it delays the
+// delivery of events. "deliver alone" delivers one event to each room in turn, without
+// calls of Stats. "deliver beside" does the same while a goroutine calls Stats all the
+// time. An app calls it every few seconds.
 func BenchmarkStats(b *testing.B) {
 	p, at := busyManager(b)
 	require.Equal(b, statsConns, p.Stats().Entries)
@@ -544,5 +545,5 @@ func BenchmarkStats(b *testing.B) {
 		close(stop)
 		calls.Wait()
 	})
-	require.Zero(b, p.Stats().Repairs["fork"], "the events were what they should be")
+	require.Zero(b, p.Stats().Repairs["fork"], "the forged events must not be forks")
 }

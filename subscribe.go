@@ -142,7 +142,7 @@ func (o *socketOutlet) Ended(err error) {
 	switch {
 	case errors.Is(err, watch.ErrBufferFull):
 		o.c.core().access.slow.Add(1)
-		o.c.sock.Close(websocket.CloseTryAgainLater, "too much happened while a guard was asked")
+		o.c.sock.Close(websocket.CloseTryAgainLater, "too many updates while a guard was asked")
 		return
 	case errors.Is(err, ErrClosed):
 		return // the socket is closed, too

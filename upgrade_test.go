@@ -30,18 +30,18 @@ import (
 	"github.com/meshpresence/mesh/meshtest"
 )
 
-// refusedCase is a request that is refused: its answer, log line and counter.
+// refusedCase is a request that is refused, with its answer, log line and counter.
 type refusedCase struct {
 	setup  func(*mesh.Options)
-	ready  func(t *testing.T, s *harness.Server)                    // nil: nothing
-	change func(r *http.Request)                                    // of a good request; nil: nothing
-	writer func(rec *httptest.ResponseRecorder) http.ResponseWriter // nil: the recorder, which cannot be hijacked
+	ready  func(t *testing.T, s *harness.Server)                    // prepares the server; may be nil
+	change func(r *http.Request)                                    // changes a valid request; may be nil
+	writer func(rec *httptest.ResponseRecorder) http.ResponseWriter // defaults to the recorder, which cannot be hijacked
 	status int
 	body   string
 	level  slog.Level
-	says   []string // in the line, in this order
-	count  string   // the key of Stats.RefusedUpgrades; "": the status
-	later  bool     // Retry-After
+	line   []string // texts in the log line, in this order
+	count  string   // the key of Stats.RefusedUpgrades; defaults to the status
+	later  bool     // whether the answer has Retry-After
 }
 
 func header(name string, values ...string) func(*http.Request) {
@@ -57,30 +57,30 @@ func auth(hook func(ctx context.Context, r *http.Request) (any, error)) func(*me
 	return func(o *mesh.Options) { o.Authenticate, o.HookTimeout = hook, time.Second }
 }
 
-// authError has Authenticate return an error.
+// authError makes Authenticate return an error.
 func authError(err error) func(*mesh.Options) {
 	return auth(func(context.Context, *http.Request) (any, error) { return nil, err })
 }
 
-// plainWriter hides what a ResponseWriter has besides, as many a middleware does.
+// plainWriter hides the other methods of a ResponseWriter, as many middlewares do.
 type plainWriter struct{ http.ResponseWriter }
 
-// unwrapping can be unwrapped.
+// unwrapping is a ResponseWriter with an Unwrap method.
 type unwrapping struct{ plainWriter }
 
 func (u unwrapping) Unwrap() http.ResponseWriter { return u.ResponseWriter }
 
-// looping unwraps to itself.
+// looping is a ResponseWriter that unwraps to itself.
 type looping struct{ plainWriter }
 
-func (c looping) Unwrap() http.ResponseWriter { return c }
+func (l looping) Unwrap() http.ResponseWriter { return l }
 
 func hijacking(hijack func() (net.Conn, error)) func(*httptest.ResponseRecorder) http.ResponseWriter {
 	return func(rec *httptest.ResponseRecorder) http.ResponseWriter { return brokenResponse{rec, hijack} }
 }
 
 const (
-	sorry     = "Internal Server Error"
+	internal  = "Internal Server Error"
 	noHijack  = "WebSocket upgrades do not work here: see the server's log"
 	dangerous = "\u202e\x1b[31m\n"
 )
@@ -88,7 +88,7 @@ const (
 var refusedCases = map[string]refusedCase{
 	"a browser": {
 		change: func(r *http.Request) { r.Header = http.Header{} },
-		status: 400, body: "a WebSocket upgrade is expected here", level: slog.LevelDebug, says: []string{"not a WebSocket request"},
+		status: 400, body: "a WebSocket upgrade is expected here", level: slog.LevelDebug, line: []string{"not a WebSocket request"},
 	},
 	"a proxy that drops both headers": {
 		change: func(r *http.Request) {
@@ -97,17 +97,17 @@ var refusedCases = map[string]refusedCase{
 			r.Header.Set("Connection", "close")
 		},
 		status: 400, body: "a WebSocket upgrade is expected here: the header Upgrade or Connection is missing", level: slog.LevelWarn,
-		says: []string{"proto=HTTP/1.0", "proxy_http_version 1.1", "proxy_set_header Upgrade $http_upgrade", `proxy_set_header Connection "upgrade"`},
+		line: []string{"proto=HTTP/1.0", "proxy_http_version 1.1", "proxy_set_header Upgrade $http_upgrade", `proxy_set_header Connection "upgrade"`},
 	},
 	"a proxy that drops one header": {
 		change: header("Connection", "keep-alive"),
 		status: 400, body: "a WebSocket upgrade is expected here: the header Upgrade or Connection is missing", level: slog.LevelWarn,
-		says: []string{"proto=HTTP/1.1", "proxy_http_version 1.1"},
+		line: []string{"proto=HTTP/1.1", "proxy_http_version 1.1"},
 	},
 	"a proxy that drops all but the Upgrade": {
 		change: func(r *http.Request) { r.Header = http.Header{"Upgrade": {"websocket"}} },
 		status: 400, body: "a WebSocket upgrade is expected here: the header Upgrade or Connection is missing", level: slog.LevelWarn,
-		says: []string{"proxy_http_version 1.1"},
+		line: []string{"proxy_http_version 1.1"},
 	},
 	"HTTP/2": {
 		change: func(r *http.Request) {
@@ -115,36 +115,36 @@ var refusedCases = map[string]refusedCase{
 			r.Header.Del("Upgrade")
 			r.Header.Del("Connection")
 		},
-		status: 505, body: "a WebSocket upgrade needs HTTP/1.1", level: slog.LevelWarn, says: []string{"HTTP/2", "proxy", "HTTP/1.1"},
+		status: 505, body: "a WebSocket upgrade needs HTTP/1.1", level: slog.LevelWarn, line: []string{"HTTP/2", "proxy", "HTTP/1.1"},
 	},
 	"extended CONNECT": {
 		change: func(r *http.Request) {
 			r.Method, r.Proto, r.ProtoMajor, r.ProtoMinor = http.MethodConnect, "HTTP/2.0", 2, 0
 			r.Header = http.Header{":protocol": {"websocket"}}
 		},
-		status: 505, body: "a WebSocket upgrade needs HTTP/1.1", level: slog.LevelWarn, says: []string{"HTTP/2"},
+		status: 505, body: "a WebSocket upgrade needs HTTP/1.1", level: slog.LevelWarn, line: []string{"HTTP/2"},
 	},
 	"a browser by HTTP/2": {
 		change: func(r *http.Request) {
 			r.ProtoMajor, r.Header = 2, http.Header{}
 		},
-		status: 400, body: "a WebSocket upgrade is expected here", level: slog.LevelDebug, says: []string{"not a WebSocket request"},
+		status: 400, body: "a WebSocket upgrade is expected here", level: slog.LevelDebug, line: []string{"not a WebSocket request"},
 	},
-	"the method": {
+	"wrong method": {
 		change: func(r *http.Request) { r.Method = "PO" + dangerous + "ST" },
-		status: 405, body: "a WebSocket upgrade has method GET", level: slog.LevelWarn, says: []string{"method=PO??[31m?ST"},
+		status: 405, body: "a WebSocket upgrade has method GET", level: slog.LevelWarn, line: []string{"method=PO??[31m?ST"},
 	},
-	"the version": {
+	"wrong version": {
 		change: header("Sec-WebSocket-Version", "8"+dangerous),
-		status: 400, body: "WebSocket version 13 is expected here", level: slog.LevelWarn, says: []string{"version=8??[31m?"},
+		status: 400, body: "WebSocket version 13 is expected here", level: slog.LevelWarn, line: []string{"version=8??[31m?"},
 	},
-	"the key": {
+	"invalid key": {
 		change: header("Sec-WebSocket-Key", "SECRET"),
-		status: 400, body: "Sec-WebSocket-Key must be 16 bytes in base64", level: slog.LevelWarn, says: []string{"Sec-WebSocket-Key"},
+		status: 400, body: "Sec-WebSocket-Key must be 16 bytes in base64", level: slog.LevelWarn, line: []string{"Sec-WebSocket-Key"},
 	},
-	"what only the upgrader finds": { // and writes no log line by itself
+	"an error of the upgrader": { // which logs nothing itself
 		change: header("Sec-WebSocket-Version", "8 9, 13"),
-		status: 400, body: "Bad Request", level: slog.LevelWarn, says: []string{"handshake is invalid", "version"},
+		status: 400, body: "Bad Request", level: slog.LevelWarn, line: []string{"handshake is invalid", "version"},
 	},
 	"another host behind nginx": {
 		change: func(r *http.Request) {
@@ -153,7 +153,7 @@ var refusedCases = map[string]refusedCase{
 			r.Header.Set("X-Forwarded-Host", "app.example.com:8443")
 		},
 		status: 403, body: "the origin is not allowed", level: slog.LevelWarn,
-		says: []string{
+		line: []string{
 			"origin=https://app.example.com:8443", "host=backend", "x_forwarded_host=app.example.com:8443", "Options.AllowedOrigins",
 			"proxy_set_header Host $http_host;",
 		},
@@ -162,38 +162,38 @@ var refusedCases = map[string]refusedCase{
 		setup:  func(o *mesh.Options) { o.AllowedOrigins = []string{"https://example.com"} },
 		change: header("Origin", "https://user:SECRET@app.example.com/SECRET?SECRET#SECRET"),
 		status: 403, body: "the origin is not allowed", level: slog.LevelWarn,
-		says: []string{"origin=https://app.example.com ", "host=127.0.0.1", "Options.AllowedOrigins", "the server's own has to be listed"},
+		line: []string{"origin=https://app.example.com ", "host=127.0.0.1", "Options.AllowedOrigins", "the server's own has to be listed"},
 	},
 	"no origin at all": {
 		change: header("Origin", "null"), status: 403, body: "the origin is not allowed", level: slog.LevelWarn,
-		says: []string{"the page has no origin", "origin=null", "sandboxed frame", "only the pattern *"},
+		line: []string{"the page has no origin", "origin=null", "sandboxed frame", "only the pattern *"},
 	},
 	"a malformed origin": {
 		change: header("Origin", "SECRET"+dangerous), status: 403, body: "the origin is not allowed", level: slog.LevelWarn,
-		says: []string{"origin=malformed"},
+		line: []string{"origin=malformed"},
 	},
 	"a long origin and host": {
 		change: func(r *http.Request) {
 			r.Header.Set("Origin", "https://"+strings.Repeat("x", 1<<16))
 			r.Host = "SECRET@" + dangerous + strings.Repeat("y", 1<<16) + "/?SECRET"
 		},
-		status: 403, body: "the origin is not allowed", level: slog.LevelWarn, says: []string{"origin=https://xxx", "…", "host=??[31m?yyy", "…"},
+		status: 403, body: "the origin is not allowed", level: slog.LevelWarn, line: []string{"origin=https://xxx", "…", "host=??[31m?yyy", "…"},
 	},
 	"a Refusal": {
 		setup: authError(mesh.Refuse(403, "not today")), status: 403, body: "not today", level: slog.LevelInfo,
-		says: []string{"Authenticate returned a Refusal", "status=403"},
+		line: []string{"Authenticate returned a Refusal", "status=403"},
 	},
 	"a Refusal for an outage": {
 		setup: authError(errors.Join(context.DeadlineExceeded, mesh.Refuse(502, "no database"))), status: 502, body: "no database",
-		level: slog.LevelWarn, says: []string{"Authenticate returned a Refusal", "status=502"}, count: "5xx",
+		level: slog.LevelWarn, line: []string{"Authenticate returned a Refusal", "status=502"}, count: "5xx",
 	},
 	"a Refusal of a rare status": {setup: authError(mesh.Refuse(418, "tea")), status: 418, body: "tea", level: slog.LevelInfo, count: "4xx"},
 	"an error": {
 		setup: authError(errors.New("unknown key of https://user:SECRET@idp.example.com/x?token=SECRET")), status: 401, body: "Unauthorized",
 		level: slog.LevelWarn,
-		says:  []string{"Authenticate returned an error", "error=unknown key of https://[hidden]@idp.example.com/x?[hidden]", "mesh.Refuse"},
+		line:  []string{"Authenticate returned an error", "error=unknown key of https://[hidden]@idp.example.com/x?[hidden]", "mesh.Refuse"},
 	},
-	"an error with what the client sent": {
+	"an error that quotes the request": {
 		setup: auth(func(_ context.Context, r *http.Request) (any, error) {
 			return nil, fmt.Errorf("bad %s, %s"+dangerous, r.Header.Get("Authorization"), r.URL.Query().Get("ticket"))
 		}),
@@ -201,31 +201,31 @@ var refusedCases = map[string]refusedCase{
 			r.Header.Set("Authorization", "Bearer SECRET.token")
 			r.URL.RawQuery = "ticket=SECRET%20ticket"
 		},
-		status: 401, body: "Unauthorized", level: slog.LevelWarn, says: []string{"error=bad [hidden], [hidden]"},
+		status: 401, body: "Unauthorized", level: slog.LevelWarn, line: []string{"error=bad [hidden], [hidden]"},
 	},
 	"a network error": {
 		setup:  authError(fmt.Errorf("sessions: %w", &net.OpError{Op: "dial", Net: "tcp", Err: syscall.ECONNREFUSED})),
-		status: 500, body: sorry, level: slog.LevelWarn,
-		says: []string{"Authenticate failed for an outage", "error=sessions: dial tcp: connection refused"},
+		status: 500, body: internal, level: slog.LevelWarn,
+		line: []string{"Authenticate failed for an outage", "error=sessions: dial tcp: connection refused"},
 	},
 	"a panic": {
 		setup:  auth(func(context.Context, *http.Request) (any, error) { panic("sesame") }),
-		status: 500, body: sorry, level: slog.LevelWarn, says: []string{"Authenticate panicked"},
+		status: 500, body: internal, level: slog.LevelWarn, line: []string{"Authenticate panicked"},
 	},
 	"a hook that hangs": {
 		setup:  auth(func(ctx context.Context, _ *http.Request) (any, error) { <-ctx.Done(); return nil, ctx.Err() }),
-		status: 500, body: sorry, level: slog.LevelWarn, says: []string{"did not return in time", "after=1s", "HookTimeout"},
+		status: 500, body: internal, level: slog.LevelWarn, line: []string{"did not return in time", "after=1s", "HookTimeout"},
 	},
-	"metadata that do not encode": {
+	"metadata that does not encode": {
 		setup:  auth(func(context.Context, *http.Request) (any, error) { return make(chan int), nil }),
-		status: 500, body: sorry, level: slog.LevelWarn, says: []string{"do not encode to JSON", "chan int"},
+		status: 500, body: internal, level: slog.LevelWarn, line: []string{"do not encode to JSON", "chan int"},
 	},
-	"metadata that are too large": {
+	"metadata that is too large": {
 		setup: func(o *mesh.Options) {
 			auth(func(context.Context, *http.Request) (any, error) { return strings.Repeat("SECRET", 100), nil })(o)
 			o.Limits.MetadataBytes = 100
 		},
-		status: 500, body: sorry, level: slog.LevelWarn, says: []string{"too large", "602 bytes, limit 100", "Limits.MetadataBytes"},
+		status: 500, body: internal, level: slog.LevelWarn, line: []string{"too large", "602 bytes, limit 100", "Limits.MetadataBytes"},
 	},
 	"a client that has gone": {
 		setup: auth(func(ctx context.Context, _ *http.Request) (any, error) {
@@ -236,81 +236,81 @@ var refusedCases = map[string]refusedCase{
 			cancel()
 			*r = *r.WithContext(ctx)
 		},
-		status: 499, body: "the client has gone", level: slog.LevelDebug, says: []string{"the client has gone"},
+		status: 499, body: "the client has gone", level: slog.LevelDebug, line: []string{"the client has gone"},
 	},
 	"too many calls": {
 		ready:  func(_ *testing.T, s *harness.Server) { s.SetAuthenticating(mesh.AuthsAtOnce) },
 		setup:  authError(nil),
 		status: 503, body: "too many requests are being authenticated", level: slog.LevelWarn, later: true,
-		says: []string{"too many calls of Authenticate", "calls=1024"},
+		line: []string{"too many calls of Authenticate", "calls=1024"},
 	},
 	"too many connections": {
 		setup: func(o *mesh.Options) { o.Limits.Connections = 1 }, ready: func(_ *testing.T, s *harness.Server) { s.Dial() },
-		status: 503, body: "too many connections", level: slog.LevelWarn, later: true, says: []string{"full", "limit=1", "Limits.Connections"},
+		status: 503, body: "too many connections", level: slog.LevelWarn, later: true, line: []string{"full", "limit=1", "Limits.Connections"},
 	},
 	"too many upgrades": {
 		setup: func(o *mesh.Options) { o.Limits.UpgradesPerSecond = 1 },
 		ready: func(t *testing.T, s *harness.Server) {
 			take := func() { assert.NoError(t, s.TakeUpgrade()) }
 			take()
-			time.AfterFunc(limit.LogEvery-time.Second/2, take) // before it is asked again
+			time.AfterFunc(limit.LogEvery-time.Second/2, take) // before the last request
 		},
 		status: 503, body: "too many new connections", level: slog.LevelWarn, later: true,
-		says: []string{"too many new connections in a second", "limit=1", "Limits.UpgradesPerSecond"},
+		line: []string{"too many new connections in a second", "limit=1", "Limits.UpgradesPerSecond"},
 	},
 	"draining": {
 		ready:  func(t *testing.T, s *harness.Server) { require.NoError(t, s.Drain(t.Context(), 0)) },
-		status: 503, body: "the server is shutting down", level: slog.LevelInfo, later: true, says: []string{"draining"},
+		status: 503, body: "the server is shutting down", level: slog.LevelInfo, later: true, line: []string{"draining"},
 	},
 	"shut down": {
 		ready:  func(_ *testing.T, s *harness.Server) { s.End() },
-		status: 503, body: "the server is shutting down", level: slog.LevelInfo, later: true, says: []string{"shut down"},
+		status: 503, body: "the server is shutting down", level: slog.LevelInfo, later: true, line: []string{"shut down"},
 	},
 	"a writer that cannot be hijacked": {
 		status: 500, body: noHijack, level: slog.LevelWarn,
-		says: []string{"cannot be hijacked", "writer=*httptest.ResponseRecorder", "inner=*httptest.ResponseRecorder", "Unwrap()", "http.Hijacker"},
+		line: []string{"cannot be hijacked", "writer=*httptest.ResponseRecorder", "inner=*httptest.ResponseRecorder", "Unwrap()", "http.Hijacker"},
 	},
-	"a middleware that hides it": {
+	"a middleware without Hijack": {
 		writer: func(rec *httptest.ResponseRecorder) http.ResponseWriter {
 			return unwrapping{plainWriter{plainWriter{rec}}}
 		},
 		status: 500, body: noHijack, level: slog.LevelWarn,
-		says: []string{"cannot be hijacked", "writer=mesh_test.unwrapping", "inner=mesh_test.plainWriter", "Unwrap()"},
+		line: []string{"cannot be hijacked", "writer=mesh_test.unwrapping", "inner=mesh_test.plainWriter", "Unwrap()"},
 	},
 	"a middleware that unwraps to itself": {
 		writer: func(rec *httptest.ResponseRecorder) http.ResponseWriter { return looping{plainWriter{rec}} },
-		status: 500, body: noHijack, level: slog.LevelWarn, says: []string{"cannot be hijacked", "writer=mesh_test.looping"},
+		status: 500, body: noHijack, level: slog.LevelWarn, line: []string{"cannot be hijacked", "writer=mesh_test.looping"},
 	},
 	"a hijack that is not supported": {
 		writer: hijacking(func() (net.Conn, error) { return nil, fmt.Errorf("wrapped: %w", http.ErrNotSupported) }),
-		status: 500, body: noHijack, level: slog.LevelWarn, says: []string{"cannot be hijacked", "writer=mesh_test.brokenResponse"},
+		status: 500, body: noHijack, level: slog.LevelWarn, line: []string{"cannot be hijacked", "writer=mesh_test.brokenResponse"},
 	},
 	"a hijack that fails": {
 		writer: hijacking(func() (net.Conn, error) { return nil, http.ErrHijacked }),
 		status: 500, body: noHijack, level: slog.LevelWarn,
-		says: []string{"Hijack of the ResponseWriter failed", "writer=mesh_test.brokenResponse", "error=http: connection has been hijacked"},
+		line: []string{"Hijack of the ResponseWriter failed", "writer=mesh_test.brokenResponse", "error=http: connection has been hijacked"},
 	},
-	"a hijack of nothing": {
-		writer: func(rec *httptest.ResponseRecorder) http.ResponseWriter { return nothingThere{rec} },
-		status: 500, body: noHijack, level: slog.LevelWarn, says: []string{"no connection"},
+	"a hijack without a connection": {
+		writer: func(rec *httptest.ResponseRecorder) http.ResponseWriter { return noConnection{rec} },
+		status: 500, body: noHijack, level: slog.LevelWarn, line: []string{"no connection"},
 	},
-	"a client that does not take the answer": {
+	"a client that closes before the answer": {
 		writer: hijacking(func() (net.Conn, error) {
 			a, b := net.Pipe()
 			return a, b.Close()
 		}),
-		status: 200, count: "499", level: slog.LevelInfo, says: []string{"could not be written", "error="},
+		status: 200, count: "499", level: slog.LevelInfo, line: []string{"could not be written", "error="},
 	},
 }
 
-// nothingThere gives no connection away.
-type nothingThere struct{ *httptest.ResponseRecorder }
+// noConnection is a ResponseWriter whose Hijack returns no connection and no error.
+type noConnection struct{ *httptest.ResponseRecorder }
 
-func (nothingThere) Hijack() (net.Conn, *bufio.ReadWriter, error) { return nil, nil, nil }
+func (noConnection) Hijack() (net.Conn, *bufio.ReadWriter, error) { return nil, nil, nil }
 
-// TestRefusedUpgradesSayWhy: every refusal has its status, a body that helps, one line
-// of the log in ten seconds with the remedy, and its counter.
-func TestRefusedUpgradesSayWhy(t *testing.T) {
+// TestRefusedUpgrades checks the status, the body and the counter of every refusal, and
+// that it is logged with the remedy at most once in ten seconds.
+func TestRefusedUpgrades(t *testing.T) {
 	t.Parallel()
 	for name, c := range refusedCases {
 		t.Run(name, func(t *testing.T) {
@@ -332,11 +332,11 @@ func TestRefusedUpgradesSayWhy(t *testing.T) {
 				first := refusalLines(log)
 				require.Len(t, first, 3, "%v", log.Written())
 				assert.Equal(t, c.level, first[0].Level, first[0].Text)
-				for _, held := range first[1:] {
-					assert.Equal(t, slog.LevelDebug, held.Level, "held back")
+				for _, further := range first[1:] {
+					assert.Equal(t, slog.LevelDebug, further.Level, "within ten seconds, further lines have level debug")
 				}
 				at := 0
-				for _, text := range c.says {
+				for _, text := range c.line {
 					i := strings.Index(first[0].Text[at:], text)
 					require.GreaterOrEqual(t, i, 0, "%q in %q", text, first[0].Text)
 					at += i + len(text)
@@ -369,7 +369,7 @@ func TestRefusedUpgradesSayWhy(t *testing.T) {
 	}
 }
 
-// ask makes the request once and checks its answer.
+// ask sends the request once and checks the answer.
 func (c refusedCase) ask(t *testing.T, s *harness.Server) {
 	t.Helper()
 	r, rec := harness.Handshake(t), httptest.NewRecorder()
@@ -389,7 +389,7 @@ func (c refusedCase) ask(t *testing.T, s *harness.Server) {
 	assert.Equal(t, "was here", rec.Header().Get("X-Middleware"))
 }
 
-// refusalLines returns the lines about refused upgrades, at any level.
+// refusalLines returns the log lines about refused upgrades, at any level.
 func refusalLines(b *testlog.Logbook) (lines []testlog.LogLine) {
 	for _, l := range b.Written() {
 		if strings.HasPrefix(l.Text, "mesh: upgrade refused: ") {
@@ -399,7 +399,7 @@ func refusalLines(b *testlog.Logbook) (lines []testlog.LogLine) {
 	return lines
 }
 
-// Before Start there is nothing to be connected to.
+// TestRefusedBeforeStart checks the answer to an upgrade before Start.
 func TestRefusedBeforeStart(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -417,7 +417,8 @@ func TestRefusedBeforeStart(t *testing.T) {
 	})
 }
 
-// A ResponseWriter that panics costs one request, which counts once.
+// TestPanickingWriterIsCountedOnce checks that a request whose ResponseWriter panics is
+// counted once.
 func TestPanickingWriterIsCountedOnce(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -429,7 +430,7 @@ func TestPanickingWriterIsCountedOnce(t *testing.T) {
 		}
 		r := harness.Handshake(t)
 		r.Header.Set("Origin", "https://evil.example.com")
-		s.ServeHTTP(panicsOnWrite{}, r) // the refusal itself cannot be written
+		s.ServeHTTP(panicsOnWrite{}, r) // the answer of the refusal cannot be written
 		want := mesh.NoRefusedUpgrades()
 		want["500"] = 3
 		assert.Equal(t, want, s.Stats().RefusedUpgrades)
@@ -444,8 +445,8 @@ func (panicsOnWrite) Write([]byte) (int, error) { panic("no") }
 
 func (panicsOnWrite) WriteHeader(int) { panic("no") }
 
-// refusedRequest is a request that is refused, with its status, and a good one if
-// nothing is done to it.
+// refusedRequest is a change that makes a valid request invalid, and the status of the
+// answer.
 type refusedRequest struct {
 	status int
 	spoil  func(r *http.Request)
@@ -466,13 +467,14 @@ var refusedRequests = map[string]refusedRequest{
 func withPassword(o *mesh.Options) {
 	o.Authenticate = func(_ context.Context, r *http.Request) (any, error) {
 		if r.Header.Get("Authorization") == "" {
-			return nil, errors.New("who is it?")
+			return nil, errors.New("no password")
 		}
 		return nil, nil
 	}
 }
 
-// Requests that are refused use up nothing that honest clients need.
+// TestRefusedRequestsDoNotCount checks that refused requests do not count for the limits
+// of upgrades and connections.
 func TestRefusedRequestsDoNotCount(t *testing.T) {
 	t.Parallel()
 	for name, bad := range refusedRequests {
@@ -507,7 +509,8 @@ func TestRefusedRequestsDoNotCount(t *testing.T) {
 	}
 }
 
-// A handshake that cannot be completed after all does not count either.
+// TestFailedUpgradesDoNotCount checks that accepted requests whose upgrade fails do not
+// count either.
 func TestFailedUpgradesDoNotCount(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -521,8 +524,8 @@ func TestFailedUpgradesDoNotCount(t *testing.T) {
 	})
 }
 
-// Requests whose authentication takes long hold nothing that others need, and are
-// no more at once than may be.
+// TestSlowAuthenticationIsBounded checks that requests that wait for Authenticate do not
+// count for the limits of upgrades and connections, and that their number is limited.
 func TestSlowAuthenticationIsBounded(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -530,7 +533,7 @@ func TestSlowAuthenticationIsBounded(t *testing.T) {
 		s := w.Tracked(harness.Limits(func(l *mesh.Limits) { l.UpgradesPerSecond, l.Connections = 2, 2 }), func(o *mesh.Options) {
 			o.Authenticate = func(_ context.Context, r *http.Request) (any, error) {
 				if r.Header.Get("Slow") != "" {
-					<-release // whatever becomes of its context
+					<-release // ignores its context
 					return nil, errors.New("no")
 				}
 				return nil, nil
@@ -563,10 +566,10 @@ func TestSlowAuthenticationIsBounded(t *testing.T) {
 			slow()
 		}
 		w.Sleep(time.Millisecond)
-		assert.EqualValues(t, 49, count(http.StatusServiceUnavailable), "one was let in, in place of the honest one")
+		assert.EqualValues(t, 49, count(http.StatusServiceUnavailable), "one took the place of the request that was upgraded")
 		w.Sleep(10 * time.Second)
 		asked.Wait()
-		assert.EqualValues(t, mesh.AuthsAtOnce, count(http.StatusInternalServerError), "their time was over")
+		assert.EqualValues(t, mesh.AuthsAtOnce, count(http.StatusInternalServerError), "the others timed out")
 		_, resp, err := s.TryDial()
 		require.Error(t, err, "the hooks still run")
 		assert.Equal(t, http.StatusServiceUnavailable, resp.StatusCode)
@@ -578,8 +581,9 @@ func TestSlowAuthenticationIsBounded(t *testing.T) {
 	})
 }
 
-// While no connection can be accepted, the hook is not asked.
-func TestAStormDoesNotReachTheHook(t *testing.T) {
+// TestAuthenticateIsNotCalledAtTheLimit checks that Authenticate is not called for
+// requests beyond UpgradesPerSecond.
+func TestAuthenticateIsNotCalledAtTheLimit(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
 		var calls atomic.Int64
@@ -602,21 +606,21 @@ func TestSubprotocols(t *testing.T) {
 	const token = "SECRET-token.1"
 	for name, c := range map[string]struct {
 		supported []string
-		offers    []string // values of the header
+		offers    []string // values of Sec-WebSocket-Protocol
 		chosen    string
-		warns     bool // if the client is a browser
+		warns     bool // whether a request with an Origin causes a warning
 	}{
-		"none on either side":     {},
-		"nothing offered":         {supported: []string{"mesh"}},
-		"a token beside it":       {[]string{"mesh"}, []string{"mesh, " + token}, "mesh", false},
-		"a token before it":       {[]string{"mesh"}, []string{token + ",mesh"}, "mesh", false},
-		"several headers":         {[]string{"mesh"}, []string{token, "mesh"}, "mesh", false},
-		"the server's preference": {[]string{"v2.mesh", "v1.mesh"}, []string{"v1.mesh, v2.mesh"}, "v2.mesh", false},
-		"no common one":           {[]string{"mesh"}, []string{token}, "", true},
-		"none supported":          {nil, []string{"mesh, " + token}, "", true},
-		"case counts":             {[]string{"mesh"}, []string{"MESH"}, "", true},
-		"a part of one":           {[]string{"mesh"}, []string{"mesh2, xmesh, mesh x"}, "", true},
-		"malformed":               {[]string{"mesh"}, []string{",, ;\"mesh\""}, "", true},
+		"no protocols":              {},
+		"none offered":              {supported: []string{"mesh"}},
+		"token after the protocol":  {[]string{"mesh"}, []string{"mesh, " + token}, "mesh", false},
+		"token before the protocol": {[]string{"mesh"}, []string{token + ",mesh"}, "mesh", false},
+		"several headers":           {[]string{"mesh"}, []string{token, "mesh"}, "mesh", false},
+		"the server's preference":   {[]string{"v2.mesh", "v1.mesh"}, []string{"v1.mesh, v2.mesh"}, "v2.mesh", false},
+		"no common protocol":        {[]string{"mesh"}, []string{token}, "", true},
+		"none supported":            {nil, []string{"mesh, " + token}, "", true},
+		"different case":            {[]string{"mesh"}, []string{"MESH"}, "", true},
+		"similar names":             {[]string{"mesh"}, []string{"mesh2, xmesh, mesh x"}, "", true},
+		"malformed":                 {[]string{"mesh"}, []string{",, ;\"mesh\""}, "", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -639,7 +643,7 @@ func TestSubprotocols(t *testing.T) {
 						h["Sec-Websocket-Protocol"] = c.offers
 					}
 					if origin != "" {
-						require.Zero(t, log.Told(warning), "not for clients that are no browsers")
+						require.Zero(t, log.Told(warning), "requests without an Origin cause no warning")
 						h.Set("Origin", origin)
 					}
 					p, resp, err := s.TryDial(h)
@@ -658,8 +662,9 @@ func TestSubprotocols(t *testing.T) {
 	}
 }
 
-// What was set on the ResponseWriter before ServeHTTP is in the 101, but for what is
-// the handshake's own, and nothing in it can end the header or begin another.
+// TestHeadersOfTheUpgrade checks that the answer 101 has the headers that were set
+// before ServeHTTP, except for those of the handshake, and that no name or value can
+// inject another header.
 func TestHeadersOfTheUpgrade(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -698,7 +703,8 @@ func TestHeadersOfTheUpgrade(t *testing.T) {
 	})
 }
 
-// Data that come before the answer are answered, too, and their connection ends.
+// TestDataBeforeTheAnswer checks that a client that sends data before the answer is
+// refused, and that its connection is closed.
 func TestDataBeforeTheAnswer(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -723,7 +729,7 @@ func TestDataBeforeTheAnswer(t *testing.T) {
 		assert.Equal(t, "data came before the WebSocket handshake was complete\n", string(body))
 		assert.Equal(t, "was here", resp.Header.Get("X-Middleware"))
 		_, err = conn.Read(make([]byte, 1))
-		require.Error(t, err, "it is closed")
+		require.Error(t, err, "the connection is closed")
 		w.Sleep(time.Millisecond)
 		lines := refusalLines(&log)
 		require.Len(t, lines, 1)
@@ -734,7 +740,7 @@ func TestDataBeforeTheAnswer(t *testing.T) {
 	})
 }
 
-// behind starts an HTTP server of net/http with a middleware before a mesh server.
+// behind starts a server of net/http with a mesh server behind a middleware.
 func behind(t *testing.T, log *testlog.Logbook, middleware func(http.Handler) http.Handler) (*mesh.Server, *httptest.Server) {
 	t.Helper()
 	mem, err := meshtest.NewRedis()
@@ -757,8 +763,8 @@ func behind(t *testing.T, log *testlog.Logbook, middleware func(http.Handler) ht
 	return srv, web
 }
 
-// TestMiddlewares: a WebSocket of a real server of net/http, behind middlewares that
-// wrap the ResponseWriter.
+// TestMiddlewares dials a server of net/http with middlewares that wrap the
+// ResponseWriter.
 func TestMiddlewares(t *testing.T) {
 	t.Parallel()
 	wrapping := func(wrap func(http.ResponseWriter) http.ResponseWriter) func(http.Handler) http.Handler {
@@ -771,7 +777,7 @@ func TestMiddlewares(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		middleware func(http.Handler) http.Handler
-		says       string // "": it is upgraded
+		line       string // text in the log line; empty if the upgrade succeeds
 	}{
 		"none": {wrapping(func(w http.ResponseWriter) http.ResponseWriter { return w }), ""},
 		"with Unwrap": {wrapping(func(w http.ResponseWriter) http.ResponseWriter {
@@ -786,10 +792,10 @@ func TestMiddlewares(t *testing.T) {
 			var log testlog.Logbook
 			srv, web := behind(t, &log, c.middleware)
 			tls := web.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
-			tls.NextProtos = nil // as browsers do for WebSockets: HTTP/1.1
+			tls.NextProtos = nil // HTTP/1.1, which browsers use for WebSockets
 			d := websocket.Dialer{TLSClientConfig: tls}
 			ws, resp, err := d.DialContext(t.Context(), "wss"+strings.TrimPrefix(web.URL, "https")+"/ws?token=SECRET", nil)
-			if c.says == "" {
+			if c.line == "" {
 				require.NoError(t, err)
 				defer func() { _ = ws.Close() }()
 				assert.Equal(t, "a=1", resp.Header.Get("Set-Cookie"))
@@ -806,21 +812,22 @@ func TestMiddlewares(t *testing.T) {
 			assert.Equal(t, noHijack+"\n", string(body))
 			lines := refusalLines(&log)
 			require.Len(t, lines, 1)
-			assert.Contains(t, lines[0].Text, c.says)
+			assert.Contains(t, lines[0].Text, c.line)
 			assert.EqualValues(t, 1, srv.Stats().RefusedUpgrades["500"])
 		})
 	}
 }
 
-// forwarding forwards Hijack.
+// forwarding is a ResponseWriter that forwards Hijack.
 type forwarding struct{ plainWriter }
 
 func (f forwarding) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	return f.ResponseWriter.(http.Hijacker).Hijack()
 }
 
-// TestHTTP2: a proxy that speaks HTTP/2 to the server is told why that fails, and a
-// browser that looks at the address is no warning.
+// TestHTTP2 checks that the answer to an upgrade by HTTP/2, as some proxies send it,
+// has its own status and log line, and that a browser that opens the address causes no
+// warning.
 func TestHTTP2(t *testing.T) {
 	t.Parallel()
 	var log testlog.Logbook
@@ -848,8 +855,9 @@ func TestHTTP2(t *testing.T) {
 	assert.EqualValues(t, 1, srv.Stats().RefusedUpgrades["505"])
 }
 
-// A level that is none is refused with its reason. A newer one than the server's is
-// served at the server's, and the answer to a subscribe request names it.
+// TestLevelInTheURL checks that an invalid level is refused with a reason. A level above
+// the server's newest is served at the newest. The answer to a subscribe request names
+// the level.
 func TestLevelInTheURL(t *testing.T) {
 	t.Parallel()
 	harness.Embedded(t, func(t *testing.T, w *harness.World) {
@@ -874,7 +882,7 @@ func TestLevelInTheURL(t *testing.T) {
 	})
 }
 
-// brokenResponse cannot be upgraded, each in a way of its own.
+// brokenResponse is a ResponseWriter with a given Hijack.
 type brokenResponse struct {
 	*httptest.ResponseRecorder
 	hijack func() (net.Conn, error)

@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	// roomsPerCall bounds the positions of one call.
+	// roomsPerCall bounds the rooms of one call of Store.Positions.
 	roomsPerCall = 500
 	// compareTimeout bounds one such call.
 	compareTimeout = 5 * time.Second

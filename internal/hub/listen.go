@@ -55,8 +55,10 @@ func (m *mirror) resubscribed(now, since time.Time) {
 	if m.read.want == CauseVerify {
 		m.read.want = causeNone
 	}
-	// The owners may have been disconnected as well.
+	// The owners may have been disconnected as well. This covers the time until now, in
+	// which Redis may have been away.
 	m.extendUnconfirmed(now)
+	m.read.outage = false
 	if m.read.want != causeNone {
 		m.read.needed = since
 		if !m.live {

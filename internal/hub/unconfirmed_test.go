@@ -100,6 +100,29 @@ func TestNoLeaveWhileRedisIsDown(t *testing.T) {
 	}
 }
 
+// After an outage that the heartbeats and the listener have noticed, unconfirmed members
+// get the full time once.
+func TestUnconfirmedAreExtendedOnce(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *harness) {
+		h.redis.join(room, "a")
+		h.redis.join(room, "b")
+		s := h.watch()
+		h.redis.wipe(room, nil)
+		h.send(h.redis.join(room, "a"))
+		h.redis.set(func(f *fakeRedis) { f.down = true })
+		h.hub.HandleDisconnect()
+		h.hub.HandleRedisAway()
+		h.sleep(5 * time.Second)
+		h.redis.set(func(f *fakeRedis) { f.down = false })
+		h.hub.HandleSubscribed(room, true)
+		h.sleep(10900 * time.Millisecond)
+		assert.Empty(t, s.takeLines())
+		h.sleep(200 * time.Millisecond)
+		assert.Equal(t, []string{"leave b repair"}, s.takeLines())
+		h.checkSink(s)
+	})
+}
+
 // Redis is down while no room is read, so that only heartbeats notice.
 func TestUnconfirmedAreExtendedAfterRedisWasDown(t *testing.T) {
 	inBubble(t, func(t *testing.T, h *harness) {

@@ -31,7 +31,7 @@ func ValidatePrefix(prefix string) error {
 	case len(prefix) > maxPrefix:
 		return fmt.Errorf("%w: Prefix is longer than %d bytes", errs.InvalidOptions, maxPrefix)
 	case strings.ContainsAny(prefix, "{}"):
-		return fmt.Errorf("%w: Prefix %q holds a brace", errs.InvalidOptions, prefix)
+		return fmt.Errorf("%w: Prefix %q contains a brace", errs.InvalidOptions, prefix)
 	case strings.ContainsFunc(prefix, func(r rune) bool { return unicode.IsSpace(r) || unicode.IsControl(r) }):
 		return fmt.Errorf("%w: Prefix %q holds whitespace or a control character", errs.InvalidOptions, prefix)
 	}

@@ -14,7 +14,7 @@ import (
 const (
 	// echoPrefix begins every echo, so that the server channel can carry other messages
 	// too.
-	echoPrefix = "beat:"
+	echoPrefix = "echo:"
 	// echoInterval is the interval between echoes of a server with watched rooms.
 	echoInterval = time.Second
 	// echoTimeout is the time that an echo may take from Redis back to its sender.

@@ -89,9 +89,9 @@ func verbs(p *doc.Package, see func(name string, f *doc.Func)) {
 	}
 }
 
-// TestEveryVerbHasAnExample checks that each function and method for users has an example
+// TestEveryMethodHasAnExample checks that each function and method for users has an example
 // on pkg.go.dev. Examples run as tests.
-func TestEveryVerbHasAnExample(t *testing.T) {
+func TestEveryMethodHasAnExample(t *testing.T) {
 	t.Parallel()
 	unused := make(map[string]bool)
 	for name := range withoutExample {

@@ -14,14 +14,14 @@ type slotWait struct {
 	granted chan struct{}
 }
 
-// AwaitRoom waits until there is space for a large answer, which is a list of members.
+// AwaitAnswerSlot waits until there is space for a large answer, which is a list of members.
 // Commands call it before they collect their answer, and after any callback of the app
 // that may hang. ctx is that of Handler.Begin, or derived from it. For any other context
-// AwaitRoom does nothing. The error is that of ctx.
+// AwaitAnswerSlot does nothing. The error is that of ctx.
 //
 // If all commands that run at once prepared their answers at once, the client would be
 // sent many times the size of its queue.
-func AwaitRoom(ctx context.Context) error {
+func AwaitAnswerSlot(ctx context.Context) error {
 	t, _ := ctx.Value(taskKey{}).(*task)
 	if t == nil {
 		return nil

@@ -27,12 +27,12 @@ func (s *Socket) awaitBytes(cost int) bool {
 	s.cfg.Wheel.Schedule(overdue, stopLimit, func() { s.endStopped(at) })
 	for !s.fits(cost) {
 		sc := s.commands
-		if sc.room == nil {
-			sc.room = make(chan struct{})
+		if sc.space == nil {
+			sc.space = make(chan struct{})
 		}
-		room := sc.room
+		space := sc.space
 		s.mu.Unlock()
-		<-room
+		<-space
 		s.assumeAlive()
 		s.mu.Lock()
 	}

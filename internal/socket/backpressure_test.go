@@ -139,10 +139,10 @@ func TestLargeAnswersAreLimited(t *testing.T) {
 		gathered := 0
 		h.order = func(req *wire.Request) Order { return Order{Line: req.ID} }
 		h.attempt = func(ctx context.Context, req wire.Request, _ bool) Begun {
-			if err := AwaitRoom(ctx); err != nil {
+			if err := AwaitAnswerSlot(ctx); err != nil {
 				return Begun{}
 			}
-			_ = AwaitRoom(ctx) // one call is enough
+			_ = AwaitAnswerSlot(ctx) // one call is enough
 			mu.Lock()
 			gathered++
 			mu.Unlock()
@@ -168,7 +168,7 @@ func TestLargeAnswersAreLimited(t *testing.T) {
 		if r.QueueBytes() != 0 || r.answers != 0 {
 			t.Errorf("%d bytes, %d of answers are left", r.QueueBytes(), r.answers)
 		}
-		if err := AwaitRoom(t.Context()); err != nil {
+		if err := AwaitAnswerSlot(t.Context()); err != nil {
 			t.Error(err)
 		}
 	})

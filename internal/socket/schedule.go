@@ -34,11 +34,11 @@ type schedule struct {
 
 	bytes    int           // of waiting commands, see Config.QueueBytes
 	reserved int           // space reserved for answers to come
-	room     chan struct{} // closed when bytes decreases; nil: the reader does not wait
+	space    chan struct{} // closed when bytes decreases; nil: the reader does not wait
 	token    clock.Timer   // for the first of arrived
 	timed    bool          // token has been used
 
-	slots   int         // answer slots in use, see AwaitRoom
+	slots   int         // answer slots in use, see AwaitAnswerSlot
 	waiting []*slotWait // for an answer slot
 }
 
@@ -259,9 +259,9 @@ func (s *Socket) uncount(t *task) {
 	sc := s.commands
 	sc.bytes -= t.bytes
 	t.bytes = 0
-	if sc.room != nil {
-		close(sc.room)
-		sc.room = nil
+	if sc.space != nil {
+		close(sc.space)
+		sc.space = nil
 	}
 }
 
@@ -283,9 +283,9 @@ func (s *Socket) dropCommands() {
 		l.queue, l.ready = tasks{}, false
 	}
 	sc.arrived, sc.free.tasks, sc.beside.tasks, sc.ready = tasks{}, tasks{}, tasks{}, readyLines{}
-	if sc.room != nil {
-		close(sc.room)
-		sc.room = nil
+	if sc.space != nil {
+		close(sc.space)
+		sc.space = nil
 	}
 	s.freeSchedule()
 }

@@ -101,7 +101,7 @@ func (f *referee) Begin(ctx context.Context, req wire.Request, last bool) Begun 
 	}
 	rest := func(ctx context.Context) {
 		if slot {
-			_ = AwaitRoom(ctx)
+			_ = AwaitAnswerSlot(ctx)
 		}
 		time.Sleep(wait)
 		f.ends(ctx, req)

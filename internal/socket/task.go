@@ -62,7 +62,7 @@ type task struct {
 	started            bool // it does not wait any more, or is parked
 	parked             bool // it is begun again when all before it are done
 	first              bool // all before it are done
-	slot               bool // it has an answer slot, see AwaitRoom
+	slot               bool // it has an answer slot, see AwaitAnswerSlot
 	done               bool
 
 	after      *task // next in a list of tasks

@@ -59,7 +59,7 @@ func (a *Access) mirror(ctx context.Context, s *Subscription) error {
 	}
 	// A client is about to be sent the members of the room. Only a few commands of each
 	// client may do that at the same time, so none of them waits for Redis from here on.
-	if err := socket.AwaitRoom(ctx); err != nil {
+	if err := socket.AwaitAnswerSlot(ctx); err != nil {
 		return err
 	}
 	if settled {

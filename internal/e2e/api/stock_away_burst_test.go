@@ -136,7 +136,11 @@ func TestStaleAnswersAreLimited(t *testing.T) {
 		require.Empty(t, first.IDs(t))
 		w.Back()
 		w.Sleep(5 * time.Second)
-		require.Len(t, c.Got("unknown"), 2, "the limit of an answer: %v", c.Got("unknown"))
+		// The room is read before or after the join of c is written. If it is read before,
+		// the join follows as an update.
+		listed := slices.DeleteFunc(c.Got("unknown"), func(u harness.Update) bool { return u.ConnectionID == c.ID })
+		require.LessOrEqual(t, len(listed), 2, "the limit of an answer: %v", listed)
+		require.GreaterOrEqual(t, len(c.Got("unknown")), 2)
 	})
 }
 
