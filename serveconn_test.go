@@ -23,6 +23,7 @@ import (
 	"github.com/meshpresence/mesh"
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 	"github.com/meshpresence/mesh/internal/e2e/testlog"
+	"github.com/meshpresence/mesh/meshtest"
 )
 
 func TestServeConn(t *testing.T) {
@@ -59,9 +60,7 @@ func TestServeConn(t *testing.T) {
 		assert.JSONEq(t, `{"userId":"u1"}`, string(present[0].Metadata))
 		require.NoError(t, p.Send("just text"))
 		require.NoError(t, p.Send(map[string]any{"type": "app's own"}))
-		p.Writing.Lock()
-		require.NoError(t, p.WS.WriteMessage(websocket.BinaryMessage, []byte("binary")))
-		p.Writing.Unlock()
+		require.NoError(t, p.Client.Write(websocket.BinaryMessage, []byte("binary")))
 		w.Eventually(2*time.Second, func() bool { return p.Pushed("app/got") == 3 }, "the frames")
 		mu.Lock()
 		assert.Equal(t, []string{"1 \"just text\"\n", "1 {\"type\":\"app's own\"}\n", "2 binary"}, foreign, "in order")
@@ -127,10 +126,10 @@ func TestServeConnReportsRefusals(t *testing.T) {
 					c.ready(t, s)
 				}
 				_, _, err = s.TryDial()
-				var closed *websocket.CloseError
+				var closed *meshtest.CloseError
 				require.ErrorAs(t, err, &closed)
 				assert.Equal(t, c.code, closed.Code)
-				assert.Equal(t, c.reason, closed.Text)
+				assert.Equal(t, c.reason, closed.Reason)
 				require.Error(t, <-ended)
 				var lines []testlog.LogLine
 				for _, l := range log.Written() {

@@ -3,6 +3,7 @@ package mesh_test
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -19,7 +20,6 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/gorilla/websocket"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -649,7 +649,7 @@ func TestSubprotocols(t *testing.T) {
 					p, resp, err := s.TryDial(h)
 					require.NoError(t, err)
 					assert.Equal(t, c.offers, seen)
-					assert.Equal(t, c.chosen, p.WS.Subprotocol())
+					assert.Equal(t, c.chosen, p.Client.Subprotocol())
 					assert.Equal(t, c.chosen, strings.Join(resp.Header.Values("Sec-WebSocket-Protocol"), "|"))
 					assert.NotContains(t, fmt.Sprint(resp.Header), token)
 					assert.Equal(t, "true", string(p.Call("mesh/noop", nil)))
@@ -791,25 +791,21 @@ func TestMiddlewares(t *testing.T) {
 			t.Parallel()
 			var log testlog.Logbook
 			srv, web := behind(t, &log, c.middleware)
-			tls := web.Client().Transport.(*http.Transport).TLSClientConfig.Clone()
-			tls.NextProtos = nil // HTTP/1.1, which browsers use for WebSockets
-			d := websocket.Dialer{TLSClientConfig: tls}
-			ws, resp, err := d.DialContext(t.Context(), "wss"+strings.TrimPrefix(web.URL, "https")+"/ws?token=SECRET", nil)
+			dialer := tls.Dialer{Config: web.Client().Transport.(*http.Transport).TLSClientConfig.Clone()}
+			dialer.Config.NextProtos = nil // HTTP/1.1, which browsers use for WebSockets
+			client, err := meshtest.Dial("ws"+strings.TrimPrefix(web.URL, "https")+"/ws?token=SECRET", meshtest.WithNetDial(dialer.DialContext))
 			if c.line == "" {
 				require.NoError(t, err)
-				defer func() { _ = ws.Close() }()
-				assert.Equal(t, "a=1", resp.Header.Get("Set-Cookie"))
-				var first harness.Frame
-				require.NoError(t, ws.ReadJSON(&first))
-				assert.Equal(t, "mesh/assign-id", first.Command)
+				defer client.Kill()
+				assert.Equal(t, "a=1", client.Header().Get("Set-Cookie"))
+				assert.NotEmpty(t, client.ID())
 				assert.Equal(t, mesh.NoRefusedUpgrades(), srv.Stats().RefusedUpgrades)
 				return
 			}
-			require.ErrorIs(t, err, websocket.ErrBadHandshake)
-			assert.Equal(t, http.StatusInternalServerError, resp.StatusCode)
-			body, err := io.ReadAll(resp.Body)
-			require.NoError(t, err)
-			assert.Equal(t, noHijack+"\n", string(body))
+			refused, ok := errors.AsType[*meshtest.HandshakeError](err)
+			require.True(t, ok, "%v", err)
+			assert.Equal(t, http.StatusInternalServerError, refused.Status)
+			assert.Equal(t, noHijack, refused.Body)
 			lines := refusalLines(&log)
 			require.Len(t, lines, 1)
 			assert.Contains(t, lines[0].Text, c.line)
@@ -867,7 +863,7 @@ func TestLevelInTheURL(t *testing.T) {
 		} {
 			s.Query = query
 			_, resp, err := s.TryDial()
-			require.ErrorIs(t, err, websocket.ErrBadHandshake)
+			require.Error(t, err)
 			body, err := io.ReadAll(resp.Body)
 			require.NoError(t, err)
 			assert.Equal(t, http.StatusBadRequest, resp.StatusCode)

@@ -115,9 +115,7 @@ var callbackCases = []struct {
 			watcher.Subscribe("lobby")
 			p.Join("lobby")
 			p.Mute() // the server reads no pong while Foreign hangs
-			p.Writing.Lock()
-			require.NoError(t, p.WS.WriteMessage(websocket.BinaryMessage, []byte("x")))
-			p.Writing.Unlock()
+			require.NoError(t, p.Client.Write(websocket.BinaryMessage, []byte("x")))
 			m.W.Sleep(10 * time.Millisecond)
 			if p.Pushed("got") == 1 {
 				return "got"

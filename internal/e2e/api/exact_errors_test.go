@@ -302,11 +302,9 @@ func TestShutdownInsideACallback(t *testing.T) {
 						_ = p.Send(map[string]any{"command": "mesh/subscribe-presence", "payload": map[string]any{"roomName": "guarded"}})
 						_ = p.Send(map[string]any{"command": "mesh/set-my-connection-metadata", "payload": map[string]any{"metadata": 1}})
 						_ = p.Send(map[string]any{"command": "work"})
-						p.Writing.Lock()
-						defer p.Writing.Unlock()
-						_ = p.WS.WriteMessage(websocket.BinaryMessage, []byte("x"))
+						_ = p.Client.Write(websocket.BinaryMessage, []byte("x"))
 						time.Sleep(time.Second)
-						_ = p.WS.Close()
+						p.Close()
 					})
 					select {
 					case err := <-returned:

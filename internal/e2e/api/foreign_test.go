@@ -43,9 +43,7 @@ func TestAHungForeignDoesNotKeepItsConnectionPresent(t *testing.T) {
 				p.Join("lobby")
 				watcher.Expect(time.Second, "join", p.ID)
 				p.Mute() // the server reads no pong while Foreign hangs
-				p.Writing.Lock()
-				require.NoError(t, p.WS.WriteMessage(websocket.BinaryMessage, []byte("hang")))
-				p.Writing.Unlock()
+				require.NoError(t, p.Client.Write(websocket.BinaryMessage, []byte("hang")))
 				w.Sleep(time.Second)
 				end(t, w, s, p)
 				watcher.Expect(61*time.Second, "leave", p.ID)

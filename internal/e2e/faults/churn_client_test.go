@@ -79,7 +79,7 @@ func (s *churnClient) checkEnded() {
 	select {
 	case <-s.p.Ended:
 		if process == s.process {
-			s.ct.violation("a connection of %s has ended: %v", s.slot.name, s.p.Err)
+			s.ct.violation("a connection of %s has ended: %v", s.slot.name, s.p.Err())
 		}
 		s.forget()
 	default:

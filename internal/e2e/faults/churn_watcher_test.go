@@ -178,7 +178,7 @@ func (ct *churnTest) checkLeaves(what string) {
 	for _, w := range ct.watchers() {
 		select {
 		case <-w.p.Ended:
-			require.FailNow(ct.T, "a connection has ended after "+what, "%s: %v", w.name, w.p.Err)
+			require.FailNow(ct.T, "a connection has ended after "+what, "%s: %v", w.name, w.p.Err())
 		default:
 		}
 		for room, a := range w.rooms {

@@ -31,10 +31,11 @@ func (p *Peer) Follow(room string) (a Audience, err error) {
 		case "mesh/unsubscribe-presence":
 			a.watching = false
 		case "mesh/presence-update":
-			var u Update
-			if err = json.Unmarshal(f.Payload, &u); err == nil {
-				err = a.apply(room, u)
+			u, ok := updateOf(f)
+			if !ok {
+				return a, fmt.Errorf("frame %d of %s is no update: %s", i, p.ID, f.Payload)
 			}
+			err = a.apply(room, u)
 		}
 		if err != nil {
 			return a, fmt.Errorf("frame %d of %s: %w: %s", i, p.ID, err, f.Payload)

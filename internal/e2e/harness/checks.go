@@ -3,8 +3,8 @@ package harness
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
-	"strconv"
 	"strings"
 	"time"
 
@@ -14,33 +14,20 @@ import (
 	"github.com/meshpresence/mesh"
 )
 
-// Ask is Call with a payload that is sent unchanged. WriteJSON would escape it again.
+// Ask is Call with a payload that is sent unchanged. Send would escape it again.
 func (p *Peer) Ask(command, payload string) json.RawMessage {
 	p.T.Helper()
-	ch := make(chan json.RawMessage, 1)
-	p.Mu.Lock()
-	p.next++
-	id := strconv.Itoa(p.next)
-	p.waiting[id] = ch
-	p.Mu.Unlock()
-	p.Say(`{"id":` + id + `,"command":"` + command + `","payload":` + payload + `}`)
-	select {
-	case answer := <-ch:
-		return answer
-	case <-p.Ended:
-		require.FailNow(p.T, "the connection ended", "%s %.80s", command, payload)
-	case <-time.After(20 * time.Second):
-		require.FailNow(p.T, "no answer", "%s %.80s", command, payload)
-	}
-	return nil
+	answer, err := p.request(func(id int64) error {
+		return p.Client.Write(websocket.TextMessage, fmt.Appendf(nil, `{"id":%d,"command":"%s","payload":%s}`, id, command, payload))
+	})
+	require.NoError(p.T, err, "%s %.80s", command, payload)
+	return answer
 }
 
 // Say writes a text frame as it is.
 func (p *Peer) Say(text string) {
 	p.T.Helper()
-	p.Writing.Lock()
-	defer p.Writing.Unlock()
-	require.NoError(p.T, p.WS.WriteMessage(websocket.TextMessage, []byte(text)))
+	require.NoError(p.T, p.Client.Write(websocket.TextMessage, []byte(text)))
 }
 
 // RoomKeys returns the number of keys of rooms in Redis.

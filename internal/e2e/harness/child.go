@@ -15,10 +15,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/gorilla/websocket"
 	"github.com/stretchr/testify/require"
 
 	"github.com/meshpresence/mesh/internal/redistest"
+	"github.com/meshpresence/mesh/meshtest"
 )
 
 // Child is a server in another process.
@@ -133,19 +133,6 @@ func (c *Child) Dial() *Peer {
 }
 
 func (c *Child) TryDial() (*Peer, error) {
-	ws, _, err := websocket.DefaultDialer.DialContext(c.w.T.Context(), "ws://"+c.Addr+"/ws?mesh-level=2", nil)
-	if err != nil {
-		return nil, err
-	}
-	p := &Peer{T: c.w.T, W: c.w, WS: ws, waiting: make(map[string]chan json.RawMessage), Ended: make(chan struct{})}
-	var first Frame
-	if err = ws.ReadJSON(&first); err == nil {
-		err = json.Unmarshal(first.Payload, &p.ID)
-	}
-	if err != nil {
-		return nil, errors.Join(err, ws.Close())
-	}
-	go p.read()
-	c.w.T.Cleanup(p.Close)
-	return p, nil
+	c.w.T.Helper()
+	return c.w.dial("ws://"+c.Addr+"/ws", meshtest.WithLevel(2))
 }

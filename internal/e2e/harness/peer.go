@@ -1,12 +1,14 @@
 package harness
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"net/http"
-	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -15,34 +17,31 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/meshpresence/mesh"
+	"github.com/meshpresence/mesh/meshtest"
 )
 
-// Peer is a client of the wire protocol.
+// Peer is a client of meshtest that keeps everything that it receives, with the time. Its
+// requests return the exact payload of their answers, error objects included.
 type Peer struct {
-	T  *testing.T
-	W  *World
-	WS *websocket.Conn
-	ID string
-
-	Writing sync.Mutex
+	T      *testing.T
+	W      *World
+	ID     string
+	Client *meshtest.Client
+	Ended  <-chan struct{} // closed when the connection has ended
 
 	Mu      sync.Mutex // guards the fields below
-	next    int
-	waiting map[string]chan json.RawMessage
+	next    int64
+	waiting map[int64]chan json.RawMessage
+	first   string      // command of the first frame
 	Updates []Update    // presence updates, in order
-	Frames  []Frame     // all frames, in order
+	Frames  []Frame     // all frames after the first one, in order
 	Times   []time.Time // arrival of each update
 	Pushes  []Frame     // all other frames without an id
 	deaf    bool        // answers no ping
-	Err     error       // the error that ended reading
-	Ended   chan struct{}
 }
 
-type Frame struct {
-	ID      *int64          `json:"id"`
-	Command string          `json:"command"`
-	Payload json.RawMessage `json:"payload"`
-}
+// Frame is a frame of the server.
+type Frame = meshtest.Frame
 
 type Update struct {
 	Type         string          `json:"type"`
@@ -60,6 +59,18 @@ func (u Update) String() string {
 	return fmt.Sprintf("%s %s %s %s", u.Type, u.RoomName, u.ConnectionID, u.State)
 }
 
+// updateOf returns the update in a frame.
+func updateOf(f Frame) (Update, bool) {
+	u, ok := f.Update()
+	if u.Type == "state" && u.State == nil {
+		u.State = json.RawMessage("null")
+	}
+	return Update{
+		Type: u.Type, ConnectionID: u.ConnectionID, RoomName: u.Room, Timestamp: u.Time.UnixMilli(), Metadata: u.Metadata,
+		State: u.State, Seq: u.Seq, Epoch: u.Epoch, Repair: u.Repair,
+	}, ok
+}
+
 // Dial connects a peer, with headers for the upgrade.
 func (s *Server) Dial(headers ...http.Header) *Peer {
 	s.W.T.Helper()
@@ -68,75 +79,84 @@ func (s *Server) Dial(headers ...http.Header) *Peer {
 	return p
 }
 
+// TryDial is Dial, but returns an error and the answer to the upgrade, if there is one.
 func (s *Server) TryDial(headers ...http.Header) (*Peer, *http.Response, error) {
-	var h http.Header
-	if len(headers) > 0 {
-		h = headers[0]
+	s.W.T.Helper()
+	opts := []meshtest.ConnectOption{meshtest.WithNetDial(s.Listener.Dial)}
+	for _, h := range headers {
+		for name, values := range h {
+			for _, value := range values {
+				opts = append(opts, meshtest.WithHeader(name, value))
+			}
+		}
 	}
-	d := websocket.Dialer{NetDialContext: s.Listener.Dial}
-	ws, resp, err := d.DialContext(s.W.T.Context(), "ws://127.0.0.1/ws"+s.Query, h)
+	p, err := s.W.dial("ws://127.0.0.1/ws"+s.Query, opts...)
+	if err == nil {
+		return p, &http.Response{StatusCode: http.StatusSwitchingProtocols, Header: p.Client.Header()}, nil
+	}
+	refused, ok := errors.AsType[*meshtest.HandshakeError](err)
+	if !ok {
+		return nil, nil, err
+	}
+	return nil, &http.Response{
+		StatusCode: refused.Status, Status: fmt.Sprint(refused.Status, " ", http.StatusText(refused.Status)),
+		Header: refused.Header, Body: io.NopCloser(strings.NewReader(refused.Body)),
+	}, err
+}
+
+// dial connects a peer to a URL.
+func (w *World) dial(url string, opts ...meshtest.ConnectOption) (*Peer, error) {
+	w.T.Helper()
+	p := &Peer{T: w.T, W: w, waiting: make(map[int64]chan json.RawMessage)}
+	// The hour is no limit: tests limit their waits by themselves.
+	opts = append(opts, meshtest.WithEarlyReturn(), meshtest.WithFrames(p.take), meshtest.WithTimeout(time.Hour))
+	c, err := meshtest.Dial(url, opts...)
 	if err != nil {
-		return nil, resp, err
+		return nil, err
 	}
-	p := &Peer{T: s.W.T, W: s.W, WS: ws, waiting: make(map[string]chan json.RawMessage), Ended: make(chan struct{})}
-	var first Frame
-	if err := ws.ReadJSON(&first); err != nil {
-		return nil, resp, err
-	}
-	require.Equal(s.W.T, "mesh/assign-id", first.Command, "the first frame")
-	require.NoError(s.W.T, json.Unmarshal(first.Payload, &p.ID))
-	go p.read()
-	s.W.T.Cleanup(p.Close)
-	return p, resp, nil
-}
-
-func (p *Peer) read() {
-	defer close(p.Ended)
-	for {
-		_, data, err := p.WS.ReadMessage()
-		var f Frame
-		if err == nil {
-			err = json.Unmarshal(data, &f)
-		}
-		if err != nil {
-			p.Mu.Lock()
-			p.Err = err
-			p.Mu.Unlock()
-			return
-		}
-		p.take(f)
-	}
-}
-
-func (p *Peer) take(f Frame) {
+	p.Client, p.ID, p.Ended = c, c.ID(), c.Done()
+	w.T.Cleanup(p.Close)
 	p.Mu.Lock()
 	defer p.Mu.Unlock()
+	require.Equal(w.T, "mesh/assign-id", p.first, "the first frame")
+	return p, nil
+}
+
+// take keeps a frame. The client acts only on pings.
+func (p *Peer) take(f Frame) (ignore bool) {
+	p.Mu.Lock()
+	defer p.Mu.Unlock()
+	if p.first == "" {
+		p.first = f.Command
+		return true
+	}
 	p.Frames = append(p.Frames, f)
-	switch {
-	case f.ID != nil:
-		key := strconv.FormatInt(*f.ID, 10)
-		if ch := p.waiting[key]; ch != nil {
-			delete(p.waiting, key)
+	if f.ID != nil {
+		if ch := p.waiting[*f.ID]; ch != nil {
+			delete(p.waiting, *f.ID)
 			ch <- f.Payload
 		}
-	case f.Command == "mesh/presence-update":
-		var u Update
-		if err := json.Unmarshal(f.Payload, &u); err == nil {
-			p.Updates = append(p.Updates, u)
-			p.Times = append(p.Times, time.Now())
-		}
-	case f.Command == "ping" && !p.deaf:
-		go func() { _ = p.Send(map[string]any{"id": 1, "command": "pong", "payload": map[string]any{}}) }()
-	default:
-		p.Pushes = append(p.Pushes, f)
+		return true
 	}
+	if f.Command == "ping" && !p.deaf {
+		return false
+	}
+	if f.Command != "mesh/presence-update" {
+		p.Pushes = append(p.Pushes, f)
+	} else if u, ok := updateOf(f); ok {
+		p.Updates = append(p.Updates, u)
+		p.Times = append(p.Times, time.Now())
+	}
+	return true
 }
 
 // Send writes one frame.
 func (p *Peer) Send(v any) error {
-	p.Writing.Lock()
-	defer p.Writing.Unlock()
-	return p.WS.WriteJSON(v)
+	var text bytes.Buffer
+	if err := json.NewEncoder(&text).Encode(v); err != nil {
+		return err
+	}
+	return p.Client.Write(websocket.TextMessage, text.Bytes())
 }
 
 // Call sends a request and returns the payload of its answer.
@@ -148,20 +168,33 @@ func (p *Peer) Call(command string, payload any) json.RawMessage {
 }
 
 func (p *Peer) TryCall(command string, payload any) (json.RawMessage, error) {
+	return p.request(func(id int64) error {
+		return p.Send(map[string]any{"id": id, "command": command, "payload": payload})
+	})
+}
+
+var errEnded = errors.New("connection ended")
+
+// request sends a request with a new id and waits for its answer.
+func (p *Peer) request(send func(id int64) error) (json.RawMessage, error) {
 	ch := make(chan json.RawMessage, 1)
 	p.Mu.Lock()
 	p.next++
 	id := p.next
-	p.waiting[strconv.Itoa(id)] = ch
+	p.waiting[id] = ch
 	p.Mu.Unlock()
-	if err := p.Send(map[string]any{"id": id, "command": command, "payload": payload}); err != nil {
+	err := send(id)
+	if _, ended := errors.AsType[*meshtest.CloseError](err); ended {
+		return nil, errEnded
+	}
+	if err != nil {
 		return nil, err
 	}
 	select {
 	case answer := <-ch:
 		return answer, nil
 	case <-p.Ended:
-		return nil, errors.New("connection ended")
+		return nil, errEnded
 	case <-time.After(p.W.Unhurried(20 * time.Second)):
 		return nil, errors.New("no answer")
 	}
@@ -294,13 +327,21 @@ func (p *Peer) Mute() {
 	p.Mu.Unlock()
 }
 
-func (p *Peer) Close() {
-	_ = p.WS.Close()
+// Close breaks the connection.
+func (p *Peer) Close() { p.Client.Kill() }
+
+// Err waits for the end of the connection and says how it ended.
+func (p *Peer) Err() error {
 	<-p.Ended
+	// The error of a write says it. AwaitClose would also wait for the server.
+	return p.Client.Write(websocket.TextMessage, nil)
 }
 
-// CloseCodeOf returns the close code in an error of a read, or 0.
+// CloseCodeOf returns the close code in an error of a client or of a read, or 0.
 func CloseCodeOf(err error) int {
+	if closed, ok := errors.AsType[*meshtest.CloseError](err); ok {
+		return closed.Code
+	}
 	if closed, ok := errors.AsType[*websocket.CloseError](err); ok {
 		return closed.Code
 	}
@@ -317,7 +358,5 @@ func (p *Peer) Closed(within time.Duration) int {
 	case <-time.After(within):
 		require.FailNow(p.T, "the connection has not ended within "+within.String())
 	}
-	p.Mu.Lock()
-	defer p.Mu.Unlock()
-	return CloseCodeOf(p.Err)
+	return CloseCodeOf(p.Err())
 }
