@@ -702,6 +702,8 @@ func newFuzzServer(f *testing.F) *fuzzServer {
 	return z
 }
 
+// dial opens a WebSocket. It is no client of meshtest, because these tests look at the text
+// of every frame: whatever was sent, all of it must be JSON.
 func (z *fuzzServer) dial(t testing.TB) *websocket.Conn {
 	d := websocket.Dialer{NetDialContext: z.listener.Dial}
 	ws, _, err := d.Dial("ws://127.0.0.1/ws", nil)

@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/gorilla/websocket"
 	"github.com/redis/go-redis/v9"
 
 	"github.com/meshpresence/mesh"
@@ -86,12 +85,10 @@ func Example() {
 	web := httptest.NewServer(mux)
 
 	// Alice connects, as a browser does with the JavaScript client.
-	url := "ws" + strings.TrimPrefix(web.URL, "http") + "/ws"
-	alice, _, err := websocket.DefaultDialer.Dial(url, http.Header{"Authorization": {"Bearer alice"}})
+	alice, err := meshtest.Dial(web.URL+"/ws", meshtest.WithHeader("Authorization", "Bearer alice"))
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer alice.Close()
 
 	for event, err := range srv.Presence().Subscribe(ctx, "lobby", mesh.SubscribeOptions{}) {
 		if err != nil {
@@ -100,15 +97,12 @@ func Example() {
 		switch event.Type {
 		case mesh.EventSnapshot:
 			fmt.Println("present:", event.Snapshot.Total)
-			err = alice.WriteJSON(map[string]any{"id": 1, "command": "mesh/join-room", "payload": map[string]string{"roomName": "lobby"}})
+			alice.Join("lobby")
 		case mesh.EventJoin:
 			fmt.Printf("joined: %s\n", event.Metadata)
-			err = alice.Close() // without a close frame, as if the connection broke
+			alice.Kill() // the connection breaks without a close frame
 		case mesh.EventLeave:
 			fmt.Println("left")
-		}
-		if err != nil {
-			log.Fatal(err)
 		}
 		if event.Type == mesh.EventLeave {
 			break

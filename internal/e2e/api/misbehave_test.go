@@ -22,6 +22,7 @@ import (
 	"github.com/meshpresence/mesh"
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 	"github.com/meshpresence/mesh/internal/testhook"
+	"github.com/meshpresence/mesh/meshtest"
 )
 
 // badApp is a server with app code in every possible place. One place at a time
@@ -229,31 +230,22 @@ func (m *badApp) upgrading() {
 func (m *badApp) use() {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	dialer := &websocket.Dialer{HandshakeTimeout: 10 * time.Second}
 	for _, s := range []*harness.Server{m.s, m.app} {
-		dialer.NetDialContext = s.Listener.Dial
-		ws, _, err := dialer.DialContext(ctx, "ws://127.0.0.1/ws", nil)
+		c, err := meshtest.Dial("ws://127.0.0.1/ws", meshtest.WithNetDial(s.Listener.Dial), meshtest.WithEarlyReturn(),
+			meshtest.WithTimeout(5*time.Second), meshtest.WithFrames(func(meshtest.Frame) bool { return true }))
 		if err != nil {
 			continue
 		}
-		go func() { // reads all frames
-			for {
-				if _, _, err := ws.ReadMessage(); err != nil {
-					return
-				}
-			}
-		}()
 		for _, text := range []string{
 			`{"id":1,"command":"mesh/join-room","payload":{"roomName":"guarded"}}`,
 			`{"id":2,"command":"mesh/subscribe-presence","payload":{"roomName":"guarded"}}`,
 			`{"id":3,"command":"mesh/set-my-connection-metadata","payload":{"metadata":{"a":1}}}`,
 			`{"id":4,"command":"work"}`, `not mesh`,
 		} {
-			_ = ws.SetWriteDeadline(time.Now().Add(5 * time.Second))
-			_ = ws.WriteMessage(websocket.TextMessage, []byte(text))
+			_ = c.Write(websocket.TextMessage, []byte(text))
 		}
 		time.Sleep(5 * time.Second)
-		_ = ws.Close()
+		c.Kill()
 	}
 	m.direct(ctx)
 }

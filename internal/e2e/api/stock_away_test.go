@@ -197,7 +197,7 @@ func TestStockClientChangesItsMindWhileRedisIsAway(t *testing.T) {
 		require.Equal(t, "false", string(c.Wait(c.Room("mesh/unsubscribe-presence", "unsubscribed")).Payload))
 		second := c.StaleOK(c.SubscribePresence("twice"))
 		require.False(t, c.Wait(c.Room("mesh/join-room", "guarded")).Ok(), "a refusal is no stale success")
-		_ = gone.WS.Close()
+		gone.Close()
 		w.Sleep(time.Second)
 		pushed := func(command string) (rooms []string) {
 			c.Mu.Lock()
@@ -288,7 +288,7 @@ func TestStaleSubscriptionsAreLimited(t *testing.T) {
 		require.Equal(t, "true", string(c.Wait(c.Room("mesh/unsubscribe-presence", "a")).Payload))
 		c.StaleOK(c.SubscribePresence("c"))
 		require.Len(t, testhook.PartsOf(s.Server).Hub.RoomStatuses(), 3)
-		_ = c.WS.Close()
+		c.Close()
 		w.Sleep(10 * time.Second)
 		require.Empty(t, testhook.PartsOf(s.Server).Hub.RoomStatuses())
 		w.Back()

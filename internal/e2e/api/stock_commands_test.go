@@ -347,11 +347,10 @@ func TestFloodOfCommands(t *testing.T) {
 			calls = append(calls, c.Send("mesh/noop", "", nil))
 		}
 		assert.Equal(t, "ELIMIT", c.Wait(calls[100]).Code())
-		<-c.Ended
+		<-c.Client.Done()
 		assert.EqualValues(t, 1, s.Stats().Closed["flood"])
 		assert.EqualValues(t, 1, s.Stats().Limited)
 		assert.Equal(t, "true", string(other.Call("mesh/noop", nil)))
-		_, _, err := c.WS.ReadMessage()
-		assert.True(t, websocket.IsCloseError(err, websocket.ClosePolicyViolation), "%v", err)
+		assert.Equal(t, websocket.ClosePolicyViolation, c.Client.AwaitClose().Code)
 	})
 }

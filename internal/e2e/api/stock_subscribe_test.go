@@ -117,7 +117,7 @@ func tcpPairs(t *testing.T, wrap func(net.Conn) net.Conn) func() (client, server
 func loopback(t *testing.T, wrap func(net.Conn) net.Conn) (*harness.World, *harness.Server) {
 	t.Helper()
 	w := &harness.World{T: t, Mem: meshtest.StartRedis(t)}
-	s := w.Tracked(func(o *mesh.Options) { o.PingInterval = 10 * time.Minute }) // answers to pings would take ids
+	s := w.Tracked()
 	s.Listener.Pair = tcpPairs(t, wrap)
 	return w, s
 }

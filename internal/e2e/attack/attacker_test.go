@@ -18,7 +18,8 @@ import (
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 )
 
-// attacker is a client that writes any bytes, and reads or not.
+// attacker is a client that writes any bytes, and reads or not. A client of meshtest
+// writes valid frames and always reads.
 type attacker struct {
 	t     testing.TB
 	ws    *websocket.Conn

@@ -10,7 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// rawPeer is a WebSocket whose frames only the test reads.
+// rawPeer is a WebSocket whose frames only the test reads. It is no client of meshtest,
+// because tests look at the exact text of frames, send malformed ones, or read nothing.
 type rawPeer struct {
 	t  *testing.T
 	w  *World

@@ -6,16 +6,17 @@ import (
 	"net"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/gorilla/websocket"
 	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh/meshtest"
 )
 
-// StockClient has the habits of the stock JavaScript client, as the wire protocol
-// describes them:
+// StockClient is a client of meshtest with the habits of the stock JavaScript client, as
+// the wire protocol describes them:
 //   - It sends every request at once and never waits for an answer before the next.
 //   - It ignores error objects: an answer without success is a failure, and there is
 //     one attempt.
@@ -28,11 +29,11 @@ type StockClient struct {
 	t *testing.T
 	s *Server
 
-	path string // of the URL, with the query
+	url string // with the query
 
-	Mu      sync.Mutex // guards the fields below, and writing
-	WS      *websocket.Conn
-	reads   *countingConn
+	sending sync.Mutex // held while a request gets its id and is written
+	Mu      sync.Mutex // guards the fields below
+	Client  *meshtest.Client
 	ID      string
 	next    int64
 	waiting map[int64]*StockCall
@@ -43,7 +44,6 @@ type StockClient struct {
 	dropped map[string][]Update      // updates that arrived before the subscription was set up
 	answers map[string][]stockAnswer // by command
 	Pushes  []Frame
-	Ended   chan struct{}
 }
 
 // stockReconnect is the fixed time after which a stock client reconnects.
@@ -83,60 +83,64 @@ func (a stockAnswer) Code() string {
 	return object.Code
 }
 
-// countingConn counts the reads that returned bytes.
-type countingConn struct {
+// pieceConn reads whole pieces from a connection, and counts them.
+type pieceConn struct {
 	net.Conn
-	count atomic.Int64
+	buf, rest []byte // rest is the unread part of the last piece
+	count     int64
 }
 
-func (c *countingConn) Read(b []byte) (int, error) {
-	n, err := c.Conn.Read(b)
-	if n > 0 {
-		c.count.Add(1)
+func (c *pieceConn) Read(b []byte) (int, error) {
+	if len(c.rest) == 0 {
+		n, err := c.Conn.Read(c.buf)
+		if n == 0 || err != nil {
+			return copy(b, c.buf[:n]), err
+		}
+		c.count++
+		c.rest = c.buf[:n]
 	}
-	return n, err
+	n := copy(b, c.rest)
+	c.rest = c.rest[n:]
+	return n, nil
 }
 
 // Stock connects a stock client. query is appended to the URL.
 func (s *Server) Stock(query string) *StockClient {
 	s.W.T.Helper()
-	c := &StockClient{t: s.W.T, s: s, path: "/ws" + query, waiting: make(map[int64]*StockCall),
+	c := &StockClient{t: s.W.T, s: s, url: "ws://127.0.0.1/ws" + query, waiting: make(map[int64]*StockCall),
 		updates: make(map[string][]Update), dropped: make(map[string][]Update), answers: make(map[string][]stockAnswer)}
 	c.connect()
-	s.W.T.Cleanup(func() {
-		_ = c.WS.Close()
-		<-c.Ended
-	})
+	s.W.T.Cleanup(c.Close)
 	return c
 }
 
 func (c *StockClient) connect() {
 	c.t.Helper()
-	reads := &countingConn{}
-	d := websocket.Dialer{NetDialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
-		conn, err := c.s.Listener.Dial(ctx, network, address)
-		reads.Conn = conn
-		return reads, err
-	}, ReadBufferSize: 1 << 20}
-	ws, _, err := d.DialContext(c.t.Context(), "ws://127.0.0.1"+c.path, nil)
-	require.NoError(c.t, err)
-	var first Frame
-	require.NoError(c.t, ws.ReadJSON(&first))
-	require.Equal(c.t, "mesh/assign-id", first.Command)
 	c.Mu.Lock()
-	c.WS, c.reads, c.Ended, c.piece = ws, reads, make(chan struct{}), make(map[string]int64)
-	require.NoError(c.t, json.Unmarshal(first.Payload, &c.ID))
-	ended := c.Ended
+	c.piece = make(map[string]int64)
 	c.Mu.Unlock()
-	go c.read(ws, reads, ended) // ends with the connection; Cleanup waits for it
+	reads := &pieceConn{buf: make([]byte, 1<<20)}
+	client, err := meshtest.Dial(c.url, meshtest.WithEarlyReturn(), meshtest.WithTimeout(time.Hour),
+		meshtest.WithNetDial(func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := c.s.Listener.Dial(ctx, network, address)
+			reads.Conn = conn
+			return reads, err
+		}),
+		meshtest.WithFrames(func(f Frame) bool { return c.take(f, reads.count) }))
+	require.NoError(c.t, err)
+	c.Mu.Lock()
+	defer c.Mu.Unlock()
+	c.Client, c.ID = client, client.ID()
 }
+
+// Close breaks the connection.
+func (c *StockClient) Close() { c.Client.Kill() }
 
 // Reconnect cuts the connection and reconnects as a stock client does. It returns the
 // calls of the joins and subscriptions in the order of the requests.
 func (c *StockClient) Reconnect() (joins, subscribes []*StockCall) {
 	c.t.Helper()
-	_ = c.WS.Close()
-	<-c.Ended
+	c.Close()
 	c.s.W.Sleep(stockReconnect)
 	c.connect()
 	c.Mu.Lock()
@@ -151,26 +155,17 @@ func (c *StockClient) Reconnect() (joins, subscribes []*StockCall) {
 	return joins, subscribes
 }
 
-func (c *StockClient) read(ws *websocket.Conn, reads *countingConn, ended chan struct{}) {
-	defer close(ended)
-	for {
-		_, data, err := ws.ReadMessage()
-		var f Frame
-		if err != nil || json.Unmarshal(data, &f) != nil {
-			return
-		}
-		c.take(f, reads.count.Load())
-	}
-}
-
-func (c *StockClient) take(f Frame, piece int64) {
+// take handles a frame. piece is the number of the piece in which it arrived. The client
+// answers pings.
+func (c *StockClient) take(f Frame, piece int64) (ignore bool) {
 	c.Mu.Lock()
 	defer c.Mu.Unlock()
+	u, isUpdate := updateOf(f)
 	switch {
 	case f.ID != nil:
 		call := c.waiting[*f.ID]
 		if call == nil {
-			return
+			return true
 		}
 		delete(c.waiting, *f.ID)
 		now := time.Now()
@@ -180,41 +175,36 @@ func (c *StockClient) take(f Frame, piece int64) {
 			c.piece[call.room] = piece
 		}
 		call.Done <- a
-	case f.Command == "mesh/presence-update":
-		var u Update
-		if json.Unmarshal(f.Payload, &u) != nil {
-			return
-		}
+	case isUpdate:
 		if at, subscribed := c.piece[u.RoomName]; !subscribed || at == piece {
 			c.dropped[u.RoomName] = append(c.dropped[u.RoomName], u)
-			return
+			return true
 		}
 		c.updates[u.RoomName] = append(c.updates[u.RoomName], u)
-	case f.Command == "ping":
-		c.write("pong", map[string]any{}, nil)
-	case f.Command == "latency:request":
-		c.write("latency:response", map[string]any{}, nil)
+	case f.Command == "ping" || f.Command == "latency:request" || f.Command == "mesh/assign-id":
+		return false
 	default:
 		c.Pushes = append(c.Pushes, f)
 	}
+	return true
 }
 
 // Send sends a request and does not wait for the answer.
 func (c *StockClient) Send(command, room string, payload any) *StockCall {
-	c.Mu.Lock()
-	defer c.Mu.Unlock()
+	c.sending.Lock()
+	defer c.sending.Unlock()
 	call := &StockCall{command: command, room: room, sent: time.Now(), Done: make(chan stockAnswer, 1)}
-	c.write(command, payload, call)
-	return call
-}
-
-// write writes one request. mu is held.
-func (c *StockClient) write(command string, payload any, call *StockCall) {
+	c.Mu.Lock()
 	c.next++
-	if call != nil {
-		c.waiting[c.next] = call
+	id, client := c.next, c.Client
+	c.waiting[id] = call
+	c.Mu.Unlock()
+	text, err := json.Marshal(map[string]any{"id": id, "command": command, "payload": payload})
+	if err != nil {
+		panic(err) // of a test's payload
 	}
-	_ = c.WS.WriteJSON(map[string]any{"id": c.next, "command": command, "payload": payload}) // fails if the connection ends
+	_ = client.Write(websocket.TextMessage, text) // fails if the connection ends
+	return call
 }
 
 // Room sends a request whose payload is the name of a room.
