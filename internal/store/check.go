@@ -207,12 +207,13 @@ func entriesOf(position, inc string) int {
 	return n
 }
 
-// countedIn returns the number of entries that a position counts for all incarnations.
+// countedIn returns the number of entries that a position counts for all incarnations,
+// and of kept places.
 func countedIn(position string) int {
-	f := strings.Split(position, " ")
+	counts, _, _ := decodeCounts(position)
 	sum := 0
-	for i := 4; i < len(f); i += 2 {
-		n, _ := strconv.Atoi(f[i])
+	for _, c := range counts {
+		n, _ := strconv.Atoi(c.entries)
 		sum += n
 	}
 	return sum

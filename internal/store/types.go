@@ -48,11 +48,14 @@ type Keys interface {
 	Conn(room, conn string) string  // string with PX: entry id
 	State(room, conn string) string // string: copy of the state
 	Seq(room string) string         // string: position, and the number of entries of each incarnation
+	Users(room string) string       // hash: user id -> number of live connections, or the connection of a kept place
+	Recount(room string) string     // set with PX: connections that an unfinished recount has counted
 	RoomMeta(room string) string    // hash: v, d
 	ConnMeta(conn string) string    // hash: o, v, d
 	Owned(bucket int, incarnation string) string
 	Fence(bucket int, incarnation string) string
 	Rooms(bucket int) string        // set: names of rooms with members
+	Kept(bucket int) string         // sorted set: kept place -> deadline
 	Instances() string              // sorted set: incarnation -> deadline
 	Dead() string                   // sorted set: incarnation -> time of death
 	Name(incarnation string) string // string with PX: a server's name for people, in the slot of Instances
@@ -89,42 +92,76 @@ type Record struct {
 	State        []byte // JSON, nil: none
 	StateSilent  bool
 	StateUntil   int64 // Redis time, unix ms; 0: no expiry
+
+	User  string        // id of the user; "": none
+	Grace time.Duration // of the rule: how long the place is kept after the connection has ended; 0: not at all
+
+	// KeptUntil and KeptCause are set if the connection has ended and its place is
+	// kept. The incarnation is then NoOwner.
+	KeptUntil int64 // Redis time, unix ms
+	KeptCause Cause // reason for the end of the connection
 }
+
+// NoOwner stands for the incarnation in the record of a kept place, which belongs to
+// all servers. A position counts kept places under it, too.
+const NoOwner = "~"
+
+// Kept reports whether the record is a kept place.
+func (r *Record) Kept() bool { return r.Incarnation == NoOwner }
 
 // EventType is the kind of a change in a room.
 type EventType byte
 
 // The types of events. Replaced is a join of a connection that was present under an
-// older entry id. Subscribers do not see it unless the state differs.
+// older entry id. Subscribers do not see it unless the state differs. Disconnected says
+// that a connection has ended and its place is kept.
 const (
-	Joined   EventType = 'J'
-	Replaced EventType = 'R'
-	Left     EventType = 'L'
-	State    EventType = 'S'
-	Meta     EventType = 'M'
+	Joined       EventType = 'J'
+	Replaced     EventType = 'R'
+	Left         EventType = 'L'
+	State        EventType = 'S'
+	Meta         EventType = 'M'
+	Disconnected EventType = 'D'
 )
 
-// Cause is the reason for the end of an entry.
+// Cause is the reason for the end of an entry or of its connection.
 type Cause byte
 
 // The causes of a leave.
 const (
-	CauseLeft       Cause = 'l' // the connection or the app asked for it
+	CauseLeft       Cause = 'l' // the connection asked for it
+	CauseRemoved    Cause = 'r' // the app removed it
 	CauseClosed     Cause = 'c' // the connection closed
+	CauseLost       Cause = 'b' // the connection broke
 	CauseSilent     Cause = 's' // no frame for TTL
 	CauseServerLost Cause = 'd' // its server was declared dead
+	CauseReplaced   Cause = 'p' // another connection of its user took its place
 )
 
 // Event is one change of a room, as published by the script that made it. The record
-// holds the entry after the change. For Left it has only Conn, Entry, Incarnation and
-// Seq.
+// holds the entry after the change. For Left it has only Conn, Entry, Incarnation, User
+// and Seq. For State and Disconnected it lacks the metadata.
 type Event struct {
 	Type  EventType
 	Epoch string
 	Tag   string // of this event
 	Prev  string // of the event before it; "-" for the first of an epoch
 	At    int64  // Redis time, unix ms
-	Cause Cause
+	Cause Cause  // of Left and Disconnected
+
+	// Replaces is the connection whose place a Joined or a Meta took. Its Left is the
+	// next event. If it is the connection itself, the connection is back at its own
+	// place, and no Left follows.
+	Replaces string
+	// Rebuild means that Redis had lost the entry of a Joined: nobody arrived.
+	Rebuild bool
+
+	// Counted means that the following numbers are known. That is so in a room with
+	// users or kept places, unless they have to be recounted. They include kept places.
+	Counted         bool
+	UserConnections int // of the user in the room, after the event; 0 if the entry has no user
+	Connections     int // of the room, after the event
+	Users           int // of the room, after the event; a connection without a user counts as one
 	Record
 }
 
