@@ -153,7 +153,7 @@ type Event struct {
 	// next event. If it is the connection itself, the connection is back at its own
 	// place, and no Left follows.
 	Replaces string
-	// Rebuild means that Redis had lost the entry of a Joined: nobody arrived.
+	// Rebuild means that Redis had lost the entry of a Joined, so it is no arrival.
 	Rebuild bool
 
 	// Counted means that the following numbers are known. That is so in a room with
@@ -215,7 +215,32 @@ type Op struct {
 	StateSilent  bool
 	StateLeft    time.Duration // life of the state from now; 0: no expiry
 
+	// User and Grace are those of the entry. In an OpUpdate they count only if Person is
+	// set; the user then belongs to the metadata of MetaVersion and changes nothing if
+	// Redis holds newer metadata. An OpUpdate from one user to another publishes one
+	// event; an OpJoin with another entry publishes a leave and a join. In an OpLeave,
+	// User only saves a round trip.
+	User   string
+	Grace  time.Duration // of the rule
+	Person bool
+
+	// Rebuild, in an OpJoin with a user, means that Redis had acknowledged an entry of
+	// the connection before, and lost it or gave it to the clean-up. It is no arrival
+	// and passes all bounds. If it begins the epoch of the room or follows soon after
+	// that, the last connections of users are kept until Rebuild after the beginning:
+	// other servers may not have rebuilt theirs yet.
+	Rebuild time.Duration
+	// Replaces, in an OpJoin with a user, is a connection of the same user whose place
+	// the entry takes, in any condition. A kept place of the user is taken in any case.
+	Replaces string
+	// MaxConnections and MaxUsers bound the members and users of the room of an OpJoin.
+	// 0: no bound.
+	MaxConnections, MaxUsers int
+
 	Cause Cause // OpLeave
+	// Keep means, in an OpLeave, that the connection did not ask to leave. Its place is
+	// kept for the grace of its record if its user has no other connection in the room.
+	Keep bool
 	// Stated means, in an OpLeave, that the entry may have a state. A leave of an entry
 	// with a state takes a second call without it. In an OpJoin it means that there may
 	// be a copy of the state of an earlier entry, which the op deletes.
@@ -239,6 +264,7 @@ const (
 	Done  OpStatus = '+'
 	Gone  OpStatus = '0'
 	Other OpStatus = 'x'
+	Full  OpStatus = 'f' // OpJoin: the room has no place
 )
 
 // OpResult is the answer to one Op.
@@ -249,12 +275,30 @@ type OpResult struct {
 	// changed nothing that is published.
 	Position Position
 	Total    int    // members of the room (OpJoin only)
+	Users    int    // users of the room (OpJoin only); -1: unknown
 	Owner    string // incarnation of the other entry (Other to OpUpdate only)
+	// Replaced is the connection whose place an OpJoin took, which may be the connection
+	// itself. ReplacedOwner is the incarnation that owned it, NoOwner for a kept place.
+	Replaced, ReplacedOwner string
+	// KeptUntil is the time until which an OpLeave has left the place (Redis time, unix
+	// ms). 0: the entry has ended.
+	KeptUntil int64
+	// FullOf is the bound that the room has reached (Full only).
+	FullOf Bound
 	// MetaVersion and Meta are the connection's metadata if Redis holds a newer version
 	// than the op (OpConnect only).
 	MetaVersion uint64
 	Meta        []byte
 }
+
+// Bound is a bound of a room.
+type Bound string
+
+// The bounds.
+const (
+	BoundConnections Bound = "connections"
+	BoundUsers       Bound = "users"
+)
 
 // CleanUpGround is the condition on which a server may end an entry or a state that it
 // does not own.
@@ -265,6 +309,12 @@ const (
 	GroundExpired      CleanUpGround = 't' // its per-connection key is gone
 	GroundStateExpired CleanUpGround = 's' // the state's key is gone
 	GroundDead         CleanUpGround = 'd' // its owner is fenced
+	// GroundGraceOver ends a kept place whose time is over. Otherwise it puts the place
+	// into the index of kept places, in case the index has lost it. The caller must know
+	// that a write of its own has succeeded since that time, so that a user whose server
+	// could not write either has not lost the place.
+	GroundGraceOver CleanUpGround = 'g'
+	GroundRemoved   CleanUpGround = 'r' // the app removes a kept place
 )
 
 // CleanUpItem names one entry (or its state) to end.
@@ -275,17 +325,23 @@ type CleanUpItem struct {
 	Entry        string
 	Incarnation  string
 	StateVersion uint64 // GroundStateExpired
+	// Since is the time from which the grace of an entry counts if its place is kept
+	// (Redis time, unix ms): the end of the lease of a dead owner, so that all servers
+	// find the same deadline. 0: the time of the call.
+	Since int64
 }
 
 // CleanUpStatus is the outcome of one item.
 type CleanUpStatus byte
 
 // The outcomes. Ended: this call ended it. Alive: the ground does not hold. NotThere:
-// it had ended before.
+// it had ended before. PlaceKept: its connection has ended and its place is kept.
 const (
 	Ended    CleanUpStatus = '+'
 	Alive    CleanUpStatus = 'a'
 	NotThere CleanUpStatus = '0'
+
+	PlaceKept CleanUpStatus = 'k'
 )
 
 // ClockProof allows a server to end what it does not own. It is the time that the
