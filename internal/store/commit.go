@@ -140,12 +140,14 @@ func decodeAnswer(o *Op, answers []any) (OpResult, []any) {
 // the room. More may follow the position.
 func decodeDone(o *Op, n int, at string) OpResult {
 	r := OpResult{Status: Done}
+	var more []string
+	if rest, lost := strings.CutPrefix(at, " "); lost { // no position
+		at, more = "", strings.Split(rest, " ")
+	} else if f := strings.SplitN(at, " ", 4); len(f) == 4 {
+		more = strings.Split(f[3], " ")
+	}
 	if r.Position, r.Err = decodePosition(at); r.Err != nil {
 		return r
-	}
-	var more []string
-	if f := strings.SplitN(at, " ", 4); len(f) == 4 {
-		more = strings.Split(f[3], " ")
 	}
 	var p parser
 	switch {

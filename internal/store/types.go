@@ -173,6 +173,7 @@ type Snapshot struct {
 	// Position is the position of the room when reading began. In a paged snapshot,
 	// records may be newer, as their Seq shows.
 	Position Position
+	Numbers  Numbers // at Position
 	Records  []Record
 	// Paged means that the records were not read in one atomic step. Events after
 	// Position must be merged in. For each connection the higher Seq wins.
@@ -367,6 +368,7 @@ type Renewal struct {
 	Next      string        // the other incarnation whose lease runs out first, "" if none
 	NextIn    time.Duration // time until then; negative: it has run out
 	Dead      []string      // incarnations that are not cleaned up yet; nil unless asked for
+	DeadSince []int64       // when the lease of each of them ended (Redis time, unix ms)
 	Owned     int64         // size of the index in bucket 0; -1: not read
 	Receivers int64         // receivers of the echo on the same Redis node
 }

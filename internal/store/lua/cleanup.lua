@@ -107,7 +107,7 @@ local function judgePlace(name, conn, entry, v, id, inc)
     return '! ' .. ODD
   end
   local user, _, _, _, till, cause = person(v, stop, tail)
-  if not till or till == '' then
+  if not till then
     till, cause = '0', 'b'
   end
   if mode == 'r' then

@@ -1,8 +1,17 @@
 -- join.lua: joins.
 
+-- rebuilds reports whether the join writes an entry again that Redis had before.
+local function rebuilds()
+  return newRebuild and newRebuild ~= '0'
+end
+
 -- reply returns the answer to a join that has written the entry. replaced is
--- 'conn:incarnation' of the entry whose place it took, or ''.
+-- 'conn:incarnation' of the entry whose place it took, or ''. For a rebuild the place
+-- only ends.
 local function reply(replaced)
+  if rebuilds() then
+    replaced = ''
+  end
   if users ~= nil then
     detail = ' ' .. (users or '?') .. ' ' .. replaced
   end
@@ -21,7 +30,7 @@ local function placeFor(conn, user)
   if user == '' then
     return nil
   end
-  if predecessor and predecessor ~= conn and newRebuild == '0' then
+  if predecessor and predecessor ~= conn and not rebuilds() then
     local v = call('HGET', members, predecessor)
     if v and memberOf(v) == user then
       return predecessor, true, predecessor .. ':' .. match(v, '^%S+ (%S+)')
@@ -37,7 +46,7 @@ end
 -- fullOf returns what the room is full of for a join, nil if there is room. place is the
 -- connection whose place it takes.
 local function fullOf(conn, user, place)
-  if not mostConnections or newRebuild and newRebuild ~= '0' or measure() then
+  if not mostConnections or rebuilds() or measure() then
     return nil
   end
   local total = size
@@ -66,9 +75,10 @@ local function fullOf(conn, user, place)
   return 'users'
 end
 
--- rebuilds notes that a join belongs to the repair of a room that Redis lost.
-local function rebuilds(user)
-  if newRebuild == '0' or user == '' then
+-- noteRebuild notes that a join belongs to the repair of a room that Redis lost. It
+-- returns the cause of its event.
+local function noteRebuild(user)
+  if not rebuilds() or user == '' then
     return '.'
   end
   local till = tonumber(match(epoch, '@(%d+)$') or '0') + tonumber(newRebuild)
@@ -80,7 +90,7 @@ end
 
 -- arrive publishes a join and ends the entry whose place it takes.
 local function arrive(kind, mark, conn, record, user, place, named, replaced)
-  local cause, more = rebuilds(user), nil
+  local cause, more = noteRebuild(user), nil
   if place and sub(replaced, -2) == ':~' then
     more = 1 -- its seat has been given away already
   end
@@ -159,7 +169,7 @@ local function rejoin(mark, conn, entry, attrs, meta, left, state, stateLeft, co
   if kept then
     replaced = conn .. ':~'
   end
-  if replaced then
+  if replaced and not rebuilds() then
     extra = 'p' .. replaced
   end
   advance(mark)
@@ -203,7 +213,7 @@ join = function(mark, conn, entry, attrs, meta, left, state, stateLeft, connKey,
     return again()
   end
   local place, named, replaced = placeFor(conn, user)
-  if replaced and newRebuild == '0' then
+  if replaced and not rebuilds() then
     extra = 'p' .. replaced
   end
   local of = fullOf(conn, user, place)

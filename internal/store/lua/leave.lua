@@ -55,14 +55,14 @@ local function leave(mark, conn, entry, known, connKey, stateKey, wanted)
   if err then
     return '! ' .. err
   end
-  local user, grace, stop, till = '', '0', nil, ''
+  local user, grace, stop, till, cause = '', '0', nil, nil, nil
   if users ~= nil or wanted then
     local _, s, _, _, _, _, _, _, _, _, _, _, tail = find(v, REST, from)
     if not s then
       return '! ' .. ODD
     end
     stop = s
-    user, grace, _, _, till = person(v, stop, tail)
+    user, grace, _, _, till, cause = person(v, stop, tail)
     if lacksKeys(user ~= '' or wanted and grace ~= '0', user) then
       return again()
     end
@@ -71,7 +71,7 @@ local function leave(mark, conn, entry, known, connKey, stateKey, wanted)
     end
   end
   owned[name] = false
-  if by == KEPT and wanted then
+  if by == KEPT and (wanted or cause == sub(mark, -1)) then
     detail = ' ' .. till
     return 1 -- it has run before, or another server has found it
   end

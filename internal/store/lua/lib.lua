@@ -96,6 +96,8 @@ local rebuilding -- time in ms until which it is being rebuilt, or nil
 local checked -- the hash of users has been compared with the members
 local off -- that hash cannot be used
 local seats -- fields of that hash
+local unwritten -- the room has become numbered, and the hash does not exist yet
+local writeSeats -- see users.lua
 
 local filled, emptied = {}, {} -- names of rooms
 local standing = {} -- key, value, ... of rooms with a new position
@@ -144,12 +146,17 @@ local function numbers()
   return text
 end
 
--- clearUsers deletes the hash of users of the current room, which is empty.
+-- clearUsers deletes the hash of users of the current room, which is empty or not
+-- numbered. It may be left over if other keys of the room were lost.
 local function clearUsers()
   if not usersKey or off or users == nil and placed then
     return
   end
-  if checked or not failed(try('HLEN', usersKey)) then
+  local n = 1
+  if not checked then
+    n = try('HLEN', usersKey)
+  end
+  if not failed(n) and n > 0 then
     call('DEL', usersKey)
   end
 end
@@ -185,6 +192,11 @@ local function settle()
   if before == 0 then
     filled[#filled + 1] = room
   end
+  if unwritten and users then
+    writeSeats()
+  elseif users == nil and not placed then
+    clearUsers()
+  end
   local n = #standing
   standing[n + 1] = seqKey
   standing[n + 2] = position .. numbers() .. homes
@@ -194,7 +206,7 @@ local function enter(name, flag, channels, membersKey, usersName, keptName, reco
   settle()
   tracked = flag == '1'
   usersKey, keptKey, recountKey = usersName, keptName, recountName
-  users, cursor, rebuilding, checked, off, seats = nil, nil, nil, false, false, {}
+  users, cursor, rebuilding, checked, off, seats, unwritten = nil, nil, nil, false, false, {}, false
   room, members, seqKey, channel = name, membersKey, keys[firstPosition + entered], channels .. name
   entered = entered + 1
   epoch, moved, home, size, before, missed, placed = nil, false, nil, nil, nil, false, false

@@ -55,6 +55,9 @@ local function person(v, stop, tail)
   end
   local a = stop + tonumber(ul)
   local b = a + tonumber(el)
+  if cause == '' then
+    till, cause = nil, nil
+  end
   return sub(v, stop + 1, a), grace, sub(v, a + 1, b), b, till, cause
 end
 
@@ -130,7 +133,8 @@ local function removeSeat(conn, user, kept)
 end
 
 -- writeSeats writes what has changed in the hash.
-local function writeSeats()
+writeSeats = function()
+  unwritten = false
   local some, gone = { '', tally .. '' }, {}
   if cursor then
     some[3], some[4] = '\n', heads .. ''
@@ -357,16 +361,17 @@ local function lacksKeys(personal, user)
   end
   tally, heads = size, users or size
   if size == 0 or users == nil then
-    -- These are the first entries that count: all others have no user.
     if h[1] then
       call('DEL', usersKey)
     end
     seats, users, cursor = {}, nil, nil
-    if personal then
-      users, heads = size, size
-    end
   elseif not users or h[1] ~= size .. '' then
     recount()
+    moved = moved or placed -- the position gets the result
+  end
+  if users == nil and personal then
+    -- The first entry that counts: all others have no user.
+    users, tally, heads, unwritten = size, size, size, true
   end
   return false
 end
