@@ -12,15 +12,21 @@ import (
 // errFormat is the error for data in Redis or on a channel that is not in this layout.
 var errFormat = errors.New("store: not in this layout")
 
-// A record is one line of fields, followed by the JSON of the users:
+// A record is one line of fields, followed by the user and the JSON of the users:
 //
 //	entry incarnation ttl stateLength stateVersion flag metaVersion metaLength stateUntil joinedAt seq \n meta state
+//
+// If it has a user, a grace period or something extra, which readers skip, the line goes
+// on after seq, and if the place is kept, still further:
+//
+//	… seq userLength grace extraLength \n user extra meta state
+//	… seq userLength grace extraLength keptUntil keptCause \n user extra meta state
 //
 // An event is
 //
 //	type epoch tag prev at cause conn <record>
 //
-// Both are written by Lua and only read by Go. lua/lib.lua explains the order of the
+// The cause of a join that took a place is '.' and the connection that had it. Both are written by Lua and only read by Go. lua/lib.lua explains the order of the
 // fields.
 const (
 	recordFields = 11
@@ -75,7 +81,13 @@ func DecodeRecord(conn, s string) (Record, error) {
 		MetaVersion:  p.uint(f[6]),
 		StateUntil:   p.int(f[8]),
 		JoinedAt:     p.int(f[9]),
-		Seq:          p.uint(f[10]),
+	}
+	seq, more, _ := strings.Cut(f[10], " ")
+	r.Seq = p.uint(seq)
+	if len(seq) < len(f[10]) {
+		if rest, ok = r.decodeMore(more, rest); !ok {
+			return Record{}, fmt.Errorf("record of %q: %w", conn, errFormat)
+		}
 	}
 	state, meta := p.uint(f[3]), p.uint(f[7])
 	if size := uint64(len(rest)); p.err != nil || meta > size || state != size-meta {
@@ -90,15 +102,42 @@ func DecodeRecord(conn, s string) (Record, error) {
 	return r, nil
 }
 
+// decodeMore decodes the fields after seq, and the user. It returns the metadata and the
+// state.
+func (r *Record) decodeMore(line, rest string) (string, bool) {
+	f := strings.Split(line, " ")
+	if len(f) != 3 && (len(f) != 5 || len(f[4]) != 1) {
+		return "", false
+	}
+	var p parser
+	user, extra := p.uint(f[0]), p.uint(f[2])
+	r.Grace = time.Duration(p.int(f[1])) * time.Millisecond
+	if len(f) == 5 {
+		r.KeptUntil, r.KeptCause = p.int(f[3]), Cause(f[4][0])
+		if r.KeptUntil == 0 {
+			return "", false
+		}
+	}
+	if size := uint64(len(rest)); p.err != nil || user > size || extra > size-user {
+		return "", false
+	}
+	r.User = rest[:user]
+	return rest[user+extra:], true
+}
+
 // DecodeEvent decodes one message of a room's channel.
 func DecodeEvent(payload string) (Event, error) {
 	var f [eventFields]string
 	rest, ok := fields(payload, f[:])
-	if !ok || len(f[0]) != 1 || len(f[5]) != 1 {
+	if !ok || len(f[0]) != 1 {
 		return Event{}, fmt.Errorf("event: %w", errFormat)
 	}
-	switch EventType(f[0][0]) {
-	case Joined, Replaced, Left, State, Meta:
+	kind, replaces := EventType(f[0][0]), f[5][1:]
+	if replaces != "" && (f[5][0] != '.' || kind != Joined && kind != Replaced) {
+		return Event{}, fmt.Errorf("event: %w", errFormat)
+	}
+	switch kind {
+	case Joined, Replaced, Left, State, Meta, Disconnected:
 	default:
 		return Event{}, fmt.Errorf("event type %.20q: %w", f[0], errFormat)
 	}
@@ -112,7 +151,7 @@ func DecodeEvent(payload string) (Event, error) {
 		return Event{}, err
 	}
 	return Event{
-		Type: EventType(f[0][0]), Epoch: f[1], Tag: f[2], Prev: f[3], At: at, Cause: Cause(f[5][0]), Record: r,
+		Type: kind, Epoch: f[1], Tag: f[2], Prev: f[3], At: at, Cause: Cause(f[5][0]), Replaces: replaces, Record: r,
 	}, nil
 }
 

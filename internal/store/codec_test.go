@@ -45,9 +45,39 @@ func TestDecodeEvent(t *testing.T) {
 	assert.Equal(t, Position{Epoch: "epoch", Seq: 7, Tag: "tag"}, e.Position())
 	for _, bad := range []string{
 		"", goodRecord, "X e t p 1 . c " + goodRecord, "JJ e t p 1 . c " + goodRecord, "J e t p x . c " + goodRecord,
-		"J e t p 1 .. c " + goodRecord, "J e  p 1 . c " + goodRecord, "J e t p 1 . " + goodRecord, "J e t p 1 . c ",
+		"S e t p 1 .. c " + goodRecord, "J e t p 1 lx c " + goodRecord, "J e  p 1 . c " + goodRecord, "J e t p 1 . " + goodRecord, "J e t p 1 . c ",
 	} {
 		_, err := DecodeEvent(bad)
+		require.ErrorIs(t, err, errFormat, "%q", bad)
+	}
+}
+
+// The fields after seq are those of users and of kept places.
+func TestDecodeUserAndKeptPlace(t *testing.T) {
+	t.Parallel()
+	with := func(line, user string) string {
+		return strings.Replace(goodRecord, " 7\n", " 7"+line+"\n"+user, 1)
+	}
+	r, err := DecodeRecord("c", with(" 3 5000 2", "annxx"))
+	require.NoError(t, err)
+	assert.Equal(t, "ann 5s {\"a\":1} {\"s\":2} false", fmt.Sprint(r.User, " ", r.Grace, " ", string(r.Meta), " ", string(r.State), " ", r.Kept()))
+	e, err := DecodeEvent("D epoch tag prev 1 b c " + with(" 3 5000 0 1700000005000 b", "ann"))
+	require.NoError(t, err)
+	assert.Equal(t, Disconnected, e.Type)
+	assert.Equal(t, CauseLost, e.Cause)
+	assert.True(t, e.Kept())
+	assert.EqualValues(t, 1_700_000_005_000, e.KeptUntil)
+	assert.Equal(t, CauseLost, e.KeptCause)
+	e, err = DecodeEvent("J epoch tag prev 1 .old c " + goodRecord)
+	require.NoError(t, err)
+	assert.Equal(t, "old", e.Replaces)
+	assert.Equal(t, Cause('.'), e.Cause)
+	for _, bad := range []string{
+		with(" ", ""), with(" 3 5000", "ann"), with(" 3 5000 0 ", "ann"), with(" 3 5000 0 17", "ann"), with(" 3 5000 0 0 b", "ann"),
+		with(" 3 5000 0 17 bb", "ann"), with(" 3 5000 0 17 b 1", "ann"), with(" 3 x 0", "ann"), with(" 30 0 0", "ann"), with(" 3 0 15", "ann"),
+		with(" 18446744073709551615 0 18446744073709551615", "ann"), with(" 3 5000 1", "ann"),
+	} {
+		_, err := DecodeRecord("c", bad)
 		require.ErrorIs(t, err, errFormat, "%q", bad)
 	}
 }
@@ -73,12 +103,23 @@ func encodeRecord(r Record) string {
 	if r.StateSilent {
 		flag = "s"
 	}
-	return fmt.Sprintf("%s %s %d %d %d %s %d %d %d %d %d\n%s%s", r.Entry, r.Incarnation, r.TTL.Milliseconds(), len(r.State),
-		r.StateVersion, flag, r.MetaVersion, len(r.Meta), r.StateUntil, r.JoinedAt, r.Seq, r.Meta, r.State)
+	more := ""
+	if r.User != "" || r.Grace != 0 || r.Kept() {
+		more = fmt.Sprintf(" %d %d 0", len(r.User), r.Grace.Milliseconds())
+	}
+	if r.Kept() {
+		more += fmt.Sprintf(" %d %s", r.KeptUntil, []byte{byte(r.KeptCause)})
+	}
+	return fmt.Sprintf("%s %s %d %d %d %s %d %d %d %d %d%s\n%s%s%s", r.Entry, r.Incarnation, r.TTL.Milliseconds(), len(r.State),
+		r.StateVersion, flag, r.MetaVersion, len(r.Meta), r.StateUntil, r.JoinedAt, r.Seq, more, r.User, r.Meta, r.State)
 }
+
+// fits reports whether a number of milliseconds fits into a Duration.
+func fits(d time.Duration) bool { return 0 <= d && d <= 1000*time.Hour }
 
 func FuzzRecord(f *testing.F) {
 	f.Add("c", goodRecord)
+	f.Add("c", "e ~ 0 0 0 . 0 2 0 5 7 3 5000 1 9 b\nannx{}")
 	f.Add("", "\n")
 	f.Add("c", "a b 1 2 3 . 4 18446744073709551615 5 6 7\nx")
 	f.Add("c", "a b 1 0 3 . 4 0 5 6 7\n")
@@ -88,7 +129,7 @@ func FuzzRecord(f *testing.F) {
 			require.ErrorIs(t, err, errFormat)
 			return
 		}
-		if r.TTL < 0 || r.TTL > 1000*time.Hour { // does not fit into a Duration
+		if !fits(r.TTL) || !fits(r.Grace) {
 			return
 		}
 		again, err := DecodeRecord(conn, encodeRecord(r))
@@ -101,6 +142,8 @@ func FuzzEvent(f *testing.F) {
 	f.Add("J e t - 5 . c " + goodRecord)
 	f.Add("L e t p 5 d c a b 0 0 0 . 0 0 0 0 7\n")
 	f.Add("M       ")
+	f.Add("J e t - 5 .old c " + goodRecord)
+	f.Add("D e t p 5 b c e ~ 0 0 0 . 0 0 0 5 7 3 5000 0 9 b\nann")
 	f.Add("L 0 0 0 0 \xe4 0 0 0 0 0 0 0 0 0 0 0 0\n")
 	f.Fuzz(func(t *testing.T, s string) {
 		e, err := DecodeEvent(s)
@@ -109,12 +152,12 @@ func FuzzEvent(f *testing.F) {
 			require.Equal(t, Event{}, e)
 			return
 		}
-		if e.TTL < 0 || e.TTL > 1000*time.Hour {
+		if !fits(e.TTL) || !fits(e.Grace) {
 			return
 		}
 		// Written as bytes: %c would encode a byte above ASCII as two.
 		again, err := DecodeEvent(fmt.Sprintf("%s %s %s %s %d %s %s %s", []byte{byte(e.Type)}, e.Epoch, e.Tag, e.Prev, e.At,
-			[]byte{byte(e.Cause)}, e.Conn, encodeRecord(e.Record)))
+			append([]byte{byte(e.Cause)}, e.Replaces...), e.Conn, encodeRecord(e.Record)))
 		require.NoError(t, err)
 		require.Equal(t, e, again)
 	})

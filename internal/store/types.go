@@ -89,30 +89,45 @@ type Record struct {
 	State        []byte // JSON, nil: none
 	StateSilent  bool
 	StateUntil   int64 // Redis time, unix ms; 0: no expiry
+
+	User      string        // "": none
+	Grace     time.Duration // of the rule; 0: none
+	KeptUntil int64         // when a kept place ends, Redis time, unix ms; 0: connected
+	KeptCause Cause         // why the connection of a kept place ended
 }
+
+// Kept reports whether the connection of the entry has ended and its place is kept.
+// The incarnation is then "~", because no server owns the entry.
+func (r *Record) Kept() bool { return r.KeptUntil != 0 }
 
 // EventType is the kind of a change in a room.
 type EventType byte
 
 // The types of events. Replaced is a join of a connection that was present under an
-// older entry id. Subscribers do not see it unless the state differs.
+// older entry id. Subscribers do not see it unless the state or metadata differ or the
+// place was kept. Disconnected means that the connection has ended and its place is
+// kept.
 const (
-	Joined   EventType = 'J'
-	Replaced EventType = 'R'
-	Left     EventType = 'L'
-	State    EventType = 'S'
-	Meta     EventType = 'M'
+	Joined       EventType = 'J'
+	Replaced     EventType = 'R'
+	Left         EventType = 'L'
+	State        EventType = 'S'
+	Meta         EventType = 'M'
+	Disconnected EventType = 'D'
 )
 
 // Cause is the reason for the end of an entry.
 type Cause byte
 
-// The causes of a leave.
+// The causes of a leave, and of a kept place.
 const (
 	CauseLeft       Cause = 'l' // the connection or the app asked for it
+	CauseRemoved    Cause = 'r' // the app removed it
 	CauseClosed     Cause = 'c' // the connection closed
+	CauseLost       Cause = 'b' // the connection broke
 	CauseSilent     Cause = 's' // no frame for TTL
 	CauseServerLost Cause = 'd' // its server was declared dead
+	CauseReplaced   Cause = 'p' // another connection of its user took its place
 )
 
 // Event is one change of a room, as published by the script that made it. The record
@@ -125,6 +140,10 @@ type Event struct {
 	Prev  string // of the event before it; "-" for the first of an epoch
 	At    int64  // Redis time, unix ms
 	Cause Cause
+	// Replaces is the connection whose place a join took, or empty. If it is another
+	// connection, the next event is its leave. Otherwise it is the connection itself,
+	// whose place was kept.
+	Replaces string
 	Record
 }
 
