@@ -109,7 +109,7 @@ func TestPageReadAfterLeave(t *testing.T) {
 		})
 		h.send(h.redis.join(room, "d"))
 		h.sleep(150 * time.Millisecond)
-		assert.Equal(t, []string{"leave b repair", `join c {"n":"c"} repair`, `join d {"n":"d"} repair`}, s.takeLines())
+		assert.Equal(t, []string{`join c {"n":"c"} repair`, `join d {"n":"d"} repair`, "leave b repair"}, s.takeLines())
 		assert.Equal(t, 2, h.snapshots())
 		h.checkSink(s)
 	})
