@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/meshpresence/mesh/internal/callbacks"
+	"github.com/meshpresence/mesh/internal/channels"
 	"github.com/meshpresence/mesh/internal/clock"
 	"github.com/meshpresence/mesh/internal/encode"
 	"github.com/meshpresence/mesh/internal/errs"
@@ -100,7 +101,10 @@ func newCore(opts Options, with sockets) (*core, error) {
 		Logger: opts.Logger, IsAnswer: isAnswer, Typed: typedErrors, Known: []error{store.ErrFull},
 	})
 	n.redis.listener = store.NewListener(store.ListenerConfig{Client: opts.Redis, Handler: n, Logger: opts.Logger, Name: "events"})
-	n.hub = hub.New(n.hubConfig(at.Hub))
+	n.redis.rooms = channels.New(roomChannels{n}, n.life.work.Go)
+	toHub := n.redis.rooms.NewShare()
+	n.hub = hub.New(n.hubConfig(at.Hub, toHub))
+	toHub.Connect(n.hub)
 	n.openAccess()
 	n.lease = lease.New(n.leaseConfig(at.Lease))
 	n.local = local.New(n.localConfig(at))
@@ -135,9 +139,9 @@ func (n *core) openAccess() {
 	})
 }
 
-func (n *core) hubConfig(at hub.Store) hub.Config {
+func (n *core) hubConfig(at hub.Store, rooms hub.Listener) hub.Config {
 	return hub.Config{
-		Store: at, Listener: roomChannels{n}, UnconfirmedFor: n.opts.LeaseTTL + time.Second, Bucket: n.keys.RoomBucket,
+		Store: at, Listener: rooms, UnconfirmedFor: n.opts.LeaseTTL + time.Second, Bucket: n.keys.RoomBucket,
 		AskOwner: n.ownerAsker(), Now: n.now, Listed: n.opts.Limits.SnapshotMembers,
 		Logger: n.opts.Logger,
 	}

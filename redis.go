@@ -7,6 +7,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/meshpresence/mesh/internal/channels"
 	"github.com/meshpresence/mesh/internal/expired"
 	"github.com/meshpresence/mesh/internal/lease"
 	"github.com/meshpresence/mesh/internal/limit"
@@ -22,6 +23,7 @@ type redisLink struct {
 	*redisstate.State // after failures
 
 	listener *store.Listener // receives the events of watched rooms, and messages of other servers
+	rooms    *channels.Mux   // gives the parts of this server the events of their rooms
 	expired  *expiration     // acts on the expired events of Redis; nil if off
 	waiting  *limit.Log      // logs the reason for which start waits
 }
@@ -93,7 +95,7 @@ func (n *core) reregistered(old, inc string, stalled bool) {
 	n.hub.Resync()
 }
 
-// roomChannels converts the hub's room names to the listener's channel names.
+// roomChannels converts room names to the listener's channel names.
 type roomChannels struct{ n *core }
 
 func (r roomChannels) Add(room string) { r.n.redis.listener.Add(r.n.keys.EventsPrefix() + room) }
@@ -103,7 +105,7 @@ func (r roomChannels) Remove(room string) { r.n.redis.listener.Remove(r.n.keys.E
 // Message implements store.Handler.
 func (n *core) Message(channel, payload string) {
 	if room, ok := strings.CutPrefix(channel, n.keys.EventsPrefix()); ok {
-		n.hub.HandleEvent(room, payload)
+		n.redis.rooms.HandleEvent(room, payload)
 		return
 	}
 	if channel == n.keys.EndedChannel() {
@@ -120,7 +122,7 @@ func (n *core) Message(channel, payload string) {
 // Subscribed implements store.Handler.
 func (n *core) Subscribed(channel string, again bool) {
 	if room, ok := strings.CutPrefix(channel, n.keys.EventsPrefix()); ok {
-		n.hub.HandleSubscribed(room, again)
+		n.redis.rooms.HandleSubscribed(room, again)
 		return
 	}
 	if channel == n.keys.EndedChannel() {
@@ -133,7 +135,7 @@ func (n *core) Subscribed(channel string, again bool) {
 func (n *core) Disconnected() {
 	n.store.MayHaveFailed()
 	n.redis.Disconnected() // until checkGeneration knows whether it is the same Redis
-	n.hub.HandleDisconnect()
+	n.redis.rooms.HandleDisconnect()
 }
 
 // owns reports whether a connection is one of this server.
