@@ -298,6 +298,12 @@ func (l *fakeListener) reconnect() {
 	}
 }
 
+func (l *fakeListener) isDown() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.down
+}
+
 // send hands an event to Rooms, unless it is lost because of the connection.
 func (l *fakeListener) send(room string) {
 	l.mu.Lock()

@@ -78,15 +78,20 @@ func (h *harness) watch(rooms ...string) *fakeWatcher {
 // watchBy is watch for a watcher that exists. It returns the numbers.
 func (h *harness) watchBy(w *fakeWatcher, rooms ...string) (lines []string) {
 	h.t.Helper()
-	w.hold()
-	results := h.Watch(h.t.Context(), w, rooms)
-	w.start(results)
-	for i, result := range results {
+	for i, result := range h.watchAs(w, rooms...) {
 		require.NoError(h.t, result.Err)
 		require.Equal(h.t, rooms[i], result.Update.Room)
 		lines = append(lines, text(result.Update))
 	}
 	return lines
+}
+
+// watchAs lets a watcher watch rooms.
+func (h *harness) watchAs(w *fakeWatcher, rooms ...string) []Result {
+	w.hold()
+	results := h.Watch(h.t.Context(), w, rooms)
+	w.start(results)
+	return results
 }
 
 // join, leave and touch change a room and send the event.

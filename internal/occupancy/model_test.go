@@ -163,7 +163,9 @@ func (m *model) calm() {
 			r.rebuilding = false
 		}
 	})
-	m.listener.reconnect()
+	if m.listener.isDown() { // otherwise only comparisons find events that were lost
+		m.listener.reconnect()
+	}
 	m.work.Wait()
 	// Two comparisons find what was lost, and lost data count after UncertainFor.
 	m.sleep(2*10*time.Second + 11*time.Second + 2*m.slowest() + 5*time.Second)

@@ -202,19 +202,18 @@ func TestWatchersWithDifferentNumbers(t *testing.T) {
 	})
 }
 
-// Watchers that come one after the other, each with a reading, do not put off the pushes.
+// Watchers that come all the time, each with a reading, do not put off the pushes.
 func TestNewWatchersDoNotDelayPushes(t *testing.T) {
 	inBubble(t, func(t *testing.T, h *harness) {
 		h.redis.latency = 60 * time.Millisecond
 		w := h.watch(lobby)
-		began := time.Now()
-		for i := 0; time.Since(began) < 10*time.Second; i++ {
+		for i := range 1000 {
 			h.join(lobby, fmt.Sprint("c", i))
-			h.watch(lobby)
-			h.join(lobby, fmt.Sprint("d", i))
+			go h.watchAs(h.newWatcher(), lobby)
+			time.Sleep(10 * time.Millisecond)
 		}
-		require.InDelta(t, 9, len(w.take()), 1)
-		require.Less(t, len(h.redis.readings(lobby)), 10*20, "watchers share readings")
+		h.sleep(time.Second)
+		require.InDelta(t, 10, len(w.take()), 1)
 	})
 }
 
@@ -302,5 +301,36 @@ func TestManyRoomsAndWatchers(t *testing.T) {
 			require.LessOrEqual(t, len(call), roomsPerCall)
 		}
 		require.LessOrEqual(t, len(calls), (seconds+3)*(rooms/roomsPerCall+3))
+	})
+}
+
+// An event that comes after Redis has read the room, and before the answer has arrived,
+// causes another reading.
+func TestAnEventDuringAReading(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *harness) {
+		h.redis.latency = 100 * time.Millisecond
+		w := h.watch(lobby)
+		h.join(lobby, "c1")
+		h.sleep(80 * time.Millisecond)
+		h.join(lobby, "c2")
+		h.sleep(40 * time.Millisecond)
+		require.Equal(t, []string{"lobby 1/1"}, w.take())
+		h.sleep(time.Second + step + h.redis.latency)
+		require.Equal(t, []string{"lobby 2/2"}, w.take())
+	})
+}
+
+// However often watchers come, they cause few readings.
+func TestReadingsForWatchersAreSpacedOut(t *testing.T) {
+	inBubble(t, func(t *testing.T, h *harness) {
+		for i := range 1000 {
+			h.join(lobby, fmt.Sprint("c", i))
+			go h.watchAs(h.newWatcher(), lobby)
+			time.Sleep(time.Millisecond)
+		}
+		h.sleep(100 * time.Millisecond)
+		require.Equal(t, 1000, h.Stats().Watches)
+		require.LessOrEqual(t, len(h.redis.readings(lobby)), 25)
+		require.LessOrEqual(t, h.Stats().Pushes, uint64(2))
 	})
 }

@@ -169,6 +169,13 @@ func TestADisconnectDuringAReading(t *testing.T) {
 		h.sleep(2 * time.Second)
 		h.requireTruth(w, lobby)
 		require.NotContains(t, w.take(), "lobby 3/3 stale")
+
+		h.join(lobby, "c4")
+		h.sleep(60 * time.Millisecond)
+		h.listener.disconnect()
+		h.sleep(time.Second)
+		require.True(t, w.has[lobby].Stale, "the answer came after the disconnect, and is of before")
+		require.True(t, h.watch(lobby).has[lobby].Stale)
 	})
 }
 
@@ -366,4 +373,21 @@ func TestPositionsThatAreShown(t *testing.T) {
 	}
 	require.Len(t, v.floors, maxFloors)
 	require.Equal(t, floor{epoch: "x18", seq: 1}, v.floors[maxFloors-1])
+}
+
+// A channel that is confirmed again without a disconnect may have missed events as well.
+func TestAConfirmationWithoutADisconnect(t *testing.T) {
+	for _, again := range []bool{false, true} {
+		t.Run(fmt.Sprint(again), func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *harness) {
+				w := h.watch(lobby)
+				h.sleep(time.Second)
+				h.redis.change(lobby, func(r *fakeRoom) { r.join("c1", "") }) // no event
+				h.HandleSubscribed(lobby, again)
+				h.HandleSubscribed("unknown", again)
+				h.sleep(soon)
+				require.Equal(t, []string{"lobby 1/1"}, w.take())
+			})
+		})
+	}
 }
