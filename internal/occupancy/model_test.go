@@ -108,7 +108,11 @@ func (m *model) unwatch() {
 // fault causes or ends one fault.
 func (m *model) fault() {
 	bucket, room := m.random.IntN(modelBuckets), m.room()
-	switch m.random.IntN(10) {
+	if m.lossy && m.chance(60) {
+		m.lose(room)
+		return
+	}
+	switch m.random.IntN(9) {
 	case 0:
 		m.listener.disconnect()
 	case 1, 2:
@@ -124,24 +128,22 @@ func (m *model) fault() {
 	case 7:
 		m.Resync()
 	case 8:
-		if m.lossy {
-			m.lose(room)
-		}
-	case 9:
 		m.pass(time.Duration(m.random.IntN(12000)) * time.Millisecond)
 	}
 }
 
 // lose lets Redis lose a room, or writes of it.
 func (m *model) lose(room string) {
-	switch m.random.IntN(4) {
+	switch m.random.IntN(5) {
 	case 0:
 		m.copies[room] = m.redis.copyOf(room)
-	case 1:
-		m.redis.replace(room, m.copies[room])
-	case 2:
-		m.redis.replace(room, nil)
+	case 1, 2:
+		if c := m.copies[room]; c != nil {
+			m.redis.replace(room, c)
+		}
 	case 3:
+		m.redis.replace(room, nil)
+	case 4:
 		m.redis.set(func(f *fakeRedis) {
 			if r := f.rooms[room]; r != nil {
 				r.rebuilding = !r.rebuilding

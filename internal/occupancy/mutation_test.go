@@ -36,7 +36,7 @@ var mutations = []mutation{
 	},
 	{
 		name: "one last update for all watchers", file: "push.go",
-		old: "		r.mixed = true\n", new: "",
+		old: "		r.watchers[w], r.mixed = u, true\n", new: "		r.watchers[w] = nil\n",
 	},
 	{
 		name: "every push to every watcher", file: "push.go",
@@ -117,7 +117,7 @@ var mutations = []mutation{
 	},
 	{
 		name: "no pause between failures", file: "reading.go",
-		old: "		r.retryAt = now + wait.Jitter(retryBackoff.After(int(r.failures)), 0.5)\n", new: "",
+		old: "		r.retryAt = now + wait.Jitter(retryBackoff.After(int(r.failures)), 0.5)\n", new: "		_ = now\n",
 		by: "TestRedisAway",
 	},
 	{

@@ -46,18 +46,23 @@ func (r *room) pushTime() time.Duration {
 	return at
 }
 
-// push delivers the numbers to the watchers that have others.
+// push delivers the numbers to the watchers that have others. Usually it changes nothing
+// in the map, because all of them have the update that was shown last.
 func (r *room) push(now time.Duration) {
 	u, delivered := r.update(), 0
 	for w, last := range r.watchers {
-		if last == nil {
+		switch last {
+		case waiting:
 			continue // Watch answers it
+		case nil:
+			last = r.shown
+		default:
+			r.watchers[w] = nil
 		}
 		if !last.same(u) {
 			w.Deliver(u)
 			delivered++
 		}
-		r.watchers[w] = u
 	}
 	r.shown, r.mixed = u, false
 	if delivered > 0 {
@@ -74,15 +79,16 @@ func (r *room) answer(w Watcher, stale bool) *Update {
 		u = r.newUpdate(true)
 		r.current = nil // a later update has a higher number
 	}
-	if r.watchers[w] == nil {
+	if r.watchers[w] == waiting {
 		r.answered++
 	}
-	r.watchers[w] = u
 	switch {
 	case r.answered == 1:
-		r.shown, r.mixed = u, false
-	case !r.shown.same(u):
-		r.mixed = true
+		r.watchers[w], r.shown, r.mixed = nil, u, false
+	case r.shown.same(u):
+		r.watchers[w] = nil
+	default:
+		r.watchers[w], r.mixed = u, true
 	}
 	r.settle() // others may lack these numbers
 	return u
@@ -90,7 +96,7 @@ func (r *room) answer(w Watcher, stale bool) *Update {
 
 // remove ends a watch.
 func (r *room) remove(w Watcher) {
-	if r.watchers[w] != nil {
+	if r.watchers[w] != waiting {
 		if r.answered--; r.answered == 0 {
 			r.shown, r.mixed = nil, false
 		}

@@ -25,6 +25,9 @@ const (
 	stageReading       // Redis is asked
 )
 
+// waiting stands for the last update of a watcher that has none yet.
+var waiting = new(Update)
+
 // room is the numbers of one room. Times are durations since Rooms.began; 0: none.
 type room struct {
 	rooms *Rooms
@@ -44,10 +47,10 @@ type room struct {
 	timerAt  time.Duration
 	lingerAt time.Duration // when the room may be dropped
 
-	watchers map[Watcher]*Update // the last update of each; nil: it has none yet
-	answered int                 // watchers with an update
-	shown    *Update             // what all of them have, unless mixed; nil: there are none
-	mixed    bool                // some may have another one
+	watchers map[Watcher]*Update // the last update of each; nil: it is shown
+	answered int                 // watchers that are not waiting
+	shown    *Update             // the last update of most watchers; nil: all are waiting
+	mixed    bool                // some have another one
 	changed  chan struct{}       // closed at the end of the next reading; nil: no call of Watch waits
 
 	numbers   numbers

@@ -170,8 +170,11 @@ func TestADisconnectDuringAReading(t *testing.T) {
 		h.requireTruth(w, lobby)
 		require.NotContains(t, w.take(), "lobby 3/3 stale")
 
+		h.sleep(5 * time.Second)
+		h.redis.takeCalls()
 		h.join(lobby, "c4")
 		h.sleep(60 * time.Millisecond)
+		require.Len(t, h.redis.takeCalls(), 1)
 		h.listener.disconnect()
 		h.sleep(time.Second)
 		require.True(t, w.has[lobby].Stale, "the answer came after the disconnect, and is of before")

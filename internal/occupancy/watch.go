@@ -108,7 +108,7 @@ func (rs *Rooms) register(name string, w Watcher) (wanted, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if _, ok := r.watchers[w]; !ok {
-		r.watchers[w] = nil
+		r.watchers[w] = waiting
 	}
 	r.lingerAt = 0
 	if r.upToDate() {
@@ -182,7 +182,7 @@ func (rs *Rooms) unregister(r *room, w Watcher) {
 		return
 	}
 	r.mu.Lock()
-	waits := r.watchers[w] == nil
+	waits := r.watchers[w] == waiting
 	r.mu.Unlock()
 	if waits {
 		rs.removeWatch(r, w)
