@@ -17,8 +17,8 @@
 //
 //   - There is at most one push per interval and room.
 //   - The last numbers are always pushed. Equal numbers are not pushed again.
-//   - A room that is no longer empty is pushed at once, if the last push is at least one
-//     interval old.
+//   - A change is pushed at once if the last push, and the last reading that an event
+//     caused, are at least one interval old. So a room that gets its first member shows.
 //   - A room that has become empty is pushed one interval after the reading that showed
 //     it, if nothing has happened since. Otherwise a client that joins and leaves an empty
 //     room all the time would make the numbers of all watchers flicker.

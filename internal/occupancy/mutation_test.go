@@ -59,7 +59,7 @@ var mutations = []mutation{
 	},
 	{
 		name: "each event causes a reading", file: "room.go",
-		old: "	return last + r.rooms.cfg.Interval(r.name)\n", new: "	return 1\n",
+		old: "	return last + r.rooms.interval(r.name)\n", new: "	return 1\n",
 		by: "TestAStormOfEvents|TestAClientThatFlapsInAnEmptyRoom",
 	},
 	{

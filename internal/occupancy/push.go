@@ -35,7 +35,7 @@ func (r *room) isShownBy(u *Update) bool {
 
 // pushTime returns the time from which on the numbers may be pushed.
 func (r *room) pushTime() time.Duration {
-	interval := r.rooms.cfg.Interval(r.name)
+	interval := r.rooms.interval(r.name)
 	at := time.Duration(1)
 	if r.pushedAt != 0 {
 		at = r.pushedAt + interval

@@ -247,6 +247,23 @@ func TestAnIntervalOfARuleThatChanges(t *testing.T) {
 	})
 }
 
+func TestTheDefaultInterval(t *testing.T) {
+	for name, interval := range map[string]func(string) time.Duration{"nil": nil, "0": func(string) time.Duration { return 0 }} {
+		t.Run(name, func(t *testing.T) {
+			inBubble(t, func(t *testing.T, h *harness) {
+				w := h.watch(lobby)
+				for i := range 100 {
+					h.join(lobby, fmt.Sprint("c", i))
+					time.Sleep(50 * time.Millisecond)
+				}
+				h.sleep(2 * time.Second)
+				require.InDelta(t, 6, len(w.take()), 1)
+				h.requireTruth(w, lobby)
+			}, func(c *Config) { c.Interval = interval })
+		})
+	}
+}
+
 func TestAnUpdateIsEncodedOnce(t *testing.T) {
 	inBubble(t, func(t *testing.T, h *harness) {
 		one, two := h.watch(lobby), h.watch(lobby)

@@ -88,7 +88,7 @@ func (r *room) finishReading(n *Reading) {
 	r.apply(n, now)
 	r.checkAt = now + wait.Jitter(r.rooms.cfg.CompareEvery, 0.2)
 	if r.uncertain {
-		r.checkAt = now + max(r.rooms.cfg.Interval(r.name), uncertainEvery)
+		r.checkAt = now + max(r.rooms.interval(r.name), uncertainEvery)
 	}
 	if r.serial == r.readFrom {
 		r.troubleAt, r.complete = 0, r.begun

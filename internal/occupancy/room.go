@@ -168,7 +168,7 @@ func (r *room) eventRead() time.Duration {
 	if last == 0 {
 		return 1
 	}
-	return last + r.rooms.cfg.Interval(r.name)
+	return last + r.rooms.interval(r.name)
 }
 
 // refreshStale decides whether the numbers are stale.

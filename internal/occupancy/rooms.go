@@ -53,7 +53,7 @@ type Config struct {
 	// Wheel runs the timers. It belongs to the caller.
 	Wheel *clock.Wheel
 	// Interval returns the shortest time between two pushes of a room, as its rule says.
-	// It must not block. After a change, call ApplyRules. Nil: 1 s.
+	// It must not block. After a change, call ApplyRules. Nil, or a result of 0: 1 s.
 	Interval func(room string) time.Duration
 	// Bucket returns the bucket of a room. If the Redis node of one bucket does not
 	// answer, rooms of other buckets are still read. Nil: all rooms are in one bucket.
@@ -78,7 +78,7 @@ type Config struct {
 // withDefaults returns c with its zero fields set to the defaults.
 func (c Config) withDefaults() Config {
 	if c.Interval == nil {
-		c.Interval = func(string) time.Duration { return time.Second }
+		c.Interval = func(string) time.Duration { return 0 }
 	}
 	if c.Bucket == nil {
 		c.Bucket = func(string) int { return 0 }
@@ -157,6 +157,14 @@ func (rs *Rooms) Stop() {
 
 // now returns the time since Rooms was made. It is never 0.
 func (rs *Rooms) now() time.Duration { return time.Since(rs.began) + 1 }
+
+// interval returns the shortest time between two pushes of a room.
+func (rs *Rooms) interval(name string) time.Duration {
+	if d := rs.cfg.Interval(name); d > 0 {
+		return d
+	}
+	return time.Second
+}
 
 // room returns the named room, or nil if there is none.
 func (rs *Rooms) room(name string) *room {
