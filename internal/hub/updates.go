@@ -80,8 +80,8 @@ func (m *mirror) deliverMetadata(member *Member, newUser bool, at int64, repair 
 	m.deliver(u)
 }
 
-// deliverChanges delivers the changes from a member to what it is now. If it belongs to
-// another user now, subscribers see a leave and a join.
+// deliverChanges delivers the changes from an old to the present version of a member. If
+// it belongs to another user now, subscribers see a leave and a join.
 func (m *mirror) deliverChanges(old, now *Member, at int64, repair bool) {
 	if otherUser(old, now) {
 		m.deliverLeave(old, old.endReason(), at, repair)
