@@ -374,7 +374,7 @@ func (w *fakeWatcher) unwatchAll() {
 	}
 }
 
-// forget forgets a room, and what is held back of it.
+// forget forgets a room, and the updates of it that are held back.
 func (w *fakeWatcher) forget(room string) {
 	delete(w.has, room)
 	delete(w.seqs, room)

@@ -151,11 +151,7 @@ var mutations = []mutation{
 	{
 		name: "the seq of an earlier epoch is forgotten", file: "reading.go",
 		old: "			next.seq = max(next.seq, f.seq)\n", new: "",
-	},
-	{
-		name: "a room without watchers is read", file: "room.go",
-		old: "|| !r.confirmed || len(r.watchers) == 0 {", new: "|| !r.confirmed {",
-		by: "TestLinger",
+		by: "TestPositionsThatAreShown",
 	},
 	{
 		name: "rooms stay for ever", file: "watch.go",
