@@ -170,14 +170,18 @@ func getRoomMetadata(ctx context.Context, c *Connection, _ wire.Request, room st
 		value, err := n.store.RoomMeta(ctx, room)
 		return wire.Metadata{Metadata: value.Data}, errorFor(ctx, err)
 	}
-	var metadata any
-	var err error
-	if n.access.rules.Match(room).Tracked {
-		metadata, err = n.access.Read(ctx, c.id, room, wire.Metadata{}, read)
-	} else {
-		metadata, err = read()
-	}
+	metadata, err := c.read(ctx, room, wire.Metadata{}, read)
 	return valueReply(metadata), err
+}
+
+// read returns the result of read if the connection may see the room, otherwise unseen.
+// A room without a rule has no guards, and any connection may see it.
+func (c *Connection) read(ctx context.Context, room string, unseen any, read func() (any, error)) (any, error) {
+	n := c.core()
+	if !n.access.rules.Match(room).Tracked {
+		return read()
+	}
+	return n.access.Read(ctx, c.id, room, unseen, read)
 }
 
 func joinRoom(ctx context.Context, c *Connection, _ wire.Request, room string) (reply, error) {
@@ -191,14 +195,8 @@ func joinRoom(ctx context.Context, c *Connection, _ wire.Request, room string) (
 	} else if err != nil {
 		return reply{}, err
 	}
-	answer := func() (any, error) { return c.joinAnswer(ctx, room, joined) }
-	var present any
-	if n.access.rules.Match(room).Tracked {
-		unseen := wire.Snapshot{Success: true, Extent: wire.Extent{Stale: joined.Kept}}
-		present, err = n.access.Read(ctx, c.id, room, unseen, answer)
-	} else {
-		present, err = answer()
-	}
+	unseen := wire.Snapshot{Success: true, Extent: wire.Extent{Stale: joined.Kept}}
+	present, err := c.read(ctx, room, unseen, func() (any, error) { return c.joinAnswer(ctx, room, joined) })
 	if err == nil && !c.local.In(room) { // removed while Redis or a guard was asked
 		return valueReply(wire.Snapshot{}), nil
 	}

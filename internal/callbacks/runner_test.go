@@ -1,7 +1,6 @@
 package callbacks
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -16,29 +15,10 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"github.com/meshpresence/mesh/internal/e2e/testlog"
 	"github.com/meshpresence/mesh/internal/errs"
 	"github.com/meshpresence/mesh/internal/limit"
 )
-
-// textLog is a logger whose lines a test can read while others write.
-type textLog struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *textLog) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-func (l *textLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
-}
-
-func (l *textLog) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
 
 // chosen is an error by which the app chooses the answer to the client.
 type chosen struct{ text string }
@@ -244,8 +224,8 @@ func TestEvents(t *testing.T) {
 func TestLogs(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		var out textLog
-		c := New(t.Context(), Config{Logger: out.logger()})
+		var out testlog.Output
+		c := New(t.Context(), Config{Logger: out.Logger()})
 		fail := func() {
 			_ = c.Run(t.Context(), "hook", time.Second, func(context.Context) error {
 				return errors.New("broken " + strings.Repeat("x", 1000))

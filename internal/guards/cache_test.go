@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/meshpresence/mesh/internal/callbacks"
+	"github.com/meshpresence/mesh/internal/e2e/testlog"
 	"github.com/meshpresence/mesh/internal/errs"
 )
 
@@ -22,7 +23,7 @@ import (
 type cacheRig struct {
 	*Cache
 	t   *testing.T
-	log *textLog
+	log *testlog.Output
 
 	mu      sync.Mutex // guards meta, version
 	meta    string
@@ -31,8 +32,8 @@ type cacheRig struct {
 
 func newCacheRig(t *testing.T) *cacheRig {
 	t.Helper()
-	j := &cacheRig{t: t, log: &textLog{}, meta: `{}`, version: 1}
-	calls := callbacks.New(t.Context(), callbacks.Config{Logger: j.log.logger()})
+	j := &cacheRig{t: t, log: &testlog.Output{}, meta: `{}`, version: 1}
+	calls := callbacks.New(t.Context(), callbacks.Config{Logger: j.log.Logger()})
 	j.Cache = NewCache(Config{Rules: &RuleSet{}, Calls: calls, GuardTimeout: 5 * time.Second, JoinTimeout: 3 * time.Second, Keep: 20})
 	j.AddConn("c")
 	return j

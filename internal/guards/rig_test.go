@@ -1,31 +1,8 @@
 package guards
 
 import (
-	"bytes"
 	"context"
-	"log/slog"
-	"sync"
 )
-
-// textLog is a logger whose lines a test can read while others write.
-type textLog struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (l *textLog) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.Write(p)
-}
-
-func (l *textLog) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.buf.String()
-}
-
-func (l *textLog) logger() *slog.Logger { return slog.New(slog.NewTextHandler(l, nil)) }
 
 // allowed returns the answer to a question about a room.
 func (c *Cache) allowed(ctx context.Context, conn string, member MemberFunc, room string) (bool, error) {

@@ -95,6 +95,18 @@ func (h *harness) watchRoom(name string) *fakeSink {
 	return s
 }
 
+// watchLossOfB watches a room in which Redis has lost the members a and b. Only a has been
+// written again, so b is unconfirmed.
+func (h *harness) watchLossOfB() *fakeSink {
+	h.t.Helper()
+	h.redis.join(room, "a")
+	h.redis.join(room, "b")
+	s := h.watch()
+	h.redis.wipe(room, nil)
+	h.send(h.redis.join(room, "a"))
+	return s
+}
+
 // sleep sleeps and then waits until all goroutines block.
 func (h *harness) sleep(d time.Duration) {
 	time.Sleep(d)
@@ -176,7 +188,7 @@ func (s *fakeSink) Deliver(u *wire.Update) {
 		delete(s.present, u.ConnectionID)
 		delete(s.state, u.ConnectionID)
 	case wire.UpdateState:
-		assert.True(s.t, s.present[u.ConnectionID], "state of %s, who is absent", u.ConnectionID)
+		assert.True(s.t, s.present[u.ConnectionID], "state of %s, which is absent", u.ConnectionID)
 		delete(s.state, u.ConnectionID)
 		if u.State != nil {
 			s.state[u.ConnectionID] = string(u.State)

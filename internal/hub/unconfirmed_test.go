@@ -12,11 +12,7 @@ import (
 
 func TestUnconfirmedMemberThatLeaves(t *testing.T) {
 	inBubble(t, func(t *testing.T, h *harness) {
-		h.redis.join(room, "a")
-		h.redis.join(room, "b")
-		s := h.watch()
-		h.redis.wipe(room, nil)
-		h.send(h.redis.join(room, "a"))
+		s := h.watchLossOfB()
 		// b may have been written to Redis and its event lost.
 		r, prev := h.redis.advance(room)
 		h.send(encodeEvent(store.Left, r.pos, prev, time.Now().UnixMilli(), store.Record{Conn: "b", Entry: "e-b"}))
@@ -104,11 +100,7 @@ func TestNoLeaveWhileRedisIsDown(t *testing.T) {
 // get the full time once.
 func TestUnconfirmedAreExtendedOnce(t *testing.T) {
 	inBubble(t, func(t *testing.T, h *harness) {
-		h.redis.join(room, "a")
-		h.redis.join(room, "b")
-		s := h.watch()
-		h.redis.wipe(room, nil)
-		h.send(h.redis.join(room, "a"))
+		s := h.watchLossOfB()
 		h.redis.set(func(f *fakeRedis) { f.down = true })
 		h.hub.HandleDisconnect()
 		h.hub.HandleRedisAway()
@@ -126,11 +118,7 @@ func TestUnconfirmedAreExtendedOnce(t *testing.T) {
 // Redis is down while no room is read, so that only heartbeats notice.
 func TestUnconfirmedAreExtendedAfterRedisWasDown(t *testing.T) {
 	inBubble(t, func(t *testing.T, h *harness) {
-		h.redis.join(room, "a")
-		h.redis.join(room, "b")
-		s := h.watch()
-		h.redis.wipe(room, nil)
-		h.send(h.redis.join(room, "a"))
+		s := h.watchLossOfB()
 		h.sleep(8 * time.Second)
 		h.hub.HandleRedisAway()
 		h.sleep(4 * time.Second)
@@ -142,11 +130,7 @@ func TestUnconfirmedAreExtendedAfterRedisWasDown(t *testing.T) {
 
 func TestVerifyingFindsTheMember(t *testing.T) {
 	inBubble(t, func(t *testing.T, h *harness) {
-		h.redis.join(room, "a")
-		h.redis.join(room, "b")
-		s := h.watch()
-		h.redis.wipe(room, nil)
-		h.send(h.redis.join(room, "a"))
+		s := h.watchLossOfB()
 		h.sleep(10990 * time.Millisecond)
 		lost := h.redis.join(room, "b", withState("7", false)) // the event is late
 		h.sleep(50 * time.Millisecond)
@@ -160,11 +144,7 @@ func TestVerifyingFindsTheMember(t *testing.T) {
 
 func TestEventsAreAppliedIfVerifyingFails(t *testing.T) {
 	inBubble(t, func(t *testing.T, h *harness) {
-		h.redis.join(room, "a")
-		h.redis.join(room, "b")
-		s := h.watch()
-		h.redis.wipe(room, nil)
-		h.send(h.redis.join(room, "a"))
+		s := h.watchLossOfB()
 		h.redis.set(func(f *fakeRedis) { f.delay = time.Second })
 		h.sleep(11*time.Second + 500*time.Millisecond) // in the middle of reading
 		h.redis.set(func(f *fakeRedis) { f.down = true })

@@ -19,7 +19,7 @@ func TestReregistered(t *testing.T) {
 		said := r.told()
 		require.Len(r, said, 40)
 		for _, s := range said {
-			assert.Equal(r, "R", s[:1], "nobody has left")
+			assert.Equal(r, "R", s[:1], "no member has left")
 		}
 		h, _ := r.storedEntry("x", "c0")
 		assert.Equal(r, "s", h.state)

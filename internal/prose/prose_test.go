@@ -3,22 +3,16 @@ package prose
 import (
 	"io/fs"
 	"os"
-	"path"
 	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
 )
 
-// notClean lists patterns of files whose comments still contain marks. If all of them
-// are clean, the pattern must be removed from the list.
-var notClean []string
-
 // TestComments looks for marks in all Go files of the repository.
 func TestComments(t *testing.T) {
 	t.Parallel()
 	root := os.DirFS("../..")
-	excused := make(map[string]bool, len(notClean)) // whether a pattern has files with marks
 	files := 0
 	err := fs.WalkDir(root, ".", func(name string, d fs.DirEntry, err error) error {
 		if err != nil {
@@ -35,25 +29,13 @@ func TestComments(t *testing.T) {
 			return err
 		}
 		files++
-		found := Find(name, source)
-		for _, pattern := range notClean {
-			if ok, err := path.Match(pattern, name); ok || err != nil {
-				excused[pattern] = excused[pattern] || len(found) > 0
-				return err
-			}
-		}
-		for _, f := range found {
+		for _, f := range Find(name, source) {
 			t.Error(f)
 		}
 		return nil
 	})
 	require.NoError(t, err)
 	require.Greater(t, files, 100, "the repository was not found")
-	for _, pattern := range notClean {
-		if !excused[pattern] {
-			t.Errorf("%s is clean or matches no file: remove it from notClean", pattern)
-		}
-	}
 }
 
 // TestFind checks marks and text that is none.
