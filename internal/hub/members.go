@@ -96,14 +96,17 @@ func (ms *members) change(ev *store.Event) (old, now *Member) {
 	case store.Left:
 		ms.remove(ev.Conn)
 		return old, nil
-	case store.State, store.Meta:
+	case store.State, store.Meta, store.Disconnected:
 		if old == nil {
 			return nil, nil
 		}
 		next := *old
-		if ev.Type == store.State {
+		switch ev.Type {
+		case store.State:
 			next.State, next.StateSilent = validJSON(ev.State), ev.StateSilent
-		} else {
+		case store.Disconnected:
+			next.owner = unique.Make(ev.Incarnation)
+		default:
 			next.encode(ev.Record.Meta)
 		}
 		next.seq = ev.Seq

@@ -87,6 +87,14 @@ func (k Space) State(room, conn string) string {
 // Seq implements store.Keys.
 func (k Space) Seq(room string) string { return k.in(k.bucket(room)) + "presence:seq:" + room }
 
+// Users implements store.Keys.
+func (k Space) Users(room string) string { return k.in(k.bucket(room)) + "presence:users:" + room }
+
+// Recount implements store.Keys.
+func (k Space) Recount(room string) string {
+	return k.in(k.bucket(room)) + "presence:recount:" + room
+}
+
 // RoomMeta implements store.Keys.
 func (k Space) RoomMeta(room string) string { return k.in(k.bucket(room)) + "room-meta:" + room }
 
@@ -107,6 +115,9 @@ func (k Space) Fence(bucket int, incarnation string) string {
 
 // Rooms implements store.Keys.
 func (k Space) Rooms(bucket int) string { return k.in(bucket) + "presence:rooms" }
+
+// Kept implements store.Keys.
+func (k Space) Kept(bucket int) string { return k.in(bucket) + "presence:kept" }
 
 // Instances implements store.Keys. It is in bucket 0, as Dead, Name and Format are.
 func (k Space) Instances() string { return k.in(0) + "instances" }

@@ -50,8 +50,11 @@ func TestKeyNames(t *testing.T) {
 		// The seed fixes this name.
 		"mesh:presence:state:lobby:c1": k.State("lobby", "c1"),
 		"mesh:presence:seq:lobby":      k.Seq("lobby"),
+		"mesh:presence:users:lobby":    k.Users("lobby"),
+		"mesh:presence:recount:lobby":  k.Recount("lobby"),
 		"mesh:presence:owned:i1":       k.Owned(0, "i1"),
 		"mesh:presence:rooms":          k.Rooms(0),
+		"mesh:presence:kept":           k.Kept(0),
 		"mesh:fence:i1":                k.Fence(0, "i1"),
 		"mesh:instances":               k.Instances(),
 		"mesh:dead":                    k.Dead(),
@@ -85,6 +88,9 @@ func TestKeyNamesCluster(t *testing.T) {
 	assert.Equal(t, "mesh:{5}:presence:owned:i1", k.Owned(5, "i1"))
 	assert.Equal(t, "mesh:{5}:fence:i1", k.Fence(5, "i1"))
 	assert.Equal(t, "mesh:{5}:presence:rooms", k.Rooms(5))
+	assert.Equal(t, "mesh:{5}:presence:kept", k.Kept(5))
+	assert.Equal(t, "mesh:{52}:presence:users:lobby", k.Users("lobby"))
+	assert.Equal(t, "mesh:{52}:presence:recount:lobby", k.Recount("lobby"))
 	assert.Equal(t, []string{"mesh:{0}:instances", "mesh:{0}:dead", "mesh:{0}:server-name:i1", "mesh:{0}:format"},
 		[]string{k.Instances(), k.Dead(), k.Name("i1"), k.Format()})
 	assert.Equal(t, "mesh:@0:presence:events:", k.EventsPrefix())
@@ -120,7 +126,7 @@ func TestParseExpiredForeign(t *testing.T) {
 	t.Parallel()
 	for _, key := range []string{
 		"", "mesh:", "mesh", "other:presence:conn:r:c", "mesh:presence:conn:", "mesh:presence:conn:r", "mesh:presence:conn:r:",
-		"mesh:presence:members:r:c", "mesh:presence:seq:r:c", "mesh:presence:owned:r:c", "mesh:presence:rooms",
+		"mesh:presence:members:r:c", "mesh:presence:seq:r:c", "mesh:presence:users:r:c", "mesh:presence:kept", "mesh:presence:owned:r:c", "mesh:presence:rooms",
 		"mesh:fence:i", "mesh:connection-meta:c", "mesh:canary:00", "mesh:presence:connr:c", "mesh:presence:conn:r:c d",
 		"xmesh:presence:conn:r:c", "mesh:{1}:presence:conn:r:c",
 	} {
@@ -179,6 +185,7 @@ func FuzzKeys(f *testing.F) {
 func namesOf(k Space, room, conn string) map[string]string {
 	return map[string]string{
 		"room members": k.Members(room), "room seq": k.Seq(room), "room meta": k.RoomMeta(room),
+		"room users": k.Users(room), "room recount": k.Recount(room), "kept": k.Kept(k.RoomBucket(room)),
 		"both conn": k.Conn(room, conn), "both state": k.State(room, conn),
 		"conn meta": k.ConnMeta(conn), "conn owned": k.Owned(0, conn), "conn fence": k.Fence(0, conn), "conn server name": k.Name(conn),
 		"rooms": k.Rooms(k.RoomBucket(room)), "instances": k.Instances(), "dead": k.Dead(), "format": k.Format(),
@@ -228,7 +235,7 @@ func checkSlots(t *testing.T, k Space, room string, names map[string]string) {
 	}
 	slot := clusterSlot(k.Owned(k.RoomBucket(room), "i"))
 	for kind, key := range names {
-		shared := kind == "rooms" || strings.HasPrefix(kind, "both ") || strings.HasPrefix(kind, "room ")
+		shared := kind == "rooms" || kind == "kept" || strings.HasPrefix(kind, "both ") || strings.HasPrefix(kind, "room ")
 		if shared && !strings.HasSuffix(kind, "channel") {
 			require.Equal(t, slot, clusterSlot(key), "%s: %q", kind, key)
 		}

@@ -33,14 +33,14 @@ func kindsOf(k Space) []nameKind {
 	none := regexp.MustCompile(`^$`)
 	room, roomConn := regexp.MustCompile(`(?s)^.+$`), regexp.MustCompile(`(?s)^.+:[^:]+$`)
 	conn, random, digits := regexp.MustCompile(`^[^:\s]+$`), regexp.MustCompile(`^[A-Z2-7]{26}$`), regexp.MustCompile(`^[0-9a-f]{16}$`)
-	words := []string{"x", "instances", "dead", "format", "rooms"}
+	words := []string{"x", "instances", "dead", "format", "rooms", "kept"}
 	pairs := []string{"x:y", "presence:x:y", "room-meta:x:y"}
 	return []nameKind{
-		{k.Members(""), room, words}, {k.Seq(""), room, words}, {k.RoomMeta(""), room, words}, {k.EventsPrefix(), room, words},
+		{k.Members(""), room, words}, {k.Seq(""), room, words}, {k.Users(""), room, words}, {k.Recount(""), room, words}, {k.RoomMeta(""), room, words}, {k.EventsPrefix(), room, words},
 		{strings.TrimSuffix(k.Conn("", ""), ":"), roomConn, pairs}, {strings.TrimSuffix(k.State("", ""), ":"), roomConn, pairs},
 		{k.ConnMeta(""), conn, words}, {k.Owned(0, ""), random, []string{inc}}, {k.Fence(0, ""), random, []string{inc}},
 		{k.ServerChannel(""), random, []string{inc}}, {k.Prefix + "canary:", digits, []string{"0123456789abcdef"}},
-		{k.Rooms(0), none, []string{""}}, {k.Instances(), none, []string{""}}, {k.Dead(), none, []string{""}}, {k.Format(), none, []string{""}},
+		{k.Rooms(0), none, []string{""}}, {k.Kept(0), none, []string{""}}, {k.Instances(), none, []string{""}}, {k.Dead(), none, []string{""}}, {k.Format(), none, []string{""}},
 		{k.OtherServerKeys()[0], none, []string{""}}, {k.OtherServerKeys()[1], none, []string{""}},
 	}
 }

@@ -19,7 +19,8 @@ const (
 // A prefix must not contain them. Otherwise the prefix "a:room-meta:" would share names
 // with the prefix "a:".
 var layoutWords = []string{
-	"presence:members:", "presence:conn:", "presence:state:", "presence:seq:", "presence:events:", "room-meta:", "connection-meta:",
+	"presence:members:", "presence:conn:", "presence:state:", "presence:seq:", "presence:users:", "presence:recount:", "presence:events:",
+	"room-meta:", "connection-meta:",
 }
 
 // ValidatePrefix returns an error that wraps ErrInvalidOptions for a prefix that hash

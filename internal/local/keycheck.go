@@ -156,6 +156,11 @@ func (r *Registry) checkKeys(w *bucketWriter, inc string, rooms []*roomEntries, 
 	for _, re := range unlisted {
 		r.recount(re)
 	}
+	for i, room := range c.Rooms {
+		if room.Uncounted {
+			r.recount(rooms[i])
+		}
+	}
 	for _, i := range c.Missing {
 		keys[i].restore(inc)
 	}

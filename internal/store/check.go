@@ -51,6 +51,9 @@ type RoomCheck struct {
 	Members bool // the hash of members exists
 	Listed  bool // the room is in the index of rooms, or it was not asked for
 	Entries int  // entries of the incarnation, as counted in the room's position; -1: the position is unreadable
+	// Uncounted means that the users have to be counted again. An OpRecount does a part
+	// of that.
+	Uncounted bool
 }
 
 // Check reads whether the keys of one incarnation in one bucket exist. It takes one
@@ -140,6 +143,7 @@ func (q *checkCall) read(ctx context.Context, s *Store, inc string, c *Checked) 
 	for i := range c.Rooms {
 		if at, ok := q.positions.Val()[i].(string); ok {
 			c.Rooms[i].Entries = entriesOf(at, inc)
+			c.Rooms[i].Uncounted = decodeNumbers(at, 1, 0).Users < 0
 		}
 	}
 	return nil
@@ -207,12 +211,13 @@ func entriesOf(position, inc string) int {
 	return n
 }
 
-// countedIn returns the number of entries that a position counts for all incarnations.
+// countedIn returns the number of entries that a position counts for all incarnations,
+// and of kept places.
 func countedIn(position string) int {
-	f := strings.Split(position, " ")
+	counts, _, _ := decodeCounts(position)
 	sum := 0
-	for i := 4; i < len(f); i += 2 {
-		n, _ := strconv.Atoi(f[i])
+	for _, c := range counts {
+		n, _ := strconv.Atoi(c.entries)
 		sum += n
 	}
 	return sum

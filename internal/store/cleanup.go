@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -35,50 +36,82 @@ func (s *Store) cleanUpPart(ctx context.Context, proof ClockProof, bucket int, i
 	for i, n := range sent {
 		sent[i] = part[n]
 	}
-	keys, args := s.cleanUpCall(proof, bucket, items, sent)
+	again, refused, err := s.cleanUpOnce(ctx, proof, bucket, items, sent, out, s.users)
+	if err == nil && len(again) > 0 {
+		var more error
+		again, more, err = s.cleanUpOnce(ctx, proof, bucket, items, again, out, true)
+		refused = errors.Join(refused, more)
+		if err == nil && len(again) > 0 {
+			err = fmt.Errorf("clean up: %w", errFormat)
+		}
+	}
+	return errors.Join(err, refused)
+}
+
+// cleanUpOnce makes one call for the items at the given indexes. It returns those that
+// have to be sent again with the keys of users, and the refusal of an item.
+func (s *Store) cleanUpOnce(ctx context.Context, proof ClockProof, bucket int, items []CleanUpItem, sent []int, out []CleanUpStatus, users bool) (again []int, refused, err error) {
+	keys, args := s.cleanUpCall(proof, bucket, items, sent, users)
 	reply, err := run(ctx, s, cleanUpScript, keys, args...)
 	if err != nil {
-		return err
+		return nil, nil, err
 	}
 	if reply == "CLOCK" {
-		return ErrClock
+		return nil, nil, ErrClock
 	}
 	lines, err := texts(reply)
 	if err != nil || len(lines) != len(sent) {
-		return fmt.Errorf("clean up: %w", errFormat)
+		return nil, nil, fmt.Errorf("clean up: %w", errFormat)
 	}
-	var refused error
 	for i, at := range sent {
-		if lines[i] == "" || lines[i][0] == '!' {
+		switch {
+		case lines[i] == "" || lines[i][0] == '!':
 			refused = refusal(strings.TrimPrefix(lines[i], "! "))
 			if !aboutData(lines[i]) {
 				s.noteUnhealthy(bucket, false)
 			}
-			continue
-		}
-		out[at] = CleanUpStatus(lines[i][0])
-		if out[at] == Ended {
-			s.cleanedUp.count(items[at].Mode)
+		case lines[i] == "n":
+			again = append(again, at)
+		default:
+			out[at] = CleanUpStatus(lines[i][0])
+			if out[at] == Ended {
+				s.cleanedUp.count(items[at].Mode)
+			}
 		}
 	}
-	return refused
+	return again, refused, nil
 }
 
-// cleanUpCall returns the KEYS and ARGV for the items at the given indexes.
-func (s *Store) cleanUpCall(proof ClockProof, bucket int, items []CleanUpItem, sent []int) ([]string, []any) {
+// needsUsers reports whether the ground is about kept places.
+func (g CleanUpGround) needsUsers() bool { return g == GroundGraceOver || g == GroundRemoved }
+
+// cleanUpCall returns the KEYS and ARGV for the items at the given indexes. users: the
+// call names the keys of users for every room.
+func (s *Store) cleanUpCall(proof ClockProof, bucket int, items []CleanUpItem, sent []int, users bool) ([]string, []any) {
 	var rooms, names []string
-	args := make([]any, 0, 5+7*len(sent))
+	numbered := make(map[string]bool)
+	for _, at := range sent {
+		if users || items[at].Mode.needsUsers() {
+			numbered[items[at].Room] = true
+		}
+	}
+	args := make([]any, 0, 5+8*len(sent))
 	args = append(args, newTag(), s.keys.EventsPrefix(), proof.Now, millis(proof.Tolerance), "")
 	for n, at := range sent {
 		it := &items[at]
 		if n == 0 || it.Room != items[sent[n-1]].Room {
 			rooms = append(rooms, s.keys.Seq(it.Room))
 			names = append(names, s.keys.Members(it.Room))
-			args = append(args, "R", it.Room, flag(s.isTracked(it.Room)))
+			kind := "R"
+			if numbered[it.Room] {
+				kind = "N"
+				names = append(names, s.keys.Users(it.Room), s.keys.Kept(bucket), s.keys.Recount(it.Room))
+			}
+			args = append(args, kind, it.Room, flag(s.isTracked(it.Room)))
 		}
-		if n == 0 || it.Incarnation != items[sent[n-1]].Incarnation {
+		if n == 0 || it.Incarnation != items[sent[n-1]].Incarnation || it.Since != items[sent[n-1]].Since {
 			names = append(names, s.keys.Owned(bucket, it.Incarnation), s.keys.Fence(bucket, it.Incarnation))
-			args = append(args, "I")
+			args = append(args, "I", it.Since)
 		}
 		names = append(names, s.keys.Conn(it.Room, it.Conn), s.keys.State(it.Room, it.Conn))
 		args = append(args, string(it.Mode)+strconv.Itoa(n), it.Conn, it.Entry, strconv.FormatUint(it.StateVersion, 10))

@@ -12,13 +12,16 @@ import (
 // errFormat is the error for data in Redis or on a channel that is not in this layout.
 var errFormat = errors.New("store: not in this layout")
 
-// A record is one line of fields, followed by the JSON of the users:
+// A record is one line of fields, followed by the id of the user and by JSON:
 //
-//	entry incarnation ttl stateLength stateVersion flag metaVersion metaLength stateUntil joinedAt seq \n meta state
+//	entry incarnation ttl stateLength stateVersion flag metaVersion metaLength stateUntil joinedAt seq[ userLength grace extraLength[ until cause]] \n user extra meta state
+//
+// The numbers after seq are missing if they would all be 0. Only a kept place has until
+// and cause. extra is for later versions, see lua/lib.lua.
 //
 // An event is
 //
-//	type epoch tag prev at cause conn <record>
+//	type epoch tag prev at cause[replaces][:userConnections:connections:users] conn <record>
 //
 // Both are written by Lua and only read by Go. lua/lib.lua explains the order of the
 // fields.
@@ -65,6 +68,7 @@ func DecodeRecord(conn, s string) (Record, error) {
 		return Record{}, fmt.Errorf("record of %q: %w", conn, errFormat)
 	}
 	var p parser
+	seq, tail, personal := strings.Cut(f[10], " ")
 	r := Record{
 		Conn:         conn,
 		Entry:        f[0],
@@ -75,10 +79,13 @@ func DecodeRecord(conn, s string) (Record, error) {
 		MetaVersion:  p.uint(f[6]),
 		StateUntil:   p.int(f[8]),
 		JoinedAt:     p.int(f[9]),
-		Seq:          p.uint(f[10]),
+		Seq:          p.uint(seq),
 	}
 	state, meta := p.uint(f[3]), p.uint(f[7])
-	if size := uint64(len(rest)); p.err != nil || meta > size || state != size-meta {
+	if personal {
+		rest, ok = r.decodePersonal(&p, tail, rest)
+	}
+	if size := uint64(len(rest)); !ok || p.err != nil || meta > size || state != size-meta {
 		return Record{}, fmt.Errorf("record of %q: %w", conn, errFormat)
 	}
 	if meta > 0 {
@@ -90,34 +97,77 @@ func DecodeRecord(conn, s string) (Record, error) {
 	return r, nil
 }
 
+// decodePersonal decodes the numbers after seq, and takes the user and the extra bytes
+// off the front of the data.
+func (r *Record) decodePersonal(p *parser, tail, data string) (rest string, ok bool) {
+	f := strings.Split(tail, " ")
+	switch {
+	case len(f) == 5 && len(f[4]) == 1 && r.Kept():
+		r.KeptUntil, r.KeptCause = p.int(f[3]), Cause(f[4][0])
+	case len(f) != 3:
+		return "", false
+	}
+	user, extra := p.uint(f[0]), p.uint(f[2])
+	r.Grace = time.Duration(p.int(f[1])) * time.Millisecond
+	if size := uint64(len(data)); p.err != nil || user > size || extra > size-user || len(f) == 5 && r.KeptUntil == 0 {
+		return "", false
+	}
+	r.User = data[:user]
+	return data[user+extra:], true
+}
+
 // DecodeEvent decodes one message of a room's channel.
 func DecodeEvent(payload string) (Event, error) {
 	var f [eventFields]string
 	rest, ok := fields(payload, f[:])
-	if !ok || len(f[0]) != 1 || len(f[5]) != 1 {
+	if !ok || len(f[0]) != 1 {
 		return Event{}, fmt.Errorf("event: %w", errFormat)
 	}
 	switch EventType(f[0][0]) {
-	case Joined, Replaced, Left, State, Meta:
+	case Joined, Replaced, Left, State, Meta, Disconnected:
 	default:
 		return Event{}, fmt.Errorf("event type %.20q: %w", f[0], errFormat)
 	}
 	var p parser
-	at := p.int(f[4])
-	if p.err != nil {
+	e := Event{Type: EventType(f[0][0]), Epoch: f[1], Tag: f[2], Prev: f[3], At: p.int(f[4])}
+	if e.decodeCause(&p, f[5]); p.err != nil {
 		return Event{}, fmt.Errorf("event: %w", errFormat)
 	}
 	r, err := DecodeRecord(f[6], rest)
 	if err != nil {
 		return Event{}, err
 	}
-	return Event{
-		Type: EventType(f[0][0]), Epoch: f[1], Tag: f[2], Prev: f[3], At: at, Cause: Cause(f[5][0]), Record: r,
-	}, nil
+	e.Record = r
+	return e, nil
+}
+
+// rebuild is the cause of a join that is a rebuild. Events without a cause have '.'.
+const rebuild Cause = '='
+
+// decodeCause decodes the cause of an event, with the connection and the numbers that
+// may follow it.
+func (e *Event) decodeCause(p *parser, s string) {
+	e.Cause, s = Cause(s[0]), s[1:]
+	if e.Cause == rebuild {
+		e.Cause, e.Rebuild = '.', true
+	}
+	var numbers string
+	if e.Replaces, numbers, e.Counted = strings.Cut(s, ":"); !e.Counted {
+		return
+	}
+	f := strings.Split(numbers, ":")
+	if len(f) != 3 {
+		p.err = errFormat
+		return
+	}
+	if f[0] != "" {
+		e.UserConnections = int(p.int(f[0]))
+	}
+	e.Connections, e.Users = int(p.int(f[1])), int(p.int(f[2]))
 }
 
 // decodePosition decodes "epoch seq tag". The empty string is the zero Position. A
-// position may go on with the counts of the incarnations, see decodeOwners.
+// position may go on with counts, see decodeCounts.
 func decodePosition(s string) (Position, error) {
 	if s == "" {
 		return Position{}, nil
@@ -133,20 +183,46 @@ func decodePosition(s string) (Position, error) {
 	return Position{Epoch: f[0], Seq: seq, Tag: f[2]}, nil
 }
 
-// decodeOwners returns the incarnations that follow a position. Each is followed by its
-// number of entries.
-func decodeOwners(s string) ([]string, error) {
-	var owners []string
+// numbersOf precedes the numbers of the room in a position.
+const numbersOf = "*"
+
+// count is one pair after a position: an incarnation with its number of entries.
+type count struct {
+	incarnation string // or NoOwner
+	entries     string
+}
+
+// decodeCounts returns the counts that follow a position. numbers is the value of the
+// pair that holds the room's numbers, see decodeNumbers; "" if there is none. ok is
+// false if something else follows the position.
+func decodeCounts(s string) (counts []count, numbers string, ok bool) {
 	f := strings.Split(s, " ")
 	if len(f) < 3 {
-		return nil, nil
+		return nil, "", true
 	}
 	f = f[3:]
 	for ; len(f) >= 2; f = f[2:] {
-		owners = append(owners, f[0])
+		if f[0] == numbersOf {
+			numbers = f[1]
+			continue
+		}
+		counts = append(counts, count{f[0], f[1]})
 	}
-	if len(f) > 0 {
+	return counts, numbers, len(f) == 0
+}
+
+// decodeOwners returns the incarnations that follow a position. Each has entries in the
+// room.
+func decodeOwners(s string) ([]string, error) {
+	counts, _, ok := decodeCounts(s)
+	if !ok {
 		return nil, fmt.Errorf("position %.40q: %w", s, errFormat)
+	}
+	var owners []string
+	for _, c := range counts {
+		if c.incarnation != NoOwner {
+			owners = append(owners, c.incarnation)
+		}
 	}
 	return owners, nil
 }

@@ -35,6 +35,35 @@ func TestDecodeRecord(t *testing.T) {
 	}
 }
 
+// The personal part of a record stands between the fields and the metadata. Its extra
+// bytes are skipped.
+func TestDecodePersonalRecord(t *testing.T) {
+	t.Parallel()
+	const plain, live = "e1 ~ 0 7 2 s 3 7 0 1700000000000 7", " 3 60000 5"
+	const data = "\na\nbextra{\"a\":1}{\"s\":2}"
+	want := Record{
+		Conn: "c", Entry: "e1", Incarnation: NoOwner, Seq: 7, JoinedAt: 1_700_000_000_000, MetaVersion: 3,
+		Meta: []byte(`{"a":1}`), StateVersion: 2, State: []byte(`{"s":2}`), StateSilent: true, User: "a\nb", Grace: time.Minute,
+	}
+	r, err := DecodeRecord("c", plain+live+data)
+	require.NoError(t, err)
+	assert.Equal(t, want, r)
+	r, err = DecodeRecord("c", plain+live+" 1700000060000 b"+data)
+	require.NoError(t, err)
+	want.KeptUntil, want.KeptCause = 1_700_000_060_000, CauseLost
+	assert.Equal(t, want, r)
+	assert.True(t, r.Kept())
+	for _, bad := range []string{
+		" 3", " 3 60000", " 3 60000 50", " 30 60000 5", " 3 60000 4", " 2 60000 5", " 3 6x 5", " 3  5", " 3 60000 5 ", " 3 60000 5 17",
+		" 3 60000 5 17 bb", " 3 60000 5 x b", " 3 60000 5 17 b 1", " 18446744073709551615 0 5", " 3 0 18446744073709551615",
+	} {
+		_, err := DecodeRecord("c", plain+bad+data)
+		require.ErrorIs(t, err, errFormat, "%q", bad)
+	}
+	_, err = DecodeRecord("c", strings.Replace(plain, "~", "I", 1)+live+" 17 b"+data)
+	require.ErrorIs(t, err, errFormat, "only kept places have a deadline")
+}
+
 func TestDecodeEvent(t *testing.T) {
 	t.Parallel()
 	e, err := DecodeEvent("S epoch tag prev 1700000000001 . c " + goodRecord)
@@ -45,10 +74,33 @@ func TestDecodeEvent(t *testing.T) {
 	assert.Equal(t, Position{Epoch: "epoch", Seq: 7, Tag: "tag"}, e.Position())
 	for _, bad := range []string{
 		"", goodRecord, "X e t p 1 . c " + goodRecord, "JJ e t p 1 . c " + goodRecord, "J e t p x . c " + goodRecord,
-		"J e t p 1 .. c " + goodRecord, "J e  p 1 . c " + goodRecord, "J e t p 1 . " + goodRecord, "J e t p 1 . c ",
+		"J e t p 1  c " + goodRecord, "J e t p 1 .:1:2 c " + goodRecord, "J e t p 1 .:1:2:3:4 c " + goodRecord,
+		"J e t p 1 .:x:2:3 c " + goodRecord, "J e t p 1 .old:1::3 c " + goodRecord, "J e  p 1 . c " + goodRecord, "J e t p 1 . " + goodRecord, "J e t p 1 . c ",
 	} {
 		_, err := DecodeEvent(bad)
 		require.ErrorIs(t, err, errFormat, "%q", bad)
+	}
+}
+
+// After its cause an event may name the connection whose place was taken, and the
+// numbers of the user and of the room.
+func TestDecodeCause(t *testing.T) {
+	t.Parallel()
+	for text, want := range map[string]Event{
+		".":              {Cause: '.'},
+		"=":              {Cause: '.', Rebuild: true},
+		"b":              {Cause: CauseLost},
+		".old":           {Cause: '.', Replaces: "old"},
+		"..=b":           {Cause: '.', Replaces: ".=b"},
+		"l:0:12:7":       {Cause: CauseLeft, Counted: true, Connections: 12, Users: 7},
+		"l::12:7":        {Cause: CauseLeft, Counted: true, Connections: 12, Users: 7},
+		"=:1:2:2":        {Cause: '.', Rebuild: true, Counted: true, UserConnections: 1, Connections: 2, Users: 2},
+		".old:2:1000:30": {Cause: '.', Replaces: "old", Counted: true, UserConnections: 2, Connections: 1000, Users: 30},
+	} {
+		e, err := DecodeEvent("D epoch tag prev 5 " + text + " c " + goodRecord)
+		require.NoError(t, err, text)
+		want.Type, want.Epoch, want.Tag, want.Prev, want.At, want.Record = Disconnected, "epoch", "tag", "prev", 5, e.Record
+		assert.Equal(t, want, e, text)
 	}
 }
 
@@ -62,6 +114,18 @@ func TestDecodePositionAndOwned(t *testing.T) {
 		_, err := decodeOwned(bad)
 		require.ErrorIs(t, err, errFormat, "%q", bad)
 	}
+	// Kept places are counted, and have no owner. The numbers of the room are no count.
+	for position, want := range map[string]int{
+		"": 0, "e 1 t": 0, "e 1 t I 2": 2, "e 1 t * 5 I 2 ~ 1 J 4": 7, "e 1 t * ?7/1700000000000 ~ 3": 3, "e 1 t * 5": 0,
+	} {
+		assert.Equal(t, want, countedIn(position), position)
+	}
+	owners, err := decodeOwners("e 1 t * 5 I 2 ~ 1 J 4")
+	require.NoError(t, err)
+	assert.Equal(t, []string{"I", "J"}, owners)
+	assert.Equal(t, 2, entriesOf("e 1 t * 5 I 2 ~ 1 J 4", "I"))
+	_, err = decodeOwners("e 1 t * 5 I")
+	require.ErrorIs(t, err, errFormat)
 	ref, err := decodeOwned("e c e1  two  spaces ")
 	require.NoError(t, err)
 	assert.Equal(t, EntryRef{Conn: "c", Entry: "e1", Room: " two  spaces "}, ref)
@@ -69,12 +133,36 @@ func TestDecodePositionAndOwned(t *testing.T) {
 
 // encodeRecord encodes a record as lua/lib.lua does.
 func encodeRecord(r Record) string {
-	flag := "."
+	flag, tail := ".", ""
 	if r.StateSilent {
 		flag = "s"
 	}
-	return fmt.Sprintf("%s %s %d %d %d %s %d %d %d %d %d\n%s%s", r.Entry, r.Incarnation, r.TTL.Milliseconds(), len(r.State),
-		r.StateVersion, flag, r.MetaVersion, len(r.Meta), r.StateUntil, r.JoinedAt, r.Seq, r.Meta, r.State)
+	if r.User != "" || r.Grace != 0 || r.KeptUntil != 0 {
+		tail = fmt.Sprintf(" %d %d 0", len(r.User), r.Grace.Milliseconds())
+	}
+	if r.KeptUntil != 0 {
+		tail += fmt.Sprintf(" %d %s", r.KeptUntil, []byte{byte(r.KeptCause)})
+	}
+	return fmt.Sprintf("%s %s %d %d %d %s %d %d %d %d %d%s\n%s%s%s", r.Entry, r.Incarnation, r.TTL.Milliseconds(), len(r.State),
+		r.StateVersion, flag, r.MetaVersion, len(r.Meta), r.StateUntil, r.JoinedAt, r.Seq, tail, r.User, r.Meta, r.State)
+}
+
+// encodeCause encodes the cause of an event.
+func encodeCause(e Event) string {
+	text := []byte{byte(e.Cause)}
+	if e.Rebuild {
+		text[0] = byte(rebuild)
+	}
+	text = append(text, e.Replaces...)
+	if e.Counted {
+		text = fmt.Appendf(text, ":%d:%d:%d", e.UserConnections, e.Connections, e.Users)
+	}
+	return string(text)
+}
+
+// fitsDuration reports whether the record's durations were read without overflow.
+func fitsDuration(r Record) bool {
+	return r.TTL >= 0 && r.TTL <= 1000*time.Hour && r.Grace >= 0 && r.Grace <= 1000*time.Hour
 }
 
 func FuzzRecord(f *testing.F) {
@@ -82,13 +170,15 @@ func FuzzRecord(f *testing.F) {
 	f.Add("", "\n")
 	f.Add("c", "a b 1 2 3 . 4 18446744073709551615 5 6 7\nx")
 	f.Add("c", "a b 1 0 3 . 4 0 5 6 7\n")
+	f.Add("c", "a b 1 0 3 . 4 0 5 6 7 2 1000 1\nu\nx")
+	f.Add("c", "a ~ 0 0 3 . 4 1 5 6 7 0 1000 0 99 c\n1")
 	f.Fuzz(func(t *testing.T, conn, s string) {
 		r, err := DecodeRecord(conn, s)
 		if err != nil {
 			require.ErrorIs(t, err, errFormat)
 			return
 		}
-		if r.TTL < 0 || r.TTL > 1000*time.Hour { // does not fit into a Duration
+		if !fitsDuration(r) {
 			return
 		}
 		again, err := DecodeRecord(conn, encodeRecord(r))
@@ -101,6 +191,8 @@ func FuzzEvent(f *testing.F) {
 	f.Add("J e t - 5 . c " + goodRecord)
 	f.Add("L e t p 5 d c a b 0 0 0 . 0 0 0 0 7\n")
 	f.Add("M       ")
+	f.Add("D e t p 5 b:1:2:3 c a ~ 0 0 3 . 4 0 5 6 7 1 1000 0 99 c\nu")
+	f.Add("J e t p 5 =old:1:2:3 c " + goodRecord)
 	f.Add("L 0 0 0 0 \xe4 0 0 0 0 0 0 0 0 0 0 0 0\n")
 	f.Fuzz(func(t *testing.T, s string) {
 		e, err := DecodeEvent(s)
@@ -109,12 +201,12 @@ func FuzzEvent(f *testing.F) {
 			require.Equal(t, Event{}, e)
 			return
 		}
-		if e.TTL < 0 || e.TTL > 1000*time.Hour {
+		if !fitsDuration(e.Record) || e.UserConnections < 0 || e.Connections < 0 || e.Users < 0 {
 			return
 		}
 		// Written as bytes: %c would encode a byte above ASCII as two.
 		again, err := DecodeEvent(fmt.Sprintf("%s %s %s %s %d %s %s %s", []byte{byte(e.Type)}, e.Epoch, e.Tag, e.Prev, e.At,
-			[]byte{byte(e.Cause)}, e.Conn, encodeRecord(e.Record)))
+			encodeCause(e), e.Conn, encodeRecord(e.Record)))
 		require.NoError(t, err)
 		require.Equal(t, e, again)
 	})

@@ -11,7 +11,7 @@ import (
 
 // Size estimates the number of bytes that the op adds to a call.
 func (o *Op) Size() int {
-	return 200 + 5*len(o.Room) + 5*len(o.Conn) + 2*len(o.Entry) + len(o.Meta) + len(o.State)
+	return 200 + 5*len(o.Room) + 5*len(o.Conn) + 2*len(o.Entry) + len(o.Meta) + len(o.State) + len(o.User) + 3*len(o.Replaces)
 }
 
 // Commit executes a batch of changes of one owner in one script call. All ops belong to
@@ -50,6 +50,7 @@ func (s *Store) Commit(ctx context.Context, bucket int, inc string, number, know
 // commit makes one call for the ops in the given order. It returns the ops to send
 // again with the keys of their entries.
 func (s *Store) commit(ctx context.Context, r *request, ops []Op, order []int, results []OpResult) (again []int, err error) {
+	r.look(ops)
 	for _, i := range order {
 		r.add(&ops[i])
 	}
@@ -127,17 +128,43 @@ func decodeAnswer(o *Op, answers []any) (OpResult, []any) {
 			break
 		}
 		if at, ok := answers[1].(string); ok {
-			r := OpResult{Status: Done}
-			if o.Kind == OpJoin {
-				r.Total = int(first)
-			}
-			r.Position, r.Err = decodePosition(at)
-			return r, answers[2:]
+			return decodeDone(o, int(first), at), answers[2:]
 		}
 	case string:
 		return decodeStatus(first), answers[1:]
 	}
 	return OpResult{Err: errFormat}, answers[1:]
+}
+
+// decodeDone decodes the answer to an op that has written: a number and the position of
+// the room. More may follow the position.
+func decodeDone(o *Op, n int, at string) OpResult {
+	r := OpResult{Status: Done}
+	var more []string
+	if rest, lost := strings.CutPrefix(at, " "); lost { // no position
+		at, more = "", strings.Split(rest, " ")
+	} else if f := strings.SplitN(at, " ", 4); len(f) == 4 {
+		more = strings.Split(f[3], " ")
+	}
+	if r.Position, r.Err = decodePosition(at); r.Err != nil {
+		return r
+	}
+	var p parser
+	switch {
+	case o.Kind == OpJoin:
+		r.Total, r.Users = n, n
+		if len(more) == 2 {
+			r.Users = -1
+			if more[0] != "?" {
+				r.Users = int(p.int(more[0]))
+			}
+			r.Replaced, r.ReplacedOwner, _ = strings.Cut(more[1], ":")
+		}
+	case o.Kind == OpLeave && len(more) == 1:
+		r.KeptUntil = p.int(more[0])
+	}
+	r.Err = p.err
+	return r
 }
 
 func decodeStatus(line string) OpResult {
@@ -148,6 +175,8 @@ func decodeStatus(line string) OpResult {
 	switch OpStatus(line[0]) {
 	case Gone, Other:
 		return OpResult{Status: OpStatus(line[0]), Owner: rest}
+	case Full:
+		return OpResult{Status: Full, FullOf: Bound(rest)}
 	case Done:
 		r := OpResult{Status: Done}
 		if rest != "" { // Redis holds newer metadata

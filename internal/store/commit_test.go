@@ -37,7 +37,7 @@ func TestJoinWritesAndPublishes(t *testing.T) {
 		}
 		assert.Equal(w, want, e.Record)
 		assert.Equal(w, want, w.record("lobby", "c1"))
-		assert.Equal(w, OpResult{Status: Done, Position: e.Position(), Total: 1}, res)
+		assert.Equal(w, OpResult{Status: Done, Position: e.Position(), Total: 1, Users: 1}, res)
 		assert.Equal(w, e.Position(), w.position("lobby"))
 
 		w.expectTTL(21*time.Second, w.keys.Conn("lobby", "c1"))

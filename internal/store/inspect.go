@@ -16,8 +16,8 @@ import (
 type ServerLease struct {
 	Incarnation string
 	Dead        bool
-	// At is the time when the lease runs out, or when the incarnation was declared dead
-	// (Redis time, unix ms).
+	// At is the time when the lease runs out, or has run out. If a server gave up its
+	// lease, it is the time of that (Redis time, unix ms).
 	At int64
 }
 
@@ -264,6 +264,7 @@ func globEscape(s string) string {
 type EntryPage struct {
 	Position Position
 	Total    int
+	Numbers  Numbers
 	Now      int64 // Redis time, unix ms
 	Records  []Record
 	Next     Cursor // where to continue
@@ -282,7 +283,7 @@ func (s *Store) EntriesFrom(ctx context.Context, room string, at Cursor, limit i
 	if err != nil {
 		return EntryPage{}, err
 	}
-	page := EntryPage{Position: h.pos, Total: h.total, Now: h.now, Records: h.records}
+	page := EntryPage{Position: h.pos, Total: h.total, Numbers: h.numbers, Now: h.now, Records: h.records}
 	if h.total <= small {
 		slices.SortFunc(page.Records, func(a, b Record) int { return strings.Compare(a.Conn, b.Conn) })
 		return page, nil
@@ -311,6 +312,7 @@ func (s *Store) EntriesFrom(ctx context.Context, room string, at Cursor, limit i
 type head struct {
 	pos        Position
 	total      int
+	numbers    Numbers
 	incomplete bool     // the position counts more members than there are
 	now        int64    // Redis time, unix ms
 	records    []Record // nil: there are more than small
@@ -336,7 +338,7 @@ func (s *Store) head(ctx context.Context, room string, small int) (h head, err e
 	}
 	var p parser
 	h.total, h.now = int(p.int(f[1])), p.int(f[2])
-	h.incomplete = countedIn(f[0]) > h.total
+	h.incomplete, h.numbers = countedIn(f[0]) > h.total, decodeNumbers(f[0], h.total, h.now)
 	if p.err != nil {
 		return head{}, fmt.Errorf("snapshot: %w", errFormat)
 	}

@@ -24,6 +24,10 @@ func (k testKeys) State(room, conn string) string {
 
 func (k testKeys) Seq(room string) string { return "t:presence:seq:" + room }
 
+func (k testKeys) Users(room string) string { return "t:presence:users:" + room }
+
+func (k testKeys) Recount(room string) string { return "t:presence:recount:" + room }
+
 func (k testKeys) RoomMeta(room string) string { return "t:room-meta:" + room }
 
 func (k testKeys) ConnMeta(conn string) string { return "t:connection-meta:" + conn }
@@ -37,6 +41,8 @@ func (k testKeys) Fence(bucket int, inc string) string {
 }
 
 func (k testKeys) Rooms(bucket int) string { return "t:" + strconv.Itoa(bucket) + ":presence:rooms" }
+
+func (k testKeys) Kept(bucket int) string { return "t:" + strconv.Itoa(bucket) + ":presence:kept" }
 
 func (k testKeys) Instances() string { return "t:instances" }
 

@@ -13,7 +13,7 @@ import (
 
 // layoutVersion is written to one key. All servers of one Redis must agree on it.
 const (
-	layoutVersion = 1
+	layoutVersion = 2
 	// usualBuckets is the number of buckets if that key holds only a version.
 	usualBuckets = 64
 )

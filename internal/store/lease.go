@@ -89,7 +89,13 @@ func (s *Store) Renew(ctx context.Context, inc string, ttl time.Duration, echo s
 	}
 	r.Receivers = p.int(f[5])
 	if wantDead {
-		r.Dead = append([]string{}, f[6:]...)
+		r.Dead = []string{}
+		for pair := range slices.Chunk(f[6:], 2) {
+			if len(pair) < 2 {
+				return Renewal{}, fmt.Errorf("renew: %w", errFormat)
+			}
+			r.Dead, r.DeadSince = append(r.Dead, pair[0]), append(r.DeadSince, p.int(pair[1]))
+		}
 	}
 	return r, p.err
 }

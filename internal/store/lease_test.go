@@ -163,7 +163,7 @@ func TestCheckFormat(t *testing.T) {
 		_, err := w.Register(w.Context(), "I", time.Minute)
 		require.NoError(w, err)
 		require.NoError(w, w.CheckFormat(w.Context()))
-		for _, found := range []string{"2", "0", "", "ts", "99999999999999999999999999999999999"} {
+		for _, found := range []string{"1", "3", "0", "", "ts", "99999999999999999999999999999999999"} {
 			require.NoError(w, w.rdb.Set(w.Context(), w.keys.Format(), found, 0).Err())
 			err := w.CheckFormat(w.Context())
 			require.ErrorIs(w, err, ErrOtherFormat, found)

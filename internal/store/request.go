@@ -12,7 +12,9 @@ import (
 type request struct {
 	keys    Keys
 	tracked func(room string) bool // nil: no room is tracked
-	own     bool                   // send the keys of its entry with every op
+	own     bool                   // send the keys of its entry, and of users, with every op
+	users   bool                   // send the keys of users for every room
+	people  map[string]bool        // rooms for which they are sent otherwise
 	room    string                 // the current room
 	inRoom  bool                   // room is set
 	count   int                    // number of ops
@@ -37,6 +39,7 @@ func (r *request) call() ([]string, []any) {
 // a second call.
 func CommitCall(keys Keys, bucket int, inc string, number, known uint64, ops []Op) (*redis.Script, []string, []any) {
 	r := newRequest(keys, bucket, inc, number, known, len(ops))
+	r.look(ops)
 	for _, i := range orderOf(ops) {
 		r.add(&ops[i])
 	}
@@ -54,12 +57,24 @@ func newRequest(keys Keys, bucket int, inc string, number, known uint64, ops int
 // request returns a newRequest for a batch of this store.
 func (s *Store) request(bucket int, inc string, number, known uint64, ops int) *request {
 	r := newRequest(s.keys, bucket, inc, number, known, ops)
-	r.tracked = s.isTracked
+	r.tracked, r.users = s.isTracked, s.users
 	if known == 0 && s.listed && bucket == 0 {
 		r.args[roomsAt-1] = "i"
 		r.head = append(r.head, s.keys.Instances())
 	}
 	return r
+}
+
+// look finds the rooms in which an op needs the keys of users.
+func (r *request) look(ops []Op) {
+	for i := range ops {
+		if o := &ops[i]; o.User != "" || o.Keep {
+			if r.people == nil {
+				r.people = make(map[string]bool)
+			}
+			r.people[o.Room] = true
+		}
+	}
 }
 
 // add appends an op. The header of commit.lua lists the arguments and keys of each kind.
@@ -88,6 +103,16 @@ func (r *request) add(o *Op) {
 
 func (r *request) join(o *Op) {
 	r.enter(o.Room)
+	if o.User != "" || o.Grace > 0 {
+		r.person(o)
+	}
+	if o.MaxConnections > 0 || o.MaxUsers > 0 {
+		r.args = append(r.args, "P", strconv.Itoa(o.MaxConnections), strconv.Itoa(o.MaxUsers))
+	}
+	if o.Replaces != "" && o.User != "" {
+		r.args = append(r.args, "Q", o.Replaces)
+		r.names = append(r.names, r.keys.Conn(o.Room, o.Replaces), r.keys.State(o.Room, o.Replaces))
+	}
 	attributes := millis(o.TTL) + " " + stateAttributes(o) + metaAttributes(o)
 	if !r.own && o.TTL == 0 && len(o.State) == 0 && !o.Stated {
 		r.args = append(r.args, r.name('J', ""), o.Conn, o.Entry, attributes, o.Meta)
@@ -108,20 +133,26 @@ func (r *request) join(o *Op) {
 func (r *request) leave(o *Op) {
 	r.enter(o.Room)
 	kind := byte('L')
-	if r.own || o.TTL > 0 || o.Stated {
+	if r.own || o.TTL > 0 || o.Stated || o.Keep {
 		kind = 'l'
 		r.entry(o)
+	}
+	if o.Keep {
+		kind = 'H'
 	}
 	r.args = append(r.args, r.name(kind, string(o.Cause)), o.Conn, o.Entry, flag(o.Known))
 }
 
 func (r *request) update(o *Op) {
-	if o.MetaVersion == 0 && o.StateVersion == 0 && o.Left > 0 {
+	if o.MetaVersion == 0 && o.StateVersion == 0 && o.Left > 0 && !o.Person {
 		r.names = append(r.names, r.keys.Members(o.Room), r.keys.Conn(o.Room, o.Conn))
 		r.args = append(r.args, "T"+millis(o.TTL), o.Conn, o.Entry, millis(max(o.Left, time.Millisecond)))
 		return
 	}
 	r.enter(o.Room)
+	if o.Person {
+		r.person(o)
+	}
 	r.entry(o)
 	kind := byte('U')
 	switch {
@@ -147,7 +178,21 @@ func (r *request) enter(room string) {
 	r.room, r.inRoom = room, true
 	r.rooms = append(r.rooms, r.keys.Seq(room))
 	r.names = append(r.names, r.keys.Members(room))
-	r.args = append(r.args, "R", room, flag(r.tracked != nil && r.tracked(room)))
+	kind := "R"
+	if r.own || r.users || r.people[room] {
+		kind = "r"
+		r.names = append(r.names, r.keys.Users(room), r.keys.Kept(r.keys.RoomBucket(room)), r.keys.Recount(room))
+	}
+	r.args = append(r.args, kind, room, flag(r.tracked != nil && r.tracked(room)))
+}
+
+// person appends the user and the grace of the op that follows.
+func (r *request) person(o *Op) {
+	rebuild := "0"
+	if o.Kind == OpJoin && o.User != "" {
+		rebuild = millis(o.Rebuild)
+	}
+	r.args = append(r.args, "W", o.User, millis(o.Grace), rebuild)
 }
 
 // entry appends the keys of one entry.

@@ -78,8 +78,8 @@ func (s *Store) CheckRights(ctx context.Context, channels ...string) error {
 func (s *Store) checkNames(ctx context.Context) error {
 	k := s.keys
 	for _, key := range []string{
-		k.Members(""), k.Conn("", ""), k.State("", ""), k.Seq(""), k.RoomMeta(""), k.ConnMeta(""), k.Owned(0, ""),
-		k.Fence(0, ""), k.Rooms(0), k.Instances(), k.Dead(), k.Name(""), k.Format(), k.Canary(),
+		k.Members(""), k.Conn("", ""), k.State("", ""), k.Seq(""), k.Users(""), k.Recount(""), k.RoomMeta(""), k.ConnMeta(""),
+		k.Owned(0, ""), k.Fence(0, ""), k.Rooms(0), k.Kept(0), k.Instances(), k.Dead(), k.Name(""), k.Format(), k.Canary(),
 	} {
 		if _, err := s.typeOf(ctx, key); err != nil {
 			return fmt.Errorf("key %q: %w", key, err)

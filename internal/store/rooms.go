@@ -20,7 +20,7 @@ const (
 // moment, a larger one in pages.
 func (s *Store) Snapshot(ctx context.Context, room string) (Snapshot, error) {
 	h, err := s.head(ctx, room, PageSize)
-	snap := Snapshot{Position: h.pos, Records: h.records, Incomplete: h.incomplete}
+	snap := Snapshot{Position: h.pos, Records: h.records, Numbers: h.numbers, Incomplete: h.incomplete}
 	if err != nil || h.total <= PageSize {
 		return snap, err
 	}

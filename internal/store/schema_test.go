@@ -59,7 +59,7 @@ func TestCommitScriptFollowsItsSchema(t *testing.T) {
 	for kind, s := range commitSchema(t) {
 		want[kind] = [2]int{len(s.args), len(s.keys)}
 	}
-	require.Len(t, want, 13)
+	require.Len(t, want, 18)
 	require.Equal(t, want, used)
 }
 
@@ -86,6 +86,9 @@ func TestRequestFollowsTheSchema(t *testing.T) {
 		ops := make([]Op, 1+d.IntN(10))
 		for i := range ops {
 			ops[i] = d.anyOp()
+		}
+		r.look(ops)
+		for i := range ops {
 			r.add(&ops[i])
 		}
 		names, args := r.call()
@@ -105,6 +108,11 @@ func (d *dice) anyOp() Op {
 	if len(o.State) > 0 && d.IntN(2) == 0 {
 		o.StateLeft = time.Duration(1+d.IntN(1000)) * time.Millisecond
 	}
+	if d.IntN(4) == 0 {
+		o.User, o.Grace, o.Rebuild = d.pick("", "ann", "bob"), time.Duration(d.IntN(3))*time.Second, time.Duration(d.IntN(2))*time.Second
+		o.Person, o.Keep, o.Replaces = d.IntN(2) == 0, d.IntN(2) == 0, d.pick("", "a", "b")
+		o.MaxConnections, o.MaxUsers = d.IntN(3), d.IntN(3)
+	}
 	return o
 }
 
@@ -112,7 +120,7 @@ func (d *dice) anyOp() Op {
 func checkRequest(t *testing.T, schema map[string]opSchema, ops []Op, args []any, seqs, names []string, seen map[string]bool) {
 	t.Helper()
 	keys := testKeys{buckets: 1}
-	room, unique := "", make(map[string]bool)
+	room, unique, before := "", make(map[string]bool), ""
 	for len(args) > 0 {
 		name := args[0].(string)
 		kind := name[:1]
@@ -127,10 +135,11 @@ func checkRequest(t *testing.T, schema map[string]opSchema, ops []Op, args []any
 		used := names[:len(s.keys)]
 		args, names = args[1+len(s.args):], names[len(s.keys):]
 		seen[kind] = true
-		if kind == "R" {
+		if kind == "R" || kind == "r" {
 			room = values["room"]
 			require.Equal(t, flag(room == "q"), values["tracked"])
-			require.Equal(t, []string{keys.Members(room)}, used)
+			all := []string{keys.Members(room), keys.Users(room), keys.Kept(0), keys.Recount(room)}
+			require.Equal(t, all[:len(s.keys)], used)
 			require.NotEmpty(t, seqs)
 			require.Equal(t, keys.Seq(room), seqs[0])
 			seqs = seqs[1:]
@@ -138,11 +147,17 @@ func checkRequest(t *testing.T, schema map[string]opSchema, ops []Op, args []any
 		}
 		require.NotEmpty(t, ops, name)
 		o := &ops[0]
-		ops = ops[1:]
-		if strings.Contains("JjSMULlC", kind) {
+		if strings.Contains("WPQ", kind) { // of the op that follows
+			require.NotContains(t, before, kind)
+			before += kind
+		} else {
+			require.Equal(t, modifiers(o), before, "%+v", o)
+			ops, before = ops[1:], ""
+		}
+		if strings.Contains("JjSMULlHC", kind) {
 			require.Equal(t, o.Room, room, name)
 		}
-		if strings.Contains("JjSMULl", kind) {
+		if strings.Contains("JjSMULlH", kind) {
 			require.False(t, unique[name], name)
 			unique[name] = true
 		}
@@ -154,6 +169,9 @@ func checkRequest(t *testing.T, schema map[string]opSchema, ops []Op, args []any
 				"members": keys.Members(o.Room), "conn": keys.Conn(o.Room, o.Conn), "state": keys.State(o.Room, o.Conn),
 				"connection-meta": keys.ConnMeta(o.Conn),
 			}[key]
+			if kind == "Q" {
+				want = map[string]string{"conn": keys.Conn(o.Room, o.Replaces), "state": keys.State(o.Room, o.Replaces)}[key]
+			}
 			require.NotEmpty(t, want, key)
 			require.Equal(t, want, used[i], "%s of %s", key, name)
 		}
@@ -162,6 +180,22 @@ func checkRequest(t *testing.T, schema map[string]opSchema, ops []Op, args []any
 	require.Empty(t, ops)
 	require.Empty(t, names)
 	require.Empty(t, seqs)
+}
+
+// modifiers returns the kinds of ops that precede an op.
+func modifiers(o *Op) string {
+	var list string
+	join := o.Kind == OpJoin
+	if join && (o.User != "" || o.Grace > 0) || o.Kind == OpUpdate && o.Person {
+		list = "W"
+	}
+	if join && (o.MaxConnections > 0 || o.MaxUsers > 0) {
+		list += "P"
+	}
+	if join && o.User != "" && o.Replaces != "" {
+		list += "Q"
+	}
+	return list
 }
 
 func text(arg any) string {
@@ -175,13 +209,14 @@ func text(arg any) string {
 func checkName(t *testing.T, o *Op, kind, name string) {
 	t.Helper()
 	want := map[OpKind]string{
-		OpJoin: "Jj", OpLeave: "Ll", OpUpdate: "SMUT", OpConnect: "K", OpDisconnect: "D", OpRecount: "C", OpTouch: "N",
+		OpJoin: "JjWPQ", OpLeave: "LlH", OpUpdate: "SMUTW", OpConnect: "K", OpDisconnect: "D", OpRecount: "C", OpTouch: "N",
 	}[o.Kind]
 	require.Contains(t, want, kind)
 	switch kind {
 	case "T":
 		require.Equal(t, "T"+millis(o.TTL), name)
-	case "L", "l":
+	case "L", "l", "H":
+		require.Equal(t, o.Keep, kind == "H")
 		require.Equal(t, string(o.Cause), name[len(name)-1:])
 	}
 }
@@ -195,6 +230,10 @@ func wantArg(t *testing.T, o *Op, kind, arg string) string {
 	if kind == "j" && o.Stated && len(o.State) == 0 {
 		stateLeft = ""
 	}
+	rebuild := "0"
+	if kind == "W" && o.Kind == OpJoin && o.User != "" {
+		rebuild = millis(o.Rebuild)
+	}
 	left := millis(o.Left)
 	if kind == "j" && o.TTL == 0 {
 		left = "0"
@@ -204,6 +243,8 @@ func wantArg(t *testing.T, o *Op, kind, arg string) string {
 		"attributes": millis(o.TTL) + " " + state + meta,
 		"meta":       string(o.Meta), "metaVersion": strconv.FormatUint(o.MetaVersion, 10), "metaAttributes": meta,
 		"state": string(o.State), "stateVersion": strconv.FormatUint(o.StateVersion, 10), "stateAttributes": state,
+		"user": o.User, "grace": millis(o.Grace), "rebuild": rebuild, "predecessor": o.Replaces,
+		"mostConnections": strconv.Itoa(o.MaxConnections), "mostUsers": strconv.Itoa(o.MaxUsers),
 		"stateLeft": stateLeft, "known": flag(o.Known), "fresh": flag(o.Fresh), "entries": strconv.Itoa(o.Entries),
 	}[arg]
 	require.True(t, ok, "argument %s of %s", arg, kind)

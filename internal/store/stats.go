@@ -25,10 +25,11 @@ type CleanedUp struct {
 	Expired uint64 // entries without a per-connection key
 	States  uint64 // states without a key
 	Dead    uint64 // entries of dead owners
+	Kept    uint64 // kept places whose time was over, or that were removed
 }
 
 // cleanedUp holds the counters of CleanedUp.
-type cleanedUp struct{ expired, states, dead atomic.Uint64 }
+type cleanedUp struct{ expired, states, dead, kept atomic.Uint64 }
 
 func (c *cleanedUp) count(m CleanUpGround) {
 	switch m {
@@ -38,6 +39,8 @@ func (c *cleanedUp) count(m CleanUpGround) {
 		c.states.Add(1)
 	case GroundDead:
 		c.dead.Add(1)
+	case GroundGraceOver, GroundRemoved:
+		c.kept.Add(1)
 	}
 }
 
@@ -45,6 +48,8 @@ func (c *cleanedUp) count(m CleanUpGround) {
 func (s *Store) Stats() Stats {
 	return Stats{
 		Calls: s.nCalls.Load(), Failures: s.nFailures.Load(), Took: s.took.Counts(),
-		CleanedUp: CleanedUp{Expired: s.cleanedUp.expired.Load(), States: s.cleanedUp.states.Load(), Dead: s.cleanedUp.dead.Load()},
+		CleanedUp: CleanedUp{
+			Expired: s.cleanedUp.expired.Load(), States: s.cleanedUp.states.Load(), Dead: s.cleanedUp.dead.Load(), Kept: s.cleanedUp.kept.Load(),
+		},
 	}
 }

@@ -17,6 +17,18 @@ import (
 var (
 	//go:embed lua/lib.lua
 	libLua string
+	//go:embed lua/users.lua
+	usersLua string
+	//go:embed lua/kept.lua
+	keptLua string
+	//go:embed lua/batch.lua
+	batchLua string
+	//go:embed lua/update.lua
+	updateLua string
+	//go:embed lua/join.lua
+	joinLua string
+	//go:embed lua/leave.lua
+	leaveLua string
 	//go:embed lua/commit.lua
 	commitLua string
 	//go:embed lua/cleanup.lua
@@ -42,8 +54,10 @@ var (
 	//go:embed lua/instances.lua
 	instancesLua string
 
-	commitScript               = redis.NewScript(libLua + commitLua)
-	cleanUpScript              = redis.NewScript(libLua + cleanUpLua)
+	roomLua = libLua + usersLua + keptLua
+
+	commitScript               = redis.NewScript(roomLua + batchLua + updateLua + joinLua + leaveLua + commitLua)
+	cleanUpScript              = redis.NewScript(roomLua + cleanUpLua)
 	snapshotScript             = redis.NewScript(snapshotLua)
 	positionsScript            = redis.NewScript(positionsLua)
 	renewScript                = redis.NewScript(renewLua)
@@ -92,6 +106,7 @@ type Store struct {
 	listed bool                   // see RequireLease
 	name   string                 // see Named; "": none
 	tracks func(room string) bool // see TrackedBy; nil: no room is tracked
+	users  bool                   // see CountUsers
 
 	idle        idleProbe
 	generations generations
@@ -152,6 +167,11 @@ func slowCallLimit(client redis.UniversalClient) int {
 // bucket in one slot. So it covers only bucket 0, which without a cluster is the only
 // one. Call it before use.
 func (s *Store) RequireLease() { s.listed = true }
+
+// CountUsers makes every call that may end or change entries name the keys of users.
+// Without it, a call about a room with users takes a second round trip, unless one of
+// its ops has a user. Call it before use if this server's entries may have users.
+func (s *Store) CountUsers() { s.users = true }
 
 // Keys returns the key names in use.
 func (s *Store) Keys() Keys { return s.keys }

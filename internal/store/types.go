@@ -48,11 +48,14 @@ type Keys interface {
 	Conn(room, conn string) string  // string with PX: entry id
 	State(room, conn string) string // string: copy of the state
 	Seq(room string) string         // string: position, and the number of entries of each incarnation
+	Users(room string) string       // hash: user id -> number of live connections, or the connection of a kept place
+	Recount(room string) string     // set with PX: connections that an unfinished recount has counted
 	RoomMeta(room string) string    // hash: v, d
 	ConnMeta(conn string) string    // hash: o, v, d
 	Owned(bucket int, incarnation string) string
 	Fence(bucket int, incarnation string) string
 	Rooms(bucket int) string        // set: names of rooms with members
+	Kept(bucket int) string         // sorted set: kept place -> deadline
 	Instances() string              // sorted set: incarnation -> deadline
 	Dead() string                   // sorted set: incarnation -> time of death
 	Name(incarnation string) string // string with PX: a server's name for people, in the slot of Instances
@@ -89,42 +92,76 @@ type Record struct {
 	State        []byte // JSON, nil: none
 	StateSilent  bool
 	StateUntil   int64 // Redis time, unix ms; 0: no expiry
+
+	User  string        // id of the user; "": none
+	Grace time.Duration // of the rule: how long the place is kept after the connection has ended; 0: not at all
+
+	// KeptUntil and KeptCause are set if the connection has ended and its place is
+	// kept. The incarnation is then NoOwner.
+	KeptUntil int64 // Redis time, unix ms
+	KeptCause Cause // reason for the end of the connection
 }
+
+// NoOwner stands for the incarnation in the record of a kept place, which belongs to
+// all servers. A position counts kept places under it, too.
+const NoOwner = "~"
+
+// Kept reports whether the record is a kept place.
+func (r *Record) Kept() bool { return r.Incarnation == NoOwner }
 
 // EventType is the kind of a change in a room.
 type EventType byte
 
 // The types of events. Replaced is a join of a connection that was present under an
-// older entry id. Subscribers do not see it unless the state differs.
+// older entry id. Subscribers do not see it unless the state differs. Disconnected says
+// that a connection has ended and its place is kept.
 const (
-	Joined   EventType = 'J'
-	Replaced EventType = 'R'
-	Left     EventType = 'L'
-	State    EventType = 'S'
-	Meta     EventType = 'M'
+	Joined       EventType = 'J'
+	Replaced     EventType = 'R'
+	Left         EventType = 'L'
+	State        EventType = 'S'
+	Meta         EventType = 'M'
+	Disconnected EventType = 'D'
 )
 
-// Cause is the reason for the end of an entry.
+// Cause is the reason for the end of an entry or of its connection.
 type Cause byte
 
 // The causes of a leave.
 const (
-	CauseLeft       Cause = 'l' // the connection or the app asked for it
+	CauseLeft       Cause = 'l' // the connection asked for it
+	CauseRemoved    Cause = 'r' // the app removed it
 	CauseClosed     Cause = 'c' // the connection closed
+	CauseLost       Cause = 'b' // the connection broke
 	CauseSilent     Cause = 's' // no frame for TTL
 	CauseServerLost Cause = 'd' // its server was declared dead
+	CauseReplaced   Cause = 'p' // another connection of its user took its place
 )
 
 // Event is one change of a room, as published by the script that made it. The record
-// holds the entry after the change. For Left it has only Conn, Entry, Incarnation and
-// Seq.
+// holds the entry after the change. For Left it has only Conn, Entry, Incarnation, User
+// and Seq. For State and Disconnected it lacks the metadata.
 type Event struct {
 	Type  EventType
 	Epoch string
 	Tag   string // of this event
 	Prev  string // of the event before it; "-" for the first of an epoch
 	At    int64  // Redis time, unix ms
-	Cause Cause
+	Cause Cause  // of Left and Disconnected
+
+	// Replaces is the connection whose place a Joined or a Meta took. Its Left is the
+	// next event. If it is the connection itself, the connection is back at its own
+	// place, and no Left follows.
+	Replaces string
+	// Rebuild means that Redis had lost the entry of a Joined, so it is no arrival.
+	Rebuild bool
+
+	// Counted means that the following numbers are known. That is so in a room with
+	// users or kept places, unless they have to be recounted. They include kept places.
+	Counted         bool
+	UserConnections int // of the user in the room, after the event; 0 if the entry has no user
+	Connections     int // of the room, after the event
+	Users           int // of the room, after the event; a connection without a user counts as one
 	Record
 }
 
@@ -136,6 +173,7 @@ type Snapshot struct {
 	// Position is the position of the room when reading began. In a paged snapshot,
 	// records may be newer, as their Seq shows.
 	Position Position
+	Numbers  Numbers // at Position
 	Records  []Record
 	// Paged means that the records were not read in one atomic step. Events after
 	// Position must be merged in. For each connection the higher Seq wins.
@@ -178,7 +216,32 @@ type Op struct {
 	StateSilent  bool
 	StateLeft    time.Duration // life of the state from now; 0: no expiry
 
+	// User and Grace are those of the entry. In an OpUpdate they count only if Person is
+	// set; the user then belongs to the metadata of MetaVersion and changes nothing if
+	// Redis holds newer metadata. An OpUpdate from one user to another publishes one
+	// event; an OpJoin with another entry publishes a leave and a join. In an OpLeave,
+	// User only saves a round trip.
+	User   string
+	Grace  time.Duration // of the rule
+	Person bool
+
+	// Rebuild, in an OpJoin with a user, means that Redis had acknowledged an entry of
+	// the connection before, and lost it or gave it to the clean-up. It is no arrival
+	// and passes all bounds. If it begins the epoch of the room or follows soon after
+	// that, the last connections of users are kept until Rebuild after the beginning:
+	// other servers may not have rebuilt theirs yet.
+	Rebuild time.Duration
+	// Replaces, in an OpJoin with a user, is a connection of the same user whose place
+	// the entry takes, in any condition. A kept place of the user is taken in any case.
+	Replaces string
+	// MaxConnections and MaxUsers bound the members and users of the room of an OpJoin.
+	// 0: no bound.
+	MaxConnections, MaxUsers int
+
 	Cause Cause // OpLeave
+	// Keep means, in an OpLeave, that the connection did not ask to leave. Its place is
+	// kept for the grace of its record if its user has no other connection in the room.
+	Keep bool
 	// Stated means, in an OpLeave, that the entry may have a state. A leave of an entry
 	// with a state takes a second call without it. In an OpJoin it means that there may
 	// be a copy of the state of an earlier entry, which the op deletes.
@@ -202,6 +265,7 @@ const (
 	Done  OpStatus = '+'
 	Gone  OpStatus = '0'
 	Other OpStatus = 'x'
+	Full  OpStatus = 'f' // OpJoin: the room has no place
 )
 
 // OpResult is the answer to one Op.
@@ -212,12 +276,30 @@ type OpResult struct {
 	// changed nothing that is published.
 	Position Position
 	Total    int    // members of the room (OpJoin only)
+	Users    int    // users of the room (OpJoin only); -1: unknown
 	Owner    string // incarnation of the other entry (Other to OpUpdate only)
+	// Replaced is the connection whose place an OpJoin took, which may be the connection
+	// itself. ReplacedOwner is the incarnation that owned it, NoOwner for a kept place.
+	Replaced, ReplacedOwner string
+	// KeptUntil is the time until which an OpLeave has left the place (Redis time, unix
+	// ms). 0: the entry has ended.
+	KeptUntil int64
+	// FullOf is the bound that the room has reached (Full only).
+	FullOf Bound
 	// MetaVersion and Meta are the connection's metadata if Redis holds a newer version
 	// than the op (OpConnect only).
 	MetaVersion uint64
 	Meta        []byte
 }
+
+// Bound is a bound of a room.
+type Bound string
+
+// The bounds.
+const (
+	BoundConnections Bound = "connections"
+	BoundUsers       Bound = "users"
+)
 
 // CleanUpGround is the condition on which a server may end an entry or a state that it
 // does not own.
@@ -228,6 +310,12 @@ const (
 	GroundExpired      CleanUpGround = 't' // its per-connection key is gone
 	GroundStateExpired CleanUpGround = 's' // the state's key is gone
 	GroundDead         CleanUpGround = 'd' // its owner is fenced
+	// GroundGraceOver ends a kept place whose time is over. Otherwise it puts the place
+	// into the index of kept places, in case the index has lost it. The caller must know
+	// that a write of its own has succeeded since that time, so that a user whose server
+	// could not write either has not lost the place.
+	GroundGraceOver CleanUpGround = 'g'
+	GroundRemoved   CleanUpGround = 'r' // the app removes a kept place
 )
 
 // CleanUpItem names one entry (or its state) to end.
@@ -238,17 +326,23 @@ type CleanUpItem struct {
 	Entry        string
 	Incarnation  string
 	StateVersion uint64 // GroundStateExpired
+	// Since is the time from which the grace of an entry counts if its place is kept
+	// (Redis time, unix ms): the end of the lease of a dead owner, so that all servers
+	// find the same deadline. 0: the time of the call.
+	Since int64
 }
 
 // CleanUpStatus is the outcome of one item.
 type CleanUpStatus byte
 
 // The outcomes. Ended: this call ended it. Alive: the ground does not hold. NotThere:
-// it had ended before.
+// it had ended before. PlaceKept: its connection has ended and its place is kept.
 const (
 	Ended    CleanUpStatus = '+'
 	Alive    CleanUpStatus = 'a'
 	NotThere CleanUpStatus = '0'
+
+	PlaceKept CleanUpStatus = 'k'
 )
 
 // ClockProof allows a server to end what it does not own. It is the time that the
@@ -274,6 +368,7 @@ type Renewal struct {
 	Next      string        // the other incarnation whose lease runs out first, "" if none
 	NextIn    time.Duration // time until then; negative: it has run out
 	Dead      []string      // incarnations that are not cleaned up yet; nil unless asked for
+	DeadSince []int64       // when the lease of each of them ended (Redis time, unix ms)
 	Owned     int64         // size of the index in bucket 0; -1: not read
 	Receivers int64         // receivers of the echo on the same Redis node
 }

@@ -210,8 +210,12 @@ func (w *world) owners(room string) map[string]string {
 	}
 	require.NoError(w, err)
 	owners := make(map[string]string)
-	for pair := range slices.Chunk(strings.Fields(at)[3:], 2) {
-		owners[pair[0]] = pair[1]
+	counts, _, ok := decodeCounts(at)
+	require.True(w, ok, at)
+	for _, c := range counts {
+		if c.incarnation != NoOwner {
+			owners[c.incarnation] = c.entries
+		}
 	}
 	names, err := w.OwnersIn(w.Context(), room)
 	require.NoError(w, err)

@@ -143,7 +143,7 @@ func fragileSeed(seed int64) (*rand.Rand, bool) {
 
 // simReads returns the scripts that only read, as text and as hash.
 var simReads = sync.OnceValue(func() (marks [][]byte) {
-	for _, name := range []string{"snapshot", "positions", "instances"} {
+	for _, name := range []string{"snapshot", "positions", "occupancy", "instances"} {
 		text, err := os.ReadFile(harness.InModule("internal", "store", "lua", name+".lua"))
 		if err != nil {
 			panic(err)

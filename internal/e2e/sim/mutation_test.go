@@ -35,19 +35,19 @@ var mutations = []mutation{
 		new: "if ttl == '0' then",
 	},
 	{
-		name: "refresh of an absent entry", file: "internal/store/lua/commit.lua",
+		name: "refresh of an absent entry", file: "internal/store/lua/update.lua",
 		old: "  local v, out = read(key, conn)\n  if not v then\n    return out\n  end\n  local ttl = sub(name, 2)",
 		new: "  local v, out = read(key, conn)\n  local ttl = sub(name, 2)\n  if out == '0' then\n" +
 			"    v = entry .. mine .. ttl .. ' 0 0 . 0 0 0 ' .. nowText .. ' 1\\n'\n    call('HSET', key, conn, v)\n  end\n" +
 			"  if not v then\n    return out\n  end",
 	},
 	{
-		name: "no fence", file: "internal/store/lua/commit.lua",
+		name: "no fence", file: "internal/store/lua/batch.lua",
 		old: "if last == 'dead' or last == 'gone' then\n  return 'FENCED'\nend",
 		new: "if last == 'dead' or last == 'gone' then\n  last = number\nend",
 	},
 	{
-		name: "late batches", file: "internal/store/lua/commit.lua",
+		name: "late batches", file: "internal/store/lua/batch.lua",
 		old: "if last and tonumber(last) > tonumber(number) then",
 		new: "if false then",
 	},

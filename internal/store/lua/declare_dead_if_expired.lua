@@ -1,5 +1,6 @@
 -- declare_dead_if_expired.lua: declares an incarnation dead if its lease has run out.
--- This is the only moment of death of a server that does not end by itself.
+-- This is the only moment of death of a server that does not end by itself. The list of
+-- dead servers holds the end of its lease, from which the grace of its entries counts.
 --
 -- KEYS[1] live servers  KEYS[2] dead servers
 -- ARGV[1] incarnation  ARGV[2] expected time of this Redis (unix ms)  ARGV[3] tolerance (ms)
@@ -15,5 +16,5 @@ if not due or tonumber(due) > now then
   return '0'
 end
 redis.call('ZREM', KEYS[1], ARGV[1])
-redis.call('ZADD', KEYS[2], string.format('%.0f', now), ARGV[1])
+redis.call('ZADD', KEYS[2], string.format('%.0f', tonumber(due)), ARGV[1])
 return '1'

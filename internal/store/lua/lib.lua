@@ -5,19 +5,22 @@
 --
 -- A record (one field of a room's hash, see codec.go) is
 --
---   entry incarnation ttl stateLength stateVersion flag metaVersion metaLength stateUntil joinedAt seq \n meta state
+--   entry incarnation ttl stateLength stateVersion flag metaVersion metaLength stateUntil joinedAt seq
+--     [ userLength grace extraLength[ until cause]] \n user extra meta state
 --
 -- with times in ms. JSON of users is never decoded: the lengths show where it ends. The
 -- fields that scripts test most come first: whether the record still is that entry of
 -- that incarnation, without TTL and state, is a comparison of its beginning. The fields
--- that Redis determines come last, so that the owner can build the rest.
+-- that Redis determines come last, so that the owner can build the rest. users.lua
+-- explains the part in brackets, which most records do not have.
 --
--- The position of a room is 'epoch seq tag', followed by ' incarnation entries' for
--- each incarnation with entries in it, so that a message to the room's members can find
--- their servers. The epoch ends in '@' and the time of its beginning in ms.
+-- The position of a room is 'epoch seq tag', followed by ' * numbers' if the room is
+-- numbered (see users.lua), and by ' incarnation entries' for each incarnation with
+-- entries in it, so that a message to the room's members can find their servers. Kept
+-- places count for '~'. The epoch ends in '@' and the time of its beginning in ms.
 
 local call, try = redis.call, redis.pcall
-local find, sub, match = string.find, string.sub, string.match
+local find, sub, match, byte = string.find, string.sub, string.match, string.byte
 
 local args, keys = ARGV, KEYS
 
@@ -27,12 +30,15 @@ local nowText = string.format('%.0f', now)
 
 -- The rest of a record after entry and incarnation: ttl, the fields of the state (with
 -- length and version), those of the metadata (with version and length), stateUntil,
--- joinedAt, seq.
-local REST = '^(%d+) ((%d+) (%d+) %S )((%d+) (%d+) )(%d+) (%d+) (%d+)\n'
+-- joinedAt, seq, and the text between seq and the end of the line.
+local REST = '^(%d+) ((%d+) (%d+) %S )((%d+) (%d+) )(%d+) (%d+) (%d+)([^\n]*)\n'
 local ODD = 'WRONGFORMAT not of this layout'
 
 -- The rest of a record in an event without TTL, metadata and state. seq follows.
 local BARE = '0 0 0 . 0 0 0 0 '
+
+-- The incarnation of kept places.
+local KEPT = ' ~ '
 
 local function failed(v)
   return type(v) == 'table' and v.err
@@ -82,6 +88,16 @@ local home, entries -- the incarnation that is being counted, as ' incarnation '
 local size, before -- number of members now (nil: not read) and before the call
 local missed -- the end of an entry without a record has been published
 local placed -- it had a position before this call
+-- Keys of its users, nil if the call does not name them; and what users.lua knows of it.
+local usersKey, keptKey, recountKey
+local users -- number of users; nil: the room is not numbered, false: it is, and the number is unknown
+local cursor -- where its recount goes on, nil: none has begun
+local rebuilding -- time in ms until which it is being rebuilt, or nil
+local checked -- the hash of users has been compared with the members
+local off -- that hash cannot be used
+local seats -- fields of that hash
+local unwritten -- the room has become numbered, and the hash does not exist yet
+local writeSeats -- see users.lua
 
 local filled, emptied = {}, {} -- names of rooms
 local standing = {} -- key, value, ... of rooms with a new position
@@ -115,6 +131,36 @@ local function keep()
   return KEEP_VISITED
 end
 
+-- numbers returns the text of the room's numbers in the position.
+local function numbers()
+  if users == nil then
+    return ''
+  end
+  local text = ' * ?' .. (cursor or '')
+  if users then
+    text = ' * ' .. users
+  end
+  if rebuilding then
+    text = text .. '/' .. string.format('%.0f', rebuilding)
+  end
+  return text
+end
+
+-- clearUsers deletes the hash of users of the current room, which is empty or not
+-- numbered. It may be left over if other keys of the room were lost.
+local function clearUsers()
+  if not usersKey or off or users == nil and placed then
+    return
+  end
+  local n = 1
+  if not checked then
+    n = try('HLEN', usersKey)
+  end
+  if not failed(n) and n > 0 then
+    call('DEL', usersKey)
+  end
+end
+
 local function fold()
   if home and entries > 0 then
     homes = homes .. home .. entries
@@ -129,26 +175,38 @@ local function settle()
   end
   fold()
   -- A room that lost its records is empty only if it counts no incarnation any more.
-  -- Until then the counts show readers that records are missing.
-  if missed and homes == '' then
+  -- Until then the counts show readers that records are missing. Kept places do not
+  -- keep it from being empty, because no server could write their records again.
+  if missed and (homes == '' or match(homes, '^ ~ %d+$')) then
     size = call('HLEN', members)
+    if size == 0 then
+      homes = ''
+    end
   end
   if size == 0 and (homes == '' or not missed) then
     emptied[#emptied + 1] = room
+    clearUsers()
     call('SET', seqKey, position, 'PX', keep())
     return
   end
   if before == 0 then
     filled[#filled + 1] = room
   end
+  if unwritten and users then
+    writeSeats()
+  elseif users == nil and not placed then
+    clearUsers()
+  end
   local n = #standing
   standing[n + 1] = seqKey
-  standing[n + 2] = position .. homes
+  standing[n + 2] = position .. numbers() .. homes
 end
 
-local function enter(name, flag, membersKey, channels)
+local function enter(name, flag, channels, membersKey, usersName, keptName, recountName)
   settle()
   tracked = flag == '1'
+  usersKey, keptKey, recountKey = usersName, keptName, recountName
+  users, cursor, rebuilding, checked, off, seats, unwritten = nil, nil, nil, false, false, {}, false
   room, members, seqKey, channel = name, membersKey, keys[firstPosition + entered], channels .. name
   entered = entered + 1
   epoch, moved, home, size, before, missed, placed = nil, false, nil, nil, nil, false, false
@@ -189,6 +247,9 @@ local function stand(fresh)
     -- Members without a position have numbers of a lost epoch. The new epoch begins
     -- above them, so that the higher number still is the newer one.
     epoch, seq, tag, position, homes = fresh .. '@' .. nowText, n == 0 and '0' or nowText, '-', '', ''
+    if n > 0 then
+      users = false -- some of them may be users
+    end
     return nil
   end
   local i = find(p, ' ', 1, true) or 0
@@ -198,7 +259,20 @@ local function stand(fresh)
   end
   local k = find(p, ' ', j + 1, true) or #p + 1
   placed = true
-  epoch, seq, tag, position, homes = sub(p, 1, i - 1), sub(p, i + 1, j - 1), sub(p, j + 1, k - 1), sub(p, 1, k - 1), sub(p, k)
+  epoch, seq, tag, position = sub(p, 1, i - 1), sub(p, i + 1, j - 1), sub(p, j + 1, k - 1), sub(p, 1, k - 1)
+  if byte(p, k + 1) == 42 and byte(p, k + 2) == 32 then -- '* '
+    local _, e, n, at, till = find(p, '^(%d*)%??(%d*)/?(%d*)', k + 3)
+    users = tonumber(n) or false
+    if not users and at ~= '' then
+      cursor = at
+    end
+    rebuilding = tonumber(till)
+    if rebuilding and rebuilding <= now then
+      rebuilding = nil
+    end
+    k = e + 1
+  end
+  homes = sub(p, k)
 end
 
 -- following returns the seq of the next event.
@@ -245,7 +319,7 @@ local function bereft(fresh)
   if size ~= 1 or homes == '' and (not home or entries <= 0) then
     return false
   end
-  epoch, seq, tag, homes, home = fresh .. '@' .. nowText, '0', '-', '', nil
+  epoch, seq, tag, homes, home, rebuilding = fresh .. '@' .. nowText, '0', '-', '', nil, nil
   return true
 end
 
@@ -280,17 +354,5 @@ local function farewell(conn, entry, inc, mark, cause)
   if overcounted(inc) then
     count(inc, -1)
   end
-  publish('L', cause, conn, entry .. inc .. BARE .. seq .. '\n')
-end
-
--- remove ends an existing entry of the current room, with its own keys if it has any.
-local function remove(conn, entry, inc, connKey, stateKey, mark, cause)
-  advance(mark)
-  call('HDEL', members, conn)
-  if connKey then
-    call('DEL', connKey, stateKey)
-  end
-  sized(-1)
-  count(inc, -1)
   publish('L', cause, conn, entry .. inc .. BARE .. seq .. '\n')
 end

@@ -4,7 +4,8 @@
 -- ARGV[1] incarnation  ARGV[2] lease (ms)  ARGV[3] own server channel  ARGV[4] echo  ARGV[5] '1': list the dead servers
 -- ARGV[6] version of the layout if KEYS[3] is the format, otherwise ''
 -- ARGV[7] name for people, or ''  ARGV[8] life of the name (ms)
--- Reply: {live 0/1, now, next other incarnation or '', its deadline, size of owned or -1, receivers of the echo, dead ...}
+-- Reply: {live 0/1, now, next other incarnation or '', its deadline, size of owned or -1, receivers of the echo,
+--   dead, end of its lease, ...}
 
 local clock = redis.call('TIME')
 local now = tonumber(clock[1]) * 1000 + math.floor(tonumber(clock[2]) / 1000)
@@ -46,8 +47,10 @@ end
 local heard = redis.call('PUBLISH', ARGV[3], ARGV[4])
 local reply = { present, int(now), other, due, owned, heard }
 if ARGV[5] == '1' then
-  for _, d in ipairs(redis.call('ZRANGE', KEYS[2], 0, 63)) do
-    reply[#reply + 1] = d
+  local dead = redis.call('ZRANGE', KEYS[2], 0, 63, 'WITHSCORES')
+  for i = 1, #dead, 2 do
+    reply[#reply + 1] = dead[i]
+    reply[#reply + 1] = int(tonumber(dead[i + 1]))
   end
 end
 return reply
