@@ -190,15 +190,16 @@ func joinRoom(ctx context.Context, c *Connection, _ wire.Request, room string) (
 		return reply{}, err
 	}
 	joined, err := n.joinNowOrLater(ctx, c.local, room)
+	refused := wire.Refusal{Code: wire.CodeRefused}
 	if watch.IsRefusal(err) {
-		return valueReply(wire.Snapshot{}), nil
+		return valueReply(refused), nil
 	} else if err != nil {
 		return reply{}, err
 	}
 	unseen := wire.Snapshot{Success: true, Extent: wire.Extent{Stale: joined.Kept}}
 	present, err := c.read(ctx, room, unseen, func() (any, error) { return c.joinAnswer(ctx, room, joined) })
 	if err == nil && !c.local.In(room) { // removed while Redis or a guard was asked
-		return valueReply(wire.Snapshot{}), nil
+		return valueReply(refused), nil
 	}
 	return valueReply(present), err
 }
@@ -215,7 +216,7 @@ func (c *Connection) joinAnswer(ctx context.Context, room string, joined local.J
 		return c.joinSnapshot(n.knownPresent(room)), nil
 	}
 	if l, ok := c.listed(room, joined); ok {
-		return wire.EncodedView{Success: true, Present: l.Present, Extent: extentOf(l)}, nil
+		return wire.EncodedView{Success: true, Present: l.Present, Extent: joinExtent(l)}, nil
 	}
 	limited, cancel := context.WithTimeout(ctx, min(n.waitLimit(room), max(callLimit-joined.Waited, awayLimit)))
 	defer cancel()
@@ -242,10 +243,19 @@ func (c *Connection) joinSnapshot(s *Snapshot) wire.Snapshot {
 		}
 	}
 	for _, m := range s.Members {
-		answer.Present = append(answer.Present, wire.Member{ID: m.ID, Metadata: m.Metadata})
+		answer.Present = append(answer.Present, wire.Member{
+			ID: m.ID, UserID: m.UserID, Metadata: m.Metadata, JoinedAt: millisOf(m.JoinedAt), Disconnected: m.Disconnected,
+		})
 	}
-	if s.Total > len(answer.Present) {
-		answer.Total = s.Total
+	answer.Connections = wire.CountOf(s.Total)
+	switch {
+	case s.Total > len(answer.Present):
+		answer.Total = wire.CountOf(s.Total)
+		if s.Users > 0 {
+			answer.Users = wire.CountOf(s.Users)
+		}
+	case c.core().hub.CountsUsers():
+		answer.Users = wire.CountOf(usersIn(s.Members))
 	}
 	return answer
 }

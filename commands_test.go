@@ -26,8 +26,12 @@ import (
 	"github.com/meshpresence/mesh/meshtest"
 )
 
+// joinedAt is the time of a join in a list of members.
+var joinedAt = regexp.MustCompile(`,"joinedAt":[1-9]\d{11,12}`)
+
 // withoutAdditions returns an answer without the fields that this server adds to the
-// protocol: seq, epoch and level. An answer must have both seq and epoch or neither.
+// protocol: seq, epoch and level, and the times of joins. An answer must have both seq
+// and epoch or neither.
 func withoutAdditions(t *testing.T, answer json.RawMessage) string {
 	t.Helper()
 	var fields map[string]json.RawMessage
@@ -40,6 +44,9 @@ func withoutAdditions(t *testing.T, answer json.RawMessage) string {
 	delete(fields, "seq")
 	delete(fields, "epoch")
 	delete(fields, "level")
+	if present, ok := fields["present"]; ok {
+		fields["present"] = joinedAt.ReplaceAll(present, nil)
+	}
 	out, err := json.Marshal(fields)
 	require.NoError(t, err)
 	return string(out)
@@ -69,12 +76,12 @@ func TestEveryCommandsAnswer(t *testing.T) {
 			{"mesh/unsubscribe-presence", `{"roomName":"lobby"}`, `false`},
 			{"mesh/leave-room", `{"roomName":"lobby"}`, `{"success":true}`},
 			{"mesh/get-presence-state", `{"roomName":"lobby"}`, `{"success":true,"present":[],"states":{}}`},
-			{"mesh/subscribe-presence", `{"roomName":"lobby"}`, `{"success":true,"present":[],"states":{}}`},
+			{"mesh/subscribe-presence", `{"roomName":"lobby"}`, `{"success":true,"present":[],"states":{},"total":0}`},
 			{"mesh/unsubscribe-presence", `{"roomName":"lobby"}`, `true`},
 			{"mesh/unsubscribe-presence", `{"roomName":"lobby"}`, `false`},
 			// In a tracked room.
-			{"mesh/join-room", `{"roomName":"lobby"}`, `{"success":true,"present":[{"id":"ME","metadata":null}]}`},
-			{"mesh/join-room", `{"roomName":"lobby"}`, `{"success":true,"present":[{"id":"ME","metadata":null}]}`},
+			{"mesh/join-room", `{"roomName":"lobby"}`, `{"success":true,"present":[{"id":"ME","metadata":null}],"connections":1}`},
+			{"mesh/join-room", `{"roomName":"lobby"}`, `{"success":true,"present":[{"id":"ME","metadata":null}],"connections":1}`},
 			{"mesh/publish-presence-state", `{"roomName":"lobby","state":{"n":12345678901234567890}}`, `true`},
 			{"mesh/get-presence-state", `{"roomName":"lobby"}`,
 				`{"success":true,"present":["ME"],"states":{"ME":{"n":12345678901234567890}}}`},
@@ -89,14 +96,14 @@ func TestEveryCommandsAnswer(t *testing.T) {
 			{"mesh/get-my-connection-metadata", `{}`, `{"metadata":{"name":"ann"}}`},
 			{"mesh/get-connection-metadata", `{"connectionId":"ME"}`, `{"metadata":{"name":"ann"}}`},
 			{"mesh/subscribe-presence", `{"roomName":"lobby"}`,
-				`{"success":true,"present":[{"id":"ME","metadata":{"name":"ann"}}],"states":{"ME":{"a":1}}}`},
-			{"mesh/join-room", `{"roomName":"lobby"}`, `{"success":true,"present":[{"id":"ME","metadata":{"name":"ann"}}]}`},
+				`{"success":true,"present":[{"id":"ME","metadata":{"name":"ann"}}],"states":{"ME":{"a":1}},"total":1}`},
+			{"mesh/join-room", `{"roomName":"lobby"}`, `{"success":true,"present":[{"id":"ME","metadata":{"name":"ann"}}],"connections":1}`},
 			{"mesh/get-room-metadata", `{"roomName":"lobby"}`, `{"metadata":{"topic":"x"}}`},
 			{"mesh/get-room-metadata", `{"roomName":"other"}`, `{"metadata":null}`},
 			{"mesh/leave-room", `{"roomName":"lobby"}`, `{"success":true}`},
 			{"mesh/get-presence-state", `{"roomName":"lobby"}`, `{"success":true,"present":[],"states":{}}`},
 			// In a room that is not tracked.
-			{"mesh/join-room", `{"roomName":"free"}`, `{"success":true,"present":[{"id":"ME","metadata":{"name":"ann"}}]}`},
+			{"mesh/join-room", `{"roomName":"free"}`, `{"success":true,"present":[{"id":"ME","metadata":{"name":"ann"}}],"connections":1}`},
 			{"mesh/subscribe-presence", `{"roomName":"free"}`, `{"success":false,"present":[]}`},
 			{"mesh/get-presence-state", `{"roomName":"free"}`, `{"success":false,"present":[]}`},
 			{"mesh/publish-presence-state", `{"roomName":"free","state":{"a":1}}`, `false`},
@@ -110,7 +117,7 @@ func TestEveryCommandsAnswer(t *testing.T) {
 			{"mesh/get-room-metadata", `{"roomName":"secret"}`, `{"metadata":null}`},
 			{"mesh/leave-room", `{"roomName":"secret"}`, `{"success":true}`},
 			// In a room whose join guard refuses.
-			{"mesh/join-room", `{"roomName":"closed"}`, `{"success":false,"present":[]}`},
+			{"mesh/join-room", `{"roomName":"closed"}`, `{"success":false,"present":[],"code":"EREFUSED"}`},
 			{"mesh/get-presence-state", `{"roomName":"closed"}`, `{"success":true,"present":[],"states":{}}`},
 			// Invalid requests.
 			{"mesh/join-room", `{}`, `{"error":"invalid room name: it is empty","code":"EINVALID","name":"CommandError"}`},
@@ -211,7 +218,7 @@ func TestFramesOnTheWire(t *testing.T) {
 		other := s.Dial()
 		require.NoError(t, s.Connections().SetMetadata(t.Context(), other.ID, map[string]any{"name": "bob"}, mesh.MetadataOptions{}))
 		other.Join("push")
-		first := other.ExpectPushed(t, r.Next(), `{"type":"join","roomName":"push","metadata":{"name":"bob"}}`)
+		first := other.ExpectPushed(t, r.Next(), `{"type":"join","roomName":"push","metadata":{"name":"bob"},"connections":1}`)
 		other.State("push", map[string]any{"typing": true})
 		second := other.ExpectPushed(t, r.Next(), `{"type":"state","roomName":"push","state":{"typing":true}}`)
 		other.Call("mesh/clear-presence-state", harness.InRoomPayload("push"))
@@ -219,7 +226,7 @@ func TestFramesOnTheWire(t *testing.T) {
 		other.State("push", map[string]any{"typing": false})
 		other.ExpectPushed(t, r.Next(), `{"type":"state","roomName":"push","state":{"typing":false}}`)
 		other.Leave("push")
-		last := other.ExpectPushed(t, r.Next(), `{"type":"leave","roomName":"push"}`)
+		last := other.ExpectPushed(t, r.Next(), `{"type":"leave","roomName":"push","reason":"left","connections":0}`)
 		assert.Less(t, first.Seq, second.Seq)
 		assert.Less(t, second.Seq, third.Seq)
 		assert.Less(t, third.Seq, last.Seq)

@@ -50,6 +50,10 @@
 // socket's URL, and an app with ConnOptions.Level. docs/wire-protocol.md lists the
 // codes. [Stats] counts these failures at both levels.
 //
+// The level also decides which types of updates a client gets. At level 1 these are
+// join, leave and state, which the stock client knows. At level 2 metadata, disconnect
+// and reconnect come, too. Subscriptions of the app get all types.
+//
 // The answer to a subscribe request is sent in a write of its own, and updates of its
 // room follow at least five milliseconds later. Otherwise the stock client under Node
 // drops updates that arrive together with the answer.

@@ -488,3 +488,61 @@ func ExamplePresenceManager_Recheck() {
 	// snapshot
 	// refused: true
 }
+
+// A user with two tabs arrives with the first one.
+func ExampleEvent_UserArrived() {
+	first := mesh.Event{Type: mesh.EventJoin, UserID: "ann", UserConnections: 1}
+	second := mesh.Event{Type: mesh.EventJoin, UserID: "ann", UserConnections: 2}
+	fmt.Println(first.UserArrived(), second.UserArrived())
+	// Output: true false
+}
+
+// A user with two tabs leaves with the last one.
+func ExampleEvent_UserLeft() {
+	first := mesh.Event{Type: mesh.EventLeave, UserID: "ann", UserConnections: 1}
+	second := mesh.Event{Type: mesh.EventLeave, UserID: "ann", UserConnections: 0}
+	fmt.Println(first.UserLeft(), second.UserLeft())
+	// Output: false true
+}
+
+// An app can begin to record a room when its first member comes.
+func ExampleEvent_RoomOccupied() {
+	p, stop := startPresence()
+	defer stop()
+	ctx := context.Background()
+
+	must(p.Connect(ctx, "conn-1", nil))
+	for e, err := range p.Subscribe(ctx, "lobby", mesh.SubscribeOptions{}) {
+		must(err)
+		switch {
+		case e.Type == mesh.EventSnapshot:
+			must(p.Join(ctx, "lobby", "conn-1"))
+		case e.RoomOccupied():
+			fmt.Println("occupied:", e.Connections)
+			return
+		}
+	}
+	// Output: occupied: 1
+}
+
+// An app can end the recording of a room when its last member has left.
+func ExampleEvent_RoomVacated() {
+	p, stop := startPresence()
+	defer stop()
+	ctx := context.Background()
+
+	must(p.Connect(ctx, "conn-1", nil))
+	must(p.Join(ctx, "lobby", "conn-1"))
+	for e, err := range p.Subscribe(ctx, "lobby", mesh.SubscribeOptions{}) {
+		must(err)
+		switch {
+		case e.Type == mesh.EventSnapshot:
+			_, err := p.Leave(ctx, "lobby", "conn-1")
+			must(err)
+		case e.RoomVacated():
+			fmt.Println("vacated:", e.Reason)
+			return
+		}
+	}
+	// Output: vacated: left
+}

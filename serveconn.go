@@ -25,7 +25,8 @@ type ConnOptions struct {
 	// Level is the level of the wire protocol that the client speaks, 1 or 2. At level
 	// 1, failed commands to publish or clear a state and to unsubscribe are answered
 	// with false, as the stock client expects. At level 2 they are answered with an
-	// error object that has a code. ServeHTTP takes the level from the parameter
+	// error object that has a code, and the client also gets updates of the types
+	// metadata, disconnect and reconnect. ServeHTTP takes the level from the parameter
 	// mesh-level of the URL. Defaults to 1.
 	Level int
 	// Foreign receives foreign messages: text that is not a JSON object with a command,

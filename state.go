@@ -185,7 +185,7 @@ func (n *core) stateAnswer(ctx context.Context, room string) (any, error) {
 		}
 	}
 	if s.Total > len(s.Members) {
-		answer.Total = s.Total
+		answer.Total = wire.CountOf(s.Total)
 	}
 	return answer, nil
 }

@@ -34,7 +34,8 @@ type Stats struct {
 
 	// Events are changes of watched rooms that came from Redis and were applied, each
 	// counted once: "join", "rejoin" (the server of a member wrote its entry again),
-	// "leave", "state", "metadata".
+	// "leave", "state", "metadata", "disconnect" (the connection ended and its place is
+	// kept).
 	Events map[string]uint64
 	// EventsIgnored are events that were not applied: "duplicate" (already known),
 	// "stray" (the room is not watched any more), "unreadable" (the room is then read
@@ -43,10 +44,11 @@ type Stats struct {
 	// EventsEarly are events that arrived before an earlier one and had to wait for it.
 	EventsEarly uint64
 	// Updates are the updates delivered to subscribers, each counted once regardless of
-	// their number: "join", "leave", "state". Updates of a room without subscribers do
-	// not count.
+	// their number: "join", "leave", "state", "metadata", "disconnect", "reconnect".
+	// Updates of a room without subscribers do not count.
 	Updates map[string]uint64
-	// Deliveries are updates, counted once for each subscriber.
+	// Deliveries are updates, counted once for each subscriber, also for clients whose
+	// level leaves the update out.
 	Deliveries uint64
 	// RepairUpdates are the updates that made up for missed ones.
 	RepairUpdates uint64
@@ -250,12 +252,14 @@ func (st *Stats) addHub(h hub.Stats) {
 	st.Watched, st.Subscriptions, st.Stale = h.Rooms, h.Sinks, h.Stale
 	st.Events = map[string]uint64{
 		"join": h.Events[store.Joined], "rejoin": h.Events[store.Replaced], "leave": h.Events[store.Left],
-		"state": h.Events[store.State], "metadata": h.Events[store.Meta],
+		"state": h.Events[store.State], "metadata": h.Events[store.Meta], "disconnect": h.Events[store.Disconnected],
 	}
 	st.EventsIgnored = map[string]uint64{"duplicate": h.Duplicates, "stray": h.Strays, "unreadable": h.Unreadable}
 	st.EventsEarly = h.Early
 	st.Updates = map[string]uint64{
 		"join": h.Updates[wire.UpdateJoin], "leave": h.Updates[wire.UpdateLeave], "state": h.Updates[wire.UpdateState],
+		"metadata": h.Updates[wire.UpdateMetadata], "disconnect": h.Updates[wire.UpdateDisconnect],
+		"reconnect": h.Updates[wire.UpdateReconnect],
 	}
 	st.Deliveries, st.RepairUpdates = h.Delivered, h.Repairs
 	st.FirstReads = h.Snapshots[hub.CauseFirst]

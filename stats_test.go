@@ -314,9 +314,10 @@ func TestStatsOfNormalOperation(t *testing.T) {
 		assert.Equal(t, []int{3, 2, 2, 1, 2}, []int{st.Connections, st.Entries, st.Rooms, st.Watched, st.Subscriptions})
 		assert.Zero(t, st.Unwritten)
 		assert.Zero(t, st.Stale)
-		assert.Equal(t, map[string]uint64{"join": 2, "rejoin": 0, "leave": 1, "state": 2, "metadata": 1}, st.Events)
-		assert.Equal(t, map[string]uint64{"join": 2, "leave": 1, "state": 1}, st.Updates, "the silent state is not delivered")
-		assert.EqualValues(t, 2*4, st.Deliveries)
+		assert.Equal(t, map[string]uint64{"join": 2, "rejoin": 0, "leave": 1, "state": 2, "metadata": 1, "disconnect": 0}, st.Events)
+		assert.Equal(t, map[string]uint64{"join": 2, "leave": 1, "state": 1, "metadata": 1, "disconnect": 0, "reconnect": 0}, st.Updates,
+			"the silent state is not delivered")
+		assert.EqualValues(t, 2*5, st.Deliveries)
 		assert.EqualValues(t, 1, s2.Stats().Leaves["left"])
 		assert.Zero(t, st.Leaves["left"], "only the owner counts the leave")
 		assert.EqualValues(t, st.RedisCalls, st.RedisLatency.Count())

@@ -119,7 +119,7 @@ func (o *socketOutlet) Snapshot(v hub.View) {
 	if !o.req.HasID {
 		return
 	}
-	view := wire.EncodedView{Success: true, Level: int(o.c.level), Present: v.Present, States: v.States(), Extent: extentOf(v.Listing)}
+	view := wire.EncodedView{Success: true, Level: int(o.c.level), Present: v.Present, States: v.States(), Extent: subscribeExtent(v.Listing)}
 	if f, err := wire.Answer(o.req.ID, o.req.Command, view); err == nil { // cannot fail, because the view is encoded already
 		_ = o.c.sock.SendSubscribed(o.room, f) // fails if the connection ends
 	}
@@ -135,6 +135,9 @@ func (o *socketOutlet) told(s *watch.Subscription) bool {
 }
 
 func (o *socketOutlet) Update(u *wire.Update) {
+	if u.Level() > int(o.c.level) {
+		return
+	}
 	_ = o.c.sock.SendUpdate(u) // fails only if the connection has ended
 }
 

@@ -52,14 +52,24 @@ func TestSubscribeYieldsASnapshotThenEveryChange(t *testing.T) {
 			require.Len(t, events, 5)
 			snap := events[0]
 			require.Equal(t, mesh.EventSnapshot, snap.Type)
-			require.Equal(t, []mesh.Member{{ID: a.ID, Metadata: json.RawMessage(`{"name":"A"}`), State: json.RawMessage(`{"n":1}`)}}, snap.Snapshot.Members)
+			require.Len(t, snap.Snapshot.Members, 1)
+			member := snap.Snapshot.Members[0]
+			require.NotEmpty(t, member.EntryID)
+			require.WithinRange(t, member.JoinedAt, began.Add(-time.Minute), began.Add(time.Second))
+			member.EntryID, member.JoinedAt = "", time.Time{}
+			require.Equal(t, mesh.Member{ID: a.ID, Metadata: json.RawMessage(`{"name":"A"}`), State: json.RawMessage(`{"n":1}`)}, member)
 			require.Equal(t, 1, snap.Snapshot.Total)
 			require.False(t, snap.Snapshot.Stale)
 			require.Equal(t, snap.Seq, snap.Snapshot.Seq)
 			require.Equal(t, snap.Seq+1, events[1].Seq)
 			var updates []string
 			for i, e := range events[1:] {
-				updates = append(updates, fmt.Sprint(e.Type, " ", string(e.State)))
+				updates = append(updates, strings.TrimSpace(fmt.Sprint(e.Type, " ", string(e.State), " ", e.Connections, " ", e.Reason)))
+				require.Equal(t, events[1].EntryID, e.EntryID)
+				require.Equal(t, events[1].JoinedAt, e.JoinedAt)
+				require.Equal(t, i == 0, e.JoinedAt.Equal(e.Time) && e.Type == mesh.EventJoin)
+				require.Equal(t, i == 3, e.UserLeft() || e.Reason != "")
+				require.False(t, e.UserArrived() || e.RoomOccupied() || e.RoomVacated())
 				require.Equal(t, b.ID, e.ConnectionID)
 				require.Equal(t, "lobby", e.Room)
 				require.Equal(t, snap.Epoch, e.Epoch)
@@ -68,7 +78,7 @@ func TestSubscribeYieldsASnapshotThenEveryChange(t *testing.T) {
 				require.Nil(t, e.Snapshot)
 				require.WithinRange(t, e.Time, began.Add(-time.Second), time.Now().Add(time.Second))
 			}
-			require.Equal(t, []string{"join ", `state {"n":2}`, "state ", "leave "}, updates)
+			require.Equal(t, []string{"join  2", `state {"n":2} 2`, "state  2", "leave  1 left"}, updates)
 		}
 	})
 }

@@ -34,9 +34,9 @@ var leftOut = map[string]string{
 
 // Values of labels, as the comments of mesh.Stats list them.
 var (
-	eventTypes    = []string{"join", "rejoin", "leave", "state", "metadata"}
+	eventTypes    = []string{"join", "rejoin", "leave", "state", "metadata", "disconnect"}
 	ignoreReasons = []string{"duplicate", "stray", "unreadable"}
-	updateTypes   = []string{"join", "leave", "state"}
+	updateTypes   = []string{"join", "leave", "state", "metadata", "disconnect", "reconnect"}
 	repairCauses  = []string{
 		"gap", "fork", "epoch", "resubscribed", "compare", "overflow", "unreadable", "inconsistent", "verify",
 	}

@@ -50,7 +50,8 @@ func WithPath(path string) ConnectOption {
 
 // WithLevel sets the level of the wire protocol that the client speaks, as mesh-level in
 // the URL. At level 2 [Client.Call] returns a [*CommandError] for commands that answer
-// false at level 1. Defaults to no level in the URL, which is level 1.
+// false at level 1, and the client receives updates of all types. Defaults to no level in
+// the URL, which is level 1.
 func WithLevel(level int) ConnectOption {
 	return func(d *dialing) error {
 		if level < 1 {

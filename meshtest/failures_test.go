@@ -83,14 +83,14 @@ var failures = []struct {
 		c.bob.Join("lobby")
 		c.ann.ExpectUpdate("leave", "lobby", c.bob.ID())
 	}},
-	{`no such update within 30s, but there came: join of BOB in "lobby"; leave of BOB in "lobby"; it subscribed to "lobby"`, func(c cast) {
+	{`no such update within 30s, but there came: join of BOB in "lobby"; leave of BOB in "lobby" (left); it subscribed to "lobby"`, func(c cast) {
 		c.ann.Subscribe("lobby")
 		c.bob.Join("lobby")
 		c.bob.Leave("lobby")
 		c.ann.AwaitUpdate(isState)
 	}},
-	{`no update should come, but there came: 2 others, then ` + strings.Repeat(`join of BOB in "lobby"; leave of BOB in "lobby"; `, 9) +
-		`join of BOB in "lobby"; leave of BOB in "lobby"`, func(c cast) {
+	{`no update should come, but there came: 2 others, then ` + strings.Repeat(`join of BOB in "lobby"; leave of BOB in "lobby" (left); `, 9) +
+		`join of BOB in "lobby"; leave of BOB in "lobby" (left)`, func(c cast) {
 		c.ann.Subscribe("lobby")
 		for range 11 {
 			c.bob.Join("lobby")

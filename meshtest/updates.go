@@ -13,18 +13,32 @@ import (
 
 // Update is one change in a room, as a subscriber receives it.
 type Update struct {
-	Type         string // "join", "leave" or "state"
+	// Type is "join", "leave" or "state", and at level 2 (see [WithLevel]) also
+	// "metadata", "disconnect" or "reconnect".
+	Type         string
 	ConnectionID string // the connection that changed
 	Room         string
 	Time         time.Time       // by Redis's clock
-	Metadata     json.RawMessage // of the connection, in a join; nil: none
+	Metadata     json.RawMessage // of the connection, in a join or metadata; nil: none
 	State        json.RawMessage // in a state: the object, or nil if the state has ended
-	Seq          uint64
-	Epoch        string
-	Repair       bool // the update corrects something that the server had missed
+
+	// These are set in a join and a leave, and the user and the numbers also in a
+	// metadata update that gives the connection its user. Users is 0 if users are not
+	// counted.
+	UserID          string // "": none
+	UserConnections int    // of the user, after the update
+	Connections     int    // of the room, after the update
+	Users           int
+	JoinedAt        time.Time // by Redis's clock
+
+	Reason   string // in a leave or disconnect
+	Replaces string // in a join: the connection whose place it took; "": none
+	Seq      uint64
+	Epoch    string
+	Repair   bool // the update corrects something that the server had missed
 }
 
-// String returns the type, the connection, the room and the state or metadata.
+// String returns the type, the connection, the room and the state, metadata or reason.
 func (u Update) String() string {
 	text := fmt.Sprintf("%s of %s in %q", u.Type, u.ConnectionID, u.Room)
 	switch {
@@ -34,6 +48,8 @@ func (u Update) String() string {
 		text += " " + string(u.State)
 	case u.Metadata != nil:
 		text += " " + string(u.Metadata)
+	case u.Reason != "":
+		text += " (" + u.Reason + ")"
 	}
 	if u.Repair {
 		text += " (repair)"
@@ -52,22 +68,31 @@ type Frame struct {
 // Update returns the update in a frame. ok is false if the frame is another one.
 func (f Frame) Update() (u Update, ok bool) {
 	var w struct {
-		Type         string          `json:"type"`
-		ConnectionID string          `json:"connectionId"`
-		RoomName     string          `json:"roomName"`
-		Timestamp    int64           `json:"timestamp"`
-		Metadata     json.RawMessage `json:"metadata"`
-		State        json.RawMessage `json:"state"`
-		Seq          uint64          `json:"seq"`
-		Epoch        string          `json:"epoch"`
-		Repair       bool            `json:"repair"`
+		Type            string          `json:"type"`
+		ConnectionID    string          `json:"connectionId"`
+		RoomName        string          `json:"roomName"`
+		Timestamp       int64           `json:"timestamp"`
+		Metadata        json.RawMessage `json:"metadata"`
+		State           json.RawMessage `json:"state"`
+		UserID          string          `json:"userId"`
+		UserConnections int             `json:"userConnections"`
+		Connections     int             `json:"connections"`
+		Users           int             `json:"users"`
+		JoinedAt        int64           `json:"joinedAt"`
+		Reason          string          `json:"reason"`
+		Replaces        string          `json:"replaces"`
+		Seq             uint64          `json:"seq"`
+		Epoch           string          `json:"epoch"`
+		Repair          bool            `json:"repair"`
 	}
 	if f.ID != nil || f.Command != wire.PushPresenceUpdate || json.Unmarshal(f.Payload, &w) != nil {
 		return Update{}, false
 	}
 	return Update{
 		Type: w.Type, ConnectionID: w.ConnectionID, Room: w.RoomName, Time: time.UnixMilli(w.Timestamp),
-		Metadata: orNil(w.Metadata), State: orNil(w.State), Seq: w.Seq, Epoch: w.Epoch, Repair: w.Repair,
+		Metadata: orNil(w.Metadata), State: orNil(w.State), UserID: w.UserID, UserConnections: w.UserConnections,
+		Connections: w.Connections, Users: w.Users, JoinedAt: timeOf(w.JoinedAt), Reason: w.Reason, Replaces: w.Replaces,
+		Seq: w.Seq, Epoch: w.Epoch, Repair: w.Repair,
 	}, true
 }
 

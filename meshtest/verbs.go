@@ -13,23 +13,35 @@ import (
 
 // Member is a connection in a list of members.
 type Member struct {
-	ID       string          `json:"id"`
-	Metadata json.RawMessage `json:"metadata"` // nil: none
+	ID           string          `json:"id"`
+	UserID       string          `json:"userId"`   // "": none, or users are not counted
+	Metadata     json.RawMessage `json:"metadata"` // nil: none
+	Disconnected bool            `json:"disconnected"`
+	JoinedAt     time.Time       `json:"-"` // by Redis's clock; zero: not known yet
 }
 
 // String returns the id and the metadata.
 func (m Member) String() string {
-	if m.Metadata == nil {
-		return m.ID
+	text := m.ID
+	if m.Metadata != nil {
+		text += " " + string(m.Metadata)
 	}
-	return m.ID + " " + string(m.Metadata)
+	if m.Disconnected {
+		text += " (disconnected)"
+	}
+	return text
 }
 
 // Snapshot is the answer to [Client.Join], [Client.Subscribe] and [Client.State].
 type Snapshot struct {
-	// Success is false if the server refused: a guard refused, or the room is not
-	// tracked.
+	// Success is false if the server refused: a guard refused, the room is full, or it
+	// is not tracked.
 	Success bool
+	// Code, Of and Max are set if a join is refused: "EREFUSED", or "EFULL" with the
+	// number that is bounded ("users" or "connections") and its bound.
+	Code string
+	Of   string
+	Max  int
 	// Level is the level of the connection. Only the answer to a subscribe has it.
 	Level int
 	// Present lists the members of the room, in no particular order. It is empty in the
@@ -38,8 +50,14 @@ type Snapshot struct {
 	// States holds the states of the members by connection id. The answer to a join has
 	// none.
 	States map[string]json.RawMessage
-	// Total is the number of members if Present lists only some of them, and otherwise 0.
+	// Total is the number of members of the room. The answers to a join and to State have
+	// it only if Present lists only some of them, and otherwise it is 0.
 	Total int
+	// Connections is the number of members of the room in the answer to a join.
+	Connections int
+	// Users is the number of users in the answers to a join and to a subscription. It is
+	// 0 if users are not counted.
+	Users int
 	// Stale says that Redis did not answer, so that this is the last known state.
 	Stale bool
 	Seq   uint64
@@ -64,7 +82,7 @@ func (s Snapshot) Has(connectionID string) bool {
 // String returns the answer as text, with metadata and states.
 func (s Snapshot) String() string {
 	if !s.Success {
-		return "refused"
+		return strings.TrimSpace("refused " + s.Code)
 	}
 	present := make([]string, len(s.Present))
 	for i, m := range s.Present {
@@ -76,7 +94,7 @@ func (s Snapshot) String() string {
 	for _, id := range slices.Sorted(maps.Keys(s.States)) {
 		text.WriteString(fmt.Sprintf(", state of %s %s", id, s.States[id]))
 	}
-	if s.Total > 0 {
+	if s.Total > len(s.Present) {
 		text.WriteString(fmt.Sprintf(", %d in all", s.Total))
 	}
 	if s.Stale {
@@ -104,11 +122,27 @@ func (c *Client) Join(room string) Snapshot {
 // askSnapshot also reports whether the command was answered.
 func (c *Client) askSnapshot(command, room string) (s Snapshot, ok bool) {
 	c.tb.Helper()
-	ok = c.ask(command, inRoom(room), &s)
-	for i := range s.Present {
-		s.Present[i].Metadata = orNil(s.Present[i].Metadata)
+	var answer struct {
+		Snapshot
+		Present []wire.Member
+	}
+	ok = c.ask(command, inRoom(room), &answer)
+	s = answer.Snapshot
+	s.Present = make([]Member, len(answer.Present))
+	for i, m := range answer.Present {
+		s.Present[i] = Member{
+			ID: m.ID, UserID: m.UserID, Metadata: orNil(m.Metadata), Disconnected: m.Disconnected, JoinedAt: timeOf(m.JoinedAt),
+		}
 	}
 	return s, ok
+}
+
+// timeOf returns the time of unix ms, or the zero time for 0.
+func timeOf(ms int64) time.Time {
+	if ms == 0 {
+		return time.Time{}
+	}
+	return time.UnixMilli(ms)
 }
 
 // orNil returns nil for JSON's null.

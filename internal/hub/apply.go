@@ -4,7 +4,6 @@ import (
 	"time"
 
 	"github.com/meshpresence/mesh/internal/store"
-	"github.com/meshpresence/mesh/internal/wire"
 )
 
 // receive handles one event of the room. Events come in the order of their arrival.
@@ -136,37 +135,23 @@ func (m *mirror) applyChange(ev *store.Event, now time.Time) {
 	m.unconfirmed.remove(ev.Conn)
 	old, next := m.members.change(ev)
 	switch {
-	case next == nil && old != nil:
-		m.deliver(&wire.Update{Type: wire.UpdateLeave, ConnectionID: ev.Conn, Timestamp: ev.At})
-	case next == nil && ev.Type != store.Left && now.Sub(m.read.installedAt) > snapshotOverlap:
-		// The connection is no member. (Right after a paged snapshot that is possible:
-		// the page may have been read after the connection left.)
-		m.fetchSnapshot(CauseInconsistent, now)
+	case old == nil && next == nil:
+		if ev.Type != store.Left && now.Sub(m.read.installedAt) > snapshotOverlap {
+			// The connection is no member. (Right after a paged snapshot that is possible:
+			// the page may have been read after the connection left.)
+			m.fetchSnapshot(CauseInconsistent, now)
+		}
 	case next == nil:
+		m.deliverLeave(old, reasonOf(ev.Cause), ev.At, false)
 	case old == nil:
-		m.deliverJoin(next, ev.At, ev.At, false)
+		m.deliverJoin(next, ev.Replaces, ev.At, ev.At, false)
 	case ev.Type == store.State:
 		if next.State == nil || !next.StateSilent {
 			m.deliverState(next, ev.At, false)
 		}
-	case ev.Type == store.Joined, ev.Type == store.Replaced:
-		if stateDiffers(old, next) {
-			m.deliverState(next, ev.At, false)
-		}
+	default:
+		m.deliverChanges(old, next, ev.At, false)
 	}
-}
-
-// deliverJoin delivers a join, and the member's state unless it is silent.
-func (m *mirror) deliverJoin(member *Member, joined, at int64, repair bool) {
-	m.deliver(&wire.Update{Type: wire.UpdateJoin, ConnectionID: member.Conn, Timestamp: joined, Metadata: member.Meta(), Repair: repair})
-	if member.State != nil && !member.StateSilent {
-		m.deliverState(member, at, repair)
-	}
-}
-
-// deliverState delivers a member's state, or null if it has none.
-func (m *mirror) deliverState(member *Member, at int64, repair bool) {
-	m.deliver(&wire.Update{Type: wire.UpdateState, ConnectionID: member.Conn, Timestamp: at, State: member.State, Repair: repair})
 }
 
 // reachCheckpoint checks whether the mirror has passed the checkpoint, and with the

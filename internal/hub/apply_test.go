@@ -34,7 +34,15 @@ func TestUpdatesOfEvents(t *testing.T) {
 		{"clear of a silent state", func(r *fakeRedis) string { return r.state(room, "b", "", false) }, []string{"state b"}},
 		{"silent clear", func(r *fakeRedis) string { return r.state(room, "a", "", true) }, []string{"state a"}},
 		{"clear of no state", func(r *fakeRedis) string { return r.state(room, "c", "", false) }, []string{"state c"}},
-		{"metadata", func(r *fakeRedis) string { return r.meta(room, "a", `{"n":"z"}`) }, nil},
+		{"metadata", func(r *fakeRedis) string { return r.meta(room, "a", `{"n":"z"}`) }, []string{`metadata a {"n":"z"}`}},
+		{"the same metadata again", func(r *fakeRedis) string { return r.meta(room, "a", `{"n":"a"}`) }, nil},
+		{"metadata removed", func(r *fakeRedis) string { return r.meta(room, "a", "") }, []string{"metadata a"}},
+		{"replaced, other metadata", func(r *fakeRedis) string {
+			return r.join(room, "a", withEntry("e2"), withState("1", false), withMeta("1"))
+		}, []string{"metadata a 1"}},
+		{"replaced, other metadata and state", func(r *fakeRedis) string {
+			return r.join(room, "b", withEntry("e2"), withState("3", false), withMeta("1"))
+		}, []string{"metadata b 1", "state b 3"}},
 		{"replaced, alike", func(r *fakeRedis) string {
 			return r.join(room, "a", withEntry("e2"), withState("1", false))
 		}, nil},
@@ -222,10 +230,11 @@ func TestUnreadableAndInconsistentEvents(t *testing.T) {
 		h.sleep(2 * time.Second)
 		m := h.hub.mirror(room)
 		m.mu.Lock()
-		m.members.remove("b")
+		m.numbers.remove(m.members.remove("b").User)
 		m.mu.Unlock()
 		s.mu.Lock()
 		delete(s.present, "b")
+		delete(s.plain, "b")
 		s.mu.Unlock()
 		h.send(h.redis.state(room, "b", "1", false))
 		h.sleep(5 * time.Millisecond)

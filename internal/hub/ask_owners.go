@@ -3,8 +3,6 @@ package hub
 import (
 	"slices"
 	"time"
-
-	"github.com/meshpresence/mesh/internal/wire"
 )
 
 // maxAskedConns bounds the members of one question.
@@ -44,7 +42,8 @@ func (m *mirror) askOwners(now time.Time) {
 	asked := make(map[string]time.Time, len(m.unconfirmed.until))
 	owners := make(map[string][]string)
 	for conn, until := range m.unconfirmed.until {
-		if member := m.members.get(conn); member != nil {
+		// No server owns a kept place: only Redis knows about it.
+		if member := m.members.get(conn); member != nil && !member.Disconnected() {
 			asked[conn] = until
 			owner := member.owner.Value()
 			owners[owner] = append(owners[owner], conn)
@@ -73,11 +72,12 @@ func (m *mirror) endUnconfirmed(left []string, asked map[string]time.Time) {
 			continue
 		}
 		m.unconfirmed.remove(conn)
-		if m.members.remove(conn) == nil {
+		member := m.members.remove(conn)
+		if member == nil {
 			continue
 		}
 		m.hub.counters.leftUnconfirmed.Add(1)
-		m.deliver(&wire.Update{Type: wire.UpdateLeave, ConnectionID: conn, Timestamp: at, Repair: true})
+		m.deliverLeave(member, member.endReason(), at, true)
 	}
 	m.unconfirmed.schedule()
 	m.rearm()

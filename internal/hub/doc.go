@@ -11,6 +11,12 @@
 // either left or been lost. Such a member is unconfirmed. It stays listed until
 // its owner writes it again, its owner says that it has left, or its time is over.
 //
+// A member whose connection has ended may stay as disconnected, because its place is
+// kept. No server owns such a member: only Redis confirms it.
+//
+// A mirror counts the connections and the users of its room as its subscribers know
+// them. Every update has the numbers after it, also in a repair.
+//
 // # Locks
 //
 // Hub.mu guards the set of mirrors. Each mirror has its own lock for its contents.

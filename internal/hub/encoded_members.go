@@ -48,8 +48,7 @@ func encodeMembers(list []*Member) encodedMembers {
 	return encodedMembers{n: len(list), text: text}
 }
 
-// encodedList returns the first limit members (0 or less: all) as JSON, [{"id",
-// "metadata"}]. If conn is a member, it is always listed.
+// encodedList returns the first limit members (0 or less: all) as a JSON array. If conn is a member, it is always listed.
 func (ms *members) encodedList(limit int, conn string) wire.Text {
 	list := ms.list
 	var self *Member // conn, if it is beyond the limit

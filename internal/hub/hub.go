@@ -49,6 +49,8 @@ type Config struct {
 	// Linger is the time for which a mirror stays after its last watcher, and after
 	// the last join that was answered from it. Defaults to 5 s; negative: 0.
 	Linger time.Duration
+	// CountUsers says that the users of connections count. If not, members have no user.
+	CountUsers bool
 	// Listed is the maximum number of members in a view. 0 or less: no limit.
 	Listed int
 	// CompareEvery is the interval between comparisons of all watched rooms with
@@ -137,6 +139,9 @@ func New(cfg Config) *Hub {
 	h.ctx, h.cancel = context.WithCancel(context.Background())
 	return h
 }
+
+// CountsUsers reports whether users are counted.
+func (h *Hub) CountsUsers() bool { return h.cfg.CountUsers }
 
 // warn logs a failure of Redis, unless the failure is due to the end of the hub.
 func (h *Hub) warn(message string, args ...any) {

@@ -26,7 +26,7 @@ func TestOnlyFirstWatcherReads(t *testing.T) {
 		assert.Equal(t, []string{"a", "b"}, first.ids())
 		assert.False(t, first.view.Stale)
 		assert.EqualValues(t, 2, first.view.Seq)
-		assert.JSONEq(t, `[{"id":"a","metadata":{"n":"a"}},{"id":"b","metadata":{"n":"b"}}]`, text(first.view))
+		assert.JSONEq(t, `[{"id":"a","metadata":{"n":"a"},"joinedAt":946684800000},{"id":"b","metadata":{"n":"b"},"joinedAt":946684800000}]`, text(first.view))
 		assert.JSONEq(t, `{"a":{"x":1},"b":{"y":1}}`, string(first.view.States()))
 
 		s, p, g := h.redis.calls()

@@ -61,7 +61,7 @@ func TestJoinsOfBusyRoomAreAnsweredByMirror(t *testing.T) {
 		l, ok := h.hub.Joined(room, "third", r.pos, len(r.members))
 		require.True(t, ok)
 		assert.Equal(t, 5*time.Millisecond, time.Since(began), "waits for the event of its join")
-		assert.Contains(t, presentJSON(l), `{"id":"third","metadata":{"n":"third"}}`)
+		assert.Contains(t, presentJSON(l), `{"id":"third","metadata":{"n":"third"},"joinedAt":9466848000`)
 		assert.Equal(t, 13, l.Total)
 		assert.Equal(t, r.pos.Seq, l.Seq)
 		assert.False(t, l.Bounded)
@@ -81,7 +81,7 @@ func TestJoinAnswerOfLargeRoom(t *testing.T) {
 		require.True(t, ok)
 		assert.True(t, l.Bounded)
 		assert.Equal(t, 13, l.Total)
-		assert.Contains(t, presentJSON(l), `{"id":"last","metadata":{"n":"last"}}`)
+		assert.Contains(t, presentJSON(l), `{"id":"last","metadata":{"n":"last"},"joinedAt":9466848000`)
 		assert.Len(t, l.Present, 5, "three members")
 	})
 }

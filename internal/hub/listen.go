@@ -156,6 +156,9 @@ func (h *Hub) HandleEvent(room, payload string) {
 	}
 	now := time.Now()
 	ev, err := store.DecodeEvent(payload)
+	if !h.cfg.CountUsers {
+		ev.User = ""
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.closed {

@@ -76,18 +76,19 @@ func (ms *members) encodedView(limit int) *encodedView {
 }
 
 // newerThan reports whether the event is a leave with a dead owner, while the
-// member already belongs to another incarnation. The event then concerns an entry
-// whose record was lost, and the member stays.
+// member is already another entry of another incarnation. The event then concerns an
+// entry whose record was lost, and the member stays. A kept place still is the entry
+// of its former owner.
 func (ms *members) newerThan(ev *store.Event) bool {
 	if ev.Type != store.Left || ev.Cause != store.CauseServerLost {
 		return false
 	}
 	member := ms.get(ev.Conn)
-	return member != nil && member.owner != unique.Make(ev.Incarnation)
+	return member != nil && member.owner != unique.Make(ev.Incarnation) && member.Entry != ev.Entry
 }
 
 // change applies the event and returns the member before and after it (nil:
-// absent). A state or metadata of an absent connection changes nothing.
+// absent). An event that changes an absent connection changes nothing.
 func (ms *members) change(ev *store.Event) (old, now *Member) {
 	old = ms.get(ev.Conn)
 	switch ev.Type {
@@ -100,17 +101,14 @@ func (ms *members) change(ev *store.Event) (old, now *Member) {
 		if old == nil {
 			return nil, nil
 		}
-		next := *old
 		switch ev.Type {
 		case store.State:
-			next.State, next.StateSilent = validJSON(ev.State), ev.StateSilent
-		case store.Disconnected:
-			next.owner = unique.Make(ev.Incarnation)
+			now = old.withState(&ev.Record)
+		case store.Meta:
+			now = old.withMeta(&ev.Record)
 		default:
-			next.encode(ev.Record.Meta)
+			now = old.keptAs(&ev.Record)
 		}
-		next.seq = ev.Seq
-		now = &next
 	default:
 		return old, old
 	}

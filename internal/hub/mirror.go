@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/meshpresence/mesh/internal/store"
-	"github.com/meshpresence/mesh/internal/wire"
 )
 
 const (
@@ -43,6 +42,7 @@ type mirror struct {
 
 	live        bool // the room has been read at least once
 	members     members
+	numbers     numbers
 	past        history
 	generation  generation // of Redis, when the mirror last agreed with it
 	unconfirmed unconfirmed
@@ -81,7 +81,7 @@ type checkpoint struct {
 }
 
 func newMirror(h *Hub, room string) *mirror {
-	m := &mirror{hub: h, room: room, read: readState{want: CauseFirst}}
+	m := &mirror{hub: h, room: room, numbers: numbers{counted: h.cfg.CountUsers}, read: readState{want: CauseFirst}}
 	m.linger.fire = func() { h.drop(m) }
 	m.timer.fire = m.tick
 	return m
@@ -92,7 +92,7 @@ func (m *mirror) close() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.closed, m.sub.confirmed, m.read.want = true, false, causeNone
-	m.members, m.read.merge, m.unconfirmed = members{}, nil, unconfirmed{}
+	m.members, m.numbers, m.read.merge, m.unconfirmed = members{}, numbers{}, nil, unconfirmed{}
 	m.early.clear()
 	m.pending.clear()
 	m.hub.timers.cancel(&m.timer)
@@ -148,19 +148,6 @@ func (m *mirror) wakeWatchers() {
 	if m.changed != nil {
 		close(m.changed)
 		m.changed = nil
-	}
-}
-
-// deliver delivers an update to every sink.
-func (m *mirror) deliver(u *wire.Update) {
-	if len(m.sinks.list) == 0 || m.hub.ctx.Err() != nil {
-		return
-	}
-	m.hub.counters.countUpdate(u, len(m.sinks.list))
-	u.RoomName = m.room
-	u.Epoch, u.Seq = m.past.shown()
-	for _, s := range m.sinks.list {
-		s.Deliver(u)
 	}
 }
 

@@ -1,6 +1,7 @@
 package hub
 
 import (
+	"flag"
 	"fmt"
 	"math/rand/v2"
 	"sync"
@@ -8,6 +9,13 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/assert"
+
+	"github.com/meshpresence/mesh/internal/store"
+)
+
+var (
+	hubSeeds = flag.Uint64("hub.seeds", 60, "the number of histories of TestChaos")
+	hubFrom  = flag.Uint64("hub.from", 0, "the seed of the first one")
 )
 
 // chaos is a random history of one room, with a network between Redis and the hub
@@ -27,28 +35,89 @@ type chaos struct {
 
 func (c *chaos) chance(percent int) bool { return c.rand.IntN(100) < percent }
 
-// change changes the room and sends the event.
+// change changes the room and sends the events.
 func (c *chaos) change() {
-	conn := fmt.Sprintf("c%d", c.rand.IntN(c.conns))
+	r := c.redis
+	conn, other := c.conn(), c.conn()
 	value := fmt.Sprint(c.rand.IntN(4))
-	switch c.rand.IntN(10) {
+	causes := []store.Cause{store.CauseLeft, store.CauseRemoved, store.CauseClosed, store.CauseLost, store.CauseSilent, store.CauseServerLost}
+	cause := causes[c.rand.IntN(len(causes))]
+	switch c.rand.IntN(14) {
 	case 0, 1, 2:
-		c.publish(c.redis.join(room, conn))
+		c.publish(r.joinAs(room, conn, c.user(), "", withEntry("e"+value))...)
 	case 3:
-		c.publish(c.redis.join(room, conn, withState(value, c.chance(30))))
-	case 4, 5:
-		c.publish(c.redis.leave(room, conn))
-	case 6, 7:
-		c.publish(c.redis.state(room, conn, value, c.chance(30)))
-	case 8:
-		c.publish(c.redis.state(room, conn, "", false))
-	case 9:
-		c.publish(c.redis.meta(room, conn, value))
+		c.publish(r.joinAs(room, conn, c.user(), "", withMeta(value), withState(value, c.chance(30)))...)
+	case 4:
+		c.publish(r.joinAs(room, conn, c.user(), other, withEntry("e"+value))...)
+	case 5, 6:
+		c.publish(r.end(room, conn, cause))
+	case 7, 8:
+		c.publish(r.disconnect(room, conn, cause)...)
+	case 9, 10:
+		if rec := r.copy(room).members[conn]; !rec.Kept() {
+			c.publish(r.state(room, conn, value, c.chance(30)))
+		}
+	case 11:
+		c.publish(r.state(room, conn, "", false))
+	case 12:
+		c.publish(r.meta(room, conn, value))
+	case 13:
+		c.publish(r.metaAs(room, conn, c.user(), value)...)
 	}
 }
 
-// publish sends a message. It may lose it, duplicate it, or reorder it.
-func (c *chaos) publish(message string) {
+func (c *chaos) conn() string { return fmt.Sprintf("c%d", c.rand.IntN(c.conns)) }
+
+// user returns one of few users, or none.
+func (c *chaos) user() string { return []string{"", "ann", "ann", "bob"}[c.rand.IntN(4)] }
+
+// checkInvariant checks the model itself: a user has connections in the room, or one
+// kept place, and never both.
+func (c *chaos) checkInvariant() {
+	live, kept := map[string]int{}, map[string]int{}
+	for _, rec := range c.redis.copy(room).members {
+		if rec.Kept() {
+			kept[rec.User]++
+		} else {
+			live[rec.User]++
+		}
+	}
+	for user, n := range kept {
+		assert.NotEmpty(c.t, user)
+		assert.Equal(c.t, 1, n+live[user], user)
+	}
+}
+
+// checkNumbers compares the numbers of the mirror with a recount, and with its view.
+func (c *chaos) checkNumbers() {
+	m := c.hub.mirror(room)
+	if m == nil {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	want := numbersOf(m.members.list, c.hub.cfg.CountUsers)
+	assert.Equal(c.t, want.shown(), m.numbers.shown())
+	assert.Equal(c.t, want.alone, m.numbers.alone)
+	assert.Len(c.t, m.numbers.of, len(want.of))
+	for user, n := range want.of {
+		assert.Equal(c.t, n, m.numbers.of[user], user)
+	}
+	if v := m.view(false); m.live {
+		assert.Equal(c.t, want.connections, v.Total)
+		assert.Equal(c.t, want.shown().Users, v.Users)
+	}
+}
+
+// publish sends messages.
+func (c *chaos) publish(messages ...string) {
+	for _, m := range messages {
+		c.publishOne(m)
+	}
+}
+
+// publishOne sends a message. It may lose it, duplicate it, or reorder it.
+func (c *chaos) publishOne(message string) {
 	if message == "" || (c.lossy && c.chance(4)) {
 		return
 	}
@@ -64,7 +133,10 @@ func (c *chaos) publish(message string) {
 // deliver delivers some messages.
 func (c *chaos) deliver(n int) {
 	n = min(n, len(c.inbox))
-	c.send(c.inbox[:n]...)
+	for _, message := range c.inbox[:n] {
+		c.send(message)
+		c.checkNumbers()
+	}
 	c.inbox = c.inbox[n:]
 }
 
@@ -112,6 +184,7 @@ func (c *chaos) sleep(d time.Duration) {
 	c.mu.Unlock()
 	defer c.mu.Lock()
 	c.harness.sleep(d)
+	c.checkNumbers()
 }
 
 // watch adds a sink.
@@ -138,9 +211,10 @@ func (c *chaos) betweenPages(string) {
 
 func TestChaos(t *testing.T) {
 	t.Parallel()
-	for seed := range uint64(60) {
+	for seed := *hubFrom; seed < *hubFrom+*hubSeeds; seed++ {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			inBubble(t, func(t *testing.T, h *harness) { runChaos(h, seed) })
+			inBubble(t, func(t *testing.T, h *harness) { runChaos(h, seed) },
+				func(cfg *Config) { cfg.CountUsers = seed%5 != 4 })
 		})
 	}
 }
@@ -154,6 +228,7 @@ func runChaos(h *harness, seed uint64) {
 	c.watch()
 	for range 400 {
 		c.change()
+		c.checkInvariant()
 		if c.chance(60) {
 			c.deliver(c.rand.IntN(4))
 		}

@@ -22,10 +22,13 @@ type pagedMerge struct {
 	readAt      time.Time // when reading began
 }
 
-func newPagedMerge(snap *store.Snapshot, g generation, readAt time.Time) *pagedMerge {
+func newPagedMerge(snap *store.Snapshot, g generation, readAt time.Time, users bool) *pagedMerge {
 	p := &pagedMerge{began: snap.Position, pos: snap.Position, generation: g, incomplete: snap.Incomplete, readAt: readAt}
 	for i := range snap.Records {
 		r := &snap.Records[i]
+		if !users {
+			r.User = ""
+		}
 		p.highest = max(p.highest, r.Seq)
 		if old := p.members.get(r.Conn); old == nil || old.seq <= r.Seq {
 			p.members.put(newMember(r))

@@ -1,10 +1,6 @@
 package hub
 
-import (
-	"time"
-
-	"github.com/meshpresence/mesh/internal/wire"
-)
+import "time"
 
 // install makes the completed merge the mirror, and delivers the difference to the
 // sinks.
@@ -89,42 +85,51 @@ func (m *mirror) mayHaveLostMembers(p *pagedMerge) bool {
 	return p.incomplete || p.generation.mayDifferFrom(m.generation)
 }
 
-// deliverDifference delivers the changes from the old members to the present ones.
+// deliverDifference delivers the changes from the old members to the present ones. Joins
+// come before leaves: a user who has moved to another connection does not leave the room.
 func (m *mirror) deliverDifference(old *members, left []*Member) {
 	at := m.hub.cfg.Now()
-	for _, member := range left {
-		m.deliver(&wire.Update{Type: wire.UpdateLeave, ConnectionID: member.Conn, Timestamp: at, Repair: true})
-	}
+	var other []*Member // belong to another user now
 	for _, member := range m.members.list {
 		before := old.get(member.Conn)
 		switch {
 		case before == member:
-		case before == nil && member.JoinedAt > 0:
-			m.deliverJoin(member, member.JoinedAt, at, true)
 		case before == nil:
-			m.deliverJoin(member, at, at, true)
-		case stateDiffers(before, member):
-			m.deliverState(member, at, true)
+			m.deliverJoin(member, "", member.joinTime(at), at, true)
+		case otherUser(before, member):
+			other = append(other, member)
+		default:
+			m.deliverChanges(before, member, at, true)
 		}
+	}
+	for _, member := range other {
+		m.deliverChanges(old.get(member.Conn), member, at, true)
+	}
+	for _, member := range left {
+		m.deliverLeave(member, member.endReason(), at, true)
 	}
 }
 
 // deliverListed delivers the members that a view lists, with their silent states,
 // to the sinks of WatchNow, which have seen an empty room. It does not deliver all
-// members of a large room, because those might exceed a socket's queue.
+// members of a large room, because those might exceed a socket's queue. The members that
+// it does not deliver count from the beginning, so that the last numbers are the true
+// ones.
 func (m *mirror) deliverListed() {
-	if len(m.sinks.list) == 0 {
-		return
-	}
-	at := m.hub.cfg.Now()
-	for _, member := range m.members.encodedView(m.hub.cfg.Listed).members {
-		joined := member.JoinedAt
-		if joined <= 0 {
-			joined = at
+	all := numbersOf(m.members.list, m.numbers.counted)
+	if len(m.sinks.list) > 0 {
+		list := m.members.encodedView(m.hub.cfg.Listed).members
+		listed := numbersOf(list, all.counted)
+		m.numbers = numbers{
+			connections: all.connections - listed.connections, counted: all.counted, alone: all.users() - listed.users(),
 		}
-		m.deliver(&wire.Update{Type: wire.UpdateJoin, ConnectionID: member.Conn, Timestamp: joined, Metadata: member.Meta(), Repair: true})
-		if member.State != nil {
-			m.deliverState(member, at, true)
+		at := m.hub.cfg.Now()
+		for _, member := range list {
+			m.deliverJoin(member, "", member.joinTime(at), at, true)
+			if member.State != nil && member.StateSilent {
+				m.deliverState(member, at, true)
+			}
 		}
 	}
+	m.numbers = all
 }

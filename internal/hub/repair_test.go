@@ -41,7 +41,11 @@ func TestRepairIsExactlyTheDifference(t *testing.T) {
 		}, nil},
 		{"silent state cleared", func(r *fakeRedis) { r.state(room, "b", "", false) }, []string{"state b repair"}},
 		{"silent state no longer silent", func(r *fakeRedis) { r.state(room, "b", "2", false) }, []string{"state b 2 repair"}},
-		{"metadata", func(r *fakeRedis) { r.meta(room, "a", `{"n":"z"}`) }, nil},
+		{"metadata", func(r *fakeRedis) { r.meta(room, "a", `{"n":"z"}`) }, []string{`metadata a {"n":"z"} repair`}},
+		{"metadata and state", func(r *fakeRedis) { r.meta(room, "a", "1"); r.state(room, "a", "9", false) },
+			[]string{"metadata a 1 repair", "state a 9 repair"}},
+		{"joins and leaves", func(r *fakeRedis) { r.leave(room, "a"); r.join(room, "d"); r.leave(room, "c"); r.join(room, "e") },
+			[]string{`join d {"n":"d"} repair`, `join e {"n":"e"} repair`, "leave a repair", "leave c repair"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -160,13 +164,18 @@ func TestLostRecords(t *testing.T) {
 func TestMemberStaysAfterLeaveOfOldIncarnation(t *testing.T) {
 	t.Parallel()
 	var r members
-	r.put(newMember(&store.Record{Conn: "a", Incarnation: "new"}))
-	left := func(cause store.Cause, inc string) *store.Event {
-		return &store.Event{Type: store.Left, Cause: cause, Record: store.Record{Conn: "a", Incarnation: inc}}
+	r.put(newMember(&store.Record{Conn: "a", Entry: "e2", Incarnation: "new"}))
+	left := func(cause store.Cause, inc, entry string) *store.Event {
+		return &store.Event{Type: store.Left, Cause: cause, Record: store.Record{Conn: "a", Entry: entry, Incarnation: inc}}
 	}
-	assert.True(t, r.newerThan(left(store.CauseServerLost, "old")))
-	assert.False(t, r.newerThan(left(store.CauseServerLost, "new")))
-	assert.False(t, r.newerThan(left(store.CauseClosed, "old")))
+	assert.True(t, r.newerThan(left(store.CauseServerLost, "old", "e1")))
+	assert.False(t, r.newerThan(left(store.CauseServerLost, "new", "e2")))
+	assert.False(t, r.newerThan(left(store.CauseClosed, "old", "e1")))
+	// No server owns a kept place.
+	r.put(newMember(&store.Record{Conn: "a", Entry: "e2", Incarnation: "~", KeptUntil: 1, KeptCause: store.CauseServerLost}))
+	assert.True(t, r.newerThan(left(store.CauseServerLost, "old", "e1")))
+	assert.False(t, r.newerThan(left(store.CauseServerLost, "~", "e2")))
+	assert.False(t, r.newerThan(left(store.CauseServerLost, "new", "e2")), "the record of the kept place is lost")
 }
 
 func TestEmptyRoomBeginsNewEpoch(t *testing.T) {

@@ -103,7 +103,7 @@ func (m *mirror) takeSnapshot() {
 		m.finishRead(nil, err)
 		return
 	}
-	m.finishRead(newPagedMerge(&snap, g, readAt), nil)
+	m.finishRead(newPagedMerge(&snap, g, readAt, h.cfg.CountUsers), nil)
 }
 
 // leaveQueue reports whether the snapshot is still wanted, and from when on the

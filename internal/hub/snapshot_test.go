@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/assert"
+
+	"github.com/meshpresence/mesh/internal/store"
 )
 
 func TestEventsWhileTheFirstSnapshotIsRead(t *testing.T) {
@@ -109,7 +111,7 @@ func TestPageReadAfterLeave(t *testing.T) {
 		})
 		h.send(h.redis.join(room, "d"))
 		h.sleep(150 * time.Millisecond)
-		assert.Equal(t, []string{"leave b repair", `join c {"n":"c"} repair`, `join d {"n":"d"} repair`}, s.takeLines())
+		assert.Equal(t, []string{`join c {"n":"c"} repair`, `join d {"n":"d"} repair`, "leave b repair"}, s.takeLines())
 		assert.Equal(t, 2, h.snapshots())
 		h.checkSink(s)
 	})
@@ -261,4 +263,24 @@ func TestJitter(t *testing.T) {
 		assert.GreaterOrEqual(t, d, repeatBackoff.First/2)
 		assert.Less(t, d, repeatBackoff.Last*3/2)
 	}
+}
+
+// A place that was kept while a room was read in pages: the page with the member was read
+// before the disconnect, a later page after it.
+func TestPageReadBeforeDisconnect(t *testing.T) {
+	t.Parallel()
+	snap := store.Snapshot{
+		Position: store.Position{Epoch: "e", Seq: 1, Tag: "t1"}, Paged: true,
+		Records: []store.Record{{Conn: "a", Entry: "e-a", User: "ann", Seq: 1, State: []byte("1")}, {Conn: "b", Seq: 3}},
+	}
+	var buf eventBuffer
+	kept := store.Record{Conn: "a", Entry: "e-a", Incarnation: "~", Seq: 2, KeptUntil: 9, KeptCause: store.CauseLost}
+	buf.add(newBufferedEvent(&store.Event{Type: store.Disconnected, Epoch: "e", Tag: "t2", Prev: "t1", Record: kept}, 1, time.Time{}), 9)
+	buf.add(newBufferedEvent(&store.Event{Type: store.Joined, Epoch: "e", Tag: "t3", Prev: "t2", Record: store.Record{Conn: "b", Seq: 3}}, 1, time.Time{}), 9)
+	p := newPagedMerge(&snap, generation{}, time.Time{}, true)
+	assert.Equal(t, complete, p.merge(&buf))
+	a := p.members.get("a")
+	assert.True(t, a.Disconnected())
+	assert.Nil(t, a.State)
+	assert.Equal(t, "ann", a.User)
 }

@@ -35,9 +35,9 @@ type Stats struct {
 
 // counters are the sources of Stats.
 type counters struct {
-	joined, replaced, left, states, metas atomic.Uint64
+	joined, replaced, left, states, metas, disconnected atomic.Uint64
 
-	joinUpdates, leaveUpdates, stateUpdates, delivered atomic.Uint64
+	joinUpdates, leaveUpdates, stateUpdates, metadataUpdates, disconnectUpdates, reconnectUpdates, delivered atomic.Uint64
 
 	duplicates, early, strays, unreadable, overflows, listenerDisconnects atomic.Uint64
 
@@ -59,6 +59,8 @@ func (c *counters) countEvent(t store.EventType) {
 		c.states.Add(1)
 	case store.Meta:
 		c.metas.Add(1)
+	case store.Disconnected:
+		c.disconnected.Add(1)
 	}
 }
 
@@ -71,6 +73,12 @@ func (c *counters) countUpdate(u *wire.Update, sinks int) {
 		c.leaveUpdates.Add(1)
 	case wire.UpdateState:
 		c.stateUpdates.Add(1)
+	case wire.UpdateMetadata:
+		c.metadataUpdates.Add(1)
+	case wire.UpdateDisconnect:
+		c.disconnectUpdates.Add(1)
+	case wire.UpdateReconnect:
+		c.reconnectUpdates.Add(1)
 	}
 	c.delivered.Add(uint64(sinks))
 	if u.Repair {
@@ -84,12 +92,14 @@ func (h *Hub) Stats() Stats {
 	s := Stats{
 		Events: map[store.EventType]uint64{
 			store.Joined: c.joined.Load(), store.Replaced: c.replaced.Load(), store.Left: c.left.Load(),
-			store.State: c.states.Load(), store.Meta: c.metas.Load(),
+			store.State: c.states.Load(), store.Meta: c.metas.Load(), store.Disconnected: c.disconnected.Load(),
 		},
 		Duplicates: c.duplicates.Load(), Early: c.early.Load(), Strays: c.strays.Load(), Unreadable: c.unreadable.Load(),
 		Overflows: c.overflows.Load(), ListenerDisconnects: c.listenerDisconnects.Load(),
 		Updates: map[string]uint64{
 			wire.UpdateJoin: c.joinUpdates.Load(), wire.UpdateLeave: c.leaveUpdates.Load(), wire.UpdateState: c.stateUpdates.Load(),
+			wire.UpdateMetadata: c.metadataUpdates.Load(), wire.UpdateDisconnect: c.disconnectUpdates.Load(),
+			wire.UpdateReconnect: c.reconnectUpdates.Load(),
 		},
 		Delivered: c.delivered.Load(), Repairs: c.repairs.Load(), Unconfirmed: c.unconfirmed.Load(),
 		LeftUnconfirmed: c.leftUnconfirmed.Load(),

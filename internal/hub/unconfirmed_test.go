@@ -49,7 +49,7 @@ func TestGenerationDecidesAboutMissingMembers(t *testing.T) {
 				h.sleep(150 * time.Millisecond)
 				join := `join c {"n":"c"} repair`
 				if tt.atOnce {
-					assert.Equal(t, []string{"leave a repair", join}, s.takeLines())
+					assert.Equal(t, []string{join, "leave a repair"}, s.takeLines())
 					assert.Zero(t, h.hub.Stats().Unconfirmed)
 					return
 				}

@@ -12,10 +12,12 @@ type Listing struct {
 	Epoch string // as in updates; empty: the room has never had an event
 	Seq   uint64 // later updates have a higher one
 	Total int    // members of the room
-	Stale bool   // the list may lack changes
+	// Users is the number of users, or missing if users are not counted.
+	Users wire.Count
+	Stale bool // the list may lack changes
 	// Bounded says that the room has more members than the list.
 	Bounded bool
-	// Present is the listed members as JSON, [{"id", "metadata"}]. It is shared;
+	// Present is the listed members as a JSON array, see wire.AppendMember. It is shared;
 	// callers must not change it.
 	Present wire.Text
 }

@@ -44,7 +44,7 @@ func TestViews(t *testing.T) {
 		h.send(h.redis.state(room, "c02", "", false))
 		assert.Equal(t, `{"c18":1,"c01":1,"c03":1,"c04":1}`, string(view().States()))
 		h.send(h.redis.meta(room, "c04", `"new"`))
-		assert.Contains(t, text(view()), `{"id":"c04","metadata":"new"}`)
+		assert.Contains(t, text(view()), `{"id":"c04","metadata":"new","joinedAt":9466848000`)
 		_, ok := h.hub.View("elsewhere")
 		assert.False(t, ok)
 		var none View
@@ -62,10 +62,10 @@ func TestMembersWithBrokenJSON(t *testing.T) {
 			h.send(h.redis.join(room, conn, withState(broken, false)), h.redis.meta(room, conn, broken))
 			v, ok := h.hub.View(room)
 			require.True(t, ok)
-			assert.Contains(t, text(v), `{"id":"`+conn+`","metadata":null}`)
+			assert.Contains(t, text(v), `{"id":"`+conn+`","metadata":null,"joinedAt":9466848000`)
 			assert.Equal(t, "{}", string(v.States()))
 			assert.Nil(t, v.Members()[i].Meta())
-			assert.Equal(t, []string{fmt.Sprintf(`join %s {"n":"%s"}`, conn, conn)}, s.takeLines())
+			assert.Equal(t, []string{fmt.Sprintf(`join %s {"n":"%s"}`, conn, conn), "metadata " + conn}, s.takeLines())
 			h.send(h.redis.state(room, conn, "1", false), h.redis.state(room, conn, broken, false))
 			assert.Equal(t, []string{"state " + conn + " 1", "state " + conn}, s.takeLines())
 		}

@@ -194,6 +194,7 @@ func (m *mirror) listing(stale bool, conn string) Listing {
 	limit := m.hub.cfg.Listed
 	l := Listing{Total: m.members.len(), Stale: stale, Present: m.members.encodedList(limit, conn)}
 	l.Bounded = limit > 0 && l.Total > limit
+	l.Users = m.numbers.shown().Users
 	l.Epoch, l.Seq = m.past.shown()
 	return l
 }

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/meshpresence/mesh/internal/wire"
 )
 
 // A sink that subscribes before the room was read sees an empty room, and then exactly
@@ -18,7 +20,7 @@ func TestWatchNowBeginsEmpty(t *testing.T) {
 		h.redis.join(room, "a")
 		h.redis.state(room, "a", `{"n":1}`, false)
 		h.listener.silent = true
-		early, replaced := newFakeSink(t, room), newFakeSink(t, room)
+		early, replaced := h.newSink(), h.newSink()
 		require.NoError(t, h.hub.WatchNow(room, early, early.ready))
 		require.NoError(t, h.hub.WatchNow(room, replaced, replaced.ready))
 		require.True(t, early.view.Stale)
@@ -32,7 +34,7 @@ func TestWatchNowBeginsEmpty(t *testing.T) {
 		h.sleep(time.Second)
 		require.Equal(t, []string{"join a {\"n\":\"a\"} repair", "state a {\"n\":1} repair"}, early.takeLines())
 		require.Empty(t, replaced.takeLines())
-		late := newFakeSink(t, room)
+		late := h.newSink()
 		require.NoError(t, h.hub.WatchNow(room, late, late.ready))
 		require.False(t, late.view.Stale)
 		require.Equal(t, []string{"a"}, late.ids())
@@ -48,7 +50,7 @@ func TestWatchNowAfterWatch(t *testing.T) {
 	inBubble(t, func(t *testing.T, h *harness) {
 		h.redis.join(room, "a")
 		h.listener.silent = true
-		sink := newFakeSink(t, room)
+		sink := h.newSink()
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		require.ErrorIs(t, h.hub.Watch(ctx, room, sink, sink.ready), context.DeadlineExceeded)
@@ -71,22 +73,35 @@ func TestWatchNowAfterWatch(t *testing.T) {
 // their silent states, and no others.
 func TestWatchNowOfLargeRoom(t *testing.T) {
 	inBubble(t, func(t *testing.T, h *harness) {
-		for i := range 10 {
-			h.redis.join(room, fmt.Sprint(i))
+		for i, user := range []string{"", "", "ann", "ann", "u4", "u5", "u6", "u7", "u8", "u9"} {
+			h.redis.joinAs(room, fmt.Sprint(i), user, "")
 			h.redis.state(room, fmt.Sprint(i), `{"n":1}`, true)
 		}
 		h.listener.silent = true
-		early := newFakeSink(t, room)
+		early := h.newSink()
+		early.bounded = true // its view is empty, but it will not get all members
 		require.NoError(t, h.hub.WatchNow(room, early, early.ready))
 		h.hub.HandleSubscribed(room, false)
 		h.sleep(time.Second)
-		late := newFakeSink(t, room)
+		late := h.newSink()
 		require.NoError(t, h.hub.WatchNow(room, late, late.ready))
 		require.Len(t, late.ids(), 3)
 		require.ElementsMatch(t, late.ids(), slices.Collect(maps.Keys(early.present)))
-		require.Equal(t, late.state, early.state)
+		require.Equal(t, late.present, early.present)
 		require.Len(t, early.takeLines(), 6)
-	}, func(cfg *Config) { cfg.Listed = 3 })
+		// Counts run from one update to the next and end at those of the whole room. Of
+		// Ann's connections one is listed.
+		var numbers []string
+		h.send(h.redis.joinAs(room, "new", "ann", "")...)
+		for _, u := range early.updates {
+			if u.Type == wire.UpdateJoin {
+				connections, _ := u.Connections.Get()
+				users, _ := u.Users.Get()
+				numbers = append(numbers, fmt.Sprintf("%s %d %d %d", u.UserID, connections, users, u.UserConnections))
+			}
+		}
+		require.Equal(t, []string{" 8 7 0", " 9 8 0", "ann 10 9 1", "ann 11 9 3"}, numbers)
+	}, func(cfg *Config) { cfg.Listed, cfg.CountUsers = 3, true })
 }
 
 // Load mirrors a room until it is released, and reports whether the mirror is up to

@@ -9,6 +9,7 @@ const (
 	CodeRefused     = "EREFUSED"
 	CodeExists      = "EEXISTS"
 	CodeLimit       = "ELIMIT"
+	CodeFull        = "EFULL"
 	CodeBusy        = "EBUSY"
 	CodeUnavailable = "EUNAVAILABLE"
 	CodeConflict    = "ECONFLICT"

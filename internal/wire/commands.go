@@ -16,6 +16,9 @@ const (
 	CommandGetMyConnectionMetadata = "mesh/get-my-connection-metadata"
 	CommandSetMyConnectionMetadata = "mesh/set-my-connection-metadata"
 	CommandGetRoomMetadata         = "mesh/get-room-metadata"
+	CommandListPresence            = "mesh/list-presence"
+	CommandSubscribeOccupancy      = "mesh/subscribe-occupancy"
+	CommandUnsubscribeOccupancy    = "mesh/unsubscribe-occupancy"
 
 	// CommandPong and CommandLatencyResponse are signs of life. They have an id and get
 	// no answer.
@@ -31,9 +34,17 @@ const (
 	// PushMembershipEnded is an extension of this project. The server sends it if a
 	// join guard has ended the membership of the connection in a room.
 	PushMembershipEnded = "mesh/membership-ended"
-	PushPing            = "ping"
-	PushLatencyRequest  = "latency:request"
-	PushLatency         = "latency"
+	// PushRoomJoined and PushRoomLeft tell a client that the app has added it to a room,
+	// or has removed it.
+	PushRoomJoined = "mesh/room-joined"
+	PushRoomLeft   = "mesh/room-left"
+	// PushPresenceStale tells a client that its server is without Redis, or has it back.
+	PushPresenceStale  = "mesh/presence-stale"
+	PushOccupancy      = "mesh/occupancy"
+	PushOccupancyEnded = "mesh/occupancy-ended"
+	PushPing           = "ping"
+	PushLatencyRequest = "latency:request"
+	PushLatency        = "latency"
 )
 
 // knownCommands maps the commands of the protocol to their constants, so that decoding one of
@@ -45,6 +56,7 @@ var knownCommands = func() map[string]string {
 		CommandPublishPresenceState, CommandClearPresenceState, CommandGetPresenceState,
 		CommandGetConnectionMetadata, CommandGetMyConnectionMetadata,
 		CommandSetMyConnectionMetadata, CommandGetRoomMetadata,
+		CommandListPresence, CommandSubscribeOccupancy, CommandUnsubscribeOccupancy,
 		CommandPong, CommandLatencyResponse,
 	}
 	m := make(map[string]string, len(all))

@@ -29,8 +29,11 @@ func (r Raw) AppendJSON(dst []byte) []byte {
 
 // Member is one member of a room.
 type Member struct {
-	ID       string          `json:"id"`
-	Metadata json.RawMessage `json:"metadata"` // nil: null
+	ID           string          `json:"id"`
+	UserID       string          `json:"userId,omitempty"`
+	Metadata     json.RawMessage `json:"metadata"`               // nil: null
+	JoinedAt     int64           `json:"joinedAt,omitempty"`     // unix ms; 0: unknown
+	Disconnected bool            `json:"disconnected,omitempty"` // its place is kept
 }
 
 // StateOf is the state of one member.
@@ -39,26 +42,37 @@ type StateOf struct {
 	State json.RawMessage // nil: none
 }
 
-// AppendMembers appends members as a JSON array of objects {id, metadata}.
+// AppendMembers appends members as a JSON array. See AppendMember.
 func AppendMembers(dst []byte, members []Member) []byte {
 	dst = append(dst, '[')
-	for i := range members {
+	for i, m := range members {
 		if i > 0 {
 			dst = append(dst, ',')
 		}
-		dst = AppendMember(dst, members[i].ID, validOrNil(members[i].Metadata))
+		m.Metadata = validOrNil(m.Metadata)
+		dst, _ = AppendMember(dst, &m)
 	}
 	return append(dst, ']')
 }
 
-// AppendMember appends one member as an object {id, metadata}. metadata must be valid
-// JSON, or empty for none.
-func AppendMember(dst []byte, id string, metadata []byte) []byte {
-	dst = append(appendString(append(dst, `{"id":`...), id), `,"metadata":`...)
-	if len(metadata) == 0 {
-		return append(dst, "null}"...)
+// AppendMember appends one member as an object {id, userId?, metadata, joinedAt?,
+// disconnected?}. Its metadata must be valid JSON, or empty for none. rest is the number
+// of bytes after the metadata.
+func AppendMember(dst []byte, m *Member) (text []byte, rest int) {
+	dst = appendString(append(dst, `{"id":`...), m.ID)
+	if m.UserID != "" {
+		dst = appendString(append(dst, `,"userId":`...), m.UserID)
 	}
-	return append(append(dst, metadata...), '}')
+	dst = appendOrNull(append(dst, `,"metadata":`...), m.Metadata)
+	end := len(dst)
+	if m.JoinedAt != 0 {
+		dst = strconv.AppendInt(append(dst, `,"joinedAt":`...), m.JoinedAt, 10)
+	}
+	if m.Disconnected {
+		dst = append(dst, `,"disconnected":true`...)
+	}
+	dst = append(dst, '}')
+	return dst, len(dst) - end
 }
 
 // AppendState appends a member's state as a field of an object, with its id as the

@@ -64,7 +64,10 @@ func readMembers(object []byte, names []string, values []json.RawMessage) {
 // The names of the fields of requests.
 var (
 	roomFields       = []string{"roomName"}
-	publishFields    = []string{"roomName", "state", "expireAfter", "silent"}
+	joinFields       = []string{"roomName", "replaces"}
+	publishFields    = []string{"roomName", "state", "expireAfter", "silent", "patch"}
+	occupancyFields  = []string{"roomNames"}
+	listFields       = []string{"roomName", "cursor", "limit"}
 	connectionFields = []string{"connectionId"}
 	strategyFields   = []string{"strategy"}
 )
@@ -76,6 +79,44 @@ func (r *RoomRequest) readFields(object []byte) (err error) {
 	return err
 }
 
+func (r *JoinRequest) readFields(object []byte) (err error) {
+	var v [2]json.RawMessage
+	readMembers(object, joinFields, v[:])
+	var next JoinRequest
+	if next.RoomName, err = nameOf("roomName", v[0]); err != nil {
+		return err
+	}
+	if next.Replaces, err = nameOf("replaces", v[1]); err != nil {
+		return err
+	}
+	*r = next
+	return nil
+}
+
+func (r *OccupancyRequest) readFields(object []byte) (err error) {
+	var v [1]json.RawMessage
+	readMembers(object, occupancyFields, v[:])
+	r.RoomNames, err = namesOf("roomNames", v[0])
+	return err
+}
+
+func (r *ListPresenceRequest) readFields(object []byte) (err error) {
+	var v [3]json.RawMessage
+	readMembers(object, listFields, v[:])
+	var next ListPresenceRequest
+	if next.RoomName, err = nameOf("roomName", v[0]); err != nil {
+		return err
+	}
+	if next.Cursor, err = nameOf("cursor", v[1]); err != nil {
+		return err
+	}
+	if next.Limit, err = numberOf("limit", v[2]); err != nil {
+		return err
+	}
+	*r = next
+	return nil
+}
+
 func (r *GetMetadataRequest) readFields(object []byte) (err error) {
 	var v [1]json.RawMessage
 	readMembers(object, connectionFields, v[:])
@@ -84,7 +125,7 @@ func (r *GetMetadataRequest) readFields(object []byte) (err error) {
 }
 
 func (r *PublishStateRequest) readFields(object []byte) (err error) {
-	var v [4]json.RawMessage
+	var v [5]json.RawMessage
 	readMembers(object, publishFields, v[:])
 	next := PublishStateRequest{State: v[1]}
 	if next.RoomName, err = nameOf("roomName", v[0]); err != nil {
@@ -94,6 +135,9 @@ func (r *PublishStateRequest) readFields(object []byte) (err error) {
 		return err
 	}
 	if next.Silent, err = boolOf("silent", v[3]); err != nil {
+		return err
+	}
+	if next.Patch, err = boolOf("patch", v[4]); err != nil {
 		return err
 	}
 	*r = next
@@ -140,6 +184,28 @@ func nameOf(field string, value json.RawMessage) (Name, error) {
 		return "", fmt.Errorf("%s %w", field, errHalfPair)
 	}
 	return Name(unquoted(value)), nil
+}
+
+// namesOf decodes an array of strings; nil becomes nil.
+func namesOf(field string, value json.RawMessage) ([]Name, error) {
+	if value == nil {
+		return nil, nil
+	}
+	if value[0] != '[' {
+		return nil, fmt.Errorf("%s must be an array of strings", field)
+	}
+	var names []Name
+	for item := range elements(value) {
+		if item[0] != '"' {
+			return nil, fmt.Errorf("%s must be an array of strings", field)
+		}
+		name, err := nameOf(field, item)
+		if err != nil {
+			return nil, err
+		}
+		names = append(names, name)
+	}
+	return names, nil
 }
 
 // numberOf decodes a number; nil becomes nil.

@@ -41,6 +41,32 @@ func TestFieldNamesMatchExactly(t *testing.T) {
 	require.NoError(t, Unmarshal(json.RawMessage(`{"expireafter":5,"Silent":true,"State":{}}`), &p))
 	assert.Equal(t, PublishStateRequest{}, p)
 
+	require.NoError(t, Unmarshal(json.RawMessage(`{"patch":true,"Patch":false,"PATCH":1}`), &p))
+	assert.Equal(t, PublishStateRequest{Patch: true}, p)
+
+	var j JoinRequest
+	require.NoError(t, Unmarshal(json.RawMessage(`{"roomName":"a","replaces":"c1","Replaces":2,"ROOMNAME":"b"}`), &j))
+	assert.Equal(t, JoinRequest{"a", "c1"}, j)
+	require.NoError(t, Unmarshal(json.RawMessage(`{"roomName":"a","replaces":null,"REPLACES":"c1"}`), &j))
+	assert.Equal(t, JoinRequest{RoomName: "a"}, j)
+
+	var o OccupancyRequest
+	require.NoError(t, Unmarshal(json.RawMessage(`{"roomNames":[ "a" , "b\u00e9,\"]", "a"],"RoomNames":["c"]}`), &o))
+	assert.Equal(t, []Name{"a", `bé,"]`, "a"}, o.RoomNames)
+	for _, none := range []string{`{"ROOMNAMES":["c"]}`, `{"roomNames":null}`, `{"roomNames":[ ]}`, `{"roomNames":["a"],"roomNames":[]}`} {
+		require.NoError(t, Unmarshal(json.RawMessage(none), &o))
+		assert.Empty(t, o.RoomNames, none)
+	}
+
+	var l ListPresenceRequest
+	require.NoError(t, Unmarshal(json.RawMessage(`{"roomName":"a","cursor":"x","limit":7,"Limit":8,"CURSOR":"y"}`), &l))
+	assert.Equal(t, Name("x"), l.Cursor)
+	size, err := l.Size()
+	require.NoError(t, err)
+	assert.Equal(t, 7, size)
+	require.NoError(t, Unmarshal(json.RawMessage(`{"LIMIT":8}`), &l))
+	assert.Equal(t, ListPresenceRequest{}, l)
+
 	var s SetMetadataRequest
 	require.NoError(t, Unmarshal(json.RawMessage(`{"Metadata":1,"metadata":2,"OPTIONS":{},"options":{"Strategy":"x","strategy":"merge"}}`), &s))
 	assert.Equal(t, "2", string(s.Metadata))
@@ -67,6 +93,18 @@ func TestErrorsNameTheField(t *testing.T) {
 		{&PublishStateRequest{}, `{"roomName":false}`, "roomName must be a string"},
 		{&PublishStateRequest{}, `{"expireAfter":"5"}`, "expireAfter must be a number"},
 		{&PublishStateRequest{}, `{"silent":1}`, "silent must be true or false"},
+		{&PublishStateRequest{}, `{"patch":"yes"}`, "patch must be true or false"},
+		{&JoinRequest{}, `{"roomName":1}`, "roomName must be a string"},
+		{&JoinRequest{}, `{"replaces":[]}`, "replaces must be a string"},
+		{&JoinRequest{}, `{"replaces":"\udc00"}`, "replaces holds half of a surrogate pair"},
+		{&OccupancyRequest{}, `{"roomNames":"a"}`, "roomNames must be an array of strings"},
+		{&OccupancyRequest{}, `{"roomNames":{"0":"a"}}`, "roomNames must be an array of strings"},
+		{&OccupancyRequest{}, `{"roomNames":["a",null]}`, "roomNames must be an array of strings"},
+		{&OccupancyRequest{}, `{"roomNames":[["a"]]}`, "roomNames must be an array of strings"},
+		{&OccupancyRequest{}, `{"roomNames":["a","\ud800"]}`, "roomNames holds half of a surrogate pair"},
+		{&ListPresenceRequest{}, `{"roomName":1}`, "roomName must be a string"},
+		{&ListPresenceRequest{}, `{"cursor":1}`, "cursor must be a string"},
+		{&ListPresenceRequest{}, `{"limit":"1"}`, "limit must be a number"},
 		{&SetMetadataRequest{}, `{"options":"merge"}`, "options must be an object"},
 		{&SetMetadataRequest{}, `{"options":{"strategy":1}}`, "options.strategy must be a string"},
 	} {
@@ -80,4 +118,23 @@ func TestErrorsNameTheField(t *testing.T) {
 	expiry, err := p.Expiry()
 	require.NoError(t, err, "as other negative numbers")
 	assert.Zero(t, expiry)
+}
+
+func TestListSize(t *testing.T) {
+	t.Parallel()
+	for payload, want := range map[string]int{
+		`{}`: 100, `{"limit":null}`: 100, `{"limit":1}`: 1, `{"limit":1e3}`: 1000, `{"limit":7.0}`: 7,
+		`{"limit":0}`: 0, `{"limit":-1}`: 0, `{"limit":1001}`: 0, `{"limit":1.5}`: 0, `{"limit":1e999}`: 0,
+	} {
+		var r ListPresenceRequest
+		require.NoError(t, Unmarshal(json.RawMessage(payload), &r))
+		got, err := r.Size()
+		assert.Equal(t, want, got, payload)
+		if want == 0 {
+			require.EqualError(t, err, "mesh: invalid payload: limit must be a whole number from 1 to 1000", payload)
+			require.ErrorIs(t, err, ErrPayload)
+		} else {
+			require.NoError(t, err)
+		}
+	}
 }

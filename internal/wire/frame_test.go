@@ -25,7 +25,10 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 func TestAnswers(t *testing.T) {
 	t.Parallel()
 	states := map[string]json.RawMessage{"b": json.RawMessage(`{"s":1.10}`), "a": json.RawMessage(`[]`)}
-	present := []Member{{"a", json.RawMessage(`{"n":1e2}`)}, {"b", nil}}
+	present := []Member{{ID: "a", Metadata: json.RawMessage(`{"n":1e2}`)}, {ID: "b"}}
+	ann := []Member{
+		{ID: "a", UserID: `an"n`, Metadata: json.RawMessage(`{}`), JoinedAt: 5}, {ID: "b", JoinedAt: 1_700_000_000_000, Disconnected: true},
+	}
 	tests := []struct {
 		name    string
 		payload any
@@ -48,8 +51,33 @@ func TestAnswers(t *testing.T) {
 		{"joined", Snapshot{Success: true, Present: present},
 			`{"success":true,"present":[{"id":"a","metadata":{"n":1e2}},{"id":"b","metadata":null}]}`},
 		{"empty room", Snapshot{Success: true, States: map[string]json.RawMessage{}}, `{"success":true,"present":[],"states":{}}`},
-		{"snapshot", Snapshot{Success: true, Present: present[:1], States: states, Extent: Extent{Total: 9, Stale: true, Epoch: "e", Seq: 3}},
+		{"snapshot", Snapshot{Success: true, Present: present[:1], States: states, Extent: Extent{Total: CountOf(9), Stale: true, Epoch: "e", Seq: 3}},
 			`{"success":true,"present":[{"id":"a","metadata":{"n":1e2}}],"states":{"a":[],"b":{"s":1.10}},"total":9,"stale":true,"seq":3,"epoch":"e"}`},
+		{"subscribed", Snapshot{Success: true, Present: ann, States: states, Extent: Extent{Total: CountOf(0), Numbers: Numbers{Users: CountOf(0)}, Epoch: "e"}},
+			`{"success":true,"present":[{"id":"a","userId":"an\"n","metadata":{},"joinedAt":5},` +
+				`{"id":"b","metadata":null,"joinedAt":1700000000000,"disconnected":true}],` +
+				`"states":{"a":[],"b":{"s":1.10}},"total":0,"users":0,"seq":0,"epoch":"e"}`},
+		{"joined a counted room", Snapshot{Success: true, Extent: Extent{Numbers: Numbers{CountOf(2), CountOf(1)}, Epoch: "e", Seq: 1}},
+			`{"success":true,"present":[],"connections":2,"users":1,"seq":1,"epoch":"e"}`},
+		{"joined a large room", Snapshot{Success: true, Extent: Extent{Total: CountOf(2), Numbers: Numbers{Connections: CountOf(2)}}},
+			`{"success":true,"present":[],"total":2,"connections":2}`},
+		{"page", Snapshot{Success: true, States: map[string]json.RawMessage{}, Extent: Extent{Next: `"2`, Restart: true, Total: CountOf(5)}},
+			`{"success":true,"present":[],"states":{},"next":"\"2","restart":true,"total":5}`},
+		{"join refused", Refusal{Code: CodeRefused}, `{"success":false,"present":[],"code":"EREFUSED"}`},
+		{"full of users", Refusal{Code: CodeFull, Of: OfUsers, Max: 4}, `{"success":false,"present":[],"code":"EFULL","of":"users","max":4}`},
+		{"full of connections", Refusal{Code: CodeFull, Of: OfConnections}, `{"success":false,"present":[],"code":"EFULL","of":"connections","max":0}`},
+		{"room joined", RoomJoined{"r"}, `{"roomName":"r"}`},
+		{"room left", RoomLeft{`r"`, ReasonFull}, `{"roomName":"r\"","reason":"full"}`},
+		{"stale", PresenceStale{Stale: true, RoomNames: []string{"a", `"`}}, `{"stale":true,"roomNames":["a","\""]}`},
+		{"all rooms recovered", PresenceStale{}, `{"stale":false}`},
+		{"occupancy", Occupancy{RoomName: "r", Numbers: Numbers{CountOf(3), CountOf(2)}, Epoch: "e", Seq: 12, Stale: true},
+			`{"roomName":"r","connections":3,"users":2,"seq":12,"epoch":"e","stale":true}`},
+		{"occupancy of a new room", Occupancy{RoomName: "r", Numbers: Numbers{Connections: CountOf(0)}}, `{"roomName":"r","connections":0}`},
+		{"occupancies", OccupancyAnswer{Rooms: []OccupancyResult{
+			{Occupancy: Occupancy{RoomName: "a", Numbers: Numbers{CountOf(2), CountOf(1)}, Epoch: "e", Seq: 10}},
+			{Occupancy: Occupancy{RoomName: `b"`}, Code: CodeRefused},
+		}}, `{"rooms":{"a":{"success":true,"connections":2,"users":1,"seq":10,"epoch":"e"},"b\"":{"success":false,"code":"EREFUSED"}}}`},
+		{"no occupancies", OccupancyAnswer{}, `{"rooms":{}}`},
 		{"epoch of seq 0", Snapshot{Success: true, Extent: Extent{Epoch: "e"}}, `{"success":true,"present":[],"seq":0,"epoch":"e"}`},
 		{"state snapshot", StateSnapshot{Success: true, Present: []string{"a", "b"}, States: states},
 			`{"success":true,"present":["a","b"],"states":{"a":[],"b":{"s":1.10}}}`},
@@ -69,7 +97,9 @@ func TestAnswers(t *testing.T) {
 			assert.Equal(t, `{"command":"x","payload":`+test.want+`}`, string(f.Bytes()))
 			plain, err := json.Marshal(test.payload)
 			require.NoError(t, err)
-			if _, raw := test.payload.(Raw); !raw {
+			switch test.payload.(type) {
+			case Raw, Occupancy, OccupancyAnswer: // encoding/json does not encode them
+			default:
 				assert.Equal(t, parse(t, []byte(test.want)), parse(t, plain), "encoding/json agrees")
 			}
 		})
@@ -108,7 +138,7 @@ func TestBrokenJSONBecomesNull(t *testing.T) {
 	t.Parallel()
 	for _, broken := range []string{`{`, `1,2`, `"a`, "\"\xff\"", ` `} {
 		raw := json.RawMessage(broken)
-		assert.Equal(t, `[{"id":"a","metadata":null}]`, string(AppendMembers(nil, []Member{{"a", raw}})))
+		assert.Equal(t, `[{"id":"a","metadata":null}]`, string(AppendMembers(nil, []Member{{ID: "a", Metadata: raw}})))
 		assert.Equal(t, `{"a":null}`, string(AppendStates(nil, []StateOf{{"a", raw}})))
 	}
 }
@@ -134,19 +164,86 @@ func TestUpdate(t *testing.T) {
 		{&Update{Type: UpdateJoin, ConnectionID: "c", RoomName: "r", State: json.RawMessage(`1`)},
 			`{"type":"join","connectionId":"c","roomName":"r","timestamp":0,"seq":0,"epoch":""}`},
 		{&Update{Type: UpdateLeave, ConnectionID: "c", RoomName: "r", Timestamp: -1, Metadata: json.RawMessage(`1`), State: json.RawMessage(`1`), Repair: true},
-			`{"type":"leave","connectionId":"c","roomName":"r","timestamp":-1,"seq":0,"epoch":"","repair":true}`},
-		{&Update{Type: UpdateLeave, ConnectionID: "<&>", RoomName: "r\xffé"},
-			`{"type":"leave","connectionId":"<&>","roomName":"r�é","timestamp":0,"seq":0,"epoch":""}`},
+			`{"type":"leave","connectionId":"c","roomName":"r","timestamp":-1,"reason":"","seq":0,"epoch":"","repair":true}`},
+		{&Update{Type: UpdateLeave, ConnectionID: "<&>", RoomName: "r\xffé", Reason: ReasonLeft},
+			`{"type":"leave","connectionId":"<&>","roomName":"r�é","timestamp":0,"reason":"left","seq":0,"epoch":""}`},
 		{&Update{Type: UpdateState, ConnectionID: "c", RoomName: "r", Seq: math.MaxUint64},
 			`{"type":"state","connectionId":"c","roomName":"r","timestamp":0,"state":null,"seq":18446744073709551615,"epoch":""}`},
 		{&Update{Type: UpdateState, ConnectionID: "c", RoomName: "r", State: json.RawMessage(`{"s":1e400}`)},
 			`{"type":"state","connectionId":"c","roomName":"r","timestamp":0,"state":{"s":1e400},"seq":0,"epoch":""}`},
 	}
+	full := func(kind string) *Update {
+		return &Update{
+			Type: kind, ConnectionID: "c", RoomName: "r", Timestamp: 9, UserID: `an"n`, EntryID: "E", JoinedAt: 5, Metadata: json.RawMessage(`{}`),
+			State: json.RawMessage(`{}`), Reason: ReasonLost, Replaces: `"c0`, UserConnections: 2, Numbers: Numbers{CountOf(3), CountOf(1)}, Seq: 7, Epoch: "e",
+		}
+	}
+	const head, tail = `","connectionId":"c","roomName":"r","timestamp":9`, `,"seq":7,"epoch":"e"}`
+	for kind, want := range map[string]string{
+		UpdateJoin:       `,"metadata":{},"userId":"an\"n","userConnections":2,"joinedAt":5,"replaces":"\"c0","connections":3,"users":1`,
+		UpdateLeave:      `,"userId":"an\"n","userConnections":2,"reason":"lost","joinedAt":5,"connections":3,"users":1`,
+		UpdateState:      `,"state":{}`,
+		UpdateMetadata:   `,"metadata":{}`,
+		UpdateDisconnect: `,"reason":"lost"`,
+		UpdateReconnect:  ``,
+	} {
+		tests = append(tests, struct {
+			u    *Update
+			want string
+		}{full(kind), `{"type":"` + kind + head + want + tail})
+	}
+	// The last connection of a user without metadata, in a room in which nobody is left.
+	last := full(UpdateLeave)
+	last.UserConnections, last.Numbers = 0, Numbers{CountOf(0), CountOf(0)}
+	login, removed := full(UpdateMetadata), full(UpdateMetadata)
+	login.NewUser, removed.Metadata = true, nil
+	tests = append(tests, []struct {
+		u    *Update
+		want string
+	}{
+		{last, `{"type":"leave` + head + `,"userId":"an\"n","userConnections":0,"reason":"lost","joinedAt":5,"connections":0,"users":0` + tail},
+		{login, `{"type":"metadata` + head + `,"metadata":{},"userId":"an\"n","userConnections":2,"connections":3,"users":1` + tail},
+		{removed, `{"type":"metadata` + head + `,"metadata":null` + tail},
+	}...)
 	for _, test := range tests {
 		assert.Equal(t, `{"command":"mesh/presence-update","payload":`+test.want+`}`, string(test.u.Frame().Bytes()))
 		plain, err := json.Marshal(test.u) // encoding/json escapes HTML
 		require.NoError(t, err)
 		assert.Equal(t, parse(t, []byte(test.want)), parse(t, plain))
+	}
+}
+
+func TestLevels(t *testing.T) {
+	t.Parallel()
+	for kind, level := range map[string]int{
+		UpdateJoin: 1, UpdateLeave: 1, UpdateState: 1, UpdateMetadata: 2, UpdateDisconnect: 2, UpdateReconnect: 2,
+	} {
+		assert.Equal(t, level, (&Update{Type: kind}).Level(), kind)
+	}
+}
+
+func TestCount(t *testing.T) {
+	t.Parallel()
+	n, ok := Count{}.Get()
+	assert.Zero(t, n)
+	assert.False(t, ok)
+	for _, want := range []int{0, 1, 5_000} {
+		n, ok = CountOf(want).Get()
+		assert.Equal(t, want, n)
+		assert.True(t, ok)
+	}
+}
+
+// The metadata of a member are found from its end.
+func TestAppendMember(t *testing.T) {
+	t.Parallel()
+	for _, meta := range []string{``, `{}`, `"x"`} {
+		for _, m := range []Member{{ID: "a"}, {ID: "a", UserID: "ann", JoinedAt: 1234567890123}, {ID: "a", JoinedAt: 1, Disconnected: true}} {
+			m.Metadata = json.RawMessage(meta)
+			text, rest := AppendMember([]byte("x"), &m)
+			assert.True(t, bytes.HasSuffix(text[:len(text)-rest], []byte(meta)), "%s", text)
+			assert.True(t, json.Valid(text[1:]), "%s", text)
+		}
 	}
 }
 
@@ -215,7 +312,7 @@ func TestFramesShareLongLists(t *testing.T) {
 	for _, size := range []int{10, sharedFrom, maxJoined, 300_000} {
 		v := EncodedView{
 			Success: true, Present: Text{fmt.Appendf(nil, `["%s"]`, strings.Repeat("é", size/2))}, States: []byte(`{"a":1}`),
-			Extent: Extent{Total: 7, Epoch: "e", Seq: 3},
+			Extent: Extent{Total: CountOf(7), Epoch: "e", Seq: 3},
 		}
 		frames := make([]*Frame, 2)
 		for i := range frames {
@@ -261,7 +358,7 @@ func BenchmarkUpdateFramePrepared(b *testing.B) {
 func BenchmarkAppendMembers(b *testing.B) {
 	members := make([]Member, 1000)
 	for i := range members {
-		members[i] = Member{"01J9Z3V5Q8", json.RawMessage(`{"userId":"user123","username":"Alice","avatar":"https://example.com/avatar.png"}`)}
+		members[i] = Member{ID: "01J9Z3V5Q8", JoinedAt: 1732380000000, Metadata: json.RawMessage(`{"userId":"user123","username":"Alice","avatar":"https://example.com/avatar.png"}`)}
 	}
 	var buf []byte
 	b.ReportAllocs()

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"unicode/utf8"
@@ -46,7 +47,8 @@ func FuzzDecode(f *testing.F) {
 		require.Equal(t, req.Command, again.Command)
 		_, err = answer.Prepared()
 		require.NoError(t, err)
-		for _, dst := range []any{new(RoomRequest), new(PublishStateRequest), new(SetMetadataRequest), new(GetMetadataRequest)} {
+		for _, dst := range []any{new(RoomRequest), new(PublishStateRequest), new(SetMetadataRequest), new(GetMetadataRequest),
+			new(JoinRequest), new(OccupancyRequest), new(ListPresenceRequest)} {
 			if err := req.Bind(dst); err != nil {
 				require.ErrorIs(t, err, ErrPayload)
 			}
@@ -64,6 +66,8 @@ func FuzzUnmarshal(f *testing.F) {
 		`{"expireAfter":1e999}`, `{"expireAfter":"1"}`, `{"silent":"t"}`, `{"silent":false,"more":0}`, `{"roomName":"\ud800"}`, `{}`, `[]`, `null`, `"x"`, `0`,
 		`{"metadata":{"a":1},"options":{"strategy":"merge","STRATEGY":"x"}}`, `{"METADATA":1,"metadata":null,"options":null}`, `{"options":[]}`, `{"options":{"strategy":1}}`,
 		`{"connectionId":"a","CONNECTIONID":"b","connectionId":"c"}`,
+		`{"roomName":"a","replaces":"b"}`, `{"roomNames":["a","b",["c"]]}`, `{"roomNames":[ "a" ,"\u005d]\"" ]}`, `{"roomNames":[],"patch":true}`,
+		`{"cursor":"a","limit":5}`, `{"cursor":{},"limit":[]}`, `{"roomNames":[{"a":[1]},"b"]}`,
 	} {
 		f.Add([]byte(seed))
 	}
@@ -80,11 +84,26 @@ func FuzzUnmarshal(f *testing.F) {
 		var state PublishStateRequest
 		var set SetMetadataRequest
 		var get GetMetadataRequest
+		var join JoinRequest
+		var occupancy OccupancyRequest
+		var list ListPresenceRequest
 		for dst, same := range map[any]func() bool{
 			&room: func() bool { return reads(object["roomName"], room.RoomName) },
 			&get:  func() bool { return reads(object["connectionId"], get.ConnectionID) },
 			&state: func() bool {
-				return reads(object["roomName"], state.RoomName) && state.Silent == (object["silent"] == true)
+				return reads(object["roomName"], state.RoomName) && state.Silent == (object["silent"] == true) &&
+					state.Patch == (object["patch"] == true)
+			},
+			&join: func() bool {
+				return reads(object["roomName"], join.RoomName) && reads(object["replaces"], join.Replaces)
+			},
+			&occupancy: func() bool {
+				names, _ := object["roomNames"].([]any)
+				return slices.EqualFunc(names, occupancy.RoomNames, reads)
+			},
+			&list: func() bool {
+				limit, ok := object["limit"].(float64)
+				return reads(object["cursor"], list.Cursor) && ok == (list.Limit != nil) && (!ok || limit == *list.Limit)
 			},
 			&set: func() bool {
 				options, _ := object["options"].(map[string]any)
@@ -154,23 +173,79 @@ func depth(raw []byte) (deepest int) {
 
 // plainUpdate is an Update for encoding/json.
 type plainUpdate struct {
-	Type         string           `json:"type"`
-	ConnectionID string           `json:"connectionId"`
-	RoomName     string           `json:"roomName"`
-	Timestamp    int64            `json:"timestamp"`
-	Metadata     json.RawMessage  `json:"metadata,omitempty"`
-	State        *json.RawMessage `json:"state,omitempty"`
-	Seq          uint64           `json:"seq"`
-	Epoch        string           `json:"epoch"`
-	Repair       bool             `json:"repair,omitempty"`
+	Type            string           `json:"type"`
+	ConnectionID    string           `json:"connectionId"`
+	RoomName        string           `json:"roomName"`
+	Timestamp       int64            `json:"timestamp"`
+	UserID          string           `json:"userId,omitempty"`
+	UserConnections *int             `json:"userConnections,omitempty"`
+	JoinedAt        int64            `json:"joinedAt,omitempty"`
+	Metadata        *json.RawMessage `json:"metadata,omitempty"`
+	State           *json.RawMessage `json:"state,omitempty"`
+	Reason          *string          `json:"reason,omitempty"`
+	Replaces        string           `json:"replaces,omitempty"`
+	Connections     *int             `json:"connections,omitempty"`
+	Users           *int             `json:"users,omitempty"`
+	Seq             uint64           `json:"seq"`
+	Epoch           string           `json:"epoch"`
+	Repair          bool             `json:"repair,omitempty"`
+}
+
+// plain returns the update as encoding/json is to encode it.
+func plain(u *Update) plainUpdate {
+	p := plainUpdate{
+		Type: u.Type, ConnectionID: u.ConnectionID, RoomName: u.RoomName, Timestamp: u.Timestamp, Seq: u.Seq, Epoch: u.Epoch, Repair: u.Repair,
+	}
+	orNull := func(raw json.RawMessage) *json.RawMessage {
+		if raw == nil {
+			raw = json.RawMessage("null")
+		}
+		return &raw
+	}
+	switch u.Type {
+	case UpdateState:
+		p.State = orNull(u.State)
+	case UpdateMetadata:
+		p.Metadata = orNull(u.Metadata)
+	case UpdateDisconnect, UpdateLeave:
+		p.Reason = &u.Reason
+	case UpdateJoin:
+		p.Replaces = u.Replaces
+		if u.Metadata != nil {
+			p.Metadata = &u.Metadata
+		}
+	}
+	entry := u.Type == UpdateJoin || u.Type == UpdateLeave
+	if entry {
+		p.JoinedAt = u.JoinedAt
+	}
+	if entry || u.Type == UpdateMetadata && u.NewUser {
+		if p.UserID = u.UserID; p.UserID != "" {
+			p.UserConnections = &u.UserConnections
+		}
+		if n, ok := u.Connections.Get(); ok {
+			p.Connections = &n
+		}
+		if n, ok := u.Users.Get(); ok {
+			p.Users = &n
+		}
+	}
+	return p
 }
 
 func FuzzUpdate(f *testing.F) {
-	f.Add(byte(0), "c", "lobby", int64(1), []byte(`{"a":1}`), []byte(nil), uint64(1), "e", false)
-	f.Add(byte(1), "\x00\"\\\n", "r\u2028<&>\xff", int64(-1), []byte(nil), []byte(nil), uint64(0), "", true)
-	f.Add(byte(2), "\x7f\x1f\t\r", "\xed\xa0\x80é\xc3", int64(0), []byte(`{`), []byte(`1e400`), uint64(9), "\ufffd", false)
-	f.Add(byte(0), "0", "0", int64(1), []byte(`0`), bytes.Repeat([]byte{0xf8}, 400), uint64(1), "0", false) // a state in an update of another type
-	f.Fuzz(func(t *testing.T, kind byte, conn, room string, at int64, meta, state []byte, seq uint64, epoch string, repair bool) {
+	add := func(kind byte, conn, room string, at int64, meta, state []byte, seq uint64, epoch string, repair bool) {
+		f.Add(kind, conn, room, at, meta, state, seq, epoch, repair, "ann", "lost", "c0", 2, uint16(3), uint16(0), true)
+		f.Add(kind, conn, room, at, meta, state, seq, epoch, repair, "", "\x00", "", 0, uint16(0), uint16(1), false)
+	}
+	for kind := range byte(6) {
+		add(kind, "c", "lobby", int64(1), []byte(`{"a":1}`), []byte(nil), uint64(1), "e", false)
+		add(kind, "\x00\"\\\n", "r\u2028<&>\xff", int64(-1), []byte(nil), []byte(nil), uint64(0), "", true)
+		add(kind, "\x7f\x1f\t\r", "\xed\xa0\x80é\xc3", int64(0), []byte(`{`), []byte(`1e400`), uint64(9), "\ufffd", false)
+		add(kind, "0", "0", int64(1), []byte(`0`), bytes.Repeat([]byte{0xf8}, 400), uint64(1), "0", false)
+	}
+	f.Fuzz(func(t *testing.T, kind byte, conn, room string, at int64, meta, state []byte, seq uint64, epoch string, repair bool,
+		user, reason, replaces string, ofUser int, connections, users uint16, newUser bool) {
 		if !Valid(meta) { // the hub validates metadata
 			meta = nil
 		}
@@ -178,23 +253,12 @@ func FuzzUpdate(f *testing.F) {
 			state = nil
 		}
 		u := &Update{
-			Type:         []string{UpdateJoin, UpdateLeave, UpdateState}[kind%3],
+			Type:         []string{UpdateJoin, UpdateLeave, UpdateState, UpdateMetadata, UpdateDisconnect, UpdateReconnect}[kind%6],
 			ConnectionID: conn, RoomName: room, Timestamp: at, Metadata: meta, State: state, Seq: seq, Epoch: epoch, Repair: repair,
+			UserID: user, JoinedAt: at, Reason: reason, Replaces: replaces, UserConnections: ofUser, NewUser: newUser,
+			Numbers: Numbers{Count{int(connections)}, Count{int(users)}},
 		}
-		plain := plainUpdate{
-			Type: u.Type, ConnectionID: conn, RoomName: room, Timestamp: at, Seq: seq, Epoch: epoch, Repair: repair,
-		}
-		if u.Type == UpdateJoin && len(meta) > 0 {
-			plain.Metadata = meta
-		}
-		if u.Type == UpdateState {
-			raw := json.RawMessage("null")
-			if state != nil {
-				raw = state
-			}
-			plain.State = &raw
-		}
-		want, err := json.Marshal(map[string]any{"command": PushPresenceUpdate, "payload": plain})
+		want, err := json.Marshal(map[string]any{"command": PushPresenceUpdate, "payload": plain(u)})
 		require.NoError(t, err)
 		got := u.Frame().Bytes()
 		require.True(t, json.Valid(got) && utf8.Valid(got), "%q", got)

@@ -152,6 +152,21 @@ func members(obj []byte) iter.Seq2[[]byte, []byte] {
 	}
 }
 
+// elements yields the elements of an array in order, as slices of arr. arr must be valid
+// JSON and an array.
+func elements(arr []byte) iter.Seq[[]byte] {
+	return func(yield func([]byte) bool) {
+		i := skipSpace(arr, skipSpace(arr, 0)+1)
+		for i < len(arr) && arr[i] != ']' {
+			end := skipValue(arr, i)
+			if !yield(arr[i:end]) {
+				return
+			}
+			i = skipSpace(arr, skipSpace(arr, end)+1) // skip the comma
+		}
+	}
+}
+
 // skipSpace returns the index of the first byte at or after i that is not space.
 func skipSpace(b []byte, i int) int {
 	for i < len(b) && isSpace(b[i]) {

@@ -15,6 +15,7 @@ import (
 	"github.com/meshpresence/mesh"
 	"github.com/meshpresence/mesh/internal/e2e/harness"
 	"github.com/meshpresence/mesh/internal/e2e/testlog"
+	"github.com/meshpresence/mesh/internal/testhook"
 )
 
 // failing are requests of a connection that is in the rooms secret and free, and not in
@@ -93,6 +94,58 @@ func TestFailedCommandsByLevel(t *testing.T) {
 			assert.Equal(t, counted[code], n, code)
 		}
 		assert.NotContains(t, log.String(), "xxxx", "no payloads")
+	})
+}
+
+// A client at level 1 gets the types of updates that the stock client knows. Clients at
+// level 2 and the app get all of them.
+func TestUpdatesByLevel(t *testing.T) {
+	t.Parallel()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s := w.Tracked()
+		stock, second, ann := s.Dial(), s.Level2().Dial(), s.Dial()
+		stock.Subscribe("lobby")
+		second.Subscribe("lobby")
+		tap := w.Tap(s.Presence(), "lobby", mesh.SubscribeOptions{})
+		tap.Wait(w, 1)
+		ann.Join("lobby")
+		ann.State("lobby", map[string]any{"n": 1})
+		require.NoError(t, s.Connections().SetMetadata(t.Context(), ann.ID, "Ann", mesh.MetadataOptions{}))
+		entry := tap.Wait(w, 4)[1].EntryID
+
+		// Another server keeps the place of the connection, and gives it back.
+		mirror := testhook.PartsOf(s.Server).Hub
+		status, _ := mirror.RoomStatus("lobby")
+		at, now := status.Position, time.Now().UnixMilli()
+		send := func(kind, cause, owner, more string) {
+			prev := at.Tag
+			at.Seq++
+			at.Tag = fmt.Sprint("t", at.Seq)
+			mirror.HandleEvent("lobby", fmt.Sprintf("%s %s %s %s %d %s %s %s %s 0 0 9 . 9 5 0 %d %d%s\n\"Ann\"", kind, at.Epoch, at.Tag, prev, now, cause,
+				ann.ID, entry, owner, now, at.Seq, more))
+		}
+		send("D", "b", "~", fmt.Sprintf(" 0 5000 0 %d b", now+5000))
+		send("R", "."+ann.ID, "other", "")
+		send("L", "r", "other", "")
+
+		kinds := func(updates []harness.Update) (list []string) {
+			for _, u := range updates {
+				list = append(list, u.Type+" "+string(u.Metadata)+string(u.State))
+			}
+			return list
+		}
+		for _, p := range []*harness.Peer{stock, second} {
+			p.Expect(time.Second, "leave", ann.ID)
+		}
+		assert.Equal(t, []string{"join ", `state {"n":1}`, "state null", "leave "}, kinds(stock.Got()))
+		assert.Equal(t, []string{"join ", `state {"n":1}`, `metadata "Ann"`, "state null", "disconnect ", "reconnect ", "leave "}, kinds(second.Got()))
+		var events []string
+		for _, e := range tap.Wait(w, 8)[1:] {
+			events = append(events, fmt.Sprintf("%s %s %s", e.Type, e.Metadata, e.Reason))
+		}
+		assert.Equal(t, []string{
+			"join  ", "state  ", `metadata "Ann" `, "state  ", "disconnect  lost", "reconnect  ", `leave "Ann" removed`,
+		}, events)
 	})
 }
 

@@ -259,7 +259,7 @@ func TestGuardsWhileRedisIsAway(t *testing.T) {
 		w.Sleep(6 * time.Second)
 		require.Empty(t, c.StaleOK(c.JoinRoom("unseen")).IDs(t), "the answer lists no members")
 		require.JSONEq(t, `{"success":false,"present":[]}`, string(c.Wait(c.SubscribePresence("unseen")).Payload))
-		require.JSONEq(t, `{"success":false,"present":[]}`, string(c.Wait(c.JoinRoom("closed")).Payload))
+		require.JSONEq(t, `{"success":false,"present":[],"code":"EREFUSED"}`, string(c.Wait(c.JoinRoom("closed")).Payload))
 		require.Equal(t, []string{c.ID}, c.StaleOK(c.JoinRoom("untracked")).IDs(t))
 		require.JSONEq(t, `{"success":false,"present":[]}`, string(c.Wait(c.SubscribePresence("untracked")).Payload))
 		w.Back()

@@ -438,7 +438,7 @@ func TestJoinGuards(t *testing.T) {
 		}})
 		p, q := s.Dial(harness.Meta(harness.Visitor)), s.Dial(harness.Meta(harness.Admin))
 		for _, room := range []string{"lobby", "panics", "fails", "hangs"} {
-			assert.JSONEq(t, `{"success":false,"present":[]}`, string(p.Call("mesh/join-room", harness.InRoomPayload(room))), room)
+			assert.JSONEq(t, `{"success":false,"present":[],"code":"EREFUSED"}`, string(p.Call("mesh/join-room", harness.InRoomPayload(room))), room)
 			ids, err := s.Rooms().ConnectionIDs(t.Context(), room)
 			require.NoError(t, err)
 			assert.Empty(t, ids, room)

@@ -147,7 +147,7 @@ func TestAJoinGuardThatChangesItsInput(t *testing.T) {
 		}})
 		p := s.Dial()
 		began := time.Now()
-		assert.JSONEq(t, `{"success":false,"present":[]}`, string(p.Call("mesh/join-room", harness.InRoomPayload("lobby"))))
+		assert.JSONEq(t, `{"success":false,"present":[],"code":"EREFUSED"}`, string(p.Call("mesh/join-room", harness.InRoomPayload("lobby"))))
 		assert.LessOrEqual(t, time.Since(began), 6*time.Second)
 		assert.LessOrEqual(t, asked.Load(), int64(100))
 		assert.Contains(t, log.String(), "no lasting answer")
@@ -245,7 +245,7 @@ func TestARemovalBeatsAJoinThatWaitsForRedis(t *testing.T) {
 				w.Away()
 				var both sync.WaitGroup
 				both.Go(func() {
-					assert.JSONEq(t, `{"success":false,"present":[]}`, string(p.Call("mesh/join-room", harness.InRoomPayload(room))))
+					assert.JSONEq(t, `{"success":false,"present":[],"code":"EREFUSED"}`, string(p.Call("mesh/join-room", harness.InRoomPayload(room))))
 				})
 				w.Sleep(50 * time.Millisecond)
 				both.Go(func() {

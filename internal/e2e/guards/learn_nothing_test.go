@@ -55,7 +55,7 @@ func TestExcludedConnectionsLearnNothing(t *testing.T) {
 		}
 		insider, spy, out := s2.Dial(harness.Meta(`{"isAdmin":true,"name":"insider"}`)), s1.Dial(harness.Meta(harness.Visitor)), s1.Dial(harness.Meta(harness.Admin))
 		insider.Join("secret")
-		assert.JSONEq(t, `{"success":false,"present":[]}`, string(spy.Call("mesh/join-room", harness.InRoomPayload("secret"))))
+		assert.JSONEq(t, `{"success":false,"present":[],"code":"EREFUSED"}`, string(spy.Call("mesh/join-room", harness.InRoomPayload("secret"))))
 		out.Join("secret")
 		out.Subscribe("secret")
 		require.NoError(t, s2.Connections().SetMetadata(ctx, out.ID, json.RawMessage(harness.Visitor), mesh.MetadataOptions{}))
@@ -66,7 +66,7 @@ func TestExcludedConnectionsLearnNothing(t *testing.T) {
 		for _, p := range []*harness.Peer{spy, out} {
 			assert.JSONEq(t, `{"metadata":null}`, string(p.Call("mesh/get-connection-metadata", map[string]any{"connectionId": insider.ID})))
 			assert.JSONEq(t, `false`, string(p.Call("mesh/publish-presence-state", map[string]any{"roomName": "secret", "state": map[string]any{}})))
-			assert.JSONEq(t, `{"success":false,"present":[]}`, string(p.Call("mesh/join-room", harness.InRoomPayload("secret"))))
+			assert.JSONEq(t, `{"success":false,"present":[],"code":"EREFUSED"}`, string(p.Call("mesh/join-room", harness.InRoomPayload("secret"))))
 		}
 		w.Sleep(50 * time.Millisecond)
 		for _, p := range []*harness.Peer{spy, out} {

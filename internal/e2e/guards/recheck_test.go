@@ -54,7 +54,7 @@ func TestAJoinIsAnsweredAfterARemoval(t *testing.T) {
 				p := s.Dial()
 				var asking sync.WaitGroup
 				asking.Go(func() {
-					assert.JSONEq(t, `{"success":false,"present":[]}`, string(p.Call("mesh/join-room", harness.InRoomPayload("lobby"))))
+					assert.JSONEq(t, `{"success":false,"present":[],"code":"EREFUSED"}`, string(p.Call("mesh/join-room", harness.InRoomPayload("lobby"))))
 				})
 				w.Sleep(100 * time.Millisecond)
 				require.NoError(t, c.do(t.Context(), there.Server, &banned, p.ID))

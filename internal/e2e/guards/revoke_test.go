@@ -53,7 +53,7 @@ func TestRevokingAccess(t *testing.T) {
 			}
 			assert.JSONEq(t, `{"success":false,"present":[]}`, string(p.Call("mesh/subscribe-presence", harness.InRoomPayload(room))))
 			assert.JSONEq(t, `{"success":false,"present":[]}`, string(p.Call("mesh/get-presence-state", harness.InRoomPayload(room))))
-			assert.JSONEq(t, `{"success":false,"present":[]}`, string(p.Call("mesh/join-room", harness.InRoomPayload(room))))
+			assert.JSONEq(t, `{"success":false,"present":[],"code":"EREFUSED"}`, string(p.Call("mesh/join-room", harness.InRoomPayload(room))))
 			w.Eventually(2*time.Second, func() bool {
 				in, err := srv.Rooms().Contains(ctx, room, p.ID)
 				require.NoError(t, err)

@@ -41,6 +41,7 @@ func (s MemberStates) Apply(u Update) error {
 		return fmt.Errorf("is not a member")
 	case u.Type == "leave":
 		delete(s, u.ConnectionID)
+	case u.Type == "metadata", u.Type == "disconnect", u.Type == "reconnect":
 	case u.Type != "state":
 		return fmt.Errorf("unknown type")
 	case string(u.State) == "null" && state == "":

@@ -37,7 +37,11 @@ func (p *Peer) ExpectPushed(t *testing.T, text, want string) Update {
 	require.NoError(t, json.Unmarshal(raw["payload"], &u))
 	assert.Equal(t, p.ID, u.ConnectionID)
 	assert.Positive(t, u.Timestamp)
-	for _, extra := range []string{"connectionId", "timestamp", "seq", "epoch"} {
+	added := []string{"connectionId", "timestamp", "seq", "epoch"}
+	if u.Type == "join" || u.Type == "leave" {
+		added = append(added, "joinedAt")
+	}
+	for _, extra := range added {
 		assert.Contains(t, f.Payload, extra)
 		delete(f.Payload, extra)
 	}
