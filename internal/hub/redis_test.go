@@ -428,10 +428,10 @@ func encodeEventWith(t store.EventType, p store.Position, prev string, at int64,
 	if r.StateSilent {
 		flag = "s"
 	}
-	if r.User != "" || r.Kept() {
+	if r.User != "" || r.KeptUntil != 0 {
 		more = fmt.Sprintf(" %d 5000 0", len(r.User))
 	}
-	if r.Kept() {
+	if r.KeptUntil != 0 { // not in the short record of a leave
 		more += fmt.Sprintf(" %d %c", r.KeptUntil, r.KeptCause)
 	}
 	return fmt.Sprintf("%c %s %s %s %d %s %s %s %s 0 %d 1 %s 1 %d 0 %d %d%s\n%s%s%s", t, p.Epoch, p.Tag, prev, at, cause, r.Conn, r.Entry,

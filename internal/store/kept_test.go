@@ -335,7 +335,7 @@ func TestSameConnectionReturns(t *testing.T) {
 	})
 }
 
-// A join that is sent again although its place was kept meanwhile is not done already:
+// A join that is sent again although its place has been kept since then is not done already:
 // it takes the place back.
 func TestRepeatedJoinOfAKeptPlace(t *testing.T) {
 	t.Parallel()

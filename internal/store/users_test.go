@@ -353,7 +353,7 @@ func TestRecountOfALargeRoom(t *testing.T) {
 		assert.False(w, w.check("I", "r").Rooms[0].Uncounted)
 		w.counted("r")
 
-		// A recount that nobody continues begins again.
+		// A recount that no server continues begins again.
 		w.del(w.keys.Users("r"))
 		w.ok("I", joinUser("r", "z", "z1", "zoe"))
 		assert.Equal(w, w.real != nil, w.pttl(w.keys.Recount("r")) > 0)

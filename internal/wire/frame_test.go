@@ -192,7 +192,7 @@ func TestUpdate(t *testing.T) {
 			want string
 		}{full(kind), `{"type":"` + kind + head + want + tail})
 	}
-	// The last connection of a user without metadata, in a room in which nobody is left.
+	// The last connection of a user without metadata, in a room that it leaves empty.
 	last := full(UpdateLeave)
 	last.UserConnections, last.Numbers = 0, Numbers{CountOf(0), CountOf(0)}
 	login, removed := full(UpdateMetadata), full(UpdateMetadata)
