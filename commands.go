@@ -13,6 +13,7 @@ import (
 	"github.com/meshpresence/mesh/internal/keys"
 	"github.com/meshpresence/mesh/internal/local"
 	"github.com/meshpresence/mesh/internal/socket"
+	"github.com/meshpresence/mesh/internal/store"
 	"github.com/meshpresence/mesh/internal/watch"
 	"github.com/meshpresence/mesh/internal/wire"
 )
@@ -27,17 +28,20 @@ type roomCommand func(ctx context.Context, c *Connection, req wire.Request, room
 // commands are the protocol's commands by name.
 var commands = map[string]command{
 	wire.CommandNoop:                    noop,
-	wire.CommandJoinRoom:                inRoom(joinRoom),
+	wire.CommandJoinRoom:                joinRoom,
 	wire.CommandLeaveRoom:               inRoom(leaveRoom),
 	wire.CommandSubscribePresence:       inRoom(subscribePresence),
 	wire.CommandUnsubscribePresence:     inRoom(unsubscribePresence),
 	wire.CommandPublishPresenceState:    publishPresenceState,
 	wire.CommandClearPresenceState:      inRoom(clearPresenceState),
 	wire.CommandGetPresenceState:        inRoom(getPresenceState),
+	wire.CommandListPresence:            listPresence,
 	wire.CommandGetConnectionMetadata:   getConnectionMetadata,
 	wire.CommandGetMyConnectionMetadata: getMyConnectionMetadata,
 	wire.CommandSetMyConnectionMetadata: setMyConnectionMetadata,
 	wire.CommandGetRoomMetadata:         inRoom(getRoomMetadata),
+	wire.CommandSubscribeOccupancy:      subscribeOccupancy,
+	wire.CommandUnsubscribeOccupancy:    unsubscribeOccupancy,
 }
 
 // Begin implements socket.Handler, for commands of the protocol.
@@ -92,7 +96,7 @@ func inRoom(run roomCommand) command {
 func noop(context.Context, *Connection, wire.Request) (reply, error) { return valueReply(true), nil }
 
 func leaveRoom(ctx context.Context, c *Connection, _ wire.Request, room string) (reply, error) {
-	if _, err := c.core().access.joins.Leave(ctx, c.local, room); err != nil {
+	if _, err := c.core().access.joins.Leave(ctx, c.local, room, store.CauseLeft); err != nil {
 		return reply{}, err
 	}
 	return valueReply(wire.Success{Success: true}), nil
@@ -184,15 +188,30 @@ func (c *Connection) read(ctx context.Context, room string, unseen any, read fun
 	return n.access.Read(ctx, c.id, room, unseen, read)
 }
 
-func joinRoom(ctx context.Context, c *Connection, _ wire.Request, room string) (reply, error) {
+func joinRoom(ctx context.Context, c *Connection, req wire.Request) (reply, error) {
 	n := c.core()
+	var p wire.JoinRequest
+	if err := req.Bind(&p); err != nil {
+		return reply{}, errPayload(err)
+	}
+	room := string(p.RoomName)
+	if err := n.checkRoom(room); err != nil {
+		return reply{}, err
+	}
+	if p.Replaces != "" {
+		if err := keys.ValidateConnectionID(string(p.Replaces)); err != nil {
+			return reply{}, err
+		}
+	}
 	if err := c.admitRoom(room); err != nil {
 		return reply{}, err
 	}
-	joined, err := n.joinNowOrLater(ctx, c.local, room)
+	joined, err := n.joinNowOrLater(ctx, c.local, room, string(p.Replaces))
 	refused := wire.Refusal{Code: wire.CodeRefused}
 	if watch.IsRefusal(err) {
 		return valueReply(refused), nil
+	} else if full, ok := errors.AsType[*local.FullError](err); ok {
+		return valueReply(wire.Refusal{Code: wire.CodeFull, Of: string(full.Of), Max: full.Max}), nil
 	} else if err != nil {
 		return reply{}, err
 	}
@@ -308,7 +327,7 @@ func (h *wireHandler) Order(req *wire.Request) socket.Order {
 	c := (*Connection)(h)
 	switch req.Command {
 	case wire.CommandJoinRoom, wire.CommandLeaveRoom, wire.CommandSubscribePresence, wire.CommandUnsubscribePresence,
-		wire.CommandGetPresenceState, wire.CommandGetRoomMetadata:
+		wire.CommandGetPresenceState, wire.CommandListPresence, wire.CommandGetRoomMetadata:
 		return socket.Order{Line: c.roomOf(req)}
 	case wire.CommandClearPresenceState:
 		return socket.Order{Line: c.roomOf(req), Overlaps: true}
@@ -316,6 +335,8 @@ func (h *wireHandler) Order(req *wire.Request) socket.Order {
 		return c.orderOfState(req)
 	case wire.CommandSetMyConnectionMetadata:
 		return socket.Order{Line: ownLine, Holds: true}
+	case wire.CommandSubscribeOccupancy, wire.CommandUnsubscribeOccupancy:
+		return socket.Order{Line: occupancyLine}
 	case wire.CommandGetConnectionMetadata:
 		var p wire.GetMetadataRequest
 		if req.Bind(&p) == nil && string(p.ConnectionID) == c.id {
@@ -343,7 +364,8 @@ const (
 )
 
 // orderOfState is Order for a state. In a room with a StateInterval only the newest
-// state counts, so that the next valid state supersedes a waiting one.
+// state counts, so that the next valid state supersedes a waiting one. Patches are all
+// merged, in order.
 func (c *Connection) orderOfState(req *wire.Request) socket.Order {
 	n := c.core()
 	var p wire.PublishStateRequest
@@ -351,7 +373,7 @@ func (c *Connection) orderOfState(req *wire.Request) socket.Order {
 		return socket.Order{Line: ownLine}
 	}
 	o := socket.Order{Line: string(p.RoomName), Overlaps: true}
-	if _, err := p.Expiry(); err != nil || !p.HasState() || !wire.IsObject(p.State) ||
+	if _, err := p.Expiry(); err != nil || p.Patch || !p.HasState() || !wire.IsObject(p.State) ||
 		over(len(p.State), n.opts.Limits.StateBytes) || n.access.rules.Match(o.Line).StateInterval == 0 {
 		return o
 	}

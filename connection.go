@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode/utf8"
 
@@ -33,13 +34,18 @@ type Connection struct {
 	hooked    chan struct{} // closed when the OnConnection functions have returned; commands wait for it
 	failed    bool          // one of them failed; read only after hooked is closed
 	ended     sync.Once     // see end
-	level     uint8         // of the wire protocol
-	closing   bool          // told to close by Drain or Shutdown; guarded by the server's mu
+	// closedByApp says that the app has called Close: the places of the connection are
+	// not kept.
+	closedByApp atomic.Bool
+	level       uint8 // of the wire protocol
+	closing     bool  // told to close by Drain or Shutdown; guarded by the server's mu
 
-	newRooms limit.Names // rooms that it begins to use
+	newRooms limit.Names  // rooms that it begins to use
+	counted  *occupancies // rooms whose numbers it is subscribed to; nil: none yet; see there
 
-	mu   sync.Mutex                     // guards subs
-	subs map[string]*watch.Subscription // by room
+	mu    sync.Mutex                     // guards the fields below
+	subs  map[string]*watch.Subscription // by room
+	stale *staleTold                     // nil: the client knows of no stale room
 }
 
 // core returns the core of the connection's server.
@@ -56,7 +62,7 @@ func (c *Connection) ID() string { return c.id }
 // state. The metadata is shared and must not be changed.
 func (c *Connection) Member() Member {
 	data, _ := c.local.Metadata()
-	return Member{ID: c.id, Metadata: data}
+	return Member{ID: c.id, UserID: c.local.User(), Metadata: data}
 }
 
 // Rooms returns the names of the rooms that the connection is in, tracked or not,
@@ -112,7 +118,8 @@ func (c *Connection) SendMessage(messageType int, data []byte) error {
 	return nil
 }
 
-// Close closes the connection with a WebSocket close code (0 means 1000) and reason.
+// Close closes the connection with a WebSocket close code (0 means 1000) and reason. It
+// leaves its rooms, whatever their Grace.
 // Queued frames have one second to be written. The rest is dropped, and the peer has
 // another second to answer. Close does not wait. Closing again does nothing.
 //
@@ -126,6 +133,7 @@ func (c *Connection) Close(code int, reason string) error {
 	if err := checkClose(code, reason); err != nil {
 		return err
 	}
+	c.closedByApp.Store(true)
 	c.sock.Close(code, reason)
 	return nil
 }
@@ -177,23 +185,45 @@ func (c *Connection) welcome() {
 	}
 	c.failed = true
 	if errors.Is(err, ErrClosed) {
-		c.sock.Close(websocket.CloseServiceRestart, restarting)
+		c.restart()
 	} else {
 		c.sock.Close(websocket.CloseInternalServerErr, notSetUp)
 	}
-	c.close()
+	c.close(departClosed)
 }
 
 // close removes the connection from the server and from its rooms.
-func (c *Connection) close() {
+func (c *Connection) close(d departure) {
 	c.s.remove(c)
-	c.core().disconnect(c.local)
+	c.core().disconnect(c.local, d)
+}
+
+// departureFor returns how the entries of the connection end, by the end of its socket.
+func (c *Connection) departureFor(reason error) departure {
+	if c.closedByApp.Load() {
+		return departRemoved
+	}
+	end, ok := errors.AsType[*socket.End](reason)
+	if !ok {
+		return departLost // the network connection failed
+	}
+	switch end.Code {
+	case websocket.CloseProtocolError, websocket.ClosePolicyViolation, websocket.CloseMessageTooBig:
+		return departExpelled
+	}
+	switch end.Cause {
+	case socket.CauseBroken, socket.CauseSilent, socket.CauseSlow, socket.CauseStuck:
+		return departLost
+	case socket.CauseFlood, socket.CauseTooLarge, socket.CauseProtocol:
+		return departExpelled
+	}
+	return departClosed
 }
 
 // end cleans up after the connection has ended, once.
 func (c *Connection) end(reason error) {
 	c.ended.Do(func() {
-		c.close()
+		c.close(c.departureFor(reason))
 		<-c.hooked
 		c.s.hooks.disconnected(c.s.n, c, reason)
 	})

@@ -8,15 +8,18 @@ import (
 	"time"
 
 	"github.com/meshpresence/mesh/internal/callbacks"
+	"github.com/meshpresence/mesh/internal/channels"
 	"github.com/meshpresence/mesh/internal/clock"
 	"github.com/meshpresence/mesh/internal/encode"
 	"github.com/meshpresence/mesh/internal/errs"
 	"github.com/meshpresence/mesh/internal/guards"
 	"github.com/meshpresence/mesh/internal/hub"
+	"github.com/meshpresence/mesh/internal/kept"
 	"github.com/meshpresence/mesh/internal/keys"
 	"github.com/meshpresence/mesh/internal/lease"
 	"github.com/meshpresence/mesh/internal/limit"
 	"github.com/meshpresence/mesh/internal/local"
+	"github.com/meshpresence/mesh/internal/occupancy"
 	"github.com/meshpresence/mesh/internal/peers"
 	"github.com/meshpresence/mesh/internal/store"
 	"github.com/meshpresence/mesh/internal/testhook"
@@ -49,9 +52,12 @@ type core struct {
 	lease  *lease.Lease      // keeps this server registered, and declares others dead
 	local  *local.Registry   // the connections of this server, and the writing of their entries
 	hub    *hub.Hub          // mirrors of the watched rooms
+	kept   *kept.Sweeper     // ends kept places whose time is over
+	counts *occupancy.Rooms  // the numbers of rooms, for those that need no lists
 	peers  *peers.Peers      // calls other servers, and handles their calls
 	calls  *callbacks.Runner // calls the functions of the app
 	access access            // rules, guards and subscriptions
+	users  users             // of the connections
 
 	sockets sockets
 	life    lifecycle
@@ -73,7 +79,9 @@ type access struct {
 type sockets struct {
 	deliver    func(conn string, f *wire.Frame) bool
 	close      func(conn string) bool
+	replaced   func(conn string)           // closes the socket of a connection that was replaced
 	checkFiles func(context.Context) error // checks that sockets leave file descriptors for Redis
+	away       func()                      // is called if Redis may be away; see redisAway
 }
 
 // newCore returns a core that start has to start.
@@ -90,6 +98,8 @@ func newCore(opts Options, with sockets) (*core, error) {
 	n.opts = opts
 	n.life.begin()
 	n.keys = opts.keySpace()
+	n.users.of, n.users.log = opts.UserID, limit.NewLog(opts.Logger)
+	n.users.places = kept.NewPerUser(opts.Limits.DisconnectedPerUser)
 	n.store = n.newStore()
 	at := testhook.Seams{Local: n.store, Lease: n.store, Hub: n.store}
 	if opts.edge != nil {
@@ -100,9 +110,14 @@ func newCore(opts Options, with sockets) (*core, error) {
 		Logger: opts.Logger, IsAnswer: isAnswer, Typed: typedErrors, Known: []error{store.ErrFull},
 	})
 	n.redis.listener = store.NewListener(store.ListenerConfig{Client: opts.Redis, Handler: n, Logger: opts.Logger, Name: "events"})
-	n.hub = hub.New(n.hubConfig(at.Hub))
+	n.redis.rooms = channels.New(roomChannels{n}, n.life.work.Go)
+	toHub := n.redis.rooms.NewShare()
+	n.hub = hub.New(n.hubConfig(at.Hub, toHub))
+	toHub.Connect(n.hub)
+	n.openCounts()
 	n.openAccess()
 	n.lease = lease.New(n.leaseConfig(at.Lease))
+	n.kept = kept.New(n.keptConfig(at.Kept))
 	n.local = local.New(n.localConfig(at))
 	n.peers = peers.New(n.peersConfig())
 	n.linkRedis()
@@ -114,11 +129,14 @@ func (n *core) newStore() *store.Store {
 	s := store.New(n.opts.Redis, n.keys)
 	s.RequireLease()
 	s.Named(n.opts.Name)
+	if n.opts.UserID != nil {
+		s.CountUsers()
+	}
 	s.TrackedBy(func(room string) bool { return n.access.rules.Match(room).Tracked })
 	return s
 }
 
-// openAccess fills in n.access. It needs the hub.
+// openAccess fills in n.access. It needs the hub and the numbers of rooms.
 func (n *core) openAccess() {
 	a := &n.access
 	a.guards = guards.NewCache(guards.Config{
@@ -129,26 +147,40 @@ func (n *core) openAccess() {
 		Conn: func(id string) (*local.Conn, bool) { return n.local.Conn(id) },
 	})
 	a.Access = watch.New(watch.Config{
-		Hub: n.hub, Rules: &a.rules, Cache: a.guards, Joins: a.joins, Context: n.life.ctx, Member: n.member, CheckViewer: n.checkViewer,
+		Hub: n.hub, Numbers: n.counts, Rules: &a.rules, Cache: a.guards, Joins: a.joins, Context: n.life.ctx, Member: n.member, CheckViewer: n.checkViewer,
 		InRoom: func(room string) []*local.Conn { return n.local.InRoom(room) },
 		Before: func() { n.redis.RecheckIfLeaseLapsed() }, Limit: callLimit, EarlyLimit: n.waitLimit, ToError: errorFor,
 	})
 }
 
-func (n *core) hubConfig(at hub.Store) hub.Config {
+func (n *core) hubConfig(at hub.Store, rooms hub.Listener) hub.Config {
 	return hub.Config{
-		Store: at, Listener: roomChannels{n}, UnconfirmedFor: n.opts.LeaseTTL + time.Second, Bucket: n.keys.RoomBucket,
+		Store: at, Listener: rooms, UnconfirmedFor: n.opts.LeaseTTL + time.Second, Bucket: n.keys.RoomBucket,
 		AskOwner: n.ownerAsker(), Now: n.now, Listed: n.opts.Limits.SnapshotMembers,
-		Logger: n.opts.Logger,
+		CountUsers: n.opts.UserID != nil,
+		Overdue:    func(room string, o hub.Overdue) { n.kept.Add(room, o.Conn, o.Entry, o.Until) },
+		Logger:     n.opts.Logger,
 	}
 }
 
 func (n *core) leaseConfig(at lease.Store) lease.Config {
 	return lease.Config{
 		Store: at, TTL: n.opts.LeaseTTL, Buckets: n.keys.Buckets(), Channel: n.keys.ServerChannel, Logger: n.opts.Logger,
-		Watching: func() bool { return n.hub.Watching() },
+		Watching: func() bool { return n.hub.Watching() || n.counts.Watching() },
 		OnAway:   func() { n.redis.RedisAway() },
+		Kept:     func(room, conn, entry string, until int64) { n.kept.Add(room, conn, entry, until) },
 		OnRenew:  n.leaseRenewed, OnReregistered: n.reregistered, OnNoEcho: n.redis.listener.Recreate,
+	}
+}
+
+func (n *core) keptConfig(at kept.Store) kept.Config {
+	if at == nil {
+		at = n.store
+	}
+	return kept.Config{
+		Store: at, Wheel: n.wheel, Buckets: n.keys.Buckets(), Bucket: n.keys.RoomBucket, Clock: n.lease.Now, Proof: n.lease.ClockProof,
+		ClockRefused: n.lease.ClockRefused, Enabled: n.keepsPlaces, Heartbeat: n.opts.LeaseTTL / 3, Logger: n.opts.Logger,
+		MayEnd: func(bucket int, deadline int64) bool { return n.lease.MayEnd(n.store.Writes(bucket), deadline) },
 	}
 }
 
@@ -156,11 +188,16 @@ func (n *core) localConfig(at testhook.Seams) local.Config {
 	return local.Config{
 		Store: at.Local, Wheel: n.wheel, Buckets: n.keys.Buckets(), RoomBucket: n.keys.RoomBucket, ConnBucket: n.keys.ConnBucket,
 		Incarnation: n.lease.Incarnation, Fenced: n.lease.Fenced, RenewLease: n.lease.RenewNow, Answered: n.store.Answered,
-		TTL:           func(room string) time.Duration { return n.access.rules.Match(room).TTL },
+		UserOf:     n.userFunc(),
+		TTL:        func(room string) time.Duration { return n.access.rules.Match(room).TTL },
+		Grace:      func(room string) time.Duration { return n.access.rules.Match(room).Grace },
+		Caps:       n.capsOf,
+		RebuildFor: n.opts.LeaseTTL + time.Second,
+		Kept:       n.placeKept, Full: n.joinFull, Replaced: n.placeTaken,
 		StateInterval: func(room string) time.Duration { return n.access.rules.Match(room).StateInterval },
 		Heartbeat:     n.opts.LeaseTTL / 3,
 		BatchOps:      at.Batch, EndSilent: n.opts.expirationEvents(), MaxRooms: n.opts.Limits.RoomsPerConnection,
-		OnPosition: n.hub.Expect, MetaChanged: func(c *local.Conn) { n.access.RecheckViewer(c.ID()) }, MayReturn: n.access.joins.MayReturn,
+		OnPosition: n.hub.Expect, MetaChanged: func(c *local.Conn) { n.access.RecheckViewer(c.ID()) }, UserMoved: n.access.RecheckMember, MayReturn: n.access.joins.MayReturn,
 		Logger: n.opts.Logger,
 	}
 }
@@ -182,7 +219,7 @@ func (n *core) member(conn string) guards.MemberFunc {
 			return guards.Member{ID: conn}, 0
 		}
 		meta, version := c.Metadata()
-		return guards.Member{ID: conn, Metadata: meta}, version
+		return guards.Member{ID: conn, UserID: c.User(), Metadata: meta}, version
 	}
 }
 
@@ -204,7 +241,7 @@ func (n *core) trackPresence(pattern Pattern, opts PresenceOptions) error {
 	if err := pattern.validate(); err != nil {
 		return err
 	}
-	if err := opts.validate(); err != nil {
+	if err := opts.validate(n.opts.UserID != nil); err != nil {
 		return fmt.Errorf("%w (pattern %v)", err, pattern)
 	}
 	n.access.rules.Add(pattern.inner(), opts.inner())
@@ -226,6 +263,7 @@ func (n *core) untrackPresence(pattern Pattern) bool {
 // subscriptions use the new rules anyway.
 func (n *core) obeyRule(p guards.Pattern) {
 	n.local.ApplyRules(p.Among(n.local.Rooms))
+	n.counts.ApplyRules(p.Among(n.counts.Rooms))
 	n.access.RecheckRooms(p.Among(n.access.Rooms))
 }
 
@@ -304,16 +342,30 @@ func (n *core) connect(ctx context.Context, id string, metadata []byte, link loc
 	}
 }
 
+// departure says how the entries of a connection end.
+type departure struct {
+	cause store.Cause
+	keep  bool // the connection has not asked to leave, so its places are kept for Grace
+}
+
+// The departures. The first is that of a connection that the app has closed.
+var (
+	departRemoved  = departure{cause: store.CauseRemoved}
+	departClosed   = departure{cause: store.CauseClosed, keep: true}
+	departLost     = departure{cause: store.CauseLost, keep: true}
+	departExpelled = departure{cause: store.CauseClosed} // for breaking the protocol
+)
+
 // close ends a connection, and its socket if it has one.
-func (n *core) close(c *local.Conn) {
+func (n *core) close(c *local.Conn, d departure) {
 	if n.sockets.close != nil {
 		n.sockets.close(c.ID())
 	}
-	n.disconnect(c)
+	n.disconnect(c, d)
 }
 
 // disconnect ends a connection: its subscriptions, its entries, its metadata.
-func (n *core) disconnect(c *local.Conn) {
+func (n *core) disconnect(c *local.Conn, d departure) {
 	if !c.BeginClose() {
 		return // another caller has begun it
 	}
@@ -322,7 +374,7 @@ func (n *core) disconnect(c *local.Conn) {
 	n.access.joins.TakeOutAll(c)
 	n.access.Forget(c.ID())
 	n.access.guards.RemoveConn(c.ID())
-	c.Close(store.CauseClosed)
+	c.Close(d.cause, d.keep)
 }
 
 func (n *core) awaitRemoved(ctx context.Context, gone <-chan struct{}) error {
@@ -338,13 +390,26 @@ func (n *core) awaitRemoved(ctx context.Context, gone <-chan struct{}) error {
 	}
 }
 
+// userFunc returns the function that package local calls for users, nil without users.
+func (n *core) userFunc() func(conn string, metadata []byte) string {
+	if n.opts.UserID == nil {
+		return nil
+	}
+	return n.users.userOf
+}
+
 // tellMembershipEnded tells a socket that a join guard has taken its connection out of a
 // room.
 func (n *core) tellMembershipEnded(conn, room string) {
+	n.push(conn, wire.PushMembershipEnded, wire.Ended{RoomName: room})
+}
+
+// push sends a frame of the protocol to the socket of a connection, if it has one here.
+func (n *core) push(conn, command string, payload any) {
 	if n.sockets.deliver == nil {
 		return
 	}
-	if f, err := wire.Push(wire.PushMembershipEnded, wire.Ended{RoomName: room}); err == nil {
+	if f, err := wire.Push(command, payload); err == nil {
 		n.sockets.deliver(conn, f)
 	}
 }

@@ -217,10 +217,41 @@ func (s *Server) refuseMore() int {
 func (s *Server) closeDue(begun, until time.Time) time.Duration {
 	due, wait := s.takeDue(time.Now(), begun, until)
 	for _, c := range due { // without mu, because there may be many
-		c.sock.Close(websocket.CloseServiceRestart, restarting)
+		if c.keepsPlaces() {
+			s.n.life.work.Go(c.handOver)
+		} else {
+			c.restart()
+		}
 	}
 	return wait
 }
+
+// handOverFor limits the time for which a drain waits for the places of a connection to be
+// kept, before it closes the socket.
+const handOverFor = time.Second
+
+// keepsPlaces reports whether a room may keep the place of the connection.
+func (c *Connection) keepsPlaces() bool {
+	return c.local.User() != "" && slices.ContainsFunc(c.local.Rooms(), func(room string) bool {
+		return c.core().access.rules.Match(room).Grace > 0
+	})
+}
+
+// handOver lets the rooms of the connection keep its places, and closes the socket when
+// Redis has them. The client returns at once, and then finds its place.
+func (c *Connection) handOver() {
+	c.core().disconnect(c.local, departClosed)
+	ctx, cancel := context.WithTimeout(c.core().life.ctx, handOverFor)
+	defer cancel()
+	select {
+	case <-c.local.Gone():
+	case <-ctx.Done():
+	}
+	c.restart()
+}
+
+// restart closes the socket because the server restarts.
+func (c *Connection) restart() { c.sock.Close(websocket.CloseServiceRestart, restarting) }
 
 func (s *Server) takeDue(now, begun, until time.Time) (due []*Connection, wait time.Duration) {
 	s.mu.Lock()

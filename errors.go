@@ -73,6 +73,14 @@ var (
 	// ErrLimit means that a limit on a number of things in Options.Limits has been
 	// reached.
 	ErrLimit = errs.Limit
+	// ErrFull means that a room has as many connections or users as its rule allows. The
+	// message says which.
+	ErrFull = errs.Full
+	// ErrInvalidUser means that a user id is empty, too long, not valid UTF-8, or contains
+	// control characters or U+FFFD.
+	ErrInvalidUser = errs.InvalidUser
+	// ErrUsersOff means that there are no users, because Options.UserID is not set.
+	ErrUsersOff = errs.UsersOff
 	// ErrBusy means that the guards of a rule cannot be asked, because too many of their
 	// calls hang. The same request may succeed a moment later.
 	ErrBusy = errs.Busy
@@ -221,12 +229,22 @@ func checkContext(ctx context.Context) error {
 // errorFor is storeError for a caller that waited with ctx. If the caller has cancelled
 // ctx, the error says so, because Redis has not failed.
 func errorFor(ctx context.Context, err error) error {
+	if full, ok := errors.AsType[*local.FullError](err); ok && !errors.Is(err, ErrFull) {
+		return fullError{full}
+	}
 	out := storeError(err)
 	if errors.Is(ctx.Err(), context.Canceled) && (errors.Is(err, context.Canceled) || errors.Is(out, ErrUnavailable)) {
 		return errs.Ended(ctx)
 	}
 	return out
 }
+
+// fullError is an ErrFull that says which bound the room has reached.
+type fullError struct{ *local.FullError }
+
+func (e fullError) Error() string { return fmt.Sprintf("%v: %d %s", ErrFull, e.Max, e.Of) }
+
+func (e fullError) Unwrap() []error { return []error{ErrFull, e.FullError} }
 
 // wireErrors lists the code and text that a client gets for an error. The first match
 // wins, so that an error that also wraps one of Redis is reported as unavailable. An
@@ -256,6 +274,9 @@ var wireErrors = []struct {
 	{ErrUnknownConnection, wire.CodeNotFound, "Unknown connection"},
 	{ErrTooLarge, wire.CodeTooLarge, ""},
 	{ErrLimit, wire.CodeLimit, ""},
+	{ErrFull, wire.CodeFull, ""},
+	{ErrUsersOff, wire.CodeNotFound, "Users are not tracked"},
+	{ErrInvalidUser, wire.CodeInvalid, ""},
 	{ErrInvalidRoom, wire.CodeInvalid, ""},
 	{ErrInvalidConnectionID, wire.CodeInvalid, ""},
 	{ErrInvalidState, wire.CodeInvalid, ""},

@@ -370,6 +370,61 @@ func ExamplePresenceManager_Counts() {
 }
 
 // A state is a JSON object. It ends with the entry of its connection, or earlier.
+func ExamplePresenceManager_Occupancy() {
+	presence, stop := startPresence()
+	defer stop()
+	ctx := context.Background()
+	must(presence.Connect(ctx, "phone", nil))
+	must(presence.Join(ctx, "lobby", "phone"))
+
+	numbers, err := presence.Occupancy(ctx, "lobby", "hall")
+	must(err)
+	fmt.Println("lobby:", numbers["lobby"].Connections, "hall:", numbers["hall"].Connections)
+	// Output: lobby: 1 hall: 0
+}
+
+func ExamplePresenceManager_SubscribeOccupancy() {
+	presence, stop := startPresence()
+	defer stop()
+	ctx := context.Background()
+	must(presence.Connect(ctx, "phone", nil))
+
+	rooms := []string{"lobby"}
+	for numbers, err := range presence.SubscribeOccupancy(ctx, rooms, mesh.SubscribeOptions{}) {
+		must(err)
+		fmt.Println(numbers.Room, numbers.Connections)
+		if numbers.Connections > 0 {
+			break // ends the subscription
+		}
+		must(presence.Join(ctx, "lobby", "phone"))
+	}
+	// Output:
+	// lobby 0
+	// lobby 1
+}
+
+func ExampleEveryone() {
+	presence, stop := startPresence()
+	defer stop()
+	nobody := func(context.Context, mesh.Member, string) (bool, error) { return false, nil }
+	must(presence.TrackPresence(mesh.Exact("lobby"), mesh.PresenceOptions{Guard: nobody, OccupancyGuard: mesh.Everyone}))
+	ctx := context.Background()
+	must(presence.Connect(ctx, "phone", nil))
+
+	asPhone := mesh.SubscribeOptions{Viewer: "phone"}
+	for _, err := range presence.Subscribe(ctx, "lobby", asPhone) {
+		fmt.Println("members:", err)
+	}
+	for numbers, err := range presence.SubscribeOccupancy(ctx, []string{"lobby"}, asPhone) {
+		must(err)
+		fmt.Println("numbers:", numbers.Connections)
+		break
+	}
+	// Output:
+	// members: mesh: refused
+	// numbers: 0
+}
+
 func ExamplePresenceManager_PublishState() {
 	p, stop := startPresence()
 	defer stop()
@@ -386,6 +441,24 @@ func ExamplePresenceManager_PublishState() {
 	// <nil>
 	// <nil>
 	// mesh: invalid presence state: not a JSON object
+}
+
+// A patch changes single keys, which can have ends of their own.
+func ExamplePresenceManager_PublishState_patch() {
+	p, stop := startPresence()
+	defer stop()
+	ctx := context.Background()
+	must(p.Connect(ctx, "conn-1", nil))
+	must(p.Join(ctx, "lobby", "conn-1"))
+
+	must(p.PublishState(ctx, "lobby", "conn-1", map[string]any{"page": 3, "away": true}, mesh.StateOptions{}))
+	typing := map[string]any{"typing": true, "away": nil} // nil removes a key
+	must(p.PublishState(ctx, "lobby", "conn-1", typing, mesh.StateOptions{Patch: true, ExpireAfter: 3 * time.Second}))
+	members, err := p.Members(ctx, "lobby")
+	must(err)
+	fmt.Println(string(members[0].State))
+	// Output:
+	// {"page":3,"typing":true}
 }
 
 // Subscribers receive an update when the state ends.
@@ -545,4 +618,51 @@ func ExampleEvent_RoomVacated() {
 		}
 	}
 	// Output: vacated: left
+}
+
+// The connections of this app belong to users, by a field of their metadata.
+func ExampleUserIDField() {
+	user := mesh.UserIDField("userId")
+	for _, metadata := range []string{`{"userId":"ann"}`, `{"userId":12345678901234567890}`, `{"USERID":"eve"}`} {
+		fmt.Printf("%q\n", user(mesh.Member{Metadata: []byte(metadata)}))
+	}
+	// Output:
+	// "ann"
+	// "12345678901234567890"
+	// ""
+}
+
+// A page shows one badge for each user, however many tabs the user has.
+func ExamplePresenceManager_Users() {
+	p, stop := startPresence(func(o *mesh.Options) { o.UserID = mesh.UserIDField("userId") })
+	defer stop()
+	ctx := context.Background()
+
+	for conn, user := range map[string]string{"tab-1": "ann", "tab-2": "ann", "phone": "bob"} {
+		must(p.Connect(ctx, conn, map[string]string{"userId": user}))
+		must(p.Join(ctx, "lobby", conn))
+	}
+	users, err := p.Users(ctx, "lobby")
+	must(err)
+	for _, u := range users {
+		fmt.Println(u.ID, len(u.Members))
+	}
+	// Output:
+	// ann 2
+	// bob 1
+}
+
+// A backend reads all members of a room as of one moment, and compares later events with
+// their Seq.
+func ExamplePresenceManager_Snapshot() {
+	p, stop := startPresence(func(o *mesh.Options) { o.UserID = mesh.UserIDField("userId") })
+	defer stop()
+	ctx := context.Background()
+
+	must(p.Connect(ctx, "tab-1", map[string]string{"userId": "ann"}))
+	must(p.Join(ctx, "lobby", "tab-1"))
+	s, err := p.Snapshot(ctx, "lobby")
+	must(err)
+	fmt.Println(s.Total, s.Users, s.Seq, s.Members[0].UserID)
+	// Output: 1 1 1 ann
 }

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"sync"
 	"time"
 
@@ -93,6 +94,33 @@ func Example_countsForDashboard() {
 	mux.ServeHTTP(answer, httptest.NewRequest(http.MethodGet, "/counts?room=doc:1&room=doc:2", nil))
 	fmt.Println(answer.Body)
 	// Output: {"doc:1":2,"doc:2":0}
+}
+
+// A lobby with counts: numbers of many rooms, without lists.
+func Example_lobbyWithCounts() {
+	srv, connect, stop := startServer(mesh.Options{})
+	defer stop()
+	must(srv.TrackPresence(mesh.Regexp(regexp.MustCompile("^game:")), mesh.PresenceOptions{
+		Guard: func(context.Context, mesh.Member, string) (bool, error) {
+			return false, nil // no client may list the players
+		},
+		OccupancyGuard:    mesh.Everyone, // but each one may count them
+		OccupancyInterval: 200 * time.Millisecond,
+	}))
+	connect("alice").Join("game:1")
+
+	page := connect("bob") // sends mesh/subscribe-occupancy, with up to 100 rooms in one command
+	lobby := page.SubscribeOccupancy("game:1", "game:2")
+	fmt.Println("players:", lobby["game:1"].Connections, lobby["game:2"].Connections)
+
+	connect("carol").Join("game:2")
+	update := page.NextOccupancy() // the push mesh/occupancy
+	fmt.Println(update.Room, "has", update.Connections)
+	fmt.Println("list of players:", page.Subscribe("game:2").Success)
+	// Output:
+	// players: 1 0
+	// game:2 has 1
+	// list of players: false
 }
 
 // Behind nginx: list the origins that may connect, and ping more often than nginx's idle

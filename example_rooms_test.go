@@ -21,8 +21,8 @@ func ExampleRoomManager_Add() {
 	ctx := context.Background()
 	alice := connect("alice")
 
-	fmt.Println(srv.Rooms().Add(ctx, "lobby", alice.ID()))
-	err := srv.Rooms().Add(ctx, "lobby", "unknown")
+	fmt.Println(srv.Rooms().Add(ctx, "lobby", alice.ID(), mesh.AddOptions{}))
+	err := srv.Rooms().Add(ctx, "lobby", "unknown", mesh.AddOptions{})
 	fmt.Println(errors.Is(err, mesh.ErrUnknownConnection))
 	// Output:
 	// <nil>
@@ -495,4 +495,22 @@ func ExampleConnectionManager_Find() {
 	// true {"userId":"alice"}
 	// lobby true
 	// true
+}
+
+// An app throws a user out of a room, with all tabs. A JoinGuard has to refuse the user
+// from then on, because the clients join again when they reconnect.
+func ExampleRoomManager_RemoveUser() {
+	srv, connect, stop := startServer(mesh.Options{UserID: mesh.UserIDField("userId")})
+	defer stop()
+	ctx := context.Background()
+
+	for range 2 {
+		tab := connect("ann")
+		defer tab.Close()
+		must(srv.Rooms().Add(ctx, "lobby", tab.ID(), mesh.AddOptions{}))
+	}
+	removed, err := srv.Rooms().RemoveUser(ctx, "lobby", "ann")
+	must(err)
+	fmt.Println("removed:", removed)
+	// Output: removed: 2
 }

@@ -609,7 +609,7 @@ func ExampleServer_UntrackPresence() {
 
 	must(srv.TrackPresence(mesh.Exact("meeting"), mesh.PresenceOptions{}))
 	ada := connect("ada")
-	must(srv.Rooms().Add(ctx, "meeting", ada.ID()))
+	must(srv.Rooms().Add(ctx, "meeting", ada.ID(), mesh.AddOptions{}))
 	for e, err := range srv.Presence().Subscribe(ctx, "meeting", mesh.SubscribeOptions{}) {
 		if err != nil {
 			fmt.Println("ended:", errors.Is(err, mesh.ErrNotTracked))

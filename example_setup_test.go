@@ -21,10 +21,14 @@ func must(err error) {
 
 // startPresence starts a manager on a Redis of its own, with a rule for the room "lobby".
 // stop shuts it down.
-func startPresence() (p *mesh.PresenceManager, stop func()) {
+func startPresence(setup ...func(*mesh.Options)) (p *mesh.PresenceManager, stop func()) {
 	redis, err := meshtest.NewRedis()
 	must(err)
-	p, err = mesh.NewPresenceManager(mesh.Options{Redis: redis.Client()})
+	opts := mesh.Options{Redis: redis.Client()}
+	for _, change := range setup {
+		change(&opts)
+	}
+	p, err = mesh.NewPresenceManager(opts)
 	must(err)
 	must(p.TrackPresence(mesh.Exact("lobby"), mesh.PresenceOptions{}))
 	must(p.Start(context.Background()))

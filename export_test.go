@@ -188,3 +188,50 @@ func (silentOutlet) Snapshot(hub.View) {}
 func (silentOutlet) Update(*wire.Update) {}
 
 func (silentOutlet) Ended(error) {}
+
+// ReparseListCursor parses the text of a cursor of mesh/list-presence and encodes it again.
+func ReparseListCursor(text string) (string, error) {
+	at, err := parseListCursor(text)
+	return at.String(), err
+}
+
+// StaleClient is a connection without a socket, for tests of the pushes about stale rooms.
+type StaleClient struct{ c *Connection }
+
+// NewStaleClient returns a client that is subscribed to these rooms.
+func NewStaleClient(rooms ...string) StaleClient {
+	c := &Connection{subs: make(map[string]*watch.Subscription)}
+	for _, room := range rooms {
+		o := &socketOutlet{c: c, room: room}
+		o.begun.Store(true)
+		c.subs[room] = &watch.Subscription{Room: room, Out: o}
+	}
+	return StaleClient{c}
+}
+
+// Answered tells the client that a room is stale, in the answer to its subscription.
+func (s StaleClient) Answered(room string) {
+	o := &socketOutlet{c: s.c, room: room}
+	if sub := s.c.subs[room]; sub != nil {
+		o = sub.Out.(*socketOutlet)
+	}
+	s.c.noteStale(o)
+}
+
+// Subscribing begins a subscription that is not answered yet.
+func (s StaleClient) Subscribing(room string) {
+	s.c.subs[room] = &watch.Subscription{Room: room, Out: &socketOutlet{c: s.c, room: room}}
+}
+
+// Look returns the push that is due if some rooms are stale, and some of them for a while.
+func (s StaleClient) Look(stale, away []string) (p wire.PresenceStale, due bool) {
+	set := func(rooms []string) map[string]bool {
+		all := make(map[string]bool)
+		for _, room := range rooms {
+			all[room] = true
+		}
+		return all
+	}
+	p, due, _ = s.c.stalePush(set(stale), set(away))
+	return p, due
+}

@@ -3,6 +3,7 @@ package mesh
 import (
 	"context"
 	"fmt"
+	"reflect"
 	"regexp"
 	"time"
 	"unicode"
@@ -19,6 +20,13 @@ const (
 	// PresenceOptions.StateInterval, apart from 0.
 	minStateInterval = 10 * time.Millisecond
 	maxStateInterval = time.Minute
+	// minGrace and maxGrace are the bounds of PresenceOptions.Grace, apart from 0.
+	minGrace = time.Second
+	maxGrace = 10 * time.Minute
+	// minOccupancyInterval and maxOccupancyInterval are the bounds of
+	// PresenceOptions.OccupancyInterval, apart from 0.
+	minOccupancyInterval = 100 * time.Millisecond
+	maxOccupancyInterval = time.Minute
 )
 
 // Pattern selects the rooms of a rule: the room with an exact name, or all rooms whose
@@ -93,8 +101,17 @@ func (g Guard) inner() guards.Func {
 		return nil
 	}
 	return func(ctx context.Context, m guards.Member, room string) (bool, error) {
-		return g(ctx, Member{ID: m.ID, Metadata: m.Metadata}, room)
+		return g(ctx, Member{ID: m.ID, UserID: m.UserID, Metadata: m.Metadata}, room)
 	}
+}
+
+// Everyone is a Guard that allows everything. As an OccupancyGuard it is never called.
+func Everyone(context.Context, Member, string) (bool, error) { return true, nil }
+
+// isEveryone reports whether the guard is Everyone. Functions cannot be compared, but
+// their code can.
+func (g Guard) isEveryone() bool {
+	return g != nil && reflect.ValueOf(g).Pointer() == reflect.ValueOf(Everyone).Pointer()
 }
 
 // PresenceOptions are the options of one rule, given to [Server.TrackPresence]. With
@@ -119,6 +136,29 @@ type PresenceOptions struct {
 	// [Stats]). While Redis is unavailable, it is answered with [ErrUnavailable], as
 	// all states are. From 10 ms to a minute. Defaults to 0: every state is delivered.
 	StateInterval time.Duration
+	// Grace keeps the place of a user whose last connection in the room has ended without
+	// asking to leave: its socket closed or broke, it was silent for its TTL, or its
+	// server shut down or died. Until Grace is over, the member stays in the room,
+	// disconnected and without a state. It counts for all numbers and caps. If the user
+	// joins again on any server, the new connection takes the place, and subscribers do
+	// not see that the user left. Otherwise the member leaves when Grace is over, within a
+	// second, or within LeaseTTL + 1 s after trouble with Redis.
+	//
+	// A connection leaves at once if it asks to leave, if the app removes or closes it, or
+	// if it broke the protocol (close codes 1002, 1008 and 1009), and also if its user has
+	// another connection in the room. From 1 s to 10 minutes. It requires Options.UserID,
+	// and has no effect on connections without a user. Defaults to 0: no place is kept.
+	Grace time.Duration
+	// MaxConnections bounds the number of members, including disconnected ones. A join
+	// beyond it is refused with [ErrFull], for clients with the code EFULL. The JoinGuard
+	// is asked before. Redis itself counts, so that the bound holds for joins at the same
+	// moment on all servers. If the rule gets a lower bound, members stay. Defaults to 0:
+	// no bound.
+	MaxConnections int
+	// MaxUsers bounds the number of users in the same way. A further connection of a user
+	// who is in the room is no further user. A connection without a user counts as one.
+	// It requires Options.UserID. Defaults to 0: no bound.
+	MaxUsers int
 	// Guard decides which connections may see the room: subscribe to it, get its
 	// members in the answer to a join, read its states, and publish a state in it.
 	//
@@ -162,10 +202,21 @@ type PresenceOptions struct {
 	// the call, it is called again within that time. Hanging calls are limited as those
 	// of Guard. Defaults to nil: every connection is allowed.
 	JoinGuard Guard
+	// OccupancyGuard decides which connections may know the numbers of the room (see
+	// [PresenceManager.SubscribeOccupancy]) and nothing else of it. It is asked and its
+	// answer is kept as those of Guard. If it refuses, the connection's subscription to
+	// the numbers ends. [Everyone] opens the numbers of a room whose members only some
+	// may see. Defaults to nil: the rule's Guard decides.
+	OccupancyGuard Guard
+	// OccupancyInterval is the shortest time between two updates of the numbers of a
+	// room. Numbers that change in between are left out, and the last ones are always
+	// sent. From 100 ms to a minute. Defaults to 1 s.
+	OccupancyInterval time.Duration
 }
 
-// validate returns an error that wraps ErrInvalidOptions if an option is invalid.
-func (o PresenceOptions) validate() error {
+// validate returns an error that wraps ErrInvalidOptions if an option is invalid. users
+// says that there are users.
+func (o PresenceOptions) validate(users bool) error {
 	if o.TTL != 0 && (o.TTL < minTTL || o.TTL > maxTTL) {
 		return fmt.Errorf("%w: PresenceOptions.TTL is %v, want 0 or %v to %v", ErrInvalidOptions, o.TTL, minTTL, maxTTL)
 	}
@@ -173,10 +224,40 @@ func (o PresenceOptions) validate() error {
 		return fmt.Errorf("%w: PresenceOptions.StateInterval is %v, want 0 or %v to %v",
 			ErrInvalidOptions, o.StateInterval, minStateInterval, maxStateInterval)
 	}
+	if d := o.OccupancyInterval; d != 0 && (d < minOccupancyInterval || d > maxOccupancyInterval) {
+		return fmt.Errorf("%w: PresenceOptions.OccupancyInterval is %v, want 0 or %v to %v",
+			ErrInvalidOptions, d, minOccupancyInterval, maxOccupancyInterval)
+	}
+	if o.Grace != 0 && (o.Grace < minGrace || o.Grace > maxGrace) {
+		return fmt.Errorf("%w: PresenceOptions.Grace is %v, want 0 or %v to %v", ErrInvalidOptions, o.Grace, minGrace, maxGrace)
+	}
+	for _, n := range []struct {
+		field string
+		value int
+	}{{"MaxConnections", o.MaxConnections}, {"MaxUsers", o.MaxUsers}} {
+		if n.value < 0 || n.value > maxCount {
+			return fmt.Errorf("%w: PresenceOptions.%s is %d, want 0 to %d", ErrInvalidOptions, n.field, n.value, maxCount)
+		}
+	}
+	switch {
+	case users:
+	case o.Grace != 0:
+		return fmt.Errorf("%w: PresenceOptions.Grace requires Options.UserID", ErrInvalidOptions)
+	case o.MaxUsers != 0:
+		return fmt.Errorf("%w: PresenceOptions.MaxUsers requires Options.UserID", ErrInvalidOptions)
+	}
 	return nil
 }
 
 // inner returns the options for package guards.
 func (o PresenceOptions) inner() guards.Options {
-	return guards.Options{TTL: o.TTL, StateInterval: o.StateInterval, Guard: o.Guard.inner(), JoinGuard: o.JoinGuard.inner()}
+	inner := guards.Options{
+		TTL: o.TTL, StateInterval: o.StateInterval, Grace: o.Grace, MaxConnections: o.MaxConnections, MaxUsers: o.MaxUsers,
+		Guard: o.Guard.inner(), JoinGuard: o.JoinGuard.inner(),
+		OccupancyGuard: o.OccupancyGuard.inner(), OccupancyInterval: o.OccupancyInterval,
+	}
+	if o.OccupancyGuard.isEveryone() {
+		inner.OccupancyGuard, inner.OccupancyOpen = nil, true
+	}
+	return inner
 }

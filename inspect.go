@@ -127,12 +127,18 @@ type EntryQuery struct {
 // server that owns it.
 type Entry struct {
 	ConnectionID string
+	// UserID is the user of the connection, or empty for none.
+	UserID string
 	// ID is new for each join: a connection that left and joined again has another one.
 	ID string
-	// Server is the Incarnation of the server that owns the connection.
-	Server   string
-	Metadata json.RawMessage // nil if there is none
-	State    json.RawMessage // nil if there is none
+	// Server is the Incarnation of the server that owns the connection. It is empty for a
+	// kept place.
+	Server string
+	// KeptUntil is the time until which the place of a disconnected entry is kept. Zero
+	// means that the entry is connected.
+	KeptUntil time.Time
+	Metadata  json.RawMessage // nil if there is none
+	State     json.RawMessage // nil if there is none
 	// StateSilent reports whether the state was published as a silent state.
 	StateSilent bool
 	// StateUntil is the time at which the state expires, or zero if it does not.
@@ -201,8 +207,11 @@ func (m *RoomManager) Entries(ctx context.Context, room string, q EntryQuery) (E
 
 func entryOf(r *store.Record) Entry {
 	e := Entry{
-		ConnectionID: r.Conn, ID: r.Entry, Server: r.Incarnation, Metadata: r.Meta, State: r.State,
+		ConnectionID: r.Conn, UserID: r.User, ID: r.Entry, Server: r.Incarnation, Metadata: r.Meta, State: r.State,
 		StateSilent: r.StateSilent, JoinedAt: time.UnixMilli(r.JoinedAt), TTL: r.TTL, Seq: r.Seq,
+	}
+	if r.Kept() {
+		e.Server, e.KeptUntil = "", time.UnixMilli(r.KeptUntil)
 	}
 	if r.StateUntil > 0 {
 		e.StateUntil = time.UnixMilli(r.StateUntil)

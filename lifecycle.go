@@ -113,10 +113,20 @@ func (n *core) startParts(ctx context.Context) error {
 		return err
 	}
 	n.warnAboutRedis(ctx)
+	n.warnAboutRules()
 	n.wheel.Start()
 	n.hub.Start()
 	n.listen(ctx)
 	return nil
+}
+
+// warnAboutRules warns about a rule of an exact name that takes the grace or the caps of a
+// pattern from its room.
+func (n *core) warnAboutRules() {
+	if name, pattern, more := n.access.rules.Hidden(); name != "" {
+		n.opts.Logger.Warn("mesh: the rule of an exact room has neither the grace nor the caps of a pattern that matches the room",
+			"room", name, "pattern", pattern, "moreRooms", more)
+	}
 }
 
 // ready returns nil if start has finished and neither a drain nor stop has begun. It
@@ -203,7 +213,7 @@ func (n *core) stopParts(ctx context.Context) error {
 	n.access.joins.Close()
 	var errs []error
 	if n.life.partsStarted {
-		err := n.local.Drain(ctx, store.CauseClosed)
+		err := n.local.Drain(ctx, store.CauseClosed, true)
 		n.local.Stop()
 		errs = append(errs, err, n.lease.Stop(ctx))
 		if err == nil {
@@ -212,6 +222,8 @@ func (n *core) stopParts(ctx context.Context) error {
 		n.redis.stopListening()
 		n.peers.Stop()
 		n.hub.Stop()
+		n.kept.Stop()
+		n.counts.Stop()
 		n.wheel.Stop()
 	}
 	n.life.end()

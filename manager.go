@@ -5,7 +5,9 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/meshpresence/mesh/internal/errs"
 	"github.com/meshpresence/mesh/internal/expired"
+	"github.com/meshpresence/mesh/internal/guards"
 	"github.com/meshpresence/mesh/internal/store"
 )
 
@@ -108,6 +110,51 @@ func (p *PresenceManager) Members(ctx context.Context, room string) ([]Member, e
 	return membersOf(records), nil
 }
 
+// Snapshot returns all members of a tracked room as of one Seq, however many there are.
+// No guard is asked. If this server does not mirror the room, it reads the room from
+// Redis. If Redis does not answer for about two seconds, it returns the last known members
+// with Stale set, or [ErrUnavailable] if there are none. It returns [ErrNotTracked] for a
+// room without a rule.
+func (p *PresenceManager) Snapshot(ctx context.Context, room string) (*Snapshot, error) {
+	if err := p.n.checkUsable(ctx, room); err != nil {
+		return nil, err
+	}
+	if !p.n.access.rules.Match(room).Tracked {
+		return nil, guards.NotTracked(room)
+	}
+	limited, cancel := context.WithTimeout(ctx, callLimit)
+	defer cancel()
+	v, err := p.n.hub.Whole(limited, room)
+	switch {
+	case err == nil:
+		return snapshotOf(room, v), nil
+	case ctx.Err() != nil:
+		return nil, errs.Ended(ctx)
+	case limited.Err() == nil:
+		return nil, errorFor(ctx, err)
+	}
+	if v, ok := p.n.hub.StaleView(room); ok && !v.Bounded {
+		s := snapshotOf(room, v)
+		s.Stale = true
+		return s, nil
+	}
+	return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+}
+
+// Users groups the members of a room by user, as [PresenceManager.Members] reads them.
+// Users are sorted by id. Each connection without a user is one User without an id, and
+// these come first. It returns [ErrUsersOff] without Options.UserID.
+func (p *PresenceManager) Users(ctx context.Context, room string) ([]User, error) {
+	if p.n.opts.UserID == nil {
+		return nil, fmt.Errorf("%w: Options.UserID is not set", ErrUsersOff)
+	}
+	members, err := p.Members(ctx, room)
+	if err != nil {
+		return nil, err
+	}
+	return groupByUser(members), nil
+}
+
 // Count returns the number of connections in the room, tracked or not, without listing
 // them.
 func (p *PresenceManager) Count(ctx context.Context, room string) (int, error) {
@@ -188,7 +235,7 @@ func (p *PresenceManager) Disconnect(ctx context.Context, connID string) error {
 	if err != nil {
 		return err
 	}
-	p.n.close(c)
+	p.n.close(c, departClosed)
 	return p.n.awaitRemoved(ctx, c.Gone())
 }
 
@@ -199,7 +246,9 @@ func (p *PresenceManager) Disconnect(ctx context.Context, connID string) error {
 // It returns [ErrUnknownConnection] if this server has no such connection (see
 // [RoomManager.Add] for those of other servers), [ErrRefused] if a rule's JoinGuard
 // refused or if the connection was removed from the room while Join was waiting,
-// [ErrClosed] if the connection ended, and [ErrLimit] beyond Limits.RoomsPerConnection.
+// [ErrClosed] if the connection ended, [ErrLimit] beyond Limits.RoomsPerConnection, and
+// [ErrFull] beyond a cap of the room. If the place of the connection's user is kept
+// there, the connection takes it.
 //
 // If a connection with the same id is in the room on another server, this one takes its
 // place, and subscribers see neither a leave nor a join. The other server learns of it
@@ -216,7 +265,7 @@ func (p *PresenceManager) Join(ctx context.Context, room, connID string) error {
 		return err
 	}
 	c.Touched()
-	_, err = p.n.access.joins.Join(ctx, c, room, func() time.Duration { return callLimit })
+	_, err = p.n.join(ctx, c, room, guards.Request{Within: func() time.Duration { return callLimit }})
 	return err
 }
 
@@ -244,7 +293,7 @@ func (p *PresenceManager) Leave(ctx context.Context, room, connID string) (bool,
 	// A sign of life too, but not Touched: if the entry had ended by silence, that
 	// would join it again, and subscribers would see a join and a leave.
 	c.FrameSeen()
-	return p.n.access.joins.Leave(ctx, c, room)
+	return p.n.access.joins.Leave(ctx, c, room, store.CauseLeft)
 }
 
 // Recheck asks the guards and join guards again about every room that a connection of
@@ -301,7 +350,7 @@ func (p *PresenceManager) CleanExpired(ctx context.Context, room string) (int, e
 			Mode: store.GroundExpired, Room: room, Conn: conn, Entry: of[conn].Entry, Incarnation: of[conn].Incarnation,
 		}
 	}
-	cleaner := expired.Cleaner{Store: p.n.store, Lease: p.n.lease, Life: p.n.life.ctx}
+	cleaner := expired.Cleaner{Store: p.n.store, Lease: p.n.lease, Life: p.n.life.ctx, Kept: p.n.kept.Add}
 	more, err := cleaner.CleanUp(ctx, p.n.keys.RoomBucket(room), items)
 	return ended + more, errorFor(ctx, err)
 }

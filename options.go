@@ -126,6 +126,17 @@ type Options struct {
 	// changed during the call. It must be safe for concurrent use. Defaults to nil:
 	// clients may not set metadata, because guards trust it.
 	ClientMetadata func(ctx context.Context, m Member, proposed json.RawMessage) (any, error)
+	// UserID returns the user of a connection, or "" for none. m holds the id and the
+	// metadata of the connection. An id is valid UTF-8 of 1 to 128 bytes without control
+	// characters and without U+FFFD. Any other id counts as none, is counted in
+	// Stats.InvalidUserIDs and logged. [UserIDField] reads a field of the metadata.
+	//
+	// All servers must use the same function. It is called for each new version of the
+	// metadata, so it must be fast, must not block, and must return the same user for the
+	// same metadata. It must be safe for concurrent use. It cannot be spoofed by clients
+	// if the metadata cannot (see ClientMetadata). Defaults to nil: there are no users,
+	// and nothing is spent on them.
+	UserID func(m Member) string
 	// AllowedOrigins are patterns for the Origin header that browsers send, each
 	// [scheme://]host[:port]: "https://app.example.com", "https://*.example.com" (every
 	// subdomain, but not example.com itself), "example.com" (http and https),
@@ -174,6 +185,10 @@ type Limits struct {
 	// MetadataBytes is the size of a connection's or room's metadata, counted
 	// the same way. Defaults to 16 KiB.
 	MetadataBytes int
+	// DisconnectedPerUser is the number of places that rooms keep at once for one user
+	// (see PresenceOptions.Grace), counted by each server for its own ended connections.
+	// Beyond it the oldest place ends early. Defaults to 100.
+	DisconnectedPerUser int
 	// RoomsPerConnection is the number of rooms that a connection may be in. Commands
 	// of a connection about different rooms run concurrently, in as many rooms as this
 	// limit and SubscriptionsPerConnection allow together, 1,024 at most. Defaults to
@@ -182,14 +197,18 @@ type Limits struct {
 	// SubscriptionsPerConnection is the number of rooms that a connection may be
 	// subscribed to. Defaults to 100.
 	SubscriptionsPerConnection int
+	// OccupanciesPerConnection is the number of rooms whose numbers a connection may be
+	// subscribed to. Defaults to 1,000.
+	OccupanciesPerConnection int
 	// NewRoomsPerMinute is the number of rooms that a connection may begin to use in a
 	// minute, by joining or subscribing. A room is new if the connection is neither in
 	// it nor subscribed to it, and has not joined it or subscribed to it in this minute
 	// or the one before. (Of more than 512 such rooms in a minute some may be
 	// forgotten, and then count as new again.) The minute begins with the first new
 	// room after the last minute ended. Clients that join more rooms right after they
-	// have connected need a higher limit. Joins by the app do not count. Defaults to
-	// 300.
+	// have connected need a higher limit. Joins by the app do not count. For
+	// subscriptions to numbers of rooms, ten times this number is a limit of its own.
+	// Defaults to 300.
 	NewRoomsPerMinute int
 	// CommandsPerSecond is the rate at which commands of a connection are begun in the
 	// long run. Bursts of twice as many are allowed. Further commands wait, in the
@@ -236,8 +255,9 @@ type Limits struct {
 // keptAnswers returns the number of guard answers to keep for a connection. Zero stands for
 // the default of package guards.
 func (o Options) keptAnswers() int {
-	if rooms, subs := o.Limits.RoomsPerConnection, o.Limits.SubscriptionsPerConnection; rooms > 0 && subs > 0 {
-		return rooms + subs
+	l := o.Limits
+	if l.RoomsPerConnection > 0 && l.SubscriptionsPerConnection > 0 && l.OccupanciesPerConnection > 0 {
+		return l.RoomsPerConnection + l.SubscriptionsPerConnection + l.OccupanciesPerConnection
 	}
 	return 0
 }
@@ -332,7 +352,9 @@ func (o *Options) fillNumbers() error {
 		{"Limits.StateBytes", &l.StateBytes, 8 << 10, maxCount, true},
 		{"Limits.MetadataBytes", &l.MetadataBytes, 16 << 10, maxCount, true},
 		{"Limits.RoomsPerConnection", &l.RoomsPerConnection, 100, maxCount, true},
+		{"Limits.DisconnectedPerUser", &l.DisconnectedPerUser, 100, maxCount, true},
 		{"Limits.SubscriptionsPerConnection", &l.SubscriptionsPerConnection, 100, maxCount, true},
+		{"Limits.OccupanciesPerConnection", &l.OccupanciesPerConnection, 1000, maxCount, true},
 		{"Limits.NewRoomsPerMinute", &l.NewRoomsPerMinute, 300, maxCount, true},
 		{"Limits.CommandsPerSecond", &l.CommandsPerSecond, 100, maxCount, true},
 		{"Limits.QueueBytes", &l.QueueBytes, 1 << 20, maxCount, true},

@@ -114,7 +114,7 @@ func TestOptionsDefaults(t *testing.T) {
 	assert.NotNil(t, o.Logger)
 	assert.Equal(t, Limits{
 		FrameBytes: 64 << 10, RoomNameBytes: 256, StateBytes: 8 << 10, MetadataBytes: 16 << 10,
-		RoomsPerConnection: 100, SubscriptionsPerConnection: 100, NewRoomsPerMinute: 300, CommandsPerSecond: 100, QueueBytes: 1 << 20,
+		DisconnectedPerUser: 100, RoomsPerConnection: 100, SubscriptionsPerConnection: 100, OccupanciesPerConnection: 1000, NewRoomsPerMinute: 300, CommandsPerSecond: 100, QueueBytes: 1 << 20,
 		Connections: 100_000, UpgradesPerSecond: 1000, SnapshotMembers: 1000,
 	}, o.Limits)
 

@@ -2,6 +2,7 @@ package mesh
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	"github.com/meshpresence/mesh/internal/keys"
 	"github.com/meshpresence/mesh/internal/local"
 	"github.com/meshpresence/mesh/internal/peers"
+	"github.com/meshpresence/mesh/internal/store"
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
@@ -120,6 +122,12 @@ func (n *core) execute(ctx context.Context, call peers.Call) (peers.Result, erro
 		return peers.Result{OK: true}, nil
 	case peers.OpGone:
 		return peers.Result{OK: true, Gone: n.local.NotIn(call.Room, call.Conns)}, nil
+	case peers.OpReplaced:
+		at, err := store.ParsePosition(call.Position)
+		if err == nil {
+			n.closeReplaced(n.local.Forget(call.Room, call.Conn, at))
+		}
+		return peers.Result{OK: err == nil}, nil
 	}
 	conn, err := n.conn(call.Conn)
 	if err != nil {
@@ -128,16 +136,21 @@ func (n *core) execute(ctx context.Context, call peers.Call) (peers.Result, erro
 	done := peers.Result{OK: true}
 	switch call.Op {
 	case peers.OpAdd:
-		err = n.access.joins.Add(ctx, conn, call.Room)
+		err = n.add(ctx, conn, call.Room, call.OverCap)
 		done.OK = err == nil
+		if full, ok := errors.AsType[fullError](err); ok {
+			done.Full = fmt.Sprintf("%d %s", full.Max, full.Of)
+		}
 	case peers.OpRemove:
-		done.OK, err = n.access.Revoke(ctx, conn, call.Room)
+		if done.OK, err = n.access.Revoke(ctx, conn, call.Room); done.OK {
+			n.tellRoomLeft(conn.ID(), call.Room, wire.ReasonRemoved)
+		}
 	case peers.OpRooms:
 		done.Rooms = conn.Rooms()
 	case peers.OpRecheck:
 		n.access.Recheck(conn)
 	case peers.OpClose:
-		n.close(conn)
+		n.close(conn, departRemoved)
 	default:
 		return peers.Result{}, fmt.Errorf("%w: operation %q", ErrIncompatible, call.Op)
 	}
@@ -201,7 +214,10 @@ func (n *core) clearPart(ctx context.Context, room string, conns []*local.Conn) 
 	)
 	for _, conn := range conns {
 		all.Go(func() {
-			_, err := n.access.joins.Leave(ctx, conn, room)
+			was, err := n.access.joins.Leave(ctx, conn, room, store.CauseRemoved)
+			if was {
+				n.tellRoomLeft(conn.ID(), room, wire.ReasonRemoved)
+			}
 			mu.Lock()
 			defer mu.Unlock()
 			if err != nil {

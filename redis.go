@@ -7,7 +7,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/meshpresence/mesh/internal/channels"
 	"github.com/meshpresence/mesh/internal/expired"
+	"github.com/meshpresence/mesh/internal/guards"
 	"github.com/meshpresence/mesh/internal/lease"
 	"github.com/meshpresence/mesh/internal/limit"
 	"github.com/meshpresence/mesh/internal/local"
@@ -22,6 +24,7 @@ type redisLink struct {
 	*redisstate.State // after failures
 
 	listener *store.Listener // receives the events of watched rooms, and messages of other servers
+	rooms    *channels.Mux   // gives the parts of this server the events of their rooms
 	expired  *expiration     // acts on the expired events of Redis; nil if off
 	waiting  *limit.Log      // logs the reason for which start waits
 }
@@ -35,7 +38,7 @@ func (n *core) linkRedis() {
 	}
 	n.redis.expired = newExpiration(expired.Config{
 		Store: n.store, Lease: n.lease, Owns: n.owns, Watches: n.hub.Watches, Bucket: n.keys.RoomBucket,
-		Channel: n.keys.EndedChannel(), Logger: n.opts.Logger,
+		Channel: n.keys.EndedChannel(), Kept: n.kept.Add, Logger: n.opts.Logger,
 	}, expiryConfig{Client: n.opts.Redis, Keys: n.keys, Failover: n.redis.FailoverSuspected, Logger: n.opts.Logger})
 }
 
@@ -44,7 +47,7 @@ func (n *core) redisConfig() redisstate.Config {
 	c := redisstate.Config{
 		Generation: n.store.Generation, Suspend: n.lease.Suspend, Resume: n.lease.Resume, ResetContact: n.lease.ResetContact,
 		PauseExpired: func(until time.Time) { n.redis.expired.PauseUntil(until) },
-		Resync:       n.hub.Resync, Away: n.hub.HandleRedisAway, Recheck: n.access.RecheckAll,
+		Resync:       n.resync, Away: n.redisAway, Recheck: n.access.RecheckAll,
 		Go: n.life.work.Go, LeaseTTL: n.opts.LeaseTTL, Life: n.life.ctx, Running: n.life.running,
 	}
 	if n.opts.expirationEvents() {
@@ -79,6 +82,7 @@ func (r *redisLink) stopListening() {
 func (n *core) leaseRenewed(r lease.Renewed) {
 	n.redis.LeaseRenewed()
 	n.local.Heartbeat(r.Owned, n.redis.TakeMissed() || r.Recovered)
+	n.kept.Renewed()
 }
 
 // reregistered is called when this server continues as another incarnation.
@@ -90,10 +94,10 @@ func (n *core) reregistered(old, inc string, stalled bool) {
 	n.access.RecheckAll()
 	n.redis.LeaseRenewed()
 	n.local.Reregistered(stalled)
-	n.hub.Resync()
+	n.resync()
 }
 
-// roomChannels converts the hub's room names to the listener's channel names.
+// roomChannels converts room names to the listener's channel names.
 type roomChannels struct{ n *core }
 
 func (r roomChannels) Add(room string) { r.n.redis.listener.Add(r.n.keys.EventsPrefix() + room) }
@@ -103,7 +107,7 @@ func (r roomChannels) Remove(room string) { r.n.redis.listener.Remove(r.n.keys.E
 // Message implements store.Handler.
 func (n *core) Message(channel, payload string) {
 	if room, ok := strings.CutPrefix(channel, n.keys.EventsPrefix()); ok {
-		n.hub.HandleEvent(room, payload)
+		n.redis.rooms.HandleEvent(room, payload)
 		return
 	}
 	if channel == n.keys.EndedChannel() {
@@ -120,7 +124,7 @@ func (n *core) Message(channel, payload string) {
 // Subscribed implements store.Handler.
 func (n *core) Subscribed(channel string, again bool) {
 	if room, ok := strings.CutPrefix(channel, n.keys.EventsPrefix()); ok {
-		n.hub.HandleSubscribed(room, again)
+		n.redis.rooms.HandleSubscribed(room, again)
 		return
 	}
 	if channel == n.keys.EndedChannel() {
@@ -133,7 +137,28 @@ func (n *core) Subscribed(channel string, again bool) {
 func (n *core) Disconnected() {
 	n.store.MayHaveFailed()
 	n.redis.Disconnected() // until checkGeneration knows whether it is the same Redis
-	n.hub.HandleDisconnect()
+	n.redis.rooms.HandleDisconnect()
+	n.tellSockets()
+}
+
+// redisAway is resync if Redis does not answer. The sockets learn of it, too.
+func (n *core) redisAway() {
+	n.hub.HandleRedisAway()
+	n.counts.Resync()
+	n.tellSockets()
+}
+
+// resync compares everything that is known of watched rooms with Redis.
+func (n *core) resync() {
+	n.hub.Resync()
+	n.counts.Resync()
+}
+
+// tellSockets lets the sockets be told if their rooms stay stale.
+func (n *core) tellSockets() {
+	if n.sockets.away != nil {
+		n.sockets.away()
+	}
 }
 
 // owns reports whether a connection is one of this server.
@@ -267,10 +292,10 @@ func (n *core) waitLimit(room string) time.Duration {
 // This is a success, and Joined.Kept is set. After an error the connection does not
 // join later.
 //
-// A rule that bounds the number of members has to be excepted here: only Redis knows
-// whether there is room.
-func (n *core) joinNowOrLater(ctx context.Context, c *local.Conn, room string) (local.Joined, error) {
-	joined, err := n.access.joins.Join(ctx, c, room, func() time.Duration { return n.waitLimit(room) })
+// Only Redis knows whether a room with a cap has a place. If it has none when Redis is
+// back, the connection leaves and its client is told (see joinFull).
+func (n *core) joinNowOrLater(ctx context.Context, c *local.Conn, room, replaces string) (local.Joined, error) {
+	joined, err := n.join(ctx, c, room, guards.Request{Replaces: replaces, Within: func() time.Duration { return n.waitLimit(room) }})
 	switch {
 	case !joined.Kept || watch.IsRefusal(err) || !errors.Is(err, ErrUnavailable):
 		return joined, err

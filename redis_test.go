@@ -3,6 +3,7 @@ package mesh_test
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -196,4 +197,60 @@ func TestBlackHoleWithoutReadTimeout(t *testing.T) {
 			break
 		}
 	})
+}
+
+// TestPushesAboutStaleRooms checks which pushes a client gets while rooms become stale and
+// recover, also one by one as on a Redis Cluster.
+func TestPushesAboutStaleRooms(t *testing.T) {
+	t.Parallel()
+	many := make([]string, 100)
+	for i := range many {
+		many[i] = fmt.Sprintf("many%02d", i)
+	}
+	none, recovered := "", `{"stale":false}`
+	type look struct {
+		stale, away []string
+		want        string
+	}
+	a, b, ab := []string{"a"}, []string{"b"}, []string{"a", "b"}
+	for name, test := range map[string]struct {
+		rooms    []string
+		answered string // told by the answer to the subscription
+		looks    []look
+	}{
+		"all rooms": {ab, "", []look{{ab, nil, none}, {ab, ab, `{"stale":true}`}, {ab, ab, none}, {a, a, none}, {nil, nil, recovered}, {nil, nil, none}}},
+		"too short": {ab, "", []look{{ab, nil, none}, {nil, nil, none}}},
+		"one room":  {ab, "", []look{{a, a, `{"stale":true,"roomNames":["a"]}`}, {a, a, none}, {nil, nil, recovered}}},
+		"one more":  {ab, "", []look{{a, a, `{"stale":true,"roomNames":["a"]}`}, {ab, a, none}, {ab, ab, `{"stale":true}`}, {b, b, none}, {nil, nil, recovered}}},
+		"another":   {[]string{"a", "b", "c"}, "", []look{{a, a, `{"stale":true,"roomNames":["a"]}`}, {b, b, `{"stale":true,"roomNames":["b"]}`}, {nil, nil, recovered}}},
+		"of others": {ab, "", []look{{[]string{"c"}, []string{"c"}, none}, {nil, nil, none}}},
+		"few of many": {many, "", []look{
+			{many[:2], []string{many[1], many[0]}, `{"stale":true,"roomNames":["many00","many01"]}`}, {nil, nil, recovered},
+		}},
+		"many of many":       {many, "", []look{{many[:50], many[:50], `{"stale":true}`}, {many, many, none}, {many[:1], many[:1], none}, {nil, nil, recovered}}},
+		"answered":           {ab, "a", []look{{a, nil, none}, {a, a, none}, {ab, ab, `{"stale":true}`}, {nil, nil, recovered}, {nil, nil, none}}},
+		"answered, short":    {ab, "a", []look{{a, nil, none}, {nil, nil, recovered}}},
+		"no subscriptions":   {nil, "", []look{{ab, ab, none}, {nil, nil, none}}},
+		"not answered":       {b, "", []look{{a, a, none}, {ab, ab, `{"stale":true}`}, {a, a, none}, {nil, nil, recovered}}},
+		"answered elsewhere": {b, "a", []look{{a, a, none}, {nil, nil, none}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			c := mesh.NewStaleClient(test.rooms...)
+			switch {
+			case test.answered != "":
+				c.Answered(test.answered)
+			case name == "not answered":
+				c.Subscribing("a")
+			}
+			for i, at := range test.looks {
+				p, due := c.Look(at.stale, at.away)
+				got := none
+				if due {
+					got = string(p.AppendJSON(nil))
+				}
+				require.Equal(t, at.want, got, "look %d", i)
+			}
+		})
+	}
 }

@@ -3,11 +3,13 @@ package mesh
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 
 	"github.com/meshpresence/mesh/internal/errs"
 	"github.com/meshpresence/mesh/internal/keys"
 	"github.com/meshpresence/mesh/internal/peers"
+	"github.com/meshpresence/mesh/internal/store"
 )
 
 // RoomManager reads and changes rooms and their members, on any server of the group.
@@ -22,14 +24,22 @@ type RoomManager struct {
 // Add adds a connection of any server to a room. JoinGuards are not asked, except when
 // the connection comes back after a silence. If a join of the connection waits for a
 // JoinGuard, that join takes place. It returns [ErrUnknownConnection] if no server has
-// the connection, and [ErrLimit] beyond Limits.RoomsPerConnection. It is safe to
-// repeat.
-func (m *RoomManager) Add(ctx context.Context, room, connID string) error {
+// the connection, [ErrLimit] beyond Limits.RoomsPerConnection, and [ErrFull] beyond a
+// cap of the room, unless opts.OverCap is set. A socket that was not in the room gets the
+// push mesh/room-joined. It is safe to repeat.
+func (m *RoomManager) Add(ctx context.Context, room, connID string, opts AddOptions) error {
 	if err := m.n.checkUsable(ctx, room); err != nil {
 		return err
 	}
-	_, err := m.n.callOwner(ctx, peers.Call{Op: peers.OpAdd, Room: room, Conn: connID})
+	_, err := m.n.callOwner(ctx, peers.Call{Op: peers.OpAdd, Room: room, Conn: connID, OverCap: opts.OverCap})
 	return err
+}
+
+// AddOptions are the options of [RoomManager.Add].
+type AddOptions struct {
+	// OverCap adds the connection although the room is full, beyond MaxConnections and
+	// MaxUsers of the rule. Defaults to false.
+	OverCap bool
 }
 
 // Remove removes a connection of any server from a room. It returns false if the
@@ -38,14 +48,54 @@ func (m *RoomManager) Add(ctx context.Context, room, connID string) error {
 // its guards are asked again. Until they have answered, the connection gets no event of
 // the room.
 //
-// It returns [ErrUnknownConnection] if no server has the connection. It is safe to
-// repeat.
+// A disconnected member loses its place. A socket that was in the room gets the push
+// mesh/room-left. A stock client joins its rooms again when it reconnects, so the removal
+// lasts only if a JoinGuard refuses it from then on.
+//
+// It returns [ErrUnknownConnection] if no server has the connection and the room keeps no
+// place for it. It is safe to repeat.
 func (m *RoomManager) Remove(ctx context.Context, room, connID string) (bool, error) {
 	if err := m.n.checkUsable(ctx, room); err != nil {
 		return false, err
 	}
 	done, err := m.n.callOwner(ctx, peers.Call{Op: peers.OpRemove, Room: room, Conn: connID})
-	return done.OK, err
+	if done.OK || !m.n.keepsPlaces() || err != nil && !errors.Is(err, ErrUnknownConnection) {
+		return done.OK, err
+	}
+	record, _, failed := m.n.store.Record(ctx, room, connID)
+	if failed != nil {
+		return false, errorFor(ctx, failed)
+	}
+	if !record.Kept() {
+		return false, err
+	}
+	ended, failed := m.n.store.RemoveKept(ctx, []store.EntryRef{{Room: room, Conn: connID, Entry: record.Entry}})
+	return ended > 0, errorFor(ctx, failed)
+}
+
+// RemoveUser removes all members of a user from a room, on all servers, as
+// [RoomManager.Remove] does, including disconnected ones. It returns how many it has
+// removed, also with an error. A client of the user may join again at once, unless a
+// JoinGuard refuses.
+//
+// It returns [ErrInvalidUser] for an invalid id and [ErrUsersOff] without Options.UserID.
+// It is safe to repeat.
+func (m *RoomManager) RemoveUser(ctx context.Context, room, user string) (int, error) {
+	if err := m.n.checkUsable(ctx, room); err != nil {
+		return 0, err
+	}
+	if err := m.n.checkUser(user); err != nil {
+		return 0, err
+	}
+	removed := 0
+	for range userPasses {
+		n, err := m.n.removeUser(ctx, room, user)
+		removed += n
+		if err != nil || n == 0 {
+			return removed, err
+		}
+	}
+	return removed, nil
 }
 
 // Recheck asks the room's guards again about every connection that sees the room, and
@@ -128,8 +178,8 @@ func (m *RoomManager) Of(ctx context.Context, connID string) ([]string, error) {
 
 // Clear removes all connections from a room, on all servers, each with a leave event.
 // Pending joins do not take place, and the guards are asked again about every
-// connection that sees the room, as by [RoomManager.Recheck]. The room's metadata
-// stays. A connection that joins again during the call may stay in.
+// connection that sees the room, as by [RoomManager.Recheck]. Kept places end, too. The
+// sockets get the push mesh/room-left. The room's metadata stays. A connection that joins again during the call may stay in.
 //
 // It runs until all have left or ctx ends, regardless of their number. If it fails,
 // some may still be in the room. The error is a [*ProgressError], which wraps the error
@@ -142,6 +192,11 @@ func (m *RoomManager) Clear(ctx context.Context, room string) error {
 	removed, err := m.n.peers.Clear(ctx, room)
 	if err != nil && ctx.Err() != nil {
 		err = errs.Ended(ctx)
+	}
+	if err == nil && m.n.keepsPlaces() {
+		var places int
+		places, err = m.n.removeKeptIn(ctx, room)
+		removed += places
 	}
 	if err != nil {
 		return &ProgressError{Done: removed, Err: err}

@@ -27,10 +27,10 @@ func TestRoomsFromGo(t *testing.T) {
 
 		// Add connections of both servers. A second Add changes nothing.
 		for range 2 {
-			require.NoError(t, rooms.Add(ctx, "lobby", a.ID))
-			require.NoError(t, rooms.Add(ctx, "lobby", b.ID))
+			require.NoError(t, rooms.Add(ctx, "lobby", a.ID, mesh.AddOptions{}))
+			require.NoError(t, rooms.Add(ctx, "lobby", b.ID, mesh.AddOptions{}))
 		}
-		require.NoError(t, rooms.Add(ctx, "attic", b.ID))
+		require.NoError(t, rooms.Add(ctx, "attic", b.ID, mesh.AddOptions{}))
 		watcher.Expect(time.Second, "join", a.ID)
 		watcher.Expect(time.Second, "join", b.ID)
 		for _, s := range []*harness.Server{s1, s2} {
@@ -77,13 +77,13 @@ func TestRoomsFromGo(t *testing.T) {
 		assert.Len(t, watcher.Got(), 4)
 
 		for _, err := range []error{
-			rooms.Add(ctx, "lobby", "unknown"),
+			rooms.Add(ctx, "lobby", "unknown", mesh.AddOptions{}),
 			func() error { _, err := rooms.Remove(ctx, "lobby", "unknown"); return err }(),
 		} {
 			require.ErrorIs(t, err, mesh.ErrUnknownConnection)
 		}
-		require.ErrorIs(t, rooms.Add(ctx, "", a.ID), mesh.ErrInvalidRoom)
-		require.ErrorIs(t, rooms.Add(ctx, "lobby", "a:b"), mesh.ErrInvalidConnectionID)
+		require.ErrorIs(t, rooms.Add(ctx, "", a.ID, mesh.AddOptions{}), mesh.ErrInvalidRoom)
+		require.ErrorIs(t, rooms.Add(ctx, "lobby", "a:b", mesh.AddOptions{}), mesh.ErrInvalidConnectionID)
 	})
 }
 
@@ -93,8 +93,8 @@ func TestLimitOfRoomsAcrossServers(t *testing.T) {
 		s1 := w.Tracked()
 		s2 := w.Tracked(func(o *mesh.Options) { o.Limits.RoomsPerConnection = 1 })
 		p := s2.Dial()
-		require.NoError(t, s1.Rooms().Add(t.Context(), "one", p.ID))
-		require.ErrorIs(t, s1.Rooms().Add(t.Context(), "two", p.ID), mesh.ErrLimit)
+		require.NoError(t, s1.Rooms().Add(t.Context(), "one", p.ID, mesh.AddOptions{}))
+		require.ErrorIs(t, s1.Rooms().Add(t.Context(), "two", p.ID, mesh.AddOptions{}), mesh.ErrLimit)
 	})
 }
 
@@ -364,7 +364,7 @@ func TestRoomsInUseAreNotNew(t *testing.T) {
 		for i := range 5 {
 			assert.Empty(t, harness.Code(t, p.Call("mesh/get-presence-state", harness.InRoomPayload(fmt.Sprint(i)))))
 			assert.Empty(t, harness.Code(t, p.Call("mesh/get-room-metadata", harness.InRoomPayload(fmt.Sprint(i)))))
-			require.NoError(t, s.Rooms().Add(t.Context(), fmt.Sprint("app", i), p.ID))
+			require.NoError(t, s.Rooms().Add(t.Context(), fmt.Sprint("app", i), p.ID, mesh.AddOptions{}))
 		}
 	})
 }

@@ -128,7 +128,7 @@ func (s *Server) accept(ctx context.Context, ws *websocket.Conn, metadata json.R
 	}
 	c.local = own
 	if !s.add(c) {
-		s.n.disconnect(own)
+		s.n.disconnect(own, departRemoved)
 		return nil, s.turnAway(ws, ErrClosed)
 	}
 	// The client may pass on its id, and others may then ask any server about it. If

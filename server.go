@@ -42,6 +42,7 @@ type Server struct {
 	hooks    hooks
 	handlers handlers
 	failed   failedCommands
+	stale    staleWatch
 
 	mu      sync.RWMutex // guards the fields below
 	conns   map[string]*Connection
@@ -64,7 +65,9 @@ type drainState struct {
 func NewServer(opts Options) (*Server, error) {
 	chosen := opts.Limits.Connections > 0 // before the default is filled in
 	s := &Server{conns: make(map[string]*Connection), quit: make(chan struct{})}
-	n, err := newCore(opts, sockets{deliver: s.deliver, close: s.closeConn, checkFiles: s.checkFiles})
+	n, err := newCore(opts, sockets{
+		deliver: s.deliver, close: s.closeConn, replaced: s.closeReplaced, checkFiles: s.checkFiles, away: s.stale.look,
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -72,7 +75,7 @@ func NewServer(opts Options) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	s.n, s.log = n, limit.NewLog(n.opts.Logger)
+	s.n, s.log, s.stale.s = n, limit.NewLog(n.opts.Logger), s
 	s.gate = admission.New(admission.Config{
 		Max: n.opts.Limits.Connections, Chosen: chosen, PerSecond: n.opts.Limits.UpgradesPerSecond, Logger: n.opts.Logger,
 	})
@@ -262,6 +265,16 @@ func (s *Server) closeConn(conn string) bool {
 		c.sock.Close(websocket.CloseNormalClosure, "")
 	}
 	return ok
+}
+
+// replacedReason is the reason of the close frame for a connection that was replaced.
+const replacedReason = "another connection took its place"
+
+// closeReplaced closes the socket of a connection whose place another one has taken.
+func (s *Server) closeReplaced(conn string) {
+	if c, ok := s.Connection(conn); ok {
+		c.sock.Close(websocket.CloseGoingAway, replacedReason)
+	}
 }
 
 // checkFiles lowers the number of connections to what file descriptors allow.

@@ -22,6 +22,12 @@ type StateOptions struct {
 	ExpireAfter time.Duration
 	// Silent stores the state without delivering it. Snapshots show it.
 	Silent bool
+	// Patch merges the top-level keys into the present state. null removes a key, and
+	// other keys stay as they are. ExpireAfter applies to these keys only: at its end
+	// subscribers get the state without them. Limits.StateBytes applies to the merged
+	// state. If no key is left, the state ends. A state that is published without Patch
+	// replaces all keys and their ends.
+	Patch bool
 }
 
 // PublishState sets the presence state of a connection in a room that it is in. A state
@@ -38,7 +44,7 @@ func (p *PresenceManager) PublishState(ctx context.Context, room, connID string,
 	if err != nil {
 		return err
 	}
-	data, err := p.n.encoder().Encode(ctx, state, ErrInvalidState, p.n.encodeState)
+	data, err := p.n.encoder().Encode(ctx, state, ErrInvalidState, p.n.stateEncoder(opts.Patch))
 	if err != nil {
 		return err
 	}
@@ -81,20 +87,38 @@ func (n *core) setState(c *local.Conn, room string, data json.RawMessage, opts S
 	if after > 0 {
 		after = max(after, time.Millisecond)
 	}
+	if opts.Patch {
+		return c.PatchState(room, data, after, opts.Silent, n.opts.Limits.StateBytes)
+	}
 	return c.SetState(room, data, after, opts.Silent)
+}
+
+// stateEncoder returns the function that checks and encodes a state or a patch. The size of
+// a patch has no limit of its own, because the merged state has one.
+func (n *core) stateEncoder(patch bool) func(any) (json.RawMessage, error) {
+	if patch {
+		return encodeStateObject
+	}
+	return n.encodeState
 }
 
 // encodeState checks and encodes a presence state.
 func (n *core) encodeState(state any) (json.RawMessage, error) {
+	data, err := encodeStateObject(state)
+	if err == nil && over(len(data), n.opts.Limits.StateBytes) {
+		return nil, fmt.Errorf("%w: presence state of %d bytes, limit %d", ErrTooLarge, len(data), n.opts.Limits.StateBytes)
+	}
+	return data, err
+}
+
+// encodeStateObject is encodeState without a limit.
+func encodeStateObject(state any) (json.RawMessage, error) {
 	data, err := encode.JSON(state)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalidState, err)
 	}
 	if len(data) == 0 || data[0] != '{' {
 		return nil, fmt.Errorf("%w: not a JSON object", ErrInvalidState)
-	}
-	if over(len(data), n.opts.Limits.StateBytes) {
-		return nil, fmt.Errorf("%w: presence state of %d bytes, limit %d", ErrTooLarge, len(data), n.opts.Limits.StateBytes)
 	}
 	return data, nil
 }
@@ -119,12 +143,12 @@ func publishPresenceState(ctx context.Context, c *Connection, req wire.Request) 
 	if err != nil {
 		return reply{}, errPayload(err)
 	}
-	data, err := n.encodeState(p.State)
+	data, err := n.stateEncoder(p.Patch)(p.State)
 	if err != nil {
 		return reply{}, err
 	}
 	return c.change(ctx, room, func() (local.Write, error) {
-		return n.setState(c.local, room, data, StateOptions{ExpireAfter: after, Silent: p.Silent})
+		return n.setState(c.local, room, data, StateOptions{ExpireAfter: after, Silent: p.Silent, Patch: p.Patch})
 	})
 }
 

@@ -28,7 +28,9 @@ type Stats struct {
 	Unwritten     int   // entries and connections with changes that Redis has not confirmed yet
 	Watched       int   // rooms with a subscriber here now or a few seconds ago, or that several connections just joined
 	Subscriptions int   // one for each socket or iterator and room
+	Occupancies   int   // subscriptions to the numbers of rooms, one for each socket or iterator and room
 	Stale         int   // watched rooms that may lack changes
+	Disconnected  int   // places that rooms keep for ended connections of this server, as far as it knows
 	QueuedBytes   int64 // bytes that wait to be written to all sockets
 	LongestQueue  int64 // the largest number for one socket. A large frame counts at most half of the limit. Answers may exceed Limits.QueueBytes
 
@@ -94,6 +96,16 @@ type Stats struct {
 	// departure is counted by one server, or by none if Redis's answer was lost or
 	// Redis had lost the entry.
 	Leaves map[string]uint64
+	// Returned are joins that took the place that a room had kept for their user, and
+	// Replaced those that took the place of a connection that looked alive.
+	Returned, Replaced uint64
+	// GraceOver are kept places of any server that this server ended when their Grace was
+	// over.
+	GraceOver uint64
+	// Full are joins that were refused because of a cap of the room.
+	Full uint64
+	// InvalidUserIDs are metadata for which Options.UserID returned no valid id.
+	InvalidUserIDs uint64
 	// StatesExpired are states in other servers' entries that this server ended because
 	// their key had expired.
 	StatesExpired uint64
@@ -130,7 +142,7 @@ type Stats struct {
 	// "505", "499" (the client went away before the answer, which is not a failure of
 	// the server), "4xx" and "5xx" (other statuses that Options.Authenticate chose).
 	RefusedUpgrades map[string]uint64
-	Coalesced       uint64 // states omitted for a slow socket because a later one waited, too
+	Coalesced       uint64 // states and numbers omitted for a slow socket because later ones waited, too
 	Dropped         uint64 // frames dropped with the connection for which they waited
 	// Limited are commands that were answered with ELIMIT because of the rate. Each was
 	// the last one of a flood, for which its connection was closed.
@@ -219,6 +231,7 @@ func (n *core) stats() Stats {
 	st := Stats{SlowSubscriptions: n.access.slow.Load()}
 	st.addOwn(n)
 	st.addHub(n.hub.Stats())
+	st.Occupancies = n.counts.Stats().Watches
 	st.addCallbacks(n)
 	if n.checkRunning() == nil {
 		st.Incarnation = n.lease.Incarnation()
@@ -235,6 +248,9 @@ func (n *core) stats() Stats {
 func (st *Stats) addOwn(n *core) {
 	o, l, r := n.local.Stats(), n.lease.Stats(), n.store.Stats()
 	st.Connections, st.Entries, st.Rooms, st.Unwritten = o.Connections, o.Entries, o.Rooms, o.Unwritten
+	st.Disconnected, st.Returned, st.Replaced, st.Full = o.Kept, o.Returned, o.Replaced, o.Full
+	st.GraceOver = n.kept.Stats().GraceOver
+	st.InvalidUserIDs = n.users.invalid.Load()
 	st.Batches, st.Changes, st.Retries, st.Rejoined = o.Batches, o.Ops, o.Retries, o.Rejoined
 	st.Leaves = map[string]uint64{
 		"left": o.LeftAsked, "closed": o.LeftClosed, "silent": o.LeftSilent,

@@ -109,6 +109,7 @@ type socketOutlet struct {
 	room     string
 	replaces *watch.Subscription // the previous one of the same connection and room; it ends when this one begins
 	answered bool                // guarded by subscription.mu, like all calls of an outlet
+	begun    atomic.Bool         // the answer is queued
 }
 
 func (o *socketOutlet) Snapshot(v hub.View) {
@@ -116,8 +117,12 @@ func (o *socketOutlet) Snapshot(v hub.View) {
 	if o.replaces != nil {
 		o.replaces.EndQuietly()
 	}
+	defer o.begun.Store(true)
 	if !o.req.HasID {
 		return
+	}
+	if v.Stale {
+		defer o.c.answeredStale(o) // after the answer
 	}
 	view := wire.EncodedView{Success: true, Level: int(o.c.level), Present: v.Present, States: v.States(), Extent: subscribeExtent(v.Listing)}
 	if f, err := wire.Answer(o.req.ID, o.req.Command, view); err == nil { // cannot fail, because the view is encoded already

@@ -414,7 +414,7 @@ func TestGuardsThatCauseRechecks(t *testing.T) {
 			return err
 		},
 		"Add": func(ctx context.Context, s *mesh.Server, conn, room string) error {
-			return s.Rooms().Add(ctx, room, conn)
+			return s.Rooms().Add(ctx, room, conn, mesh.AddOptions{})
 		},
 		"Disconnect": func(ctx context.Context, s *mesh.Server, conn, _ string) error {
 			return s.Presence().Disconnect(ctx, conn)

@@ -31,7 +31,7 @@ func init() {
 		return keys.Space{Prefix: prefix, DB: db, Spread: buckets, Cluster: cluster}
 	}
 	testhook.JoinAsClient = func(ctx context.Context, owner any, conn *local.Conn, room string) (local.Joined, error) {
-		return coreOf(owner).joinNowOrLater(ctx, conn, room)
+		return coreOf(owner).joinNowOrLater(ctx, conn, room, "")
 	}
 	testhook.SubscribeEarly = subscribeEarly
 	testhook.IsAway = func(owner any, room string) bool { return coreOf(owner).isAway(room) }

@@ -100,6 +100,46 @@ func Example_command() {
 	// "hello"
 }
 
+// This example reads the members of a room in pages.
+func ExampleClient_ListPresence() {
+	redis, err := meshtest.NewRedis()
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer redis.Close()
+	srv, err := mesh.NewServer(mesh.Options{Redis: redis.Client()})
+	if err != nil {
+		log.Fatal(err)
+	}
+	if err := srv.TrackPresence(mesh.Exact("lobby"), mesh.PresenceOptions{}); err != nil {
+		log.Fatal(err)
+	}
+	server, err := meshtest.NewServer(srv)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer server.Close()
+	var ann *meshtest.Client
+	for range 5 {
+		if ann, err = server.Dial(); err != nil {
+			log.Fatal(err)
+		}
+		ann.Join("lobby")
+	}
+
+	ann.Subscribe("lobby")
+	page := ann.ListPresence("lobby", "", 2)
+	fmt.Println(len(page.Present), "of", page.Total)
+	for page.Next != "" {
+		page = ann.ListPresence("lobby", page.Next, 2)
+		fmt.Println(len(page.Present), page.Restart)
+	}
+	// Output:
+	// 2 of 5
+	// 2 false
+	// 1 false
+}
+
 // This example tests a guard. A refused connection sees nothing until its metadata
 // change.
 func Example_guard() {

@@ -11,6 +11,7 @@ import (
 	"github.com/redis/go-redis/v9"
 	"github.com/stretchr/testify/require"
 
+	"github.com/meshpresence/mesh"
 	"github.com/meshpresence/mesh/meshtest"
 )
 
@@ -174,5 +175,20 @@ func TestBlockingCommandsDoNotBlockOthers(t *testing.T) {
 		synctest.Wait()
 		require.NoError(t, c.RPush(ctx, "q", "x").Err())
 		wg.Wait()
+	})
+}
+
+func TestNextStale(t *testing.T) {
+	inBubble(t, func(t *testing.T) {
+		r := meshtest.StartRedis(t)
+		srv, err := mesh.NewServer(mesh.Options{Redis: r.Client()})
+		require.NoError(t, err)
+		require.NoError(t, srv.TrackPresence(mesh.Exact("lobby"), mesh.PresenceOptions{}))
+		ann := meshtest.StartServer(t, srv).Connect(t)
+		ann.Subscribe("lobby")
+		r.Cut()
+		require.Equal(t, meshtest.Stale{Stale: true}, ann.NextStale())
+		r.Heal()
+		require.Equal(t, meshtest.Stale{}, ann.NextStale())
 	})
 }

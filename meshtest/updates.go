@@ -209,6 +209,25 @@ func (c *Client) AwaitEnded(room string) {
 	delete(c.rooms, room)
 }
 
+// Stale is the push with which a server says that it is without Redis, so that no updates
+// come, or that it has Redis back.
+type Stale struct {
+	// Stale is false if the server has Redis back, and the client has all updates.
+	Stale bool `json:"stale"`
+	// Rooms are the rooms that are stale. Empty means all rooms of the client.
+	Rooms []string `json:"roomNames"`
+}
+
+// NextStale waits for the next [Stale] that no earlier call has returned, and returns it.
+// It fails the test if none comes.
+func (c *Client) NextStale() (s Stale) {
+	c.tb.Helper()
+	if payload := c.NextPush(wire.PushPresenceStale); payload != nil {
+		_ = json.Unmarshal(payload, &s) // the server encodes it
+	}
+	return s
+}
+
 // takeUpdate takes the oldest update. c.mu is held.
 func (c *Client) takeUpdate(u *Update) bool {
 	if len(c.updates) == 0 {

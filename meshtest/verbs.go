@@ -32,7 +32,8 @@ func (m Member) String() string {
 	return text
 }
 
-// Snapshot is the answer to [Client.Join], [Client.Subscribe] and [Client.State].
+// Snapshot is the answer to [Client.Join], [Client.Subscribe], [Client.State] and
+// [Client.ListPresence].
 type Snapshot struct {
 	// Success is false if the server refused: a guard refused, the room is full, or it
 	// is not tracked.
@@ -44,6 +45,11 @@ type Snapshot struct {
 	Max  int
 	// Level is the level of the connection. Only the answer to a subscribe has it.
 	Level int
+	// Next is the cursor of the next page of a list. It is "" on the last page.
+	Next string
+	// Restart says that the cursor of a list is not valid any more, so that this is a first
+	// page.
+	Restart bool
 	// Present lists the members of the room, in no particular order. It is empty in the
 	// answer to a join if the client may be in the room but not see it.
 	Present []Member
@@ -55,7 +61,7 @@ type Snapshot struct {
 	Total int
 	// Connections is the number of members of the room in the answer to a join.
 	Connections int
-	// Users is the number of users in the answers to a join and to a subscription. It is
+	// Users is the number of users in the answers to a join, a subscription and a list. It is
 	// 0 if users are not counted.
 	Users int
 	// Stale says that Redis did not answer, so that this is the last known state.
@@ -110,23 +116,26 @@ type StateOptions struct {
 	ExpireAfter time.Duration
 	// Silent stores the state without an update to subscribers.
 	Silent bool
+	// Patch merges the top-level keys into the present state. null removes a key.
+	// ExpireAfter applies to these keys only.
+	Patch bool
 }
 
 // Join joins a room. The answer lists the client too, if it may see the room.
 func (c *Client) Join(room string) Snapshot {
 	c.tb.Helper()
-	s, _ := c.askSnapshot(wire.CommandJoinRoom, room)
+	s, _ := c.askSnapshot(wire.CommandJoinRoom, inRoom(room))
 	return s
 }
 
 // askSnapshot also reports whether the command was answered.
-func (c *Client) askSnapshot(command, room string) (s Snapshot, ok bool) {
+func (c *Client) askSnapshot(command string, payload any) (s Snapshot, ok bool) {
 	c.tb.Helper()
 	var answer struct {
 		Snapshot
 		Present []wire.Member
 	}
-	ok = c.ask(command, inRoom(room), &answer)
+	ok = c.ask(command, payload, &answer)
 	s = answer.Snapshot
 	s.Present = make([]Member, len(answer.Present))
 	for i, m := range answer.Present {
@@ -166,7 +175,7 @@ func (c *Client) Leave(room string) {
 // refuses, Success is false and no updates come.
 func (c *Client) Subscribe(room string) Snapshot {
 	c.tb.Helper()
-	s, ok := c.askSnapshot(wire.CommandSubscribePresence, room)
+	s, ok := c.askSnapshot(wire.CommandSubscribePresence, inRoom(room))
 	if ok {
 		c.mu.Lock()
 		defer c.mu.Unlock()
@@ -199,7 +208,7 @@ func (c *Client) PublishState(room string, state any, opts StateOptions) (done b
 		c.fail("state: %v", err)
 		return false
 	}
-	req := wire.PublishStateRequest{RoomName: wire.Name(room), State: data, Silent: opts.Silent}
+	req := wire.PublishStateRequest{RoomName: wire.Name(room), State: data, Silent: opts.Silent, Patch: opts.Patch}
 	if opts.ExpireAfter != 0 {
 		ms := float64(opts.ExpireAfter) / float64(time.Millisecond)
 		req.ExpireAfter = &ms
@@ -230,6 +239,21 @@ func (c *Client) State(room string) Snapshot {
 	for i, id := range answer.Present {
 		s.Present[i].ID = id
 	}
+	return s
+}
+
+// ListPresence asks for a page of the members of a room and their states. The cursor is
+// "" for the first page, and then the Next of the page before. limit is the number of
+// members, 1 to 1,000; 0 means 100. If the server refuses, Success is false. A cursor that
+// is none, and a wrong limit, are error answers and fail the test.
+func (c *Client) ListPresence(room, cursor string, limit int) Snapshot {
+	c.tb.Helper()
+	req := wire.ListPresenceRequest{RoomName: wire.Name(room), Cursor: wire.Name(cursor)}
+	if limit != 0 {
+		most := float64(limit)
+		req.Limit = &most
+	}
+	s, _ := c.askSnapshot(wire.CommandListPresence, req)
 	return s
 }
 

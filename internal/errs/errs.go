@@ -33,6 +33,9 @@ var (
 	SlowConsumer        = errors.New("mesh: slow consumer")
 	InvalidCommand      = errors.New("mesh: invalid command name")
 	InvalidMessage      = errors.New("mesh: invalid message")
+	Full                = errors.New("mesh: room is full")
+	InvalidUser         = errors.New("mesh: invalid user id")
+	UsersOff            = errors.New("mesh: users are not tracked")
 	CommandExists       = errors.New("mesh: command exists already")
 )
 

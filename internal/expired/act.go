@@ -39,7 +39,7 @@ func (q *Queue) act(ctx context.Context, due []hint) {
 	}
 	buckets := make(map[int][]int) // indexes of due and records
 	for i, r := range records {
-		if r.Entry != "" {
+		if r.Entry != "" && !r.Kept() { // a kept place has ended its connection before
 			buckets[due[i].bucket] = append(buckets[due[i].bucket], i)
 		}
 	}
@@ -53,7 +53,7 @@ func (q *Queue) act(ctx context.Context, due []hint) {
 }
 
 // end ends the entries and states of hints of one bucket, and returns those that it has
-// ended. It takes a clock proof of its own, because a proof holds for a short time. A
+// ended. An entry whose place is kept is one of them. end takes a clock proof of its own, because a proof holds for a short time. A
 // failure in one bucket does not concern the others.
 func (q *Queue) end(ctx context.Context, items []store.CleanUpItem, of []hint, asked time.Time) (ended []keys.Expired) {
 	if len(items) == 0 {
@@ -75,6 +75,10 @@ func (q *Queue) end(ctx context.Context, items []store.CleanUpItem, of []hint, a
 		case store.Ended:
 			q.used.Add(1)
 			ended = append(ended, h.Expired)
+		case store.PlaceKept:
+			q.placesKept.Add(1)
+			ended = append(ended, h.Expired)
+			tellKept(q.cfg.Kept, &items[i])
 		case 0:
 			open = append(open, h)
 		}
@@ -84,6 +88,13 @@ func (q *Queue) end(ctx context.Context, items []store.CleanUpItem, of []hint, a
 		q.failed(open, asked)
 	}
 	return ended
+}
+
+// tellKept tells a hook, if there is one, that the place of an item is kept.
+func tellKept(hook func(room, conn, entry string, until int64), it *store.CleanUpItem) {
+	if hook != nil {
+		hook(it.Room, it.Conn, it.Entry, it.KeptUntil)
+	}
 }
 
 // items returns what to end according to some of the records, and the hint for each. A

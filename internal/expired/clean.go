@@ -28,11 +28,14 @@ type Cleaner struct {
 	Lease Lease
 	// Life ends when the server stops. Calls then return ErrClosed.
 	Life context.Context
+	// Kept is called for each entry whose place is kept, as in Config. It may be nil.
+	Kept func(room, conn, entry string, until int64)
 }
 
 // CleanUp ends entries of other servers whose keys have just been missing. All of them
 // are in one bucket. It waits for the owners' turn, and until this server may end entries
-// of others, and returns the number of those that it has ended.
+// of others, and returns the number of those that it has ended. Entries whose places are
+// kept do not count.
 func (c Cleaner) CleanUp(ctx context.Context, bucket int, items []store.CleanUpItem) (ended int, err error) {
 	learned := time.Now()
 	for part := range slices.Chunk(items, cleanUpBatchSize) {
@@ -53,9 +56,12 @@ func (c Cleaner) cleanUpBatch(ctx context.Context, bucket int, learned time.Time
 		if proof, ok := c.Lease.ClockProof(); ok {
 			sent := time.Now()
 			statuses, err := c.Store.CleanUp(ctx, proof, items)
-			for _, s := range statuses {
-				if s == store.Ended {
+			for i, s := range statuses {
+				switch s {
+				case store.Ended:
 					ended++
+				case store.PlaceKept:
+					tellKept(c.Kept, &items[i])
 				}
 			}
 			if !errors.Is(err, store.ErrClock) {

@@ -52,7 +52,7 @@ type Lease interface {
 	ClockRefused(took time.Duration)
 }
 
-// Config configures a Queue. All fields are required.
+// Config configures a Queue. All fields are required, except for Kept.
 type Config struct {
 	Store Store
 	Lease Lease
@@ -68,7 +68,10 @@ type Config struct {
 	Look func(ctx context.Context) error
 	// Channel is the channel on which the servers tell each other what they have ended.
 	Channel string
-	Logger  *slog.Logger
+	// Kept is called for each entry that this server found expired and whose place is
+	// kept, with the time until which it is kept (Redis time, unix ms). It must not block.
+	Kept   func(room, conn, entry string, until int64)
+	Logger *slog.Logger
 }
 
 // Queue holds expired hints until it is this server's turn to act on them.
@@ -78,8 +81,9 @@ type Queue struct {
 	work sync.WaitGroup
 	quit context.CancelFunc
 
-	used, dropped atomic.Uint64
-	pausedUntil   atomic.Pointer[time.Time] // until then no hint is acted on; nil: no pause yet
+	used, dropped, placesKept atomic.Uint64
+
+	pausedUntil atomic.Pointer[time.Time] // until then no hint is acted on; nil: no pause yet
 
 	trials trialWrites // in the buckets of waiting hints
 
@@ -175,14 +179,17 @@ func (q *Queue) Paused() bool {
 type Stats struct {
 	Used    uint64 // hints that ended an entry or a state
 	Dropped uint64 // hints that were dropped: too many, or while Redis failed
-	Waiting int
+	// PlacesKept counts the entries that this server found expired and whose places are
+	// kept.
+	PlacesKept uint64
+	Waiting    int
 }
 
 // Stats returns the figures.
 func (q *Queue) Stats() Stats {
 	q.mu.Lock()
 	defer q.mu.Unlock()
-	return Stats{Used: q.used.Load(), Dropped: q.dropped.Load(), Waiting: len(q.waiting)}
+	return Stats{Used: q.used.Load(), Dropped: q.dropped.Load(), PlacesKept: q.placesKept.Load(), Waiting: len(q.waiting)}
 }
 
 // run acts on hints when they are due. It sleeps while there are none.

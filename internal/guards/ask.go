@@ -27,9 +27,12 @@ type Decision struct {
 
 // Question is what Decide is asked. The caller sets the exported fields.
 type Question struct {
-	Room  string
-	Since time.Time // an answer that began earlier is too old; zero: none is
-	Last  *Answer   // that the caller has got before; it answers while it stands
+	Room string
+	// Occupancy says that the question is about the numbers of the room. The guards of the
+	// numbers answer it.
+	Occupancy bool
+	Since     time.Time // an answer that began earlier is too old; zero: none is
+	Last      *Answer   // that the caller has got before; it answers while it stands
 
 	rule         Rule
 	member       Member
@@ -58,7 +61,7 @@ func (c *Cache) Decide(ctx context.Context, conn string, member MemberFunc, q Qu
 		if !c.fillIn(&q, member) {
 			return Decision{}, NotTracked(q.Room)
 		}
-		if len(q.rule.guards) == 0 {
+		if len(q.guards()) == 0 {
 			return Decision{OK: true}, nil
 		}
 		a, err := c.ask(ctx, c.of(conn), &q)
@@ -94,11 +97,43 @@ func (c *Cache) Decide(ctx context.Context, conn string, member MemberFunc, q Qu
 // room is tracked.
 func (c *Cache) fillIn(q *Question, member MemberFunc) bool {
 	q.rule = c.rules.Match(q.Room)
-	if q.rule.Tracked && len(q.rule.guards) > 0 {
+	if q.rule.Tracked && len(q.guards()) > 0 {
 		q.member, q.meta = member()
 	}
 	return q.rule.Tracked
 }
+
+// apart reports whether the question has other guards than those that let a connection see
+// the room.
+func (q *Question) apart() bool { return q.Occupancy && q.rule.ownOccupancy }
+
+// guards returns the guards that answer the question.
+func (q *Question) guards() []Func {
+	if q.apart() {
+		return q.rule.occupancyGuards
+	}
+	return q.rule.guards
+}
+
+// guardRules returns the rules of the guards.
+func (q *Question) guardRules() []string {
+	if q.apart() {
+		return q.rule.occupancyRules
+	}
+	return q.rule.guardRules
+}
+
+// key returns the key of the answer in connAnswers.kept.
+func (q *Question) key() string {
+	if q.apart() {
+		return occupancyKey(q.Room)
+	}
+	return q.Room
+}
+
+// occupancyKey is the key of the answer of the guards of the numbers, if these are others
+// than those that let a connection see the room. No room has this name.
+func occupancyKey(room string) string { return "\x00" + room }
 
 // answeredBy reports whether a is about the same metadata and rules.
 func (q *Question) answeredBy(a *Answer) bool {
@@ -153,7 +188,8 @@ func (c *Cache) askLocked(ctx context.Context, answers *connAnswers, q *Question
 	if q.lastStands() {
 		return q.Last, nil, nil
 	}
-	old := answers.kept[q.Room]
+	key := q.key()
+	old := answers.kept[key]
 	if old != nil && !old.invalid && q.answeredBy(old) && (old.hanging || !old.stale() && !old.beganBefore(q.Since)) {
 		return old, nil, nil // a hanging call is the only one about its question
 	}
@@ -161,7 +197,7 @@ func (c *Cache) askLocked(ctx context.Context, answers *connAnswers, q *Question
 		return nil, nil, nil
 	}
 	stood := old != nil && old.wasYes()
-	full := c.admit(answers, q.rule.guardRules)
+	full := c.admit(answers, q.guardRules())
 	if q.recheckDue = full != nil && stood; q.recheckDue && (old.invalid || !q.answeredBy(old)) {
 		if old.recheckDue.IsZero() {
 			old.recheckDue = time.Now()
@@ -174,9 +210,9 @@ func (c *Cache) askLocked(ctx context.Context, answers *connAnswers, q *Question
 	if old != nil {
 		c.cancel(answers, old)
 	}
-	a := &Answer{meta: q.meta, rules: q.rule.version, of: q.rule.guardRules, stood: stood}
-	c.runGuards(context.WithoutCancel(ctx), answers, a, guardRun{callbacks.Guard, c.guardTimeout, q.rule.guards, q.member, q.Room})
-	answers.kept[q.Room] = a
+	a := &Answer{meta: q.meta, rules: q.rule.version, of: q.guardRules(), stood: stood}
+	c.runGuards(context.WithoutCancel(ctx), answers, a, guardRun{callbacks.Guard, c.guardTimeout, q.guards(), q.member, q.Room})
+	answers.kept[key] = a
 	c.evict(answers, a)
 	return a, nil, nil
 }

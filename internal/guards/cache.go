@@ -63,7 +63,7 @@ type Cache struct {
 type connAnswers struct {
 	mu      sync.Mutex // guards all fields, and those of answers that say so
 	removed bool
-	kept    map[string]*Answer // by room; includes invalid ones: see answer.wasYes
+	kept    map[string]*Answer // by Question.key; includes invalid ones: see answer.wasYes
 	hanging map[string]int     // by rule; nil until there is one
 }
 
@@ -150,17 +150,18 @@ func (c *Cache) InvalidateAll() {
 	}
 }
 
-// InvalidateRoom makes the answer about a connection and a room invalid.
+// InvalidateRoom makes the answers about a connection and a room invalid.
 func (c *Cache) InvalidateRoom(conn, room string) {
 	if answers := c.of(conn); answers != nil {
-		c.drop(answers, room)
+		c.drop(answers, room, occupancyKey(room))
 	}
 }
 
 // InvalidateAllOf makes the answers about a room and any connection invalid.
 func (c *Cache) InvalidateAllOf(room string) {
+	numbers := occupancyKey(room)
 	for _, answers := range c.all() {
-		c.drop(answers, room)
+		c.drop(answers, room, numbers)
 	}
 }
 
@@ -170,11 +171,13 @@ func (c *Cache) all() []*connAnswers {
 	return slices.Collect(maps.Values(c.conns))
 }
 
-func (c *Cache) drop(answers *connAnswers, room string) {
+func (c *Cache) drop(answers *connAnswers, keys ...string) {
 	answers.mu.Lock()
 	defer answers.mu.Unlock()
-	if a := answers.kept[room]; a != nil {
-		c.cancel(answers, a)
+	for _, key := range keys {
+		if a := answers.kept[key]; a != nil {
+			c.cancel(answers, a)
+		}
 	}
 }
 
@@ -187,9 +190,8 @@ func (c *Cache) of(conn string) *connAnswers {
 
 // Current reports whether a question could be answered now without asking a guard: there
 // is none, or its answer is kept.
-func (c *Cache) Current(conn string, member MemberFunc, room string) bool {
-	q := Question{Room: room}
-	if !c.fillIn(&q, member) || len(q.rule.guards) == 0 {
+func (c *Cache) Current(conn string, member MemberFunc, q Question) bool {
+	if !c.fillIn(&q, member) || len(q.guards()) == 0 {
 		return true
 	}
 	answers := c.of(conn)
@@ -198,7 +200,7 @@ func (c *Cache) Current(conn string, member MemberFunc, room string) bool {
 	}
 	answers.mu.Lock()
 	defer answers.mu.Unlock()
-	a := answers.kept[room]
+	a := answers.kept[q.key()]
 	return a != nil && !a.invalid && q.answeredBy(a) && a.call.Done() && !a.stale()
 }
 

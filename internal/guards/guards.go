@@ -19,6 +19,7 @@ import (
 // Member is a connection as guards see it.
 type Member struct {
 	ID       string
+	UserID   string // empty: none
 	Metadata json.RawMessage
 }
 
@@ -63,9 +64,20 @@ func (p Pattern) Among(rooms func() []string) []string {
 type Options struct {
 	TTL           time.Duration
 	StateInterval time.Duration
-	Guard         Func // nil: every connection may see the room
-	JoinGuard     Func // nil: every connection may be in the room
+	Grace         time.Duration // 0: no place is kept
+	// MaxConnections and MaxUsers bound the members and the users. 0: no bound.
+	MaxConnections, MaxUsers int
+
+	Guard     Func // nil: every connection may see the room
+	JoinGuard Func // nil: every connection may be in the room
+
+	OccupancyGuard    Func          // decides who may know the numbers; nil: Guard
+	OccupancyOpen     bool          // instead of OccupancyGuard: everyone may know them
+	OccupancyInterval time.Duration // 0: the default
 }
+
+// bounds reports whether the rule keeps places or has a cap.
+func (o Options) bounds() bool { return o.Grace > 0 || o.MaxConnections > 0 || o.MaxUsers > 0 }
 
 // NotTracked returns the error for a room without a rule.
 func NotTracked(room string) error { return fmt.Errorf("%w: %s", errs.NotTracked, wire.Quote(room)) }

@@ -61,21 +61,35 @@ func NewJoins(c JoinConfig) *Joins {
 	return j
 }
 
-// Join brings a connection into a room if the join guards allow it. within returns the
-// time to wait for Redis. It is called when the guards have answered.
-func (j *Joins) Join(ctx context.Context, c *local.Conn, room string, within func() time.Duration) (local.Joined, error) {
+// Request is what a join asks for, beside its room.
+type Request struct {
+	// Replaces is the connection whose place to take, if it has the same user. Empty:
+	// none.
+	Replaces string
+	// Within returns the time to wait for Redis. It is called when the guards have
+	// answered.
+	Within func() time.Duration
+}
+
+// options returns the options of the join that accept allows.
+func (r Request) options(accept func(meta uint64) error) local.JoinOptions {
+	return local.JoinOptions{Within: r.Within(), Accept: accept, Replaces: r.Replaces}
+}
+
+// Join brings a connection into a room if the join guards allow it.
+func (j *Joins) Join(ctx context.Context, c *local.Conn, room string, req Request) (local.Joined, error) {
 	for {
 		r := j.cfg.Rules.Match(room)
 		if len(r.joinGuards) > 0 {
-			joined, err := j.joinGuarded(ctx, c, room, within)
+			joined, err := j.joinGuarded(ctx, c, room, req)
 			return joined, j.joinError(ctx, c, err)
 		}
-		joined, err := c.JoinIf(ctx, room, within(), func(uint64) error {
+		joined, err := c.JoinIf(ctx, room, req.options(func(uint64) error {
 			if j.cfg.Rules.Match(room).version != r.version {
 				return errOutdated // there may be a rule with a join guard now
 			}
 			return nil
-		})
+		}))
 		if err == nil && !c.In(room) {
 			err = errTakenOut
 		}
@@ -94,22 +108,24 @@ func (j *Joins) joinError(ctx context.Context, c *local.Conn, err error) error {
 	return j.cfg.ToError(ctx, err)
 }
 
-// Add brings a connection into a room without asking the join guards.
-func (j *Joins) Add(ctx context.Context, c *local.Conn, room string) error {
+// Add brings a connection into a room without asking the join guards, and beyond its caps
+// if overCap says so.
+func (j *Joins) Add(ctx context.Context, c *local.Conn, room string, overCap bool) (local.Joined, error) {
 	j.letIn(c, room)
-	_, err := c.Join(ctx, room)
-	return j.cfg.ToError(ctx, err)
+	joined, err := c.JoinIf(ctx, room, local.JoinOptions{OverCap: overCap})
+	return joined, j.cfg.ToError(ctx, err)
 }
 
-// Leave takes a connection out of a room. Joins that wait do not take place.
-func (j *Joins) Leave(ctx context.Context, c *local.Conn, room string) (bool, error) {
+// Leave takes a connection out of a room. Joins that wait do not take place. cause is
+// store.CauseLeft or store.CauseRemoved.
+func (j *Joins) Leave(ctx context.Context, c *local.Conn, room string, cause store.Cause) (bool, error) {
 	j.takeOut(c, room)
-	was, err := c.Leave(ctx, room, store.CauseLeft)
+	was, err := c.Leave(ctx, room, cause)
 	return was, j.cfg.ToError(ctx, err)
 }
 
 // joinGuarded is Join for a room with join guards. A member that they refuse leaves.
-func (j *Joins) joinGuarded(ctx context.Context, c *local.Conn, room string, within func() time.Duration) (local.Joined, error) {
+func (j *Joins) joinGuarded(ctx context.Context, c *local.Conn, room string, req Request) (local.Joined, error) {
 	q := &joinQuestion{conn: c, room: room, kind: askedJoin}
 	if err := j.begin(q); err != nil {
 		return local.Joined{}, err
@@ -129,7 +145,7 @@ func (j *Joins) joinGuarded(ctx context.Context, c *local.Conn, room string, wit
 			return err
 		}
 		var err error
-		joined, err = c.JoinIf(ctx, room, within(), func(meta uint64) error { return j.answer(q, meta) })
+		joined, err = c.JoinIf(ctx, room, req.options(func(meta uint64) error { return j.answer(q, meta) }))
 		return err
 	})
 	if err == nil {
@@ -146,7 +162,7 @@ func (j *Joins) exclude(ctx context.Context, q *joinQuestion, answer error) (boo
 		return false, answer
 	}
 	now := answer
-	was, _ := q.conn.LeaveIf(ctx, q.room, store.CauseLeft, func(meta uint64) bool {
+	was, _ := q.conn.LeaveIf(ctx, q.room, store.CauseRemoved, func(meta uint64) bool {
 		now = j.answer(q, meta)
 		return now == answer
 	}) // if Redis does not answer, the leave is written later

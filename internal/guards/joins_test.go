@@ -97,7 +97,7 @@ func TestABanBetweenTheYesAndTheJoin(t *testing.T) {
 	t.Parallel()
 	for name, ban := range map[string]func(ctx context.Context, r *joinRig) error{
 		"Leave": func(ctx context.Context, r *joinRig) error {
-			_, err := r.Leave(ctx, r.conn, "lobby")
+			_, err := r.Leave(ctx, r.conn, "lobby", store.CauseLeft)
 			return err
 		},
 		"TakeOutOf":  func(_ context.Context, r *joinRig) error { r.TakeOutOf("lobby"); return nil },
@@ -121,7 +121,9 @@ func TestABanBetweenTheYesAndTheJoin(t *testing.T) {
 						return answer
 					}
 					require.NoError(t, ban(ctx, r))
-					_, err := r.conn.JoinIf(ctx, "lobby", time.Second, func(meta uint64) error { return r.answer(q, meta) })
+					_, err := r.conn.JoinIf(ctx, "lobby", local.JoinOptions{
+						Within: time.Second, Accept: func(meta uint64) error { return r.answer(q, meta) },
+					})
 					return err
 				})
 				require.ErrorIs(t, err, errs.Refused)
@@ -138,7 +140,7 @@ func TestARecheckAtTheEndOfAnother(t *testing.T) {
 		ctx := t.Context()
 		var banned atomic.Bool
 		r.joinGuard(func(context.Context, Member, string) (bool, error) { return !banned.Load(), nil })
-		_, err := r.Join(ctx, r.conn, "lobby", func() time.Duration { return time.Second })
+		_, err := r.Join(ctx, r.conn, "lobby", Request{Within: func() time.Duration { return time.Second }})
 		require.NoError(t, err)
 		q := &joinQuestion{conn: r.conn, room: "lobby", kind: askedRecheck}
 		require.NoError(t, r.begin(q))
@@ -167,8 +169,9 @@ func TestAddBetweenTheNoAndTheLeave(t *testing.T) {
 			if answer == nil {
 				return nil
 			}
-			require.NoError(t, r.Add(ctx, r.conn, "lobby"))
-			_, err := r.exclude(ctx, q, answer)
+			_, err := r.Add(ctx, r.conn, "lobby", false)
+			require.NoError(t, err)
+			_, err = r.exclude(ctx, q, answer)
 			return err
 		})
 		require.NoError(t, err)

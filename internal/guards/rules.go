@@ -24,12 +24,24 @@ type Rule struct {
 	Tracked       bool // there is a rule
 	TTL           time.Duration
 	StateInterval time.Duration
+	Grace         time.Duration
+	// MaxConnections and MaxUsers bound the members and the users. 0: no bound.
+	MaxConnections, MaxUsers int
 
 	guards     []Func // every one must allow
 	joinGuards []Func // every one must allow
-	// guardRules and joinRules are the patterns of the rules that the guards belong to.
-	// Guards that hang are counted for each rule (see maxHangingPerRule).
-	guardRules, joinRules []string
+	// occupancyGuards are those of the questions about numbers, if ownOccupancy is true.
+	// Otherwise no rule has an OccupancyGuard, and guards decide.
+	occupancyGuards []Func
+	ownOccupancy    bool
+	// guardRules, joinRules and occupancyRules are the patterns of the rules that the
+	// guards belong to. Guards that hang are counted for each rule (see
+	// maxHangingPerRule).
+	guardRules, joinRules, occupancyRules []string
+
+	// OccupancyInterval is the shortest time between two updates of the numbers. 0: the
+	// default.
+	OccupancyInterval time.Duration
 	// version rises if a rule about the room is added, replaced or removed. Otherwise it
 	// rises only if many rules have been removed (see forgetRemoved).
 	version uint64
@@ -155,9 +167,9 @@ func (s *RuleSet) forgetRemoved() {
 }
 
 // Match returns the rule of a room: the zero Rule if no rule matches it. Otherwise it has
-// the guards of every rule that matches. TTL and StateInterval are those of the rule of
-// the exact name, even if they are 0. If there is none, they are those of the pattern that
-// was given first.
+// the guards of every rule that matches. All other settings are those of the rule of the
+// exact name, even if they are 0. If there is none, they are those of the pattern that was
+// given first.
 func (s *RuleSet) Match(room string) Rule {
 	s.mu.RLock()
 	r, young, kept := s.cache.get(room)
@@ -182,6 +194,41 @@ func (s *RuleSet) Match(room string) Rule {
 	return r
 }
 
+// Hidden returns the first rule of an exact name, and a pattern that matches the name, of
+// which the pattern has a grace or a cap and the rule of the name has none. more is the
+// number of further such rules.
+func (s *RuleSet) Hidden() (name, pattern string, more int) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	var bounding []patternRule
+	for _, p := range s.patterns {
+		if !p.removed && p.opts.bounds() {
+			bounding = append(bounding, p)
+		}
+	}
+	if len(bounding) == 0 {
+		return "", "", 0
+	}
+	for exact, a := range s.exact {
+		if a.removed || a.opts.bounds() {
+			continue
+		}
+		for _, p := range bounding {
+			if !p.re.MatchString(exact) {
+				continue
+			}
+			if name != "" {
+				more++
+			}
+			if name == "" || exact < name {
+				name, pattern = exact, p.re.String()
+			}
+			break
+		}
+	}
+	return name, pattern, more
+}
+
 // evaluate tries every pattern on a room.
 func evaluate(room string, exact addedRule, patterns []patternRule, floor uint64) Rule {
 	r := Rule{version: floor}
@@ -203,13 +250,34 @@ func (r *Rule) include(p Pattern, a addedRule) {
 		return
 	}
 	if !r.Tracked {
-		r.Tracked, r.TTL, r.StateInterval = true, a.opts.TTL, a.opts.StateInterval
+		r.Tracked, r.TTL, r.StateInterval, r.Grace = true, a.opts.TTL, a.opts.StateInterval, a.opts.Grace
+		r.MaxConnections, r.MaxUsers = a.opts.MaxConnections, a.opts.MaxUsers
+		r.OccupancyInterval = a.opts.OccupancyInterval
 	}
+	r.includeOccupancy(p, a.opts)
 	if a.opts.Guard != nil {
 		r.guards, r.guardRules = append(r.guards, a.opts.Guard), append(r.guardRules, p.String())
 	}
 	if a.opts.JoinGuard != nil {
 		r.joinGuards, r.joinRules = append(r.joinGuards, a.opts.JoinGuard), append(r.joinRules, p.String())
+	}
+}
+
+// includeOccupancy adds the guard of the numbers. It is called before the Guard of the same
+// rule is added.
+func (r *Rule) includeOccupancy(p Pattern, o Options) {
+	guard, own := o.OccupancyGuard, o.OccupancyGuard != nil || o.OccupancyOpen
+	switch {
+	case !own && !r.ownOccupancy:
+		return
+	case !own:
+		guard = o.Guard
+	case !r.ownOccupancy:
+		r.ownOccupancy = true
+		r.occupancyGuards, r.occupancyRules = slices.Clone(r.guards), slices.Clone(r.guardRules)
+	}
+	if guard != nil {
+		r.occupancyGuards, r.occupancyRules = append(r.occupancyGuards, guard), append(r.occupancyRules, p.String())
 	}
 }
 

@@ -325,3 +325,74 @@ func marks() (mark func(string) Func, asked func([]Func) []string) {
 	}
 	return mark, asked
 }
+
+// The guards of the numbers of a room are the OccupancyGuards of its rules. The Guard of a
+// rule without one takes its place.
+func TestOccupancyGuards(t *testing.T) {
+	t.Parallel()
+	type given struct {
+		p                Pattern
+		guard, occupancy string // "": none
+	}
+	re := func(s string) Pattern { return Pattern{Regexp: regexp.MustCompile(s)} }
+	for name, tc := range map[string]struct {
+		rules []given
+		want  []string
+	}{
+		"no guard":            {rules: []given{{p: re(".")}}},
+		"the Guard":           {rules: []given{{p: re("."), guard: "g"}}, want: []string{"g"}},
+		"a guard of its own":  {rules: []given{{p: re("."), guard: "g", occupancy: "o"}}, want: []string{"o"}},
+		"only for numbers":    {rules: []given{{p: re("."), occupancy: "o"}}, want: []string{"o"}},
+		"of one of the rules": {rules: []given{{p: re("l"), guard: "g1"}, {p: re("."), guard: "g2", occupancy: "o2"}, {p: re("b"), guard: "g3"}}, want: []string{"g1", "o2", "g3"}},
+		"of several rules":    {rules: []given{{p: re("l"), occupancy: "o1"}, {p: re("b"), guard: "g2", occupancy: "o2"}, {p: Pattern{Exact: "lobby"}}}, want: []string{"o1", "o2"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			var asked []string
+			mark := func(name string) Func {
+				if name == "" {
+					return nil
+				}
+				return func(context.Context, Member, string) (bool, error) {
+					asked = append(asked, name)
+					return true, nil
+				}
+			}
+			var s RuleSet
+			for _, g := range tc.rules {
+				s.Add(g.p, Options{Guard: mark(g.guard), OccupancyGuard: mark(g.occupancy), OccupancyInterval: 7 * time.Second})
+			}
+			q := Question{Room: "lobby", Occupancy: true, rule: s.Match("lobby")}
+			require.Len(t, q.guardRules(), len(tc.want))
+			for _, guard := range q.guards() {
+				_, _ = guard(t.Context(), Member{}, "lobby")
+			}
+			require.Equal(t, tc.want, asked)
+			require.Equal(t, 7*time.Second, q.rule.OccupancyInterval)
+			require.Zero(t, s.Match("").OccupancyInterval)
+		})
+	}
+}
+
+// The rule of an exact name that takes a grace or a cap of a pattern from its room is
+// found, and no rule with bounds of its own.
+func TestHiddenBounds(t *testing.T) {
+	t.Parallel()
+	var s RuleSet
+	hidden := func() []any {
+		name, pattern, more := s.Hidden()
+		return []any{name, pattern, more}
+	}
+	doc := Pattern{Regexp: regexp.MustCompile("^doc:")}
+	s.Add(doc, Options{TTL: time.Second})
+	s.Add(Pattern{Exact: "doc:2"}, Options{})
+	assert.Equal(t, []any{"", "", 0}, hidden())
+	s.Add(doc, Options{MaxUsers: 3})
+	assert.Equal(t, []any{"doc:2", "^doc:", 0}, hidden())
+	s.Add(Pattern{Exact: "doc:1"}, Options{})
+	s.Add(Pattern{Exact: "doc:3"}, Options{Grace: time.Second})
+	s.Add(Pattern{Exact: "lobby"}, Options{})
+	assert.Equal(t, []any{"doc:1", "^doc:", 1}, hidden())
+	s.Remove(doc)
+	assert.Equal(t, []any{"", "", 0}, hidden())
+}

@@ -34,6 +34,7 @@ func (h *Hub) compareLoop() {
 			return
 		case <-every.C:
 			list, since = h.allMirrors(), time.Now()
+			h.reportOverdue(list)
 		case <-h.toCompare.wake:
 			if wait.For(h.ctx, compareDelay) != nil {
 				return
@@ -51,6 +52,22 @@ func (h *Hub) compareLoop() {
 		}
 		for _, m := range failed {
 			h.toCompare.add(m.room, since)
+		}
+	}
+}
+
+// reportOverdue reports the disconnected members whose places should have ended.
+func (h *Hub) reportOverdue(list []*mirror) {
+	if h.cfg.Overdue == nil {
+		return
+	}
+	before := h.cfg.Now() - h.cfg.UnconfirmedFor.Milliseconds()
+	for _, m := range list {
+		m.mu.Lock()
+		overdue := m.members.overdue(before)
+		m.mu.Unlock()
+		for _, o := range overdue {
+			h.cfg.Overdue(m.room, o)
 		}
 	}
 }

@@ -22,7 +22,7 @@ func mirrorAt(members int, tags ...string) *mirror {
 		}
 	}
 	for i := range members {
-		m.members.put(&Member{Conn: string(rune('a' + i))})
+		m.members.put(&Member{Conn: string(rune('a' + i))}, 0)
 	}
 	return m
 }

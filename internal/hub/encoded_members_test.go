@@ -34,7 +34,7 @@ func TestEncodedListFollowsMembers(t *testing.T) {
 				case 2:
 					r.change(&store.Event{Type: store.Meta, Record: store.Record{Conn: conn, Meta: fmt.Appendf(nil, "%d", step)}})
 				default:
-					r.put(newMember(&store.Record{Conn: conn, Meta: fmt.Appendf(nil, `{"step":%d}`, step)}))
+					r.put(newMember(&store.Record{Conn: conn, Meta: fmt.Appendf(nil, `{"step":%d}`, step)}), 0)
 				}
 				if random.IntN(4) > 0 {
 					continue
@@ -76,12 +76,12 @@ func TestEncodedMembersAreReused(t *testing.T) {
 	t.Parallel()
 	r := &members{}
 	for i := range 49 {
-		r.put(newMember(&store.Record{Conn: fmt.Sprint("stays", i)}))
+		r.put(newMember(&store.Record{Conn: fmt.Sprint("stays", i)}), 0)
 	}
 	first := &r.encodedList(0, "")[1][0]
 	for i := range 1000 {
 		conn := fmt.Sprint("passes", i)
-		r.put(newMember(&store.Record{Conn: conn}))
+		r.put(newMember(&store.Record{Conn: conn}), 0)
 		text := r.encodedList(0, conn)
 		assert.Same(t, first, &text[1][0])
 		assert.Len(t, text, 4)

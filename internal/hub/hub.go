@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/meshpresence/mesh/internal/limit"
@@ -46,6 +47,10 @@ type Config struct {
 	// UnconfirmedFor is the time for which unconfirmed members stay listed.
 	// Defaults to 11 s.
 	UnconfirmedFor time.Duration
+	// Overdue is called for the disconnected members of a room whose places should have
+	// ended UnconfirmedFor ago, at most once for each comparison. The index of kept
+	// places may have lost them. It must not block. Optional.
+	Overdue func(room string, o Overdue)
 	// Linger is the time for which a mirror stays after its last watcher, and after
 	// the last join that was answered from it. Defaults to 5 s; negative: 0.
 	Linger time.Duration
@@ -68,6 +73,12 @@ type Config struct {
 	Now func() int64
 	// Logger receives log output. Defaults to none.
 	Logger *slog.Logger
+}
+
+// Overdue is a place that should have ended.
+type Overdue struct {
+	Conn, Entry string
+	Until       int64 // Redis time, unix ms
 }
 
 // withDefaults returns c with its zero fields set to the defaults.
@@ -110,6 +121,8 @@ type Hub struct {
 	joins      *recentJoins
 	counters   counters
 	log        *limit.Log
+	pageList   string        // identifies the hub in the cursors of pages
+	orders     atomic.Uint64 // orders of members in pages so far
 
 	ctx    context.Context // ends when the hub stops
 	cancel context.CancelFunc
@@ -133,6 +146,7 @@ func New(cfg Config) *Hub {
 		toCompare:  newCompareQueue(),
 		joins:      new(recentJoins),
 		log:        limit.NewLog(cfg.Logger),
+		pageList:   newPageList(),
 		mirrors:    make(map[string]*mirror),
 	}
 	// The start of a lifetime: the hub's work belongs to no caller.

@@ -13,6 +13,9 @@ type members struct {
 	at   map[string]int // connection id -> index in list
 	view *encodedView   // of the first members; nil: none since one of them changed
 	head encodedMembers // the first members
+	// order identifies the list in the cursors of pages. 0: there was no page.
+	order uint64
+	kept  map[string]int64 // disconnected members -> end of their places (Redis time, unix ms)
 }
 
 func (ms *members) len() int { return len(ms.list) }
@@ -25,8 +28,16 @@ func (ms *members) get(conn string) *Member {
 	return nil
 }
 
-// put adds m, or replaces the member of the same connection.
-func (ms *members) put(m *Member) {
+// put adds m, or replaces the member of the same connection. keptUntil is the end of its
+// place if it is disconnected.
+func (ms *members) put(m *Member, keptUntil int64) {
+	if !m.Disconnected() {
+		delete(ms.kept, m.Conn)
+	} else if ms.kept == nil {
+		ms.kept = map[string]int64{m.Conn: keptUntil}
+	} else {
+		ms.kept[m.Conn] = keptUntil
+	}
 	if i, ok := ms.at[m.Conn]; ok {
 		ms.beforeChange(i)
 		ms.list[i] = m
@@ -53,6 +64,7 @@ func (ms *members) remove(conn string) *Member {
 	ms.list[last] = nil
 	ms.list = ms.list[:last]
 	delete(ms.at, conn)
+	delete(ms.kept, conn)
 	return removed
 }
 
@@ -112,6 +124,17 @@ func (ms *members) change(ev *store.Event) (old, now *Member) {
 	default:
 		return old, old
 	}
-	ms.put(now)
+	ms.put(now, ev.Record.KeptUntil)
 	return old, now
+}
+
+// overdue returns the disconnected members whose places should have ended before a time
+// (Redis time, unix ms).
+func (ms *members) overdue(before int64) (list []Overdue) {
+	for conn, until := range ms.kept {
+		if until < before {
+			list = append(list, Overdue{Conn: conn, Entry: ms.get(conn).Entry, Until: until})
+		}
+	}
+	return list
 }

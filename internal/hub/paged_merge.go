@@ -2,6 +2,7 @@ package hub
 
 import (
 	"cmp"
+	"math"
 	"slices"
 	"time"
 
@@ -31,7 +32,7 @@ func newPagedMerge(snap *store.Snapshot, g generation, readAt time.Time, users b
 		}
 		p.highest = max(p.highest, r.Seq)
 		if old := p.members.get(r.Conn); old == nil || old.seq <= r.Seq {
-			p.members.put(newMember(r))
+			p.members.put(newMember(r), r.KeptUntil)
 		}
 	}
 	if !snap.Paged || p.pos.None() {
@@ -93,11 +94,12 @@ func (p *pagedMerge) merge(buf *eventBuffer) progress {
 	return waiting
 }
 
-// addUnconfirmed lists a member that Redis does not have.
+// addUnconfirmed lists a member that Redis does not have. If its place was kept, that has
+// no end there any more.
 func (p *pagedMerge) addUnconfirmed(member *Member) {
 	if p.unconfirmed == nil {
 		p.unconfirmed = make(map[string]struct{})
 	}
 	p.unconfirmed[member.Conn] = struct{}{}
-	p.members.put(member)
+	p.members.put(member, math.MaxInt64)
 }

@@ -164,7 +164,7 @@ func TestLostRecords(t *testing.T) {
 func TestMemberStaysAfterLeaveOfOldIncarnation(t *testing.T) {
 	t.Parallel()
 	var r members
-	r.put(newMember(&store.Record{Conn: "a", Entry: "e2", Incarnation: "new"}))
+	r.put(newMember(&store.Record{Conn: "a", Entry: "e2", Incarnation: "new"}), 0)
 	left := func(cause store.Cause, inc, entry string) *store.Event {
 		return &store.Event{Type: store.Left, Cause: cause, Record: store.Record{Conn: "a", Entry: entry, Incarnation: inc}}
 	}
@@ -172,7 +172,7 @@ func TestMemberStaysAfterLeaveOfOldIncarnation(t *testing.T) {
 	assert.False(t, r.newerThan(left(store.CauseServerLost, "new", "e2")))
 	assert.False(t, r.newerThan(left(store.CauseClosed, "old", "e1")))
 	// No server owns a kept place.
-	r.put(newMember(&store.Record{Conn: "a", Entry: "e2", Incarnation: "~", KeptUntil: 1, KeptCause: store.CauseServerLost}))
+	r.put(newMember(&store.Record{Conn: "a", Entry: "e2", Incarnation: "~", KeptUntil: 1, KeptCause: store.CauseServerLost}), 0)
 	assert.True(t, r.newerThan(left(store.CauseServerLost, "old", "e1")))
 	assert.False(t, r.newerThan(left(store.CauseServerLost, "~", "e2")))
 	assert.False(t, r.newerThan(left(store.CauseServerLost, "new", "e2")), "the record of the kept place is lost")

@@ -17,6 +17,12 @@ type sinks struct {
 	at   map[Sink]int // index in list
 }
 
+// has reports whether a sink is there.
+func (s *sinks) has(sink Sink) bool {
+	_, ok := s.at[sink]
+	return ok
+}
+
 // add adds a sink. It returns false if the sink was there already.
 func (s *sinks) add(sink Sink) bool {
 	if _, ok := s.at[sink]; ok {

@@ -87,25 +87,28 @@ func (v *encodedView) ids() []byte {
 }
 
 func (v *encodedView) states() []byte {
-	return v.once(&v.encoding.states, func() []byte {
-		size := len(`{}`)
-		for _, m := range v.members {
-			if m.State != nil {
-				size += len(m.Conn) + len(m.State) + len(`"":,`)
-			}
+	return v.once(&v.encoding.states, func() []byte { return encodeStates(v.members) })
+}
+
+// encodeStates encodes the states of members as a JSON object.
+func encodeStates(list []*Member) []byte {
+	size := len(`{}`)
+	for _, m := range list {
+		if m.State != nil {
+			size += len(m.Conn) + len(m.State) + len(`"":,`)
 		}
-		dst := append(make([]byte, 0, size), '{')
-		for _, m := range v.members {
-			if m.State == nil {
-				continue
-			}
-			if len(dst) > len(`{`) {
-				dst = append(dst, ',')
-			}
-			dst = wire.AppendState(dst, m.Conn, m.State)
+	}
+	dst := append(make([]byte, 0, size), '{')
+	for _, m := range list {
+		if m.State == nil {
+			continue
 		}
-		return append(dst, '}')
-	})
+		if len(dst) > len(`{`) {
+			dst = append(dst, ',')
+		}
+		dst = wire.AppendState(dst, m.Conn, m.State)
+	}
+	return append(dst, '}')
 }
 
 // once returns a part of the encoding. The first call builds it.

@@ -168,6 +168,25 @@ func (h *Hub) View(room string) (View, bool) {
 	}
 }
 
+// Whole returns a view of all members of the room as of one Seq, regardless of
+// Config.Listed. It mirrors the room for the time of the call, and waits like Watch. The
+// error wraps that of ctx, or is ErrStopped. The Present of the view is empty.
+func (h *Hub) Whole(ctx context.Context, room string) (View, error) {
+	m, err := h.acquire(room)
+	if err != nil {
+		return View{}, err
+	}
+	defer h.release(m)
+	upToDate, err := m.lockReady(ctx)
+	if err != nil {
+		return View{}, err
+	}
+	defer m.mu.Unlock()
+	l := Listing{Total: m.members.len(), Users: m.numbers.shown().Users, Stale: !upToDate}
+	l.Epoch, l.Seq = m.past.shown()
+	return View{Listing: l, encoded: newEncodedView(m.members.list, 0)}, nil
+}
+
 // StaleView returns the mirror's view of the room even if it is stale, for use while
 // Redis does not answer. It never waits. It returns false if the room is unknown.
 func (h *Hub) StaleView(room string) (View, bool) {

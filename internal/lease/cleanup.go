@@ -51,22 +51,29 @@ type cleaner struct {
 type deadServer struct {
 	declaredHere bool      // declared dead by this server
 	leaseUntil   time.Time // when its lease ran out; zero: unknown
-	finished     bool      // nothing is left of it, and it is being taken off the list of dead servers
+	// leaseEnd is when its lease ended (Redis time, unix ms), from which the grace of its
+	// entries counts. 0: unknown.
+	leaseEnd int64
+	finished bool // nothing is left of it, and it is being taken off the list of dead servers
 }
 
 func newCleaner(l *Lease) *cleaner {
 	return &cleaner{l: l, delays: histogram.New(histogram.Lags()...), known: make(map[string]deadServer)}
 }
 
-// add queues a dead incarnation, unless it is known already. Only the loop calls it, so
-// that no worker starts after wait.
-func (c *cleaner) add(ctx context.Context, inc string, declaredHere bool, leaseUntil time.Time) {
+// add queues a dead incarnation. If it is known already, add only notes the end of its
+// lease. Only the loop calls it, so that no worker starts after wait.
+func (c *cleaner) add(ctx context.Context, inc string, as deadServer) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
+	if d, ok := c.known[inc]; ok && d.leaseEnd == 0 {
+		d.leaseEnd = as.leaseEnd
+		c.known[inc] = d
+	}
 	if _, ok := c.known[inc]; ok || ctx.Err() != nil {
 		return
 	}
-	c.known[inc] = deadServer{declaredHere: declaredHere, leaseUntil: leaseUntil}
+	c.known[inc] = as
 	c.queue = append(c.queue, inc)
 	if c.workers < maxCleaners {
 		c.workers++
@@ -113,38 +120,53 @@ func (c *cleaner) work(ctx context.Context) {
 		declaredHere := c.known[inc].declaredHere
 		c.mu.Unlock()
 
-		ended, err := c.cleanUp(ctx, inc)
+		done, err := c.cleanUp(ctx, inc)
 
 		c.mu.Lock()
 		delete(c.known, inc)
 		c.mu.Unlock()
-		c.report(ctx, inc, declaredHere, ended, err)
+		c.report(ctx, inc, declaredHere, done, err)
 	}
 }
 
 // report counts and logs the result of one cleanup.
-func (c *cleaner) report(ctx context.Context, inc string, declaredHere bool, ended int, err error) {
-	c.l.counters.add(func(n *counters) { n.cleanedUp += uint64(ended) })
+func (c *cleaner) report(ctx context.Context, inc string, declaredHere bool, of tally, err error) {
+	c.l.counters.add(func(n *counters) {
+		n.cleanedUp += uint64(of.ended)
+		n.placesKept += uint64(of.kept)
+	})
 	if err != nil {
 		if ctx.Err() == nil { // the list of dead servers brings it back
-			c.l.log.Warn("mesh: clean up after a dead server", "incarnation", inc, "entries", ended, "error", err)
+			c.l.log.Warn("mesh: clean up after a dead server", "incarnation", inc, "entries", of.ended, "kept", of.kept, "error", err)
 		}
 		return
 	}
-	if declaredHere || ended > 0 {
-		c.l.log.Info("mesh: cleaned up after a dead server", "incarnation", inc, "entries", ended)
+	if declaredHere || of != (tally{}) {
+		c.l.log.Info("mesh: cleaned up after a dead server", "incarnation", inc, "entries", of.ended, "kept", of.kept)
 	}
 }
 
-// cleanUp ends everything that a dead incarnation owned, and then takes it off the list
-// of dead servers. It goes on after failures until there are too many in a row.
-func (c *cleaner) cleanUp(ctx context.Context, inc string) (ended int, err error) {
-	ended, err = c.eachBucket(ctx, func(bucket int) (int, error) {
-		sum := 0
+// tally counts the entries of a dead server that need no more work.
+type tally struct {
+	ended int // ended by this call
+	kept  int // their place is kept
+}
+
+func (t *tally) add(more tally) {
+	t.ended += more.ended
+	t.kept += more.kept
+}
+
+// cleanUp ends everything that a dead incarnation owned, except for places that are kept,
+// and then takes it off the list of dead servers. It goes on after failures until there
+// are too many in a row.
+func (c *cleaner) cleanUp(ctx context.Context, inc string) (done tally, err error) {
+	done, err = c.eachBucket(ctx, func(bucket int) (tally, error) {
+		var sum tally
 		for failures := 1; ; failures++ {
-			n, err := c.bucket(ctx, bucket, inc, c.awaitProof)
-			sum += n
-			if n > 0 {
+			some, err := c.bucket(ctx, bucket, inc, c.awaitProof)
+			sum.add(some)
+			if some != (tally{}) {
 				failures = 1
 			}
 			if err == nil || ctx.Err() != nil || failures >= maxAttempts {
@@ -156,21 +178,21 @@ func (c *cleaner) cleanUp(ctx context.Context, inc string) (ended int, err error
 		}
 	})
 	if err != nil {
-		return ended, err
+		return done, err
 	}
 	c.finish(inc)
-	return ended, c.call(ctx, func(ctx context.Context) error { return c.l.cfg.Store.RemoveDead(ctx, inc) })
+	return done, c.call(ctx, func(ctx context.Context) error { return c.l.cfg.Store.RemoveDead(ctx, inc) })
 }
 
 // eachBucket calls work for all buckets, a few at a time. A failed bucket does not keep
 // the others from their turn.
-func (c *cleaner) eachBucket(ctx context.Context, work func(bucket int) (int, error)) (sum int, err error) {
+func (c *cleaner) eachBucket(ctx context.Context, work func(bucket int) (tally, error)) (sum tally, err error) {
 	var mu sync.Mutex // guards sum and err
 	stopped := wait.Each(ctx, c.l.cfg.Buckets, maxBuckets, func(bucket int) error {
-		n, e := work(bucket)
+		some, e := work(bucket)
 		mu.Lock()
 		defer mu.Unlock()
-		sum += n
+		sum.add(some)
 		err = errors.Join(err, e)
 		return nil
 	})
@@ -179,10 +201,10 @@ func (c *cleaner) eachBucket(ctx context.Context, work func(bucket int) (int, er
 
 // bucket fences inc in one bucket, and then ends what it owns there until nothing is
 // left. Nothing can be added behind the fence.
-func (c *cleaner) bucket(ctx context.Context, bucket int, inc string, getProof proofFunc) (ended int, err error) {
+func (c *cleaner) bucket(ctx context.Context, bucket int, inc string, getProof proofFunc) (done tally, err error) {
 	s := c.l.cfg.Store
 	if err := c.call(ctx, func(ctx context.Context) error { return s.Fence(ctx, bucket, inc) }); err != nil {
-		return 0, fmt.Errorf("fence bucket %d: %w", bucket, err)
+		return done, fmt.Errorf("fence bucket %d: %w", bucket, err)
 	}
 	for before := int64(math.MaxInt64); ; {
 		var size int64
@@ -191,19 +213,19 @@ func (c *cleaner) bucket(ctx context.Context, bucket int, inc string, getProof p
 			return err
 		})
 		if err != nil {
-			return ended, fmt.Errorf("size of bucket %d: %w", bucket, err)
+			return done, fmt.Errorf("size of bucket %d: %w", bucket, err)
 		}
 		if size <= 0 {
-			return ended, nil
+			return done, nil
 		}
 		if size >= before {
-			return ended, fmt.Errorf("bucket %d, %d of them: %w", bucket, size, errStuck)
+			return done, fmt.Errorf("bucket %d, %d of them: %w", bucket, size, errStuck)
 		}
 		before = size
-		n, err := c.pass(ctx, bucket, inc, getProof)
-		ended += n
+		some, err := c.pass(ctx, bucket, inc, getProof)
+		done.add(some)
 		if err != nil {
-			return ended, fmt.Errorf("clean up bucket %d: %w", bucket, err)
+			return done, fmt.Errorf("clean up bucket %d: %w", bucket, err)
 		}
 	}
 }

@@ -12,7 +12,7 @@ import (
 
 // pass goes once through the entries and connections of inc in a bucket. It reads one
 // page while it ends those of others, so that round trips do not add up.
-func (c *cleaner) pass(ctx context.Context, bucket int, inc string, getProof proofFunc) (ended int, err error) {
+func (c *cleaner) pass(ctx context.Context, bucket int, inc string, getProof proofFunc) (done tally, err error) {
 	var (
 		out   passResult
 		wg    sync.WaitGroup
@@ -25,7 +25,7 @@ func (c *cleaner) pass(ctx context.Context, bucket int, inc string, getProof pro
 			return err
 		})
 		if err != nil {
-			out.add(0, err)
+			out.add(tally{}, err)
 			break
 		}
 		slots <- struct{}{}
@@ -33,18 +33,18 @@ func (c *cleaner) pass(ctx context.Context, bucket int, inc string, getProof pro
 			defer func() { <-slots }()
 			c.page(ctx, bucket, inc, refs, getProof, &out)
 		})
-		if cursor == 0 || !out.add(0, nil) {
+		if cursor == 0 || !out.add(tally{}, nil) {
 			break
 		}
 	}
 	wg.Wait()
-	return out.ended, out.err
+	return out.done, out.err
 }
 
 // passResult is the result of a pass so far.
 type passResult struct {
 	mu      sync.Mutex // guards the fields below
-	ended   int
+	done    tally
 	refused int
 	err     error // the last one
 }
@@ -52,10 +52,10 @@ type passResult struct {
 // add adds the result of a call and reports whether to go on. An entry that Redis refuses
 // to end does not keep the rest from ending. But a few refusals, or one because of the
 // clock, end the pass.
-func (p *passResult) add(ended int, err error) (goOn bool) {
+func (p *passResult) add(some tally, err error) (goOn bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.ended += ended
+	p.done.add(some)
 	if err != nil {
 		p.err = err
 		p.refused++
@@ -78,7 +78,7 @@ func (c *cleaner) page(ctx context.Context, bucket int, inc string, refs []store
 		err := c.call(ctx, func(ctx context.Context) error {
 			return c.l.cfg.Store.ForgetConnections(ctx, bucket, inc, batch)
 		})
-		if !out.add(0, err) {
+		if !out.add(tally{}, err) {
 			return
 		}
 	}
@@ -98,11 +98,15 @@ func split(refs []store.EntryRef, inc string) (items []store.CleanUpItem, conns 
 	return items, conns
 }
 
-// end ends the entries of one batch and returns the number that this call has ended.
-func (c *cleaner) end(ctx context.Context, items []store.CleanUpItem, getProof proofFunc) (ended int, err error) {
+// end ends the entries of one batch, or hands them over, and counts them.
+func (c *cleaner) end(ctx context.Context, items []store.CleanUpItem, getProof proofFunc) (done tally, err error) {
 	proof, err := getProof(ctx)
 	if err != nil {
-		return 0, err
+		return done, err
+	}
+	leaseEnd := c.leaseEnd(items[0].Incarnation)
+	for i := range items {
+		items[i].Since = leaseEnd
 	}
 	sent := time.Now()
 	var answers []store.CleanUpStatus
@@ -110,16 +114,30 @@ func (c *cleaner) end(ctx context.Context, items []store.CleanUpItem, getProof p
 		answers, err = c.l.cfg.Store.CleanUp(ctx, proof, items)
 		return err
 	})
-	for _, status := range answers {
-		if status == store.Ended {
-			ended++
+	for i, status := range answers {
+		switch status {
+		case store.Ended:
+			done.ended++
+		case store.PlaceKept:
+			done.kept++
+			if it := &items[i]; c.l.cfg.Kept != nil {
+				c.l.cfg.Kept(it.Room, it.Conn, it.Entry, it.KeptUntil)
+			}
 		}
 	}
-	c.observeDelays(items[0].Incarnation, ended)
+	c.observeDelays(items[0].Incarnation, done.ended)
 	if errors.Is(err, store.ErrClock) {
 		c.l.ClockRefused(time.Since(sent))
 	}
-	return ended, err
+	return done, err
+}
+
+// leaseEnd returns the time at which the lease of a dead incarnation ended, 0 if it is
+// unknown.
+func (c *cleaner) leaseEnd(inc string) int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.known[inc].leaseEnd
 }
 
 // observeDelays records the delay of entries that have just ended.

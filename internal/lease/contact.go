@@ -165,6 +165,18 @@ func (c *contact) now(at time.Time) (int64, bool) {
 	return c.extrapolateLocked(at), true
 }
 
+// past returns the earliest time after which the clock of Redis is sure to have passed
+// redisUnixMs.
+func (c *contact) past(redisUnixMs int64) (time.Time, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.known {
+		return time.Time{}, false
+	}
+	lo, _ := c.clock.span(c.base)
+	return c.base.Add(time.Duration(redisUnixMs)*time.Millisecond - lo), true
+}
+
 func (c *contact) extrapolateLocked(at time.Time) int64 {
 	lo, hi := c.clock.span(c.base)
 	return (at.Sub(c.base) + lo + (hi-lo)/2).Milliseconds()

@@ -23,6 +23,7 @@ const (
 // jitter, so that the one survivor of many servers is done in time.
 func (lp *loop) planDeclare(answer store.Renewal, at time.Time) {
 	lp.candidate, lp.candidateUntil = answer.Next, at.Add(answer.NextIn)
+	lp.candidateEnd = answer.Now + answer.NextIn.Milliseconds()
 	wait := max(answer.NextIn, 0) + time.Millisecond
 	if !lp.skipJitter || answer.NextIn > 0 {
 		wait += rand.N(declareJitter)
@@ -60,7 +61,7 @@ func (lp *loop) declareDead(ctx context.Context) {
 		lp.skipJitter = true
 		lp.counters.add(func(c *counters) { c.declaredDead++ })
 		lp.log.Info("mesh: a server's lease ran out, it was declared dead", "incarnation", inc)
-		lp.cleaner.add(ctx, inc, true, lp.candidateUntil)
+		lp.cleaner.add(ctx, inc, deadServer{declaredHere: true, leaseUntil: lp.candidateUntil, leaseEnd: lp.candidateEnd})
 	default: // another server was first, or the candidate renewed
 		lp.deadAt = now.Add(rivalCleanUp)
 	}

@@ -33,6 +33,8 @@ type redis struct {
 	roundRobin    bool                           // it does so every other time, like the nodes of a cluster in turn
 	turn          int64                          // of roundRobin
 	refuse        string                         // an entry that cannot be ended
+	grace         time.Duration                  // of all entries
+	kept          map[string]int64               // entry -> deadline of its kept place
 	onDeclareDead func(inc string, lateMs int64) // called for each declared dead
 }
 
@@ -40,7 +42,7 @@ func newRedis() *redis {
 	return &redis{
 		start: time.Now(), instances: map[string]int64{}, dead: map[string]int64{}, fences: map[string]bool{},
 		owned: map[string]map[store.EntryRef]bool{}, left: map[string]int{}, declaredDead: map[string]int{},
-		calls: map[string]int{}, hear: map[string]func(string){},
+		kept: map[string]int64{}, calls: map[string]int{}, hear: map[string]func(string){},
 	}
 }
 
@@ -175,6 +177,9 @@ func (k *link) Renew(ctx context.Context, inc string, ttl time.Duration, echo st
 		}
 		if wantDead {
 			a.Dead = slices.Sorted(maps.Keys(k.r.dead))
+			for _, inc := range a.Dead {
+				a.DeadSince = append(a.DeadSince, k.r.dead[inc])
+			}
 		}
 		if hear := k.r.hear[inc]; hear != nil {
 			a.Receivers = k.r.listenersLocked()
@@ -200,7 +205,7 @@ func (k *link) DeclareDeadIfExpired(ctx context.Context, proof store.ClockProof,
 		}
 		if deadline, ok := k.r.instances[inc]; ok && deadline <= k.r.nowLocked() {
 			delete(k.r.instances, inc)
-			k.r.dead[inc] = k.r.nowLocked()
+			k.r.dead[inc] = deadline
 			k.r.declaredDead[inc]++
 			if k.r.onDeclareDead != nil {
 				k.r.onDeclareDead(inc, k.r.nowLocked()-deadline)
@@ -254,18 +259,19 @@ func (k *link) CleanUp(ctx context.Context, proof store.ClockProof, items []stor
 		if refused = k.r.clockLocked(proof); refused != nil {
 			return
 		}
-		for _, it := range items {
+		for i, it := range items {
 			if it.Entry == k.r.refuse {
 				refused = store.ErrUnavailable
+				out = append(out, 0)
 				continue
 			}
-			out = append(out, k.r.cleanUpLocked(it))
+			out = append(out, k.r.cleanUpLocked(&items[i]))
 		}
 	})
 	return out, errors.Join(err, refused)
 }
 
-func (r *redis) cleanUpLocked(it store.CleanUpItem) store.CleanUpStatus {
+func (r *redis) cleanUpLocked(it *store.CleanUpItem) store.CleanUpStatus {
 	for key, set := range r.owned {
 		ref := store.EntryRef{Conn: it.Conn, Entry: it.Entry, Room: it.Room}
 		if !set[ref] {
@@ -275,6 +281,15 @@ func (r *redis) cleanUpLocked(it store.CleanUpItem) store.CleanUpStatus {
 			return store.Alive
 		}
 		delete(set, ref)
+		since := it.Since
+		if since == 0 {
+			since = r.nowLocked()
+		}
+		if until := since + r.grace.Milliseconds(); r.grace > 0 && until > r.nowLocked() {
+			r.kept[it.Entry] = until
+			it.KeptUntil = until
+			return store.PlaceKept
+		}
 		r.left[it.Entry]++
 		return store.Ended
 	}

@@ -50,8 +50,8 @@ type Store interface {
 	Publish(ctx context.Context, channel, payload string) (heard int64, err error)
 }
 
-// Config configures a Lease. The callbacks run on the goroutine that renews the lease, so
-// they must not block and must not call Stop.
+// Config configures a Lease. The callbacks run on the goroutine that renews the lease,
+// unless said otherwise, so they must not block and must not call Stop.
 type Config struct {
 	// Store is required.
 	Store Store
@@ -82,6 +82,10 @@ type Config struct {
 	// within 0.3 s if Redis counted no receiver although it had counted one before. The
 	// listener has to be reset.
 	OnNoEcho func()
+	// Kept is called for each entry of a dead server whose place is kept, with the time
+	// until which it is kept (Redis time, unix ms). Goroutines of the cleanup call it. It
+	// must not block.
+	Kept func(room, conn, entry string, until int64)
 
 	// Logger defaults to none.
 	Logger *slog.Logger
@@ -223,6 +227,20 @@ func (l *Lease) ClockProof() (store.ClockProof, bool) { return l.contact.proof(t
 // Now returns the clock of Redis in unix ms, extrapolated with the monotonic clock from
 // its last answer. It returns false if Redis never answered.
 func (l *Lease) Now() (redisUnixMs int64, ok bool) { return l.contact.now(time.Now()) }
+
+// quietFor is the time without a failed call after which a kept place may end.
+const quietFor = time.Second
+
+// MayEnd reports whether this server may end a kept place whose deadline (Redis time,
+// unix ms) is over. w is the outcome of its writes in the bucket of the place. A write
+// must have succeeded that began after the deadline, and no call may have failed for
+// quietFor. Otherwise an outage may have kept the user from coming back in time, and the
+// user's join, which is tried again all the time, comes first. MayEnd makes no call to
+// Redis.
+func (l *Lease) MayEnd(w store.Writes, deadline int64) bool {
+	past, ok := l.contact.past(deadline)
+	return ok && !w.Since.IsZero() && !w.Last.Before(past) && time.Since(w.Failed) >= quietFor
+}
 
 // Fenced reports that Redis refused a write of inc because inc was declared dead. If inc
 // is still the current incarnation, the server reregisters at once. Fenced does not

@@ -31,6 +31,7 @@ type loop struct {
 
 	candidate      string    // the server whose lease runs out first; "": there is no other
 	candidateUntil time.Time // when its lease runs out
+	candidateEnd   int64     // the same in Redis time (unix ms)
 	declareAt      time.Time // when to declare it dead
 	skipJitter     bool      // this server won the last attempt and goes on without jitter
 

@@ -87,8 +87,8 @@ func (lp *loop) renewed(ctx context.Context, answer store.Renewal, r reading) {
 	if lp.deadAsked.Equal(r.sent) && len(answer.Dead) < maxDeadListed {
 		lp.redeclare(ctx, answer.Dead)
 	}
-	for _, inc := range answer.Dead {
-		lp.cleaner.add(ctx, inc, false, time.Time{})
+	for i, inc := range answer.Dead {
+		lp.cleaner.add(ctx, inc, deadServer{leaseEnd: answer.DeadSince[i]})
 	}
 	if lp.cfg.OnRenew != nil {
 		lp.cfg.OnRenew(Renewed{Now: answer.Now, Owned: answer.Owned, Recovered: recovered})
@@ -229,5 +229,5 @@ func (lp *loop) installIncarnation(ctx context.Context, old, inc string, sent, g
 	if cutOff && lp.cfg.OnNoEcho != nil {
 		lp.cfg.OnNoEcho()
 	}
-	lp.cleaner.add(ctx, old, false, time.Time{})
+	lp.cleaner.add(ctx, old, deadServer{})
 }

@@ -55,7 +55,7 @@ func (l *Lease) resign(ctx context.Context, inc string) error {
 	if err := l.cleaner.call(ctx, func(ctx context.Context) error { return l.cfg.Store.DeclareDead(ctx, inc) }); err != nil {
 		return err
 	}
-	_, err := l.cleaner.eachBucket(ctx, func(bucket int) (int, error) {
+	_, err := l.cleaner.eachBucket(ctx, func(bucket int) (tally, error) {
 		return l.cleaner.bucket(ctx, bucket, inc, l.ownProof)
 	})
 	if err != nil {

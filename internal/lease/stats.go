@@ -13,6 +13,9 @@ type Stats struct {
 	LastRenewal  time.Duration // age of the last successful one; -1: none yet
 	DeclaredDead uint64        // incarnations that this server declared dead
 	CleanedUp    uint64        // entries of dead servers that this server ended
+	// PlacesKept counts the entries of dead servers whose place is kept, as this server
+	// found. It handed most of them over itself.
+	PlacesKept uint64
 	// Late counts, by delay, the entries that this server ended of the incarnations that
 	// it declared dead. The delay is the time since the lease ran out.
 	Late histogram.Counts
@@ -32,6 +35,7 @@ type counters struct {
 	last         time.Time
 	declaredDead uint64
 	cleanedUp    uint64
+	placesKept   uint64
 	reregistered uint64
 }
 
@@ -58,6 +62,7 @@ func (l *Lease) Stats() Stats {
 	l.counters.add(func(c *counters) {
 		s.Failures = c.failures
 		s.DeclaredDead, s.CleanedUp, s.Reregistered = c.declaredDead, c.cleanedUp, c.reregistered
+		s.PlacesKept = c.placesKept
 		if !c.last.IsZero() {
 			s.LastRenewal = now.Sub(c.last)
 		}

@@ -94,7 +94,7 @@ func (w *crowdedRig) watch(name string, d time.Duration) (longest time.Duration)
 		_, err = c.Leave(w.Context(), room, store.CauseLeft)
 		assert.NoError(w, err)
 		longest = max(longest, time.Since(began))
-		c.Close(store.CauseClosed)
+		c.Close(store.CauseClosed, false)
 		time.Sleep(max(0, 50*time.Millisecond-time.Since(began)))
 	}
 	return longest
@@ -115,7 +115,7 @@ var backlogs = []struct {
 	}},
 	{"mass disconnect", func(w *crowdedRig) {
 		for _, c := range w.crowd {
-			c.Close(store.CauseClosed)
+			c.Close(store.CauseClosed, false)
 		}
 	}},
 	{"mass join", func(w *crowdedRig) { w.all(func(c *Conn) { _, _ = c.Join(w.Context(), "yard") }) }},

@@ -49,6 +49,7 @@ type Conn struct {
 	mu          sync.Mutex // guards the fields below, and all of entry and registration except inQueue
 	entries     map[string]*entry
 	meta        []byte
+	user        *connUser // nil: there are no users
 	metaVersion uint64
 	minTTL      time.Duration
 	closed      bool
@@ -112,19 +113,39 @@ func (c *Conn) Metadata() ([]byte, uint64) {
 // SetMeta takes the metadata that Redis holds under version, if it is newer than the
 // local one, and rewrites the entries of the connection.
 func (c *Conn) SetMeta(version uint64, meta []byte) {
-	c.mu.Lock()
 	// The same version may come twice at the same time, from the caller that set it and
 	// from its announcement. Neither goes on before MetaChanged was called.
-	known := version == c.metaVersion && version > 0 && !c.closed
-	newer := version > c.metaVersion && !c.closed
-	if newer {
-		c.metaVersion, c.meta = version, meta
-		c.rewrite()
-	}
-	c.mu.Unlock()
-	if newer || known {
+	known, moved := c.takeMeta(version, meta)
+	if known {
 		c.registry.cfg.MetaChanged(c)
 	}
+	if moved && c.registry.cfg.UserMoved != nil {
+		c.registry.cfg.UserMoved(c)
+	}
+}
+
+// takeMeta takes the metadata if it is newer. known is false if it is older. moved says
+// that the connection belongs to another user than before.
+func (c *Conn) takeMeta(version uint64, meta []byte) (known, moved bool) {
+	user := ""
+	if c.user != nil {
+		c.user.asking.Lock()
+		defer c.user.asking.Unlock()
+		if _, now := c.Metadata(); version > now {
+			user = c.registry.cfg.UserOf(c.id, meta)
+		}
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed || version < c.metaVersion || version == 0 {
+		return false, false
+	}
+	if version > c.metaVersion {
+		c.metaVersion, c.meta = version, meta
+		moved = c.setUser(user)
+		c.rewrite()
+	}
+	return true, moved
 }
 
 // Registered waits until Redis holds the metadata of the connection.
@@ -174,7 +195,7 @@ func (c *Conn) LeaveIf(ctx context.Context, room string, cause store.Cause, stil
 	in := e != nil && e.in() && still(c.metaVersion)
 	var w Write
 	if in {
-		e.leave(cause, asked)
+		e.leave(cause, false, asked)
 		w = e.wait()
 		e.writer.enqueue(e, asked)
 	}
@@ -232,9 +253,10 @@ func (c *Conn) BeginClose() bool { return c.closeBegun.CompareAndSwap(false, tru
 // Closing reports whether BeginClose was called.
 func (c *Conn) Closing() bool { return c.closeBegun.Load() }
 
-// Close ends every entry of the connection and removes it. It returns at once. Gone
-// reports when Redis has everything.
-func (c *Conn) Close(cause store.Cause) {
+// Close ends every entry of the connection and removes it. keep: the connection did not
+// ask to leave, so its user keeps the places in rooms with a grace. Close returns at
+// once. Gone reports when Redis has everything.
+func (c *Conn) Close(cause store.Cause, keep bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
@@ -243,7 +265,7 @@ func (c *Conn) Close(cause store.Cause) {
 	c.closed = true
 	for _, e := range c.entries {
 		if e.in() {
-			e.leave(cause, routine)
+			e.leave(cause, keep, routine)
 		}
 		e.writer.enqueue(e, routine) // even if it waits for a frame: it has to be removed
 	}

@@ -24,7 +24,16 @@ type entry struct {
 	lapsed bool
 	// overdue reports that a frame came after the entry had lapsed, and that Redis has not
 	// confirmed the entry since then. Any server may have ended it.
-	overdue  bool
+	overdue bool
+	// acknowledged reports that Redis has held the entry since it was last asked for. To
+	// write it again is a rebuild.
+	acknowledged bool
+	// promised reports that the client believes the entry to be in the room: its join was
+	// kept, or it returns.
+	promised bool
+	overCap  bool          // the join passes the caps of the room
+	resent   bool          // the join of the id was sent more than once
+	personal bool          // Redis may lack the user or the grace of the entry
 	idleFrom time.Duration // silence counts from here at the earliest; since Registry.madeAt
 
 	// Desired state.
@@ -35,6 +44,7 @@ type entry struct {
 	// interval is the least time between two delivered states; 0: no pacing.
 	interval time.Duration
 
+	place    *place // nil: none
 	leaving  leaving
 	replaced replaced
 	endedNow bool // the last leave found the entry in Redis and ended it
@@ -47,7 +57,7 @@ type entry struct {
 	refresh      bool // the per-connection key has to be refreshed
 	counted      countedAs
 	position     store.Position
-	total        int
+	total, users int32 // of the room after the last join
 
 	rev       uint64 // counts the changes of the desired state
 	built     uint64 // revision that the last op in flight writes
@@ -63,6 +73,7 @@ type leaving struct {
 	cause    store.Cause
 	hasState bool          // it may have a state in Redis
 	known    bool          // Redis has held it
+	keep     bool          // its connection did not ask to leave, and the room has a grace
 	due      time.Duration // end of its TTL, since Registry.madeAt; 0: not ended by silence
 }
 
@@ -91,10 +102,14 @@ func (e *entry) restoring() priority {
 	return background
 }
 
-// join makes the entry wanted. Conn.mu is held.
+// join makes the entry wanted. A return passes the caps if the join before it did, and
+// takes the place that the join before it was to take, if Redis did not have that join.
+// Conn.mu is held.
 func (e *entry) join() {
 	e.id = newEntryID()
+	e.acknowledged, e.promised, e.resent, e.position = false, false, false, store.Position{}
 	e.idleFrom = time.Since(e.c.registry.madeAt)
+	e.setTook("")
 	// The order matters: a change of the rules that does not find the entry in its room,
 	// into which it moves here, was made before applyRules.
 	e.move(byJoin)
@@ -103,41 +118,53 @@ func (e *entry) join() {
 	e.changed(asked)
 }
 
-// applyRules takes the TTL and the state interval of the room. Conn.mu is held.
+// applyRules takes the TTL, the state interval and the grace of the room. Conn.mu is held.
 func (e *entry) applyRules() {
 	e.ttl, e.interval = e.c.registry.cfg.TTL(e.room), e.c.registry.cfg.StateInterval(e.room)
+	e.setGrace(e.ruleGrace())
 }
 
 // renewID gives the entry a new id that Redis does not know. Conn.mu is held.
 func (e *entry) renewID() {
 	if e.tried() {
 		e.replaced = replaced{id: e.id, known: e.written()}
+		if e.c.userID() != "" { // another server may have ended the entry and kept its place
+			e.setKept(e.id)
+		}
 	}
-	e.id = newEntryID()
+	e.id, e.resent = newEntryID(), false
 	e.move(byRejoin)
 }
 
-// leave ends the entry for good. Conn.mu is held.
-func (e *entry) leave(cause store.Cause, p priority) {
+// leave ends the entry for good. keep: its connection did not ask to leave. Conn.mu is
+// held.
+func (e *entry) leave(cause store.Cause, keep bool, p priority) {
 	if e.wanted() {
-		e.endWritten(byLeave, cause, p)
-	} else {
-		e.move(byLeave) // it had ended, and will not return now
+		e.endWritten(byLeave, cause, keep, p)
+		return
+	}
+	e.move(byLeave) // it had ended, and will not return now
+	if !keep && e.giveUpPlace(cause) {
+		e.changed(p)
 	}
 }
 
 // leaveSilent ends the entry until the next frame of its connection. Conn.mu is held.
-func (e *entry) leaveSilent(p priority) { e.endWritten(bySilence, store.CauseSilent, p) }
+func (e *entry) leaveSilent(p priority) { e.endWritten(bySilence, store.CauseSilent, true, p) }
 
 // endWritten ends the entry here and in Redis. Conn.mu is held.
-func (e *entry) endWritten(by transition, cause store.Cause, p priority) {
+func (e *entry) endWritten(by transition, cause store.Cause, keep bool, p priority) {
 	// A join of this id may be in flight even if it is not written. If an earlier id is
 	// still ending, this one was not tried: leaves go first.
 	switch {
 	case e.tried():
 		e.leaving.id, e.leaving.cause, e.leaving.known = e.id, cause, e.written() || e.replaced.known
+		e.leaving.keep = keep && e.grace() > 0
 	case e.replaced.id != "":
 		e.leaving.id, e.leaving.cause, e.leaving.known = e.replaced.id, cause, e.replaced.known
+		e.leaving.keep = keep && e.grace() > 0
+	case !keep:
+		e.giveUpPlace(cause)
 	}
 	e.leaving.hasState = e.state.data != nil || e.stateWritten < e.state.version
 	e.end(by)
@@ -147,7 +174,7 @@ func (e *entry) endWritten(by transition, cause store.Cause, p priority) {
 // end ends the entry here and clears its state.
 func (e *entry) end(by transition) {
 	e.move(by)
-	e.refresh, e.overdue, e.replaced = false, false, replaced{}
+	e.refresh, e.personal, e.overdue, e.replaced = false, false, false, replaced{}
 	e.stopTimers()
 	e.state, e.queue = state{version: e.state.version + 1}, nil
 }

@@ -37,6 +37,7 @@ func (e *entry) next(inc string, after *store.Op) (store.Op, bool) {
 	switch {
 	case e.leaving.id != "":
 		op.Kind, op.Entry, op.Cause, op.Stated, op.Known = store.OpLeave, e.leaving.id, e.leaving.cause, e.leaving.hasState, e.leaving.known
+		op.Keep, op.User, op.Grace = e.leaving.keep, e.c.userID(), e.grace()
 		return op, true
 	case !e.wanted():
 		e.removeIfEnded()
@@ -50,7 +51,7 @@ func (e *entry) next(inc string, after *store.Op) (store.Op, bool) {
 	e.built = e.rev
 	if !e.written() {
 		e.makeJoin(&op)
-		e.incarnation = inc
+		e.incarnation, e.resent = inc, e.phase == sent
 		e.move(bySend)
 		return op, true
 	}
@@ -65,6 +66,16 @@ func (e *entry) next(inc string, after *store.Op) (store.Op, bool) {
 func (e *entry) makeJoin(op *store.Op) {
 	op.Kind = store.OpJoin
 	op.MetaVersion, op.Meta = e.c.metaVersion, e.c.meta
+	op.User, op.Grace = e.c.userID(), e.grace()
+	switch {
+	case e.acknowledged:
+		op.Rebuild = e.c.registry.cfg.RebuildFor
+	case e.overCap:
+		op.Replaces = e.replaces()
+	default:
+		op.Replaces = e.replaces()
+		op.MaxConnections, op.MaxUsers = e.c.registry.cfg.Caps(e.room)
+	}
 	e.putState(op, &e.state) // a new entry has no older ones
 	op.Stated = e.replaced.known
 	if e.ttl > 0 {
@@ -77,6 +88,10 @@ func (e *entry) makeJoin(op *store.Op) {
 func (e *entry) makeUpdate(op *store.Op) (changed bool) {
 	op.Kind = store.OpUpdate
 	if e.metaWritten < e.c.metaVersion {
+		op.MetaVersion, op.Meta, changed = e.c.metaVersion, e.c.meta, true
+	}
+	if e.personal { // the user of an op is that of its metadata
+		op.Person, op.User, op.Grace = true, e.c.userID(), e.grace()
 		op.MetaVersion, op.Meta, changed = e.c.metaVersion, e.c.meta, true
 	}
 	if s := e.unwritten(e.stateWritten); s != nil {
@@ -102,6 +117,15 @@ func (e *entry) done(op store.Op, res store.OpResult) {
 	if res.Err == nil && !res.Position.None() {
 		e.c.registry.cfg.OnPosition(e.room, res.Position) // without the lock
 	}
+	e.c.registry.noteAnswer(e.c, op, res)
+	if e.take(op, res) {
+		e.c.registry.cfg.Full(e.c, e.room, res.FullOf)
+	}
+}
+
+// take takes the result of an op. It reports whether the entry was promised to the client
+// and has ended because the room is full.
+func (e *entry) take(op store.Op, res store.OpResult) (broken bool) {
 	e.c.mu.Lock()
 	defer e.c.mu.Unlock()
 	if res.Err != nil {
@@ -118,12 +142,14 @@ func (e *entry) done(op store.Op, res store.OpResult) {
 			e.updateRoomCount()
 		}
 		e.retryLater(res.Err)
-		return
+		return false
 	}
-	switch op.Kind {
-	case store.OpLeave:
+	switch {
+	case op.Kind == store.OpLeave:
 		e.leaveWritten(op, res)
-	case store.OpJoin:
+	case op.Kind == store.OpJoin && res.Status == store.Full:
+		broken = e.joinFull(op, res)
+	case op.Kind == store.OpJoin:
 		e.joinWritten(op, res)
 	default:
 		e.updateWritten(op, res)
@@ -135,23 +161,32 @@ func (e *entry) done(op store.Op, res store.OpResult) {
 	case !e.wanted():
 		e.removeIfEnded()
 	}
+	return broken
 }
 
 // differs reports whether Redis may differ from the desired state. Conn.mu is held.
 func (e *entry) differs() bool {
-	return e.leaving.id != "" || e.wanted() && (!e.written() || e.refresh || e.metaWritten < e.c.metaVersion || e.unwritten(e.stateWritten) != nil)
+	return e.leaving.id != "" || e.wanted() &&
+		(!e.written() || e.refresh || e.personal || e.metaWritten < e.c.metaVersion || e.unwritten(e.stateWritten) != nil)
 }
 
 func (e *entry) leaveWritten(op store.Op, res store.OpResult) {
 	e.endedNow = res.Status == store.Done
-	if e.endedNow {
+	if e.endedNow && res.KeptUntil == 0 {
 		e.c.registry.stats.leaves[op.Cause].Add(1)
 	}
 	if e.leaving.id == op.Entry {
 		if e.endedNow && e.leaving.due > 0 {
 			e.c.registry.stats.late.Observe(time.Since(e.c.registry.madeAt) - e.leaving.due)
 		}
-		e.leaving.id, e.leaving.due = "", 0
+		e.leaving.due = 0
+		if op.Keep && !e.leaving.keep && res.KeptUntil > 0 {
+			return // the connection has asked to leave since, so the place must end
+		}
+		e.leaving.id = ""
+		if e.leftPlace(op, res) {
+			return
+		}
 	}
 	if res.Status == store.Other {
 		// Redis went back to an earlier entry, which reconciling has just left to a join
@@ -162,11 +197,25 @@ func (e *entry) leaveWritten(op store.Op, res store.OpResult) {
 }
 
 func (e *entry) joinWritten(op store.Op, res store.OpResult) {
-	e.position, e.total = res.Position, res.Total
-	if op.Entry != e.id || !e.wanted() || e.incarnation != e.c.registry.cfg.Incarnation() {
-		return // ended or replaced since; next decides what follows
+	e.position, e.total, e.users = res.Position, int32(res.Total), int32(res.Users)
+	if !e.wanted() || op.Entry != e.id && op.Entry != e.replaced.id {
+		return // ended since; next decides what follows
+	}
+	e.acknowledged = true
+	e.setReplaces("")
+	if res.Replaced != "" {
+		e.setTook(res.Replaced)
+	}
+	if op.Entry != e.id {
+		e.replaced.known = true
+		return // next writes it under its new id
+	}
+	e.setKept("")
+	if e.incarnation != e.c.registry.cfg.Incarnation() {
+		return // next writes it again
 	}
 	e.move(byJoinWritten)
+	e.personal = op.User != e.c.userID() || op.Grace != e.grace()
 	e.writtenAt, e.replaced, e.overdue = time.Now(), replaced{}, false
 	e.metaWritten = op.MetaVersion
 	e.wroteState(op)
@@ -182,6 +231,9 @@ func (e *entry) updateWritten(op store.Op, res store.OpResult) {
 		e.move(byUpdateWritten)
 		e.metaWritten = max(e.metaWritten, op.MetaVersion)
 		e.wroteState(op)
+		if op.Person && op.User == e.c.userID() && op.Grace == e.grace() {
+			e.personal = false
+		}
 		if op.Left > 0 && op.TTL == e.ttl {
 			// An op with another TTL was made before the rules changed. The key has to be
 			// written or deleted once more.
@@ -220,6 +272,9 @@ func (e *entry) handleMissing() {
 		e.answer(e.rev, ErrUnavailable)
 		e.leaveSilent(routine)
 	default:
+		if e.overdue { // a return: it arrives, and needs a place
+			e.acknowledged, e.promised = false, true
+		}
 		e.rejoin(e.restoring())
 	}
 }

@@ -24,16 +24,7 @@ func (f *fakeStore) execute(w ownerKey, op store.Op) store.OpResult {
 	case store.OpTouch:
 		return store.OpResult{Status: store.Done}
 	case store.OpLeave:
-		h, ok := f.rooms[op.Room][op.Conn]
-		delete(f.owned[w], store.EntryRef{Conn: op.Conn, Entry: op.Entry, Room: op.Room})
-		switch {
-		case !ok:
-			return store.OpResult{Status: store.Gone}
-		case h.entry != op.Entry:
-			return store.OpResult{Status: store.Other}
-		}
-		f.remove(op.Room, op.Conn, op.Cause)
-		return store.OpResult{Status: store.Done}
+		return f.leave(w, op)
 	}
 	return f.update(w, op)
 }
@@ -58,12 +49,33 @@ func (f *fakeStore) connect(w ownerKey, op store.Op) store.OpResult {
 }
 
 func (f *fakeStore) join(w ownerKey, op store.Op) store.OpResult {
+	f.numbered[op.Room] = f.numbered[op.Room] || op.User != ""
+	if of := f.fullOf(op); of != "" {
+		return store.OpResult{Status: store.Full, FullOf: of}
+	}
 	old, replaced := f.rooms[op.Room][op.Conn]
-	if replaced && old.entry == op.Entry {
+	if replaced && old.entry == op.Entry && !old.kept() {
+		op.Person = true
 		f.update(w, op)
-		return store.OpResult{Status: store.Done, Position: f.position(op.Room), Total: len(f.rooms[op.Room])}
+		return f.joined(op, old.took)
+	}
+	if replaced && old.user != op.User {
+		if old.inc == w.inc {
+			delete(f.owned[w], store.EntryRef{Conn: op.Conn, Entry: old.entry, Room: op.Room})
+		}
+		f.remove(op.Room, op.Conn, causeCleanedUp)
+		replaced = false
+	}
+	place, took := f.placeFor(op)
+	back := replaced && old.kept()
+	if back {
+		took = op.Conn + ":" + store.NoOwner
+	}
+	if op.Rebuild > 0 {
+		took = ""
 	}
 	h := storedEntry{
+		user: op.User, grace: op.Grace, took: took,
 		entry: op.Entry, inc: w.inc, ttl: op.TTL, metaVersion: op.MetaVersion, meta: string(op.Meta),
 		stateVersion: op.StateVersion, state: string(op.State), silent: op.StateSilent,
 	}
@@ -82,11 +94,14 @@ func (f *fakeStore) join(w ownerKey, op store.Op) store.OpResult {
 	}
 	f.owned[w][store.EntryRef{Conn: op.Conn, Entry: op.Entry, Room: op.Room}] = true
 	kind := store.Joined
-	if replaced {
+	if replaced && !back {
 		kind = store.Replaced
 	}
-	f.tell(event{kind: kind, room: op.Room, conn: op.Conn, entry: op.Entry, state: h.state})
-	return store.OpResult{Status: store.Done, Position: f.position(op.Room), Total: len(f.rooms[op.Room])}
+	f.tell(event{kind: kind, room: op.Room, conn: op.Conn, entry: op.Entry, state: h.state, back: back})
+	if place != "" {
+		f.vacate(w, op.Room, place)
+	}
+	return f.joined(op, took)
 }
 
 func (f *fakeStore) update(w ownerKey, op store.Op) store.OpResult {
@@ -94,13 +109,25 @@ func (f *fakeStore) update(w ownerKey, op store.Op) store.OpResult {
 	switch {
 	case !ok:
 		return store.OpResult{Status: store.Gone}
-	case h.entry != op.Entry && h.inc == w.inc:
+	case h.entry != op.Entry && h.inc == w.inc || h.kept():
 		return store.OpResult{Status: store.Gone}
 	case h.entry != op.Entry:
-		return store.OpResult{Status: store.Other}
+		return store.OpResult{Status: store.Other, Owner: h.inc}
 	}
-	if op.MetaVersion > h.metaVersion {
-		h.metaVersion, h.meta = op.MetaVersion, string(op.Meta)
+	user := h.user
+	if op.Person {
+		h.grace = op.Grace
+		if op.MetaVersion >= h.metaVersion {
+			h.user = op.User
+		}
+	}
+	if op.MetaVersion > h.metaVersion || h.user != user {
+		if place := f.keptPlace(op.Room, h.user); place != "" && place != op.Conn {
+			defer f.vacate(w, op.Room, place)
+		}
+		if op.MetaVersion > h.metaVersion {
+			h.metaVersion, h.meta = op.MetaVersion, string(op.Meta)
+		}
 		f.tell(event{kind: store.Meta, room: op.Room, conn: op.Conn, entry: op.Entry})
 	}
 	if op.StateVersion > h.stateVersion {
@@ -121,6 +148,7 @@ func (f *fakeStore) update(w ownerKey, op store.Op) store.OpResult {
 	return store.OpResult{Status: store.Done}
 }
 
+// remove ends an entry.
 func (f *fakeStore) remove(room, conn string, cause store.Cause) {
 	h := f.rooms[room][conn]
 	for w, set := range f.owned {

@@ -29,7 +29,16 @@ type storedEntry struct {
 	stateVersion uint64
 	state        string
 	silent       bool
+
+	user  string
+	grace time.Duration
+	took  string // conn:incarnation of the entry whose place the join took
+
+	keptUntil time.Time // of a kept place, whose inc is store.NoOwner
+	keptCause store.Cause
 }
+
+func (h storedEntry) kept() bool { return h.inc == store.NoOwner }
 
 // event is an event that Redis has published.
 type event struct {
@@ -38,6 +47,7 @@ type event struct {
 	room, conn, entry string
 	cause             store.Cause
 	state             string
+	back              bool // a join of a connection at its own kept place
 }
 
 // fault is what happens to one call.
@@ -87,13 +97,14 @@ type fakeStore struct {
 
 	unlisted   map[string]bool // rooms that the index of rooms lacks
 	miscounted map[string]int  // wrong counts of rooms
+	numbered   map[string]bool // rooms that had a user
 }
 
 func newFakeStore() *fakeStore {
 	return &fakeStore{
 		rooms: make(map[string]map[string]storedEntry), conns: make(map[string]store.MetaValue),
 		owned: make(map[ownerKey]map[store.EntryRef]bool), number: make(map[ownerKey]uint64),
-		unlisted: make(map[string]bool), miscounted: make(map[string]int),
+		unlisted: make(map[string]bool), miscounted: make(map[string]int), numbered: make(map[string]bool),
 		dead: make(map[string]bool), seq: make(map[string]uint64), metaReads: make(map[string]int),
 	}
 }
@@ -248,7 +259,7 @@ const causeCleanedUp = store.Cause('r')
 func (f *fakeStore) cleanUpExpired() {
 	for room, members := range f.rooms {
 		for conn, h := range members {
-			if h.ttl > 0 && !h.until.After(time.Now()) {
+			if h.ttl > 0 && !h.until.After(time.Now()) && !f.handOver(room, conn, store.CauseSilent) {
 				f.remove(room, conn, causeCleanedUp)
 			}
 		}
@@ -260,7 +271,7 @@ func (f *fakeStore) cleanUpDead(inc string) {
 	f.dead[inc] = true
 	for room, members := range f.rooms {
 		for conn, h := range members {
-			if h.inc == inc {
+			if h.inc == inc && !f.handOver(room, conn, store.CauseServerLost) {
 				f.remove(room, conn, store.CauseServerLost)
 			}
 		}

@@ -36,6 +36,11 @@ func requireLegal(r *rig, events []event) {
 			clear(ended)
 			clear(states)
 		case store.Joined:
+			if e.back {
+				require.NotEmpty(r, in[at], "event %d: no place to return to", i)
+				ended[in[at]] = true
+				in[at] = ""
+			}
 			require.Empty(r, in[at], "event %d: %v is in already", i, at)
 			require.False(r, ended[e.entry], "event %d: an entry has come back", i)
 			in[at] = e.entry
@@ -49,7 +54,7 @@ func requireLegal(r *rig, events []event) {
 			delete(in, at)
 			// An entry that another server cleaned up during a retry of its join may come
 			// back. An entry that its owner ended may not.
-			ended[e.entry] = e.cause != causeCleanedUp
+			ended[e.entry] = e.cause != causeCleanedUp && e.cause != store.CauseReplaced
 		default:
 			require.Equal(r, in[at], e.entry, "event %d: of who is not there", i)
 		}

@@ -1,7 +1,9 @@
 package local
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"time"
 
 	"github.com/meshpresence/mesh/internal/store"
@@ -11,6 +13,8 @@ import (
 type Joined struct {
 	Position store.Position // of the room after the join
 	Total    int            // members of the room after the join
+	Users    int            // users of the room after the join; -1: unknown
+	Replaced string         // connection whose place the join has taken, perhaps itself; "": none
 	Again    bool           // the connection was in the room already
 	// Kept is set beside ErrUnavailable if this is a kept join: the connection is in the
 	// room, or joins it at its next frame, and Redis gets the entry as soon as it can.
@@ -22,52 +26,81 @@ type Joined struct {
 // answerTimeout. After ErrUnavailable the entry stays wanted, and is written when Redis
 // is back, unless the connection leaves before (see Joined.Kept).
 func (c *Conn) Join(ctx context.Context, room string) (Joined, error) {
-	return c.JoinIf(ctx, room, answerTimeout, nil)
+	return c.JoinIf(ctx, room, JoinOptions{})
 }
 
-// JoinIf is Join with another time limit and a condition. It joins if accept (nil:
-// always) returns no error. Otherwise it returns that error. accept gets the version of
-// the connection's metadata. It runs with the lock of the connection held, so that no
-// change of metadata and no leave comes between it and the join. It must not block or
-// call the Conn.
-func (c *Conn) JoinIf(ctx context.Context, room string, within time.Duration, accept func(metaVersion uint64) error) (Joined, error) {
-	c.mu.Lock()
-	if c.closed {
-		c.mu.Unlock()
-		return Joined{}, ErrClosed
+// JoinOptions are the options of a join.
+type JoinOptions struct {
+	// Within is the longest time to wait for Redis. Defaults to answerTimeout.
+	Within time.Duration
+	// Accept decides whether to join. If it returns an error, JoinIf returns that error.
+	// It gets the version of the connection's metadata. It runs with the lock of the
+	// connection held, so that no change of metadata and no leave comes between it and
+	// the join. It must not block or call the Conn. Defaults to nil: join always.
+	Accept func(metaVersion uint64) error
+	// Replaces is a connection of the same user whose place the join takes. It counts
+	// until Redis has acknowledged the join, and not if the connection is in the room.
+	Replaces string
+	OverCap  bool // the caps of the room do not apply
+}
+
+// JoinIf is Join with options. It returns a *FullError if the room is full.
+func (c *Conn) JoinIf(ctx context.Context, room string, opts JoinOptions) (Joined, error) {
+	e, w, again, err := c.beginJoin(room, opts)
+	if err != nil {
+		return Joined{Users: -1}, err
 	}
-	if accept != nil {
-		if err := accept(c.metaVersion); err != nil {
-			c.mu.Unlock()
-			return Joined{}, err
-		}
-	}
-	if !c.in(room) && c.isFull() {
-		c.mu.Unlock()
-		return Joined{}, ErrTooMany
-	}
-	e := c.entries[room]
-	again := e != nil && e.wanted()
-	if e == nil {
-		e = &entry{c: c, room: room, writer: c.registry.writers[c.registry.cfg.RoomBucket(room)]}
-		c.entries[room] = e
-	}
-	if !again {
-		e.join()
-		c.ttlChanged()
-	}
-	w := e.wait()
-	e.writer.enqueue(e, asked)
-	c.mu.Unlock()
 	began := time.Now()
-	err := w.await(ctx, within)
-	waited := time.Since(began)
+	err = w.await(ctx, cmp.Or(opts.Within, answerTimeout))
+	joined := Joined{Again: again, Users: -1, Waited: time.Since(began)}
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if err != nil {
-		return Joined{Again: again, Kept: c.in(room), Waited: waited}, err
+		_, full := errors.AsType[*FullError](err)
+		joined.Kept = !full && c.in(room) // a later call may have asked for the room again
+		if joined.Kept && c.entries[room] == e && !e.written() {
+			e.promised = true
+		}
+		return joined, err
 	}
-	return Joined{Position: e.position, Total: e.total, Again: again, Waited: waited}, nil
+	joined.Position, joined.Total, joined.Users = e.position, int(e.total), int(e.users)
+	if !again {
+		joined.Replaced = e.took()
+	}
+	return joined, nil
+}
+
+// beginJoin makes the entry wanted and queues it. again: it was wanted before.
+func (c *Conn) beginJoin(room string, opts JoinOptions) (e *entry, w Write, again bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, w, false, ErrClosed
+	}
+	if opts.Accept != nil {
+		if err := opts.Accept(c.metaVersion); err != nil {
+			return nil, w, false, err
+		}
+	}
+	if !c.in(room) && c.isFull() {
+		return nil, w, false, ErrTooMany
+	}
+	if e = c.entries[room]; e == nil {
+		e = &entry{c: c, room: room, writer: c.registry.writers[c.registry.cfg.RoomBucket(room)]}
+		c.entries[room] = e
+	}
+	if again = e.wanted(); !again {
+		e.join()
+		e.overCap = opts.OverCap
+		e.setReplaces(opts.Replaces)
+		c.ttlChanged()
+	} else if !e.acknowledged { // it may wait for Redis since another call
+		e.overCap = e.overCap || opts.OverCap
+		e.setReplaces(cmp.Or(opts.Replaces, e.replaces()))
+	}
+	w = e.wait()
+	e.writer.enqueue(e, asked)
+	return e, w, again, nil
 }
 
 // maxLeaving is the most rooms that a connection has left and whose leave Redis does not

@@ -29,7 +29,7 @@ func TestKeptJoin(t *testing.T) {
 		require.False(r, (<-left).Kept, "it has left")
 
 		began := time.Now()
-		joined, err := c.JoinIf(r.Context(), "x", 50*time.Millisecond, nil)
+		joined, err := c.JoinIf(r.Context(), "x", JoinOptions{Within: 50 * time.Millisecond})
 		require.ErrorIs(r, err, ErrUnavailable)
 		require.True(r, joined.Kept)
 		require.False(r, joined.Again)
@@ -76,7 +76,7 @@ func TestRoomsLeftDoNotCount(t *testing.T) {
 		r.sleep(2 * time.Second)
 		kept := func(room string) {
 			r.Helper()
-			joined, err := c.JoinIf(r.Context(), room, time.Millisecond, nil)
+			joined, err := c.JoinIf(r.Context(), room, JoinOptions{Within: time.Millisecond})
 			require.ErrorIs(r, err, ErrUnavailable)
 			require.True(r, joined.Kept)
 		}
@@ -96,7 +96,7 @@ func TestRoomsLeftDoNotCount(t *testing.T) {
 
 		for i := range 4 * maxLeaving {
 			room := fmt.Sprint(i)
-			joined, err := c.JoinIf(r.Context(), room, time.Millisecond, nil)
+			joined, err := c.JoinIf(r.Context(), room, JoinOptions{Within: time.Millisecond})
 			require.ErrorIs(r, err, ErrUnavailable)
 			require.True(r, joined.Kept)
 			_ = leave(room)

@@ -278,6 +278,7 @@ func (e *entry) verify() {
 	}
 	e.move(byVerify)
 	e.refresh, e.stateWritten, e.metaWritten = true, 0, 0
+	e.personal = e.c.user != nil
 	e.updateRoomCount()
 	e.writer.enqueueBackground(e)
 }

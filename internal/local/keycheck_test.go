@@ -61,7 +61,7 @@ func TestLeaveOfALostRecordIsKnown(t *testing.T) {
 	virtual(t, func(r *rig) {
 		c := r.fill(2)
 		r.redis.do(func() { delete(r.redis.rooms, "x") })
-		c[0].Close(store.CauseClosed)
+		c[0].Close(store.CauseClosed, false)
 		synctest.Wait()
 		known := func() (n int) {
 			for _, b := range r.redis.batches {
@@ -78,7 +78,7 @@ func TestLeaveOfALostRecordIsKnown(t *testing.T) {
 		// is not written when it closes.
 		r.redis.do(func() { r.redis.refuse = func(op store.Op) bool { return op.Kind == store.OpJoin } })
 		r.heartbeats(1)
-		c[1].Close(store.CauseClosed)
+		c[1].Close(store.CauseClosed, false)
 		r.redis.do(func() { r.redis.refuse = nil })
 		time.Sleep(3 * time.Second)
 		synctest.Wait()

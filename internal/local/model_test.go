@@ -1,6 +1,7 @@
 package local
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"math/rand/v2"
@@ -22,10 +23,16 @@ type model struct {
 	rng   *rand.Rand
 	conns map[string]*Conn
 	rooms map[string]map[string]bool // requested, by connection
+	users bool
 	count int
 	lives int
-	work  sync.WaitGroup
+
+	mu   sync.Mutex
+	lost map[entryName]bool // entries that the registry gave up: the room was full, or another connection took the place
+	work sync.WaitGroup
 }
+
+type entryName struct{ conn, room string }
 
 var modelRooms = []string{"a", "b", "short", "long"}
 
@@ -33,6 +40,17 @@ var modelRooms = []string{"a", "b", "short", "long"}
 // entries in the end, and the history of events is legal.
 func TestModel(t *testing.T) {
 	t.Parallel()
+	runModel(t, false)
+}
+
+// With users, an entry that was requested may be missing if its room was full or another
+// connection of its user took its place. A user has connections or one kept place.
+func TestModelOfUsers(t *testing.T) {
+	t.Parallel()
+	runModel(t, true)
+}
+
+func runModel(t *testing.T, users bool) {
 	seeds := 150
 	if testing.Short() {
 		seeds = 20
@@ -43,7 +61,9 @@ func TestModel(t *testing.T) {
 				m := &model{
 					rig: r, rng: rand.New(rand.NewPCG(uint64(seed), 7)), lives: 1,
 					conns: make(map[string]*Conn), rooms: make(map[string]map[string]bool),
+					users: users, lost: make(map[entryName]bool),
 				}
+				r.lose = m.lose
 				if seed%2 == 1 {
 					r.maxOps, r.maxRoutineOps = 3, 2 // so that batches are often taken ahead
 				}
@@ -51,16 +71,27 @@ func TestModel(t *testing.T) {
 				r.rule("long", 6*time.Second)
 				r.pace("b", 200*time.Millisecond)
 				r.pace("short", time.Second)
+				r.keep("a", 3*time.Second)
+				r.keep("short", time.Second)
+				r.cap("b", 5, 0)
+				r.cap("short", 0, 2)
 				for range 120 {
 					m.step()
+					r.redis.do(func() { require.Empty(t, r.redis.unfair()) })
 				}
 				m.settle()
 				m.compare()
 				r.drain()
+				r.sleep(5 * time.Second) // until the places of the last hand-overs are forgotten
 				r.nothingLeft()
 				requireLegal(r, r.redis.events)
 			}, func(cfg *Config) {
 				cfg.EndSilent = seed%4 > 0
+				if users {
+					withUsers(cfg)
+				} else {
+					cfg.Caps = nil
+				}
 				if seed%3 == 0 {
 					cfg.Buckets = 2
 					cfg.RoomBucket = func(room string) int { return len(room) % 2 }
@@ -98,8 +129,7 @@ func (m *model) step() {
 	case n < 8 || !ok:
 		m.connect()
 	case n < 30:
-		m.later(func() error { _, err := c.Join(m.Context(), room); return err })
-		m.rooms[id][room] = true
+		m.join(id, c, room)
 	case n < 42:
 		m.later(func() error { _, err := c.Leave(m.Context(), room, store.CauseLeft); return err })
 		delete(m.rooms[id], room)
@@ -113,9 +143,9 @@ func (m *model) step() {
 		m.later(func() error { return c.ClearState(m.Context(), room) })
 	case n < 62:
 		m.count++
-		c.SetMeta(uint64(m.count), []byte(fmt.Sprint("m", m.count)))
+		c.SetMeta(uint64(m.count), m.meta())
 	case n < 66:
-		c.Close(store.CauseClosed)
+		c.Close(store.CauseClosed, m.rng.IntN(2) > 0)
 		delete(m.conns, id)
 		delete(m.rooms, id)
 	case n < 74:
@@ -131,6 +161,51 @@ func (m *model) step() {
 	default:
 		m.disturb(n)
 	}
+}
+
+// join requests a join, with users sometimes on special terms.
+func (m *model) join(id string, c *Conn, room string) {
+	var opts JoinOptions
+	if m.users && m.rng.IntN(3) == 0 {
+		opts.Replaces, _, _ = m.pick()
+		opts.OverCap = m.rng.IntN(4) == 0
+	}
+	m.mu.Lock()
+	delete(m.lost, entryName{id, room})
+	m.mu.Unlock()
+	m.later(func() error {
+		_, err := c.JoinIf(m.Context(), room, opts)
+		if _, full := errors.AsType[*FullError](err); full {
+			m.lose(id, room)
+		}
+		return err
+	})
+	m.rooms[id][room] = true
+}
+
+// lose notes that the registry gave up an entry.
+func (m *model) lose(conn, room string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lost[entryName{conn, room}] = true
+}
+
+// gaveUp reports whether the registry rightly gave up a requested entry.
+func (m *model) gaveUp(conn, room string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return !m.conns[conn].In(room) && m.lost[entryName{conn, room}]
+}
+
+// meta returns new metadata, with users mostly that of one of three.
+func (m *model) meta() []byte {
+	if !m.users {
+		return []byte(fmt.Sprint("m", m.count))
+	}
+	if user := m.rng.IntN(4); user > 0 {
+		return []byte(fmt.Sprintf("@u%d m%d", user, m.count))
+	}
+	return []byte(fmt.Sprint("m", m.count))
 }
 
 // burst sets several states without waiting.
@@ -149,7 +224,11 @@ func (m *model) connect() {
 	if _, taken := m.conns[id]; taken {
 		return
 	}
-	c, err := m.Connect(id, nil, nil, func() {})
+	var meta []byte
+	if m.users {
+		meta = m.meta()
+	}
+	c, err := m.Connect(id, meta, nil, func() {})
 	if err != nil { // it is still closing
 		require.ErrorIs(m, err, ErrExists)
 		return
@@ -182,10 +261,12 @@ func (m *model) disturb(n int) {
 		m.Heartbeat(-1, true)
 	case 88:
 		m.redis.do(m.redis.cleanUpExpired)
+		m.redis.do(m.redis.endKept)
 	case 89:
 		room := modelRooms[m.rng.IntN(len(modelRooms))]
 		m.rule(room, time.Duration(m.rng.IntN(4))*time.Second)
 		m.pace(room, time.Duration(m.rng.IntN(3))*500*time.Millisecond)
+		m.keep(room, time.Duration(m.rng.IntN(4))*time.Second)
 		m.ApplyRules(m.Rooms())
 	default:
 		m.sleep(time.Duration(m.rng.IntN(1200)) * time.Millisecond)
@@ -235,6 +316,7 @@ func (m *model) settle() {
 		}
 		m.sleep(400 * time.Millisecond)
 		m.heartbeat(false)
+		m.redis.do(m.redis.endKept)
 	}
 	m.heartbeat(true)
 	m.sleep(100 * time.Millisecond)
@@ -253,15 +335,21 @@ func (m *model) compare() {
 	})
 	for id, rooms := range m.rooms {
 		c := m.conns[id]
-		there -= len(rooms)
 		for room := range rooms {
+			if m.gaveUp(id, room) {
+				continue
+			}
+			there--
 			h, ok := m.storedEntry(room, id)
 			require.True(m, ok, "%s is not in %s", id, room)
 			c.mu.Lock()
 			e := c.entries[room]
 			want := storedEntry{
 				entry: e.id, inc: m.incarnation(), ttl: m.ttl(room), until: h.until, metaVersion: h.metaVersion, meta: string(c.meta),
-				stateVersion: h.stateVersion, state: string(e.state.data), silent: h.silent,
+				stateVersion: h.stateVersion, state: string(e.state.data), silent: h.silent, user: c.userID(), took: h.took,
+			}
+			if want.user != "" {
+				want.grace = m.grace(room)
 			}
 			c.mu.Unlock()
 			require.Equal(m, want, h, "%s in %s", id, room)

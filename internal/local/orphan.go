@@ -24,7 +24,8 @@ func (o *orphan) next(_ string, after *store.Op) (store.Op, bool) {
 
 // done implements writable.
 func (o *orphan) done(op store.Op, res store.OpResult) {
-	if op.Kind == store.OpLeave && res.Err == nil && res.Status == store.Done {
+	o.registry.noteAnswer(nil, op, res)
+	if op.Kind == store.OpLeave && res.Err == nil && res.Status == store.Done && res.KeptUntil == 0 {
 		o.registry.stats.leaves[op.Cause].Add(1)
 	}
 }
@@ -67,9 +68,14 @@ func (r *Registry) returned(ref store.EntryRef, seen map[store.EntryRef]struct{}
 	return !shown
 }
 
+// endOrphan ends an index member. If this server has handed the entry over, Redis has gone
+// back to a time before that, and the entry is handed over again.
 func (r *Registry) endOrphan(w *bucketWriter, ref store.EntryRef) {
 	r.stats.orphans.Add(1)
 	op := store.Op{Kind: store.OpLeave, Room: ref.Room, Conn: ref.Conn, Entry: ref.Entry, Cause: store.CauseClosed, Known: true}
+	if h, ok := r.handed.find(ref); ok {
+		op.Cause, op.Keep, op.Grace = h.cause, h.keep, h.life
+	}
 	if ref.Room == "" {
 		op = store.Op{Kind: store.OpDisconnect, Conn: ref.Conn}
 	}

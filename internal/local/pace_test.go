@@ -184,7 +184,7 @@ func TestLeaveWithAWaitingState(t *testing.T) {
 		r.sleep(time.Second)
 		assert.Equal(r, []string{"J a/x", "S a/x s1", "L a/x l", "J a/x", "S a/x s3"}, r.told())
 		r.each(c, "x", 4, 5)
-		c.Close(store.CauseClosed)
+		c.Close(store.CauseClosed, false)
 		<-c.Gone()
 		r.sleep(time.Second)
 		assert.Equal(r, []string{"S a/x s4", "L a/x c"}, r.told()[5:])

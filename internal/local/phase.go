@@ -8,21 +8,23 @@ import "fmt"
 //
 //	phase      in the room  in Redis                    left by
 //	out        no           no, or an earlier id        join
-//	returning  no           no, or an earlier id        join (the next frame, if it may), leave
+//	returning  no           no, or an earlier id        join (the next frame, if it may), leave, forget
 //	unsent     yes          no, or an earlier id        send
-//	sent       yes          perhaps: a join was sent    join written, refusal
+//	sent       yes          perhaps: a join was sent    join written, refusal, full
 //	held       yes          yes                         verify, conflict
 //	verifying  yes          probably: being asked       update written, conflict
 //
-// Every phase in the room is also left by leave, silence and rejoin.
+// Every phase in the room is also left by leave, silence, rejoin and forget.
 //
 // These facts are fields of entry, because they change independently of the phase:
 //
 //   - leaving: an earlier id has to leave, in any phase. The leave is written first.
+//   - place.kept: an earlier id under which Redis may keep the place of the entry, in any
+//     phase before held. The join takes that place, and a leave ends it.
 //   - replaced: the id before the last rejoin, if the entry is unsent or sent.
 //   - lapsed and overdue: the silence of the connection, in any phase in the room. The
 //     next frame verifies a lapsed entry.
-//   - refresh, metaWritten, stateWritten: the parts of the entry that Redis lacks although
+//   - refresh, personal, metaWritten, stateWritten: the parts of the entry that Redis lacks although
 //     it holds the entry.
 type phase uint8
 
@@ -64,6 +66,10 @@ const (
 	bySilence
 	// byConflict: the connection has joined through another server.
 	byConflict
+	// byForget: another connection has taken the place.
+	byForget
+	// byFull: the answer to the join says that the room is full.
+	byFull
 	// byRejoin: Redis lost the entry, or the server has another incarnation. The entry
 	// gets a new id.
 	byRejoin
@@ -82,7 +88,7 @@ const (
 
 func (t transition) String() string {
 	return [transitionCount]string{
-		"join", "leave", "silence", "conflict", "rejoin", "send", "refusal", "join written", "verify", "update written",
+		"join", "leave", "silence", "conflict", "forget", "full", "rejoin", "send", "refusal", "join written", "verify", "update written",
 	}[t]
 }
 
@@ -95,6 +101,8 @@ var transitions = [transitionCount]struct {
 	byLeave:         {from: set(returning, unsent, sent, held, verifying), to: out},
 	bySilence:       {from: set(unsent, sent, held, verifying), to: returning},
 	byConflict:      {from: set(held, verifying), to: out},
+	byForget:        {from: set(returning, unsent, sent, held, verifying), to: out},
+	byFull:          {from: set(sent), to: out},
 	byRejoin:        {from: set(unsent, sent, held, verifying), to: unsent},
 	bySend:          {from: set(unsent, sent), to: sent},
 	byRefusal:       {from: set(sent), to: unsent},

@@ -16,11 +16,11 @@ func TestTransitions(t *testing.T) {
 	t.Parallel()
 	legal := map[phase]string{
 		out:       "join→unsent",
-		returning: "join→unsent leave→out",
-		unsent:    "leave→out silence→returning rejoin→unsent send→sent",
-		sent:      "leave→out silence→returning rejoin→unsent send→sent refusal→unsent join written→held",
-		held:      "leave→out silence→returning conflict→out rejoin→unsent verify→verifying update written→held",
-		verifying: "leave→out silence→returning conflict→out rejoin→unsent verify→verifying update written→held",
+		returning: "join→unsent leave→out forget→out",
+		unsent:    "leave→out silence→returning forget→out rejoin→unsent send→sent",
+		sent:      "leave→out silence→returning forget→out full→out rejoin→unsent send→sent refusal→unsent join written→held",
+		held:      "leave→out silence→returning conflict→out forget→out rejoin→unsent verify→verifying update written→held",
+		verifying: "leave→out silence→returning conflict→out forget→out rejoin→unsent verify→verifying update written→held",
 	}
 	for p := range phaseCount {
 		var found []byte

@@ -7,6 +7,12 @@
 // batch at a time. A lost reply, a refusal, an outage or a new incarnation only changes
 // what is known of the stored state, and the difference is written again. The phases of an
 // entry and the transitions between them are listed in phase.go.
+//
+// If connections have users, an entry also has the user and the grace of its room. The end
+// of an entry whose connection did not ask to leave asks Redis to keep the place of its
+// user. The server remembers such a hand-over until the place has ended (handovers.go).
+// A join may take the place of another connection, which its server then forgets
+// (replace.go), or find the room full (full.go).
 package local
 
 import (
@@ -70,6 +76,7 @@ type Registry struct {
 	heartbeats      uint64      // heartbeats with a key check; guarded by reconciling
 	seed            maphash.Seed
 
+	handed  handOvers
 	stats   counters
 	log     *limit.Log
 	illegal func(transition string) // of an entry; tests replace logIllegal
@@ -94,6 +101,18 @@ func New(cfg Config) *Registry {
 	}
 	if cfg.MetaChanged == nil {
 		cfg.MetaChanged = func(*Conn) {}
+	}
+	if cfg.Caps == nil {
+		cfg.Caps = func(string) (int, int) { return 0, 0 }
+	}
+	if cfg.Kept == nil {
+		cfg.Kept = func(string, string, string, string, int64) {}
+	}
+	if cfg.Full == nil {
+		cfg.Full = func(*Conn, string, store.Bound) {}
+	}
+	if cfg.Replaced == nil {
+		cfg.Replaced = func(string, string, string, *Conn, store.Position) {}
 	}
 	r := &Registry{
 		log:           limit.NewLog(cfg.Logger),
@@ -126,6 +145,9 @@ func (r *Registry) Connect(id string, meta []byte, link Link, known func()) (*Co
 	c := &Conn{registry: r, id: id, link: link, entries: make(map[string]*entry), meta: meta}
 	if meta != nil {
 		c.metaVersion = 1
+	}
+	if r.cfg.UserOf != nil {
+		c.user = &connUser{id: r.cfg.UserOf(id, meta)}
 	}
 	c.reg = registration{c: c, ready: make(chan struct{}), gone: make(chan struct{})}
 	c.seen.Store(int64(time.Since(r.madeAt)))
@@ -237,15 +259,15 @@ func (r *Registry) Reregistered(stalled bool) {
 	}
 }
 
-// Drain closes every connection with cause and waits until Redis has everything, or until
-// ctx ends. Connect fails from then on.
-func (r *Registry) Drain(ctx context.Context, cause store.Cause) error {
+// Drain closes every connection (see Conn.Close) and waits until Redis has everything, or
+// until ctx ends. Connect fails from then on.
+func (r *Registry) Drain(ctx context.Context, cause store.Cause, keep bool) error {
 	r.mu.Lock()
 	r.closed = true
 	r.mu.Unlock()
 	conns := r.Conns()
 	for _, c := range conns {
-		c.Close(cause)
+		c.Close(cause, keep)
 	}
 	for _, c := range conns {
 		select {
@@ -266,6 +288,7 @@ func (r *Registry) Stop() {
 	if pace != nil {
 		pace.Stop()
 	}
+	r.handed.close(r.cfg.Wheel)
 	r.giveUp()
 	for _, w := range r.writers {
 		w.close()

@@ -184,7 +184,7 @@ func TestRefusedJoinsLeaveNothing(t *testing.T) {
 			c := r.connect(fmt.Sprint(i))
 			_, err := c.Join(r.Context(), "x")
 			require.ErrorIs(r, err, ErrUnavailable)
-			c.Close(store.CauseClosed)
+			c.Close(store.CauseClosed, false)
 		}
 		r.sleep(3 * time.Second)
 		r.nothingLeft()
@@ -222,7 +222,7 @@ func TestUnknownOutcomes(t *testing.T) {
 				_, _ = c.Leave(r.Context(), "x", store.CauseLeft)
 				r.sleep(5 * time.Second)
 				r.plan(twice)
-				c.Close(store.CauseClosed)
+				c.Close(store.CauseClosed, false)
 				r.sleep(5 * time.Second)
 				assert.Equal(r, []string{"J a/x", "S a/x s", "L a/x l"}, r.told())
 				r.nothingLeft()

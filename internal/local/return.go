@@ -1,12 +1,17 @@
 package local
 
-import "time"
+import (
+	"time"
+
+	"github.com/meshpresence/mesh/internal/store"
+)
 
 // returnOnFrame joins an ended entry again after a sign of life of its connection, unless
 // MayReturn defers the decision. Conn.mu is held.
 func (e *entry) returnOnFrame() {
 	if e.c.registry.cfg.MayReturn(e.c, e.room) {
 		e.join()
+		e.promised = true
 	}
 }
 
@@ -29,6 +34,7 @@ func (c *Conn) Return(room string, accept func(metaVersion uint64) error) (bool,
 		return true, nil // silent again: the next frame joins again
 	}
 	e.join()
+	e.promised = true
 	e.idleFrom = time.Duration(c.seen.Load()) // the silence counts from the frame
 	e.armTTL()
 	c.ttlChanged()
@@ -45,7 +51,9 @@ func (c *Conn) StayOut(room string, still func(metaVersion uint64) bool) bool {
 	if c.closed || e == nil || e.phase != returning || !still(c.metaVersion) {
 		return false
 	}
-	e.move(byLeave)
-	e.removeIfEnded()
+	e.leave(store.CauseRemoved, false, asked)
+	if e.leaving.id == "" {
+		e.removeIfEnded()
+	}
 	return true
 }

@@ -31,6 +31,10 @@ type rig struct {
 	fenced []string
 	wrote  map[string]uint64
 	metas  int
+	graces map[string]time.Duration
+	caps   map[string][2]int
+	lose   func(conn, room string) // an entry was given up; nil: none
+	heard  []string                // calls of Kept, Full and Replaced
 }
 
 // virtual runs a test with a rig in a synctest bubble.
@@ -45,6 +49,7 @@ func newRig(t *testing.T, setup ...func(*Config)) *rig {
 	r := &rig{
 		T: t, redis: newFakeStore(), wheel: clock.NewWheel(50 * time.Millisecond), began: time.Now(),
 		inc: "I1", ttls: make(map[string]time.Duration), paces: make(map[string]time.Duration), wrote: make(map[string]uint64),
+		graces: make(map[string]time.Duration), caps: make(map[string][2]int),
 	}
 	cfg := Config{
 		Store: r.redis, Wheel: r.wheel, Buckets: 1, EndSilent: true, MaxRooms: -1,
@@ -64,6 +69,16 @@ func newRig(t *testing.T, setup ...func(*Config)) *rig {
 			r.mu.Lock()
 			defer r.mu.Unlock()
 			r.metas++
+		},
+		Grace: r.grace, Caps: r.capsOf, RebuildFor: time.Second,
+		Kept: func(room, conn, _, _ string, _ int64) { r.hear("kept %s/%s", conn, room) },
+		Full: func(c *Conn, room string, of store.Bound) {
+			r.hear("full %s/%s %s", c.id, room, of)
+			r.noteLost(c.id, room)
+		},
+		Replaced: func(room, conn, owner string, by *Conn, _ store.Position) {
+			r.hear("replaced %s/%s of %s by %s", conn, room, owner, by.id)
+			r.noteLost(conn, room)
 		},
 	}
 	for _, f := range setup {
@@ -119,6 +134,97 @@ func (r *rig) pace(room string, interval time.Duration) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.paces[room] = interval
+}
+
+func (r *rig) grace(room string) time.Duration {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.graces[room]
+}
+
+func (r *rig) capsOf(room string) (connections, users int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.caps[room][0], r.caps[room][1]
+}
+
+// keep sets the grace of a room.
+func (r *rig) keep(room string, grace time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.graces[room] = grace
+}
+
+// cap sets the caps of a room.
+func (r *rig) cap(room string, connections, users int) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.caps[room] = [2]int{connections, users}
+}
+
+// hear notes a call of Kept, Full or Replaced.
+func (r *rig) hear(format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.heard = append(r.heard, fmt.Sprintf(format, args...))
+}
+
+func (r *rig) noteLost(conn, room string) {
+	if r.lose != nil {
+		r.lose(conn, room)
+	}
+}
+
+// takeHeard returns the calls of Kept, Full and Replaced since it was last called.
+func (r *rig) takeHeard() []string {
+	synctest.Wait()
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	heard := r.heard
+	r.heard = nil
+	return heard
+}
+
+// withUsers gives a rig users: metadata that begins with "@ann" belongs to ann.
+func withUsers(cfg *Config) { cfg.UserOf = userOf }
+
+func userOf(_ string, meta []byte) string {
+	user, ok := strings.CutPrefix(string(meta), "@")
+	if !ok {
+		return ""
+	}
+	user, _, _ = strings.Cut(user, " ")
+	return user
+}
+
+// connectAs connects a connection of a user.
+func (r *rig) connectAs(id, user string) *Conn {
+	r.Helper()
+	c, err := r.Connect(id, []byte("@"+user), nil, func() {})
+	require.NoError(r, err)
+	return c
+}
+
+// ops returns the ops of a kind that were sent, without registrations.
+func (r *rig) ops(kind store.OpKind) (ops []store.Op) {
+	r.redis.do(func() {
+		for _, b := range r.redis.batches {
+			for _, op := range b {
+				if op.Kind == kind {
+					ops = append(ops, op)
+				}
+			}
+		}
+	})
+	return ops
+}
+
+// lastOp returns the last op of a kind.
+func (r *rig) lastOp(kind store.OpKind) store.Op {
+	r.Helper()
+	ops := r.ops(kind)
+	require.NotEmpty(r, ops)
+	return ops[len(ops)-1]
 }
 
 // rule sets the TTL of a room.
@@ -183,7 +289,7 @@ func (r *rig) told() []string {
 	for _, e := range r.redis.events {
 		s := fmt.Sprintf("%c %s/%s", e.kind, e.conn, e.room)
 		switch e.kind {
-		case store.Left:
+		case store.Left, store.Disconnected:
 			s += " " + string(e.cause)
 		case store.State:
 			s += " " + e.state
@@ -267,7 +373,7 @@ func (c *Conn) checkRest() (wanted int, waiting int64, wrong []string) {
 		if e.state.paced || e.queue != nil && len(e.queue.older) > 0 {
 			wrong = append(wrong, e.room+": unwritten states")
 		}
-		if len(e.waiters) > 0 || e.leaving.id != "" || e.wanted() && e.phase != held || e.refresh || !e.in() {
+		if len(e.waiters) > 0 || e.leaving.id != "" || e.wanted() && e.phase != held || e.refresh || e.personal || !e.in() {
 			wrong = append(wrong, fmt.Sprintf("%s: %v, %d waiters, ending %q, refresh %t", e.room, e.phase, len(e.waiters), e.leaving.id, e.refresh))
 		}
 		if e.wanted() {
@@ -275,6 +381,9 @@ func (c *Conn) checkRest() (wanted int, waiting int64, wrong []string) {
 		}
 		if e.phase == returning || e.lapsed {
 			waiting++
+		}
+		if e.kept() != "" && e.phase != returning {
+			wrong = append(wrong, fmt.Sprintf("%s: %v with a kept place", e.room, e.phase))
 		}
 		if (e.lapsed || e.overdue || e.refresh) && !e.wanted() || e.replaced.id != "" && e.phase != unsent && e.phase != sent {
 			wrong = append(wrong, fmt.Sprintf("%s: %v, lapsed %t, overdue %t, refresh %t, replaced %q", e.room, e.phase, e.lapsed, e.overdue, e.refresh, e.replaced.id))
@@ -306,7 +415,7 @@ func (r *rig) drain() {
 	r.Helper()
 	ctx, cancel := context.WithTimeout(r.Context(), time.Minute)
 	defer cancel()
-	require.NoError(r, r.Drain(ctx, store.CauseClosed))
+	require.NoError(r, r.Drain(ctx, store.CauseClosed, false))
 }
 
 // link is a transport that records its calls.

@@ -43,6 +43,11 @@ func (c *Conn) applyRules(rooms []string) {
 			e.armTTL()
 			e.changed(e.restoring())
 		}
+		if grace := e.ruleGrace(); grace != e.grace() {
+			e.setGrace(grace)
+			e.personal = true
+			e.changed(background)
+		}
 	}
 	c.ttlChanged()
 }

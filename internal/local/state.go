@@ -10,10 +10,13 @@ import (
 
 // state is a state of an entry. The version rises with every change.
 type state struct {
-	version   uint64
-	rev       uint64        // of the entry with this state
-	data      []byte        // nil: none
-	until     time.Duration // since Registry.madeAt; 0: no expiry
+	version uint64
+	rev     uint64        // of the entry with this state
+	data    []byte        // nil: none
+	until   time.Duration // since Registry.madeAt; 0: no expiry
+	// ends are the ends of single keys, since Registry.madeAt. nil: none but until. The map
+	// is shared and not changed.
+	ends      map[string]time.Duration
 	silent    bool
 	awaited   bool // a caller waits until it is written
 	paced     bool // it waits for its interval, and no caller for it
@@ -60,16 +63,20 @@ func (c *Conn) SetState(room string, data []byte, expireAfter time.Duration, sil
 	if expireAfter > 0 {
 		s.until = time.Since(c.registry.madeAt) + expireAfter
 	}
+	return e.publish(s), nil
+}
+
+// publish makes s the newest state, with a Write that waits for it. Conn.mu is held.
+func (e *entry) publish(s state) (w Write) {
 	superseded := e.setState(s)
-	e.armExpiry(expireAfter)
-	var w Write
+	e.armExpiry()
 	if e.state.paced {
 		w = e.acceptPaced()
 	} else {
 		w = e.wait()
 	}
 	w.superseded = superseded
-	return w, nil
+	return w
 }
 
 // setState makes s the newest state, and reports whether s supersedes the state before it
@@ -132,7 +139,14 @@ func (e *entry) putState(op *store.Op, s *state) {
 		e.noteSent(s.version)
 	}
 	op.StateVersion, op.StateSilent = s.version, s.silent
-	if s.data == nil {
+	data := s.data
+	if s.ends != nil && s.version != e.state.version { // no timer ends the keys of older ones
+		o, _ := s.at(time.Since(e.c.registry.madeAt))
+		if data = o.JSON(); data == nil {
+			op.StateSilent = false
+		}
+	}
+	if data == nil {
 		return
 	}
 	if s.until > 0 {
@@ -141,7 +155,7 @@ func (e *entry) putState(op *store.Op, s *state) {
 			return
 		}
 	}
-	op.State = s.data
+	op.State = data
 }
 
 // wroteState notes that Redis holds the state of op, or a newer one.

@@ -127,26 +127,32 @@ func (e *entry) verifyLapsed() {
 	e.changed(timed)
 }
 
-// armExpiry schedules the end of the newest state. Conn.mu is held.
-func (e *entry) armExpiry(after time.Duration) {
+// armExpiry schedules the end of the newest state, or of its first key to end. Conn.mu is
+// held.
+func (e *entry) armExpiry() {
 	if e.expiry != nil {
 		e.c.registry.cfg.Wheel.Cancel(e.expiry)
 	}
-	if after <= 0 {
+	end := e.state.nextEnd()
+	if end <= 0 {
 		return
 	}
 	if e.expiry == nil {
 		e.expiry = new(clock.Timer)
 	}
-	version := e.state.version
+	version, after := e.state.version, end-time.Since(e.c.registry.madeAt)
 	e.c.registry.cfg.Wheel.Schedule(e.expiry, after, func() { e.expire(version) })
 }
 
-// expire runs on the wheel. It ends the state unless there is a newer one.
+// expire runs on the wheel. It ends the state, or keys of it, unless there is a newer one.
 func (e *entry) expire(version uint64) {
 	e.c.mu.Lock()
 	defer e.c.mu.Unlock()
 	if !e.wanted() || e.state.version != version {
+		return
+	}
+	if e.state.ends != nil {
+		e.endKeys()
 		return
 	}
 	e.setState(state{immediate: true})

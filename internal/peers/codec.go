@@ -22,6 +22,10 @@ type Call struct {
 	// begins behind it.
 	Paged bool   `json:"paged,omitempty"`
 	After string `json:"after,omitempty"`
+	// OverCap says that OpAdd passes the caps of the room.
+	OverCap bool `json:"overCap,omitempty"`
+	// Position is that of the join in OpReplaced: its epoch, seq and tag.
+	Position string `json:"position,omitempty"`
 }
 
 // The operations of a Call. "Your" means: of the server that gets the call.
@@ -34,6 +38,10 @@ const (
 	OpRooms   = "rooms"   // return the rooms of Conn
 	OpGone    = "gone"    // return those of Conns that are not in Room any more
 
+	// OpReplaced says that another connection took the place of Conn in Room by the join
+	// at Position.
+	OpReplaced = "replaced"
+
 	OpRecheckRoom = "recheck-room" // ask the guards of Room again about all your connections
 )
 
@@ -44,6 +52,7 @@ type Result struct {
 	Gone  []string `json:"gone,omitempty"`  // of OpGone
 	Count int      `json:"count,omitempty"` // of OpClear: connections that left
 	After string   `json:"after,omitempty"` // of OpClear: After of the next part; "": all parts are done
+	Full  string   `json:"full,omitempty"`  // of OpAdd: the bound that the room has reached, for people
 }
 
 // answer is the message that answers a Call.
@@ -73,6 +82,7 @@ var remoteErrors = []struct {
 	{"closed", errs.Closed},
 	{"conflict", errs.Conflict},
 	{"invalid", errs.InvalidConnectionID},
+	{"full", errs.Full},
 	{"unavailable", errs.Unavailable},
 }
 
@@ -91,6 +101,9 @@ func (a answer) err() error {
 		return nil
 	}
 	for _, e := range remoteErrors {
+		if e.name == a.Error && a.Full != "" {
+			return fmt.Errorf("%w: %s", e.err, a.Full)
+		}
 		if e.name == a.Error {
 			return e.err
 		}
@@ -115,18 +128,18 @@ func readMessage(text string, names []string, into ...any) bool {
 }
 
 var (
-	callNames   = []string{"id", "from", "op", "room", "conn", "conns", "paged", "after"}
-	answerNames = []string{"id", "ok", "rooms", "gone", "count", "after", "error"}
+	callNames   = []string{"id", "from", "op", "room", "conn", "conns", "paged", "after", "overCap", "position"}
+	answerNames = []string{"id", "ok", "rooms", "gone", "count", "after", "full", "error"}
 	frameNames  = []string{"conn", "room", "command", "payload"}
 )
 
 func readCall(text string) (c Call, ok bool) {
-	ok = readMessage(text, callNames, &c.ID, &c.From, &c.Op, &c.Room, &c.Conn, &c.Conns, &c.Paged, &c.After)
+	ok = readMessage(text, callNames, &c.ID, &c.From, &c.Op, &c.Room, &c.Conn, &c.Conns, &c.Paged, &c.After, &c.OverCap, &c.Position)
 	return c, ok
 }
 
 func readAnswer(text string) (a answer, ok bool) {
-	ok = readMessage(text, answerNames, &a.ID, &a.OK, &a.Rooms, &a.Gone, &a.Count, &a.After, &a.Error)
+	ok = readMessage(text, answerNames, &a.ID, &a.OK, &a.Rooms, &a.Gone, &a.Count, &a.After, &a.Full, &a.Error)
 	return a, ok
 }
 

@@ -37,9 +37,10 @@ func TestServersReadEveryField(t *testing.T) {
 	t.Parallel()
 	call := Call{
 		ID: "1", From: "a", Op: "clear", Room: "r", Conn: "c", Conns: []string{"d"}, Paged: true, After: "e",
+		OverCap: true, Position: "x 1 y",
 	}
 	want := answer{
-		ID: "1", Result: Result{OK: true, Rooms: []string{"r"}, Gone: []string{"c"}, Count: 7, After: "e"}, Error: "limit",
+		ID: "1", Result: Result{OK: true, Rooms: []string{"r"}, Gone: []string{"c"}, Count: 7, After: "e", Full: "2 users"}, Error: "limit",
 	}
 	frame := Frame{Conn: "c", Room: "r", Command: "x", Payload: json.RawMessage(`1`)}
 	for _, message := range []any{call, want.Result, frame} {

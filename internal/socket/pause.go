@@ -1,6 +1,7 @@
 package socket
 
 import (
+	"context"
 	"sync"
 	"time"
 
@@ -21,8 +22,9 @@ type pause struct {
 	room   string  // set once
 	answer item
 	held   queue
-	until  time.Time // guarded by the pauseLine
-	next   *pause    // in pauses until the answer is written; then in the pauseLine, guarded by it
+	over   chan struct{} // closed at the end; nil: no call waits for it
+	until  time.Time     // guarded by the pauseLine
+	next   *pause        // in pauses until the answer is written; then in the pauseLine, guarded by it
 }
 
 // pauses holds the pauses of one socket.
@@ -108,8 +110,44 @@ func (s *Socket) endPause(p *pause) bool {
 		return false
 	}
 	delete(s.pauses.byRoom, p.room)
+	if p.over != nil {
+		close(p.over)
+	}
 	s.tidyPauses()
 	return true
+}
+
+// AwaitUpdates waits until no update of a room waits for the end of a pause after
+// SendSubscribed, and none will unless SendSubscribed is called again. A frame that is
+// queued then comes behind the updates that were queued before it. The error is that of
+// ctx.
+func (s *Socket) AwaitUpdates(ctx context.Context, room string) error {
+	for {
+		over := s.pauseEnd(room)
+		if over == nil {
+			return nil
+		}
+		select {
+		case <-over:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	}
+}
+
+// pauseEnd returns a channel that is closed at the end of a room's pause, or nil if there
+// is no pause.
+func (s *Socket) pauseEnd(room string) <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	p := s.pauseOf(room)
+	if p == nil || s.ending != nil {
+		return nil
+	}
+	if p.over == nil {
+		p.over = make(chan struct{})
+	}
+	return p.over
 }
 
 // tidyPauses frees the memory if there are no pauses left. The caller holds mu.

@@ -1,7 +1,9 @@
 package socket
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"strings"
@@ -112,6 +114,51 @@ func (p *pausing) expect(want string) {
 	if got := text(p.got()); got != want {
 		p.t.Fatalf("got %s, want %s", got, want)
 	}
+}
+
+// After AwaitUpdates no update of the room is held back, so that frames keep their order.
+func TestAwaitUpdates(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := pausingRig(t, false, nil)
+		if err := p.AwaitUpdates(t.Context(), "r"); err != nil {
+			t.Fatal(err)
+		}
+		p.subscribe("r")
+		p.tell("r", 1)
+		ended, cancel := context.WithCancel(t.Context())
+		cancel()
+		if err := p.AwaitUpdates(ended, "r"); !errors.Is(err, context.Canceled) {
+			t.Fatal(err)
+		}
+		if err := p.AwaitUpdates(t.Context(), "other"); err != nil {
+			t.Fatal(err)
+		}
+		done := make(chan error)
+		go func() {
+			err := p.AwaitUpdates(t.Context(), "r")
+			if err == nil {
+				err = p.Send(push(t, "after", 0))
+			}
+			done <- err
+		}()
+		synctest.Wait()
+		select {
+		case err := <-done:
+			t.Fatal("it does not wait: ", err)
+		default:
+		}
+		p.start(true)
+		began := time.Now()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		if waited := time.Since(began); waited < updatePause {
+			t.Fatal("it waited only ", waited)
+		}
+		synctest.Wait()
+		p.expect("answer r, r1, after")
+	})
 }
 
 // The answers to subscribe requests are never written together with other frames, for any

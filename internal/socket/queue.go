@@ -64,11 +64,16 @@ func (it *item) append(dst []byte) []byte {
 	return it.frame.AppendMessage(dst)
 }
 
-// member identifies a member of a room.
+// member identifies a member of a room. Without a connection it stands for the numbers of
+// the room.
 type member struct{ room, conn string }
 
-// key returns the member whose state the item carries, or false if it carries none.
+// key returns the member whose state the item carries, or the room whose numbers it
+// carries. It returns false if a later item does not replace it.
 func (it *item) key() (member, bool) {
+	if it.frame != nil && it.frame.NumbersOf() != "" {
+		return member{room: it.frame.NumbersOf()}, true
+	}
 	if it.update == nil || it.update.Type != wire.UpdateState {
 		return member{}, false
 	}
@@ -82,12 +87,12 @@ func (it *item) key() (member, bool) {
 type queue struct {
 	head, tail *item
 	n          int
-	// latest is the last state of each member in the queue. Then no member has another
-	// state in it. It is nil until coalesce is called, and again once the queue is empty.
+	// latest is the last state of each member, and the last numbers of each room, in the
+	// queue. Then it has no other states and numbers. It is nil until coalesce is called, and again once the queue is empty.
 	latest map[member]*item
 }
 
-// push appends it. If the queue coalesces, push removes and returns the older state that
+// push appends it. If the queue coalesces, push removes and returns the older item that
 // it replaces. Otherwise it returns nil.
 func (q *queue) push(it *item) (replaced *item) {
 	it.prev = q.tail
@@ -156,7 +161,8 @@ func (q *queue) remove(it *item) {
 	}
 }
 
-// coalesce removes every state that a later one of the same member replaces. Until the
+// coalesce removes every state that a later one of the same member replaces, and numbers
+// that later ones of the same room replace. Until the
 // queue has been emptied, push does the same from now on. The remaining items keep their
 // order. coalesce returns the number of removed items and their charge.
 func (q *queue) coalesce() (removed, freed int) {

@@ -28,7 +28,7 @@ func contents(t *testing.T, q *queue) []*item {
 	return items
 }
 
-// superfluous returns items without the states that later ones replace.
+// superfluous returns items without the states and numbers that later ones replace.
 func superfluous(items []*item) []*item {
 	last := make(map[member]*item)
 	for _, it := range items {
@@ -74,7 +74,11 @@ func TestQueueAgainstModel(t *testing.T) {
 				coalescing = true
 			default:
 				it := &item{charge: 1}
-				if kind := rnd.IntN(4); kind > 0 {
+				switch kind := rnd.IntN(5); kind {
+				case 0:
+				case 4:
+					it.frame = wire.PushNumbers(wire.Occupancy{RoomName: fmt.Sprint(rnd.IntN(2)), Seq: seq})
+				default:
 					it.update = state(fmt.Sprint(rnd.IntN(2)), fmt.Sprint(rnd.IntN(3)), seq)
 					if kind == 1 {
 						it.update.Type = wire.UpdateLeave

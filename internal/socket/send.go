@@ -6,7 +6,8 @@ import (
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
-// Send queues a frame. It returns an error that wraps [ErrClosed] if the connection ends,
+// Send queues a frame. If too much waits, only the last of several frames with numbers of
+// one room remains. It returns an error that wraps [ErrClosed] if the connection ends,
 // or if this frame ended it because too much waits already.
 func (s *Socket) Send(f *wire.Frame) error {
 	return s.push(&item{frame: f}, "")
@@ -80,7 +81,7 @@ func (s *Socket) append(q *queue, it *item) {
 	}
 }
 
-// coalesce removes replaced states from all queues. The caller holds mu.
+// coalesce removes replaced states and numbers from all queues. The caller holds mu.
 func (s *Socket) coalesce() {
 	removed, freed := s.queue.coalesce()
 	if s.pauses != nil {

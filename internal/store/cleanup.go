@@ -15,7 +15,8 @@ import (
 // ground holds at that moment, and publishes each end once: if several callers name the
 // same item, one gets Ended and the others get NotThere. The statuses are in the order
 // of the items. If CleanUp fails, some items may have been ended. Then the known
-// statuses are returned with the error, and the unknown ones are 0.
+// statuses are returned with the error, and the unknown ones are 0. CleanUp sets
+// KeptUntil in the items.
 //
 // The error is ErrClock if the clock of Redis stepped, or if the proof is too old.
 func (s *Store) CleanUp(ctx context.Context, proof ClockProof, items []CleanUpItem) ([]CleanUpStatus, error) {
@@ -74,12 +75,17 @@ func (s *Store) cleanUpOnce(ctx context.Context, proof ClockProof, bucket int, i
 			again = append(again, at)
 		default:
 			out[at] = CleanUpStatus(lines[i][0])
+			if _, until, ok := strings.Cut(lines[i], " "); ok {
+				var p parser
+				items[at].KeptUntil = p.int(until)
+				err = errors.Join(err, p.err)
+			}
 			if out[at] == Ended {
 				s.cleanedUp.count(items[at].Mode)
 			}
 		}
 	}
-	return again, refused, nil
+	return again, refused, err
 }
 
 // needsUsers reports whether the ground is about kept places.

@@ -166,6 +166,14 @@ func (e *Event) decodeCause(p *parser, s string) {
 	e.Connections, e.Users = int(p.int(f[1])), int(p.int(f[2]))
 }
 
+// String returns the position as text: epoch, seq and tag.
+func (p Position) String() string {
+	return p.Epoch + " " + strconv.FormatUint(p.Seq, 10) + " " + p.Tag
+}
+
+// ParsePosition is the inverse of Position.String.
+func ParsePosition(s string) (Position, error) { return decodePosition(s) }
+
 // decodePosition decodes "epoch seq tag". The empty string is the zero Position. A
 // position may go on with counts, see decodeCounts.
 func decodePosition(s string) (Position, error) {

@@ -2,6 +2,9 @@ package store
 
 import (
 	"context"
+	"errors"
+	"math"
+	"strings"
 
 	"github.com/redis/go-redis/v9"
 )
@@ -42,6 +45,42 @@ func (s *Store) Kept(ctx context.Context, bucket, skip, limit int) (places []Kep
 		next = skip + limit
 	}
 	return places, next, nil
+}
+
+// KeptOf returns the kept place of a user in a room. ok is false if there is none.
+func (s *Store) KeptOf(ctx context.Context, room, user string) (place EntryRef, ok bool, err error) {
+	key := s.keys.Users(room)
+	seat, err := read(ctx, s, key, func(ctx context.Context) (string, error) { return s.client.HGet(ctx, key, user).Result() })
+	conn, kept := strings.CutPrefix(seat, NoOwner)
+	switch {
+	case errors.Is(err, redis.Nil), err == nil && !kept, wrongType(err):
+		return EntryRef{}, false, nil
+	case err != nil:
+		return EntryRef{}, false, err
+	}
+	r, ok, err := s.Record(ctx, room, conn)
+	if err != nil || !ok || !r.Kept() || r.User != user {
+		return EntryRef{}, false, err
+	}
+	return EntryRef{Conn: conn, Entry: r.Entry, Room: room}, true, nil
+}
+
+// anyTime is a proof for ends that do not depend on a clock.
+var anyTime = ClockProof{Tolerance: math.MaxInt64}
+
+// RemoveKept ends kept places at the app's request, and returns how many it has ended.
+func (s *Store) RemoveKept(ctx context.Context, places []EntryRef) (ended int, err error) {
+	items := make([]CleanUpItem, len(places))
+	for i, p := range places {
+		items[i] = CleanUpItem{Mode: GroundRemoved, Room: p.Room, Conn: p.Conn, Entry: p.Entry, Incarnation: NoOwner}
+	}
+	statuses, err := s.CleanUp(ctx, anyTime, items)
+	for _, status := range statuses {
+		if status == Ended {
+			ended++
+		}
+	}
+	return ended, err
 }
 
 // NextKept returns the earliest deadline of the kept places in each of the buckets (Redis

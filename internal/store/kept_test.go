@@ -335,6 +335,33 @@ func TestSameConnectionReturns(t *testing.T) {
 	})
 }
 
+// An app finds the kept place of a user and ends it. A connection that lives is no kept
+// place, and a repeated call finds nothing.
+func TestKeptPlaceOfAUser(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(w *world) {
+		w.away("a", "a1", "ann")
+		w.ok("J", joinUser("r", "b", "b1", "bob"))
+		for _, user := range []string{"bob", "cat", ""} {
+			_, ok, err := w.KeptOf(w.Context(), "r", user)
+			require.NoError(w, err)
+			assert.False(w, ok, user)
+		}
+		place, ok, err := w.KeptOf(w.Context(), "r", "ann")
+		require.NoError(w, err)
+		assert.True(w, ok)
+		assert.Equal(w, EntryRef{Room: "r", Conn: "a", Entry: "a1"}, place)
+		w.listen()
+		for _, want := range []int{1, 0} {
+			n, err := w.RemoveKept(w.Context(), []EntryRef{place, {Room: "r", Conn: "b", Entry: "b1"}})
+			require.NoError(w, err)
+			assert.Equal(w, want, n)
+		}
+		w.tells("Lr a/ann 0 1 1")
+		w.counted("r")
+	})
+}
+
 // A join that is sent again although its place has been kept since then is not done already:
 // it takes the place back.
 func TestRepeatedJoinOfAKeptPlace(t *testing.T) {
@@ -525,5 +552,35 @@ func TestPagesOfKeptPlaces(t *testing.T) {
 			skip = next
 		}
 		assert.Equal(w, want, got)
+	})
+}
+
+// CleanUp says until when a place is kept, to the server that hands it over and to those
+// that come later.
+func TestCleanUpTellsTheDeadline(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(w *world) {
+		silent := joinKept("r", "b", "b1", "bob")
+		silent.TTL, silent.Left = time.Minute, time.Minute
+		w.ok("I", joinKept("r", "a", "a1", "ann"), silent)
+		require.NoError(w, w.rdb.Del(w.Context(), w.keys.Conn("r", "b")).Err())
+		began := w.clockProof().Now
+		dead := item(GroundDead, "r", "a", "a1", "I")
+		dead.Since = began - 1000
+		items := []CleanUpItem{
+			dead, item(GroundExpired, "r", "b", "b1", "I"), place(GroundGraceOver, "r", "a", "a1"), place(GroundGraceOver, "r", "x", "x1"),
+		}
+		w.whileDead("I", func() { require.Equal(w, "kka0", w.cleanUp(items...)) })
+		hour := time.Hour.Milliseconds()
+		assert.Equal(w, dead.Since+hour, items[0].KeptUntil)
+		assert.GreaterOrEqual(w, items[1].KeptUntil, began+hour)
+		assert.Equal(w, w.record("r", "b").KeptUntil, items[1].KeptUntil)
+		assert.Equal(w, items[0].KeptUntil, items[2].KeptUntil)
+		assert.Zero(w, items[3].KeptUntil)
+
+		later := item(GroundDead, "r", "a", "a1", "I")
+		items = []CleanUpItem{later}
+		w.whileDead("I", func() { require.Equal(w, "k", w.cleanUp(items...)) })
+		assert.Equal(w, dead.Since+hour, items[0].KeptUntil, "the first deadline holds")
 	})
 }

@@ -330,6 +330,10 @@ type CleanUpItem struct {
 	// (Redis time, unix ms): the end of the lease of a dead owner, so that all servers
 	// find the same deadline. 0: the time of the call.
 	Since int64
+	// KeptUntil is part of the answer: CleanUp sets it to the time until which the place
+	// is kept (Redis time, unix ms) if the status is PlaceKept, or Alive for
+	// GroundGraceOver because the time is not over.
+	KeptUntil int64
 }
 
 // CleanUpStatus is the outcome of one item.

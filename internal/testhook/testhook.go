@@ -13,6 +13,7 @@ import (
 
 	"github.com/meshpresence/mesh/internal/clock"
 	"github.com/meshpresence/mesh/internal/hub"
+	"github.com/meshpresence/mesh/internal/kept"
 	"github.com/meshpresence/mesh/internal/lease"
 	"github.com/meshpresence/mesh/internal/local"
 	"github.com/meshpresence/mesh/internal/store"
@@ -25,7 +26,8 @@ type Seams struct {
 	Local local.Store
 	Lease lease.Store
 	Hub   hub.Store
-	Batch int // operations of one call at most; 0: as many as the store takes
+	Kept  kept.Store // nil: the store itself
+	Batch int        // operations of one call at most; 0: as many as the store takes
 }
 
 // Parts are the parts of one server, or of a PresenceManager without one.

@@ -13,6 +13,7 @@ import (
 	"github.com/meshpresence/mesh/internal/guards"
 	"github.com/meshpresence/mesh/internal/hub"
 	"github.com/meshpresence/mesh/internal/local"
+	"github.com/meshpresence/mesh/internal/store"
 )
 
 // Hub is what Access needs of a *hub.Hub.
@@ -20,15 +21,17 @@ type Hub interface {
 	Load(ctx context.Context, room string) (release func(), settled bool, err error)
 	Watch(ctx context.Context, room string, sink hub.Sink, ready func(hub.View)) error
 	WatchNow(room string, sink hub.Sink, ready func(hub.View)) error
+	Page(room string, sink hub.Sink, at hub.PageCursor, limit int, ready func(hub.Page)) bool
 	Unwatch(room string, sink hub.Sink) bool
 }
 
 // Config is the configuration of Access. All fields are required.
 type Config struct {
-	Hub   Hub
-	Rules *guards.RuleSet
-	Cache *guards.Cache
-	Joins *guards.Joins
+	Hub     Hub
+	Numbers Numbers
+	Rules   *guards.RuleSet
+	Cache   *guards.Cache
+	Joins   *guards.Joins
 	// Context ends when the server has stopped.
 	Context context.Context
 	// Member returns the function that returns a connection as guards see it.
@@ -61,6 +64,7 @@ type Access struct {
 	closed   bool
 	byViewer map[string]map[*Subscription]*recheck // nil: no recheck runs
 	byRoom   map[string]map[*Subscription]struct{}
+	counted  occupancyIndex
 }
 
 // New returns an Access without subscriptions.
@@ -147,7 +151,7 @@ func (a *Access) Revoke(ctx context.Context, c *local.Conn, room string) (bool, 
 		a.recheckViewerIn(c.ID(), room)
 	}
 	again()
-	was, err := a.cfg.Joins.Leave(ctx, c, room)
+	was, err := a.cfg.Joins.Leave(ctx, c, room, store.CauseRemoved)
 	if was {
 		again()
 	}
@@ -159,6 +163,12 @@ func (a *Access) Revoke(ctx context.Context, c *local.Conn, room string) (bool, 
 func (a *Access) Recheck(c *local.Conn) {
 	a.cfg.Cache.Invalidate(c.ID())
 	a.RecheckViewer(c.ID())
+	a.RecheckMember(c)
+}
+
+// RecheckMember asks the join guards again about every room that a connection is in. It
+// does not wait for their answers.
+func (a *Access) RecheckMember(c *local.Conn) {
 	a.cfg.Joins.RecheckAll(c)
 	for _, room := range c.Rooms() {
 		a.cfg.Joins.Recheck(c, room)

@@ -31,6 +31,7 @@ func (a *Access) recheckViewerIn(viewer, room string) {
 			a.recheckOne(s)
 		}
 	}
+	a.recheckOccupancyIn(viewer, room)
 }
 
 // RecheckRooms asks again about the subscriptions to some rooms. This includes those of the
@@ -41,6 +42,9 @@ func (a *Access) RecheckRooms(rooms []string) {
 		if !a.closed {
 			for s := range a.byRoom[room] {
 				a.recheckOne(s)
+			}
+			for s := range a.counted.byRoom[room] {
+				a.recheckOccupancy(s, room)
 			}
 		}
 		a.mu.Unlock()
@@ -110,7 +114,7 @@ func (a *Access) spaceOut(s *Subscription, r *recheck) {
 	a.mu.Lock()
 	left := guards.RecheckPause - time.Since(s.rechecked)
 	a.mu.Unlock()
-	if left > 0 && s.Viewer != "" && !a.cfg.Cache.Current(s.Viewer, a.cfg.Member(s.Viewer), s.Room) {
+	if left > 0 && s.Viewer != "" && !a.cfg.Cache.Current(s.Viewer, a.cfg.Member(s.Viewer), guards.Question{Room: s.Room}) {
 		_ = wait.For(a.life, left)
 	}
 	a.mu.Lock()

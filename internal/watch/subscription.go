@@ -42,10 +42,11 @@ type Subscription struct {
 	rechecked time.Time // when a recheck last asked the guards; guarded by Access.mu
 }
 
-// bufferedUpdate is a snapshot or an update.
+// bufferedUpdate is a snapshot, an update or a call between updates.
 type bufferedUpdate struct {
 	view   *hub.View
 	update *wire.Update
+	call   func(ok bool)
 }
 
 // ErrBufferFull ends a subscription if more than MaxBytes came while a guard was asked.
@@ -67,9 +68,12 @@ func (s *Subscription) take(p bufferedUpdate, size int) {
 	defer s.mu.Unlock()
 	switch {
 	case s.over:
+		if p.call != nil {
+			p.call(false)
+		}
 	case !s.paused:
 		s.deliver(p)
-	case s.MaxBytes >= 0 && s.bytes+size > s.MaxBytes:
+	case p.call == nil && s.MaxBytes >= 0 && s.bytes+size > s.MaxBytes:
 		s.finishLocked(ErrBufferFull)
 	default:
 		s.buffered = append(s.buffered, p)
@@ -78,11 +82,30 @@ func (s *Subscription) take(p bufferedUpdate, size int) {
 }
 
 func (s *Subscription) deliver(p bufferedUpdate) {
-	if p.view != nil {
+	switch {
+	case p.view != nil:
 		s.Out.Snapshot(*p.view)
-		return
+	case p.call != nil:
+		p.call(true)
+	default:
+		s.Out.Update(p.update)
 	}
-	s.Out.Update(p.update)
+}
+
+// between calls f once, between two calls of the output, in the order in which it was
+// called itself. So f may be called later. If the subscription has ended by then, f gets
+// false. f must not block.
+func (s *Subscription) between(f func(ok bool)) { s.take(bufferedUpdate{call: f}, 0) }
+
+// drop ends the subscription. mu is held.
+func (s *Subscription) drop() {
+	buffered := s.buffered
+	s.over, s.buffered, s.bytes = true, nil, 0
+	for _, p := range buffered {
+		if p.call != nil {
+			p.call(false)
+		}
+	}
 }
 
 // pause holds back what comes from now on, until resume or Finish.
@@ -115,7 +138,7 @@ func (s *Subscription) finishLocked(err error) bool {
 	if s.over {
 		return false
 	}
-	s.over, s.buffered, s.bytes = true, nil, 0
+	s.drop()
 	s.Out.Ended(err)
 	return true
 }
@@ -124,7 +147,7 @@ func (s *Subscription) finishLocked(err error) bool {
 func (s *Subscription) EndQuietly() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.over, s.buffered = true, nil
+	s.drop()
 }
 
 // IsOver reports whether the subscription has ended.

@@ -3,9 +3,12 @@ package watch
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/meshpresence/mesh/internal/errs"
 	"github.com/meshpresence/mesh/internal/guards"
+	"github.com/meshpresence/mesh/internal/hub"
 	"github.com/meshpresence/mesh/internal/socket"
 )
 
@@ -66,6 +69,17 @@ func (a *Access) mirror(ctx context.Context, s *Subscription) error {
 		return a.cfg.Hub.Watch(ctx, s.Room, s, s.ready)
 	}
 	return a.cfg.Hub.WatchNow(s.Room, s, s.ready)
+}
+
+// Page calls deliver with a page of the room's members, in the order of the updates. It
+// is called once and without waiting, unless the guards are being asked again: then it is
+// called when they have answered. If the subscription has ended by then, deliver gets
+// false, and the page must not be shown. Page returns false if deliver is not called,
+// because the hub has no members to show.
+func (a *Access) Page(s *Subscription, at hub.PageCursor, limit int, deliver func(p hub.Page, ok bool)) bool {
+	return a.cfg.Hub.Page(s.Room, s, at, limit, func(p hub.Page) {
+		s.between(func(ok bool) { deliver(p, ok) })
+	})
 }
 
 // Unwatch ends a subscription without a call of its output.
@@ -130,13 +144,18 @@ func (a *Access) Of(viewer string) []*Subscription {
 	return list
 }
 
-// Rooms returns the rooms that have subscriptions on this server.
+// Rooms returns the rooms that have subscriptions on this server, also those to numbers.
 func (a *Access) Rooms() []string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	list := make([]string, 0, len(a.byRoom))
 	for room := range a.byRoom {
 		list = append(list, room)
+	}
+	for room := range a.counted.byRoom {
+		if a.byRoom[room] == nil {
+			list = append(list, room)
+		}
 	}
 	return list
 }
@@ -154,6 +173,7 @@ func (a *Access) Forget(viewer string) {
 	for _, s := range a.Of(viewer) {
 		a.end(s, errs.Closed)
 	}
+	a.forgetOccupancy(viewer)
 }
 
 // Cancel cancels the guards that rechecks ask.
@@ -169,9 +189,13 @@ func (a *Access) Close() {
 			all = append(all, s)
 		}
 	}
+	viewers := slices.Collect(maps.Keys(a.counted.byViewer))
 	a.mu.Unlock()
 	for _, s := range all {
 		a.end(s, errs.Closed)
+	}
+	for _, viewer := range viewers {
+		a.forgetOccupancy(viewer)
 	}
 	a.quit()
 	a.work.Wait()

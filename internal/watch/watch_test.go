@@ -2,6 +2,7 @@ package watch
 
 import (
 	"context"
+	"fmt"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
@@ -84,6 +85,40 @@ func TestASubscriptionEndsQuietly(t *testing.T) {
 	assert.Empty(t, out.ended)
 }
 
+// A call between updates keeps its place, and comes once in any case.
+func TestCallsBetweenUpdates(t *testing.T) {
+	t.Parallel()
+	s, out := newSubscription(0)
+	var calls []string
+	note := func(name string) {
+		s.between(func(ok bool) { calls = append(calls, fmt.Sprint(name, " ", ok, " ", len(out.updates))) })
+	}
+	s.Deliver(update("a"))
+	note("now")
+	s.pause()
+	note("held") // it takes no space of the buffer
+	s.resume()
+	assert.Equal(t, []string{"now true 1", "held true 1"}, calls)
+	s.pause()
+	note("ended")
+	s.Finish(errs.Refused)
+	note("after")
+	assert.Equal(t, []string{"ended false 1", "after false 1"}, calls[2:])
+
+	s, out = newSubscription(-1)
+	s.pause()
+	s.Deliver(update("a"))
+	note("between")
+	s.Deliver(update("b"))
+	s.resume()
+	assert.Equal(t, "between true 1", calls[4])
+	assert.Len(t, out.updates, 2)
+	s.pause()
+	note("quietly")
+	s.EndQuietly()
+	assert.Equal(t, "quietly false 2", calls[5])
+}
+
 // plainHub shows every room at once.
 type plainHub struct{ unwatched atomic.Int64 }
 
@@ -93,7 +128,11 @@ func (*plainHub) Watch(_ context.Context, _ string, _ hub.Sink, ready func(hub.V
 	return nil
 }
 func (*plainHub) WatchNow(string, hub.Sink, func(hub.View)) error { return nil }
-func (h *plainHub) Unwatch(string, hub.Sink) bool                 { h.unwatched.Add(1); return true }
+func (*plainHub) Page(_ string, _ hub.Sink, _ hub.PageCursor, _ int, ready func(hub.Page)) bool {
+	ready(hub.Page{})
+	return true
+}
+func (h *plainHub) Unwatch(string, hub.Sink) bool { h.unwatched.Add(1); return true }
 
 // A recheck holds updates back until the guard has answered, and its no ends the
 // subscription.

@@ -17,6 +17,8 @@ type Frame struct {
 	// same large list share the list. So a thousand connections that return after a
 	// restart do not take its memory a thousand times.
 	rest Text
+	// numbersOf is the room whose numbers the frame has. See NumbersOf.
+	numbersOf string
 
 	once     sync.Once // makes prepared and err
 	prepared *websocket.PreparedMessage
@@ -132,6 +134,17 @@ func Answer(id, command string, payload any) (*Frame, error) {
 func Push(command string, payload any) (*Frame, error) {
 	return encode("", command, payload)
 }
+
+// PushNumbers encodes the push with the numbers of a room.
+func PushNumbers(o Occupancy) *Frame {
+	f, _ := encode("", PushOccupancy, o) // an Appender cannot fail to encode
+	f.numbersOf = o.RoomName
+	return f
+}
+
+// NumbersOf returns the room whose numbers the frame pushes, or "" if it is another frame.
+// A client needs only the last numbers of a room.
+func (f *Frame) NumbersOf() string { return f.numbersOf }
 
 // ErrorAnswer encodes the answer to a failed request. The client's user sees the
 // message, the code and the name.

@@ -123,6 +123,14 @@ func TestFixedFrames(t *testing.T) {
 	assert.Same(t, Ping(), Ping())
 }
 
+func TestPushNumbers(t *testing.T) {
+	t.Parallel()
+	f := PushNumbers(Occupancy{RoomName: "r", Numbers: Numbers{Connections: CountOf(1)}})
+	assert.Equal(t, `{"command":"mesh/occupancy","payload":{"roomName":"r","connections":1}}`, string(f.Bytes()))
+	assert.Equal(t, "r", f.NumbersOf())
+	assert.Empty(t, Ping().NumbersOf())
+}
+
 func TestUnencodablePayload(t *testing.T) {
 	t.Parallel()
 	for _, payload := range []any{math.NaN(), func() {}, json.RawMessage(`{`)} {

@@ -79,16 +79,7 @@ func mergeObjects(dst, a, b []byte, levels int, deep bool) ([]byte, error) {
 			fields[i].value = f.value
 		}
 	}
-	dst = append(dst, '{')
-	for i, f := range fields {
-		if i > 0 {
-			dst = append(dst, ',')
-		}
-		dst = append(dst, f.key...)
-		dst = append(dst, ':')
-		dst = append(dst, f.value...)
-	}
-	return append(dst, '}'), nil
+	return appendFields(dst, fields), nil
 }
 
 // parseObject returns the fields of an object in order, and the index of each name. As

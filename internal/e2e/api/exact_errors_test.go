@@ -49,7 +49,7 @@ func methodsWithContext(s *mesh.Server, conn string) map[string]func(ctx context
 		"Connections.Recheck":      func(ctx context.Context) error { return c.Recheck(ctx, "elsewhere") },
 		"Connections.Close":        func(ctx context.Context) error { return c.Close(ctx, "elsewhere") },
 		"Connections.Send":         func(ctx context.Context) error { return c.Send(ctx, "elsewhere", "x", nil) },
-		"Rooms.Add":                func(ctx context.Context) error { return r.Add(ctx, "lobby", "elsewhere") },
+		"Rooms.Add":                func(ctx context.Context) error { return r.Add(ctx, "lobby", "elsewhere", mesh.AddOptions{}) },
 		"Rooms.Remove":             func(ctx context.Context) error { _, err := r.Remove(ctx, "lobby", "elsewhere"); return err },
 		"Rooms.Contains":           func(ctx context.Context) error { _, err := r.Contains(ctx, "lobby", conn); return err },
 		"Rooms.Members":            func(ctx context.Context) error { _, err := r.ConnectionIDs(ctx, "lobby"); return err },

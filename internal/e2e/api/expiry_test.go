@@ -147,7 +147,7 @@ func TestNoSilenceBeforeARoomHasATTL(t *testing.T) {
 		a, b := s1.Dial(), s1.Dial()
 		b.Join("plain")
 		w.Sleep(25 * time.Second)
-		require.NoError(t, s2.Rooms().Add(ctx, "short", a.ID))
+		require.NoError(t, s2.Rooms().Add(ctx, "short", a.ID, mesh.AddOptions{}))
 		require.NoError(t, s1.TrackPresence(mesh.Exact("plain"), mesh.PresenceOptions{TTL: 2 * time.Second}))
 		require.NoError(t, s2.TrackPresence(mesh.Exact("plain"), mesh.PresenceOptions{TTL: 2 * time.Second}))
 		w.Sleep(10 * time.Second)

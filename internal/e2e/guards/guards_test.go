@@ -446,7 +446,7 @@ func TestJoinGuards(t *testing.T) {
 		q.Join("lobby")
 		assert.Equal(t, []string{q.ID}, p.Subscribe("lobby").IDs(t), "a join guard does not refuse subscriptions")
 		require.ErrorIs(t, s.Presence().Join(t.Context(), "lobby", p.ID), mesh.ErrRefused)
-		require.NoError(t, s.Rooms().Add(t.Context(), "lobby", p.ID), "Add does not ask the join guard")
+		require.NoError(t, s.Rooms().Add(t.Context(), "lobby", p.ID, mesh.AddOptions{}), "Add does not ask the join guard")
 		// The join guard is asked for each join.
 		require.NoError(t, s.Connections().SetMetadata(t.Context(), p.ID, json.RawMessage(harness.Admin), mesh.MetadataOptions{}))
 		assert.True(t, p.Room("mesh/join-room", "attic").Success)

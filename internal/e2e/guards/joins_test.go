@@ -47,7 +47,7 @@ var flightCases = []flightCase{
 		require.NoError(t, err)
 	}},
 	{name: "Remove after Add", joins: true, do: func(t *testing.T, _ *harness.World, here, there *harness.Server, p *harness.Peer) {
-		require.NoError(t, there.Rooms().Add(t.Context(), "lobby", p.ID))
+		require.NoError(t, there.Rooms().Add(t.Context(), "lobby", p.ID, mesh.AddOptions{}))
 		was, err := here.Rooms().Remove(t.Context(), "lobby", p.ID)
 		require.NoError(t, err)
 		assert.True(t, was)
@@ -125,7 +125,7 @@ func TestAddOverrulesAJoinGuardInFlight(t *testing.T) {
 		var asking sync.WaitGroup
 		asking.Go(func() { assert.True(t, p.Room("mesh/join-room", "lobby").Success) })
 		w.Sleep(100 * time.Millisecond)
-		require.NoError(t, there.Rooms().Add(t.Context(), "lobby", p.ID))
+		require.NoError(t, there.Rooms().Add(t.Context(), "lobby", p.ID, mesh.AddOptions{}))
 		asking.Wait()
 		in, err := there.Rooms().Contains(t.Context(), "lobby", p.ID)
 		require.NoError(t, err)

@@ -152,7 +152,9 @@ func TestAReturnInFlight(t *testing.T) {
 			return p.Connections().SetMetadata(ctx, "c", "banned", mesh.MetadataOptions{})
 		}},
 		"Disconnect": {do: func(ctx context.Context, p *mesh.PresenceManager) error { return p.Disconnect(ctx, "c") }},
-		"Add":        {in: true, do: func(ctx context.Context, p *mesh.PresenceManager) error { return p.Rooms().Add(ctx, "club", "c") }},
+		"Add": {in: true, do: func(ctx context.Context, p *mesh.PresenceManager) error {
+			return p.Rooms().Add(ctx, "club", "c", mesh.AddOptions{})
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

@@ -136,3 +136,9 @@ func (c *Child) TryDial() (*Peer, error) {
 	c.w.T.Helper()
 	return c.w.dial("ws://"+c.Addr+"/ws", meshtest.WithLevel(2))
 }
+
+// TryDialAs connects a peer of a user. It may be called on any goroutine.
+func (c *Child) TryDialAs(user string) (*Peer, error) {
+	c.w.T.Helper()
+	return c.w.dial("ws://"+c.Addr+"/ws?user="+user, meshtest.WithLevel(2))
+}

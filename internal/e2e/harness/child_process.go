@@ -37,6 +37,9 @@ type ChildConfig struct {
 	TTL    time.Duration // TTL of every room
 	Timed  time.Duration // TTL of RoomTimed; 0: that of every room
 	Events bool          // Options.EnablePresenceExpirationEvents
+	Users  bool          // connections belong to users, as with WithUsers
+	Grace  time.Duration // Grace of every room except RoomPlain
+	Drain  time.Duration // on SIGTERM, the server drains for that time before it shuts down
 
 	Limits   mesh.Limits
 	Ping     time.Duration // Options.PingInterval
@@ -98,15 +101,23 @@ func serveChild(conf string) error {
 	if c.Metadata {
 		AllowMetadata(&opts)
 	}
+	if c.Users {
+		WithUsers(&opts)
+	}
 	srv, err := mesh.NewServer(opts)
 	if err != nil {
 		return err
 	}
-	if err := srv.TrackPresence(mesh.Regexp(regexp.MustCompile(".*")), mesh.PresenceOptions{TTL: c.TTL}); err != nil {
+	if err := srv.TrackPresence(mesh.Regexp(regexp.MustCompile(".*")), mesh.PresenceOptions{TTL: c.TTL, Grace: c.Grace}); err != nil {
 		return err
 	}
 	if err := TrackTimed(srv, c.Timed); err != nil {
 		return err
+	}
+	if c.Grace > 0 {
+		if err := srv.TrackPresence(mesh.Exact(RoomPlain), mesh.PresenceOptions{TTL: c.TTL}); err != nil {
+			return err
+		}
 	}
 	starting, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
@@ -132,14 +143,23 @@ func serveChild(conf string) error {
 	case <-orphaned:
 		return nil
 	case <-asked:
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), c.Drain+10*time.Second)
 		defer cancel()
+		if c.Drain > 0 {
+			if err := srv.Drain(ctx, c.Drain); err != nil {
+				return err
+			}
+		}
 		return srv.Shutdown(ctx)
 	}
 }
 
-// RoomTimed is a room with a TTL of its own.
-const RoomTimed = "timed"
+const (
+	// RoomTimed is a room with a TTL of its own.
+	RoomTimed = "timed"
+	// RoomPlain is a room without Grace, of a server whose other rooms may have it.
+	RoomPlain = "plain"
+)
 
 // TrackTimed gives RoomTimed a TTL.
 func TrackTimed(s *mesh.Server, ttl time.Duration) error {

@@ -83,10 +83,16 @@ func (c *costs) Print() {
 // it does nothing on its own for the length of a test.
 func (c *costs) Manager(lease, ttl time.Duration) *mesh.PresenceManager {
 	c.t.Helper()
+	return c.ManagerOf(lease, mesh.PresenceOptions{TTL: ttl}, nil)
+}
+
+// ManagerOf is Manager with a rule and with Options.UserID.
+func (c *costs) ManagerOf(lease time.Duration, rule mesh.PresenceOptions, userID func(mesh.Member) string) *mesh.PresenceManager {
+	c.t.Helper()
 	off := false
-	p, err := mesh.NewPresenceManager(mesh.Options{Redis: c.w.Client(), LeaseTTL: lease, EnablePresenceExpirationEvents: &off})
+	p, err := mesh.NewPresenceManager(mesh.Options{Redis: c.w.Client(), LeaseTTL: lease, EnablePresenceExpirationEvents: &off, UserID: userID})
 	require.NoError(c.t, err)
-	require.NoError(c.t, p.TrackPresence(mesh.Regexp(regexp.MustCompile(".*")), mesh.PresenceOptions{TTL: ttl}))
+	require.NoError(c.t, p.TrackPresence(mesh.Regexp(regexp.MustCompile(".*")), rule))
 	require.NoError(c.t, p.Start(c.t.Context()))
 	c.t.Cleanup(func() { c.End(p) })
 	return p

@@ -205,12 +205,17 @@ type View struct {
 	Success bool            `json:"success"`
 	Present json.RawMessage `json:"present"`
 	States  map[string]json.RawMessage
-	Total   int  `json:"total"`
-	Stale   bool `json:"stale"`
-	Epoch   string
-	Seq     uint64
-	Error   string `json:"error"`
-	Code    string `json:"code"`
+	Total   int `json:"total"`
+	// Connections and Users are the numbers of the room. Of and Max are the cap that
+	// refused a join.
+	Connections, Users int
+	Of                 string
+	Max                int
+	Stale              bool `json:"stale"`
+	Epoch              string
+	Seq                uint64
+	Error              string `json:"error"`
+	Code               string `json:"code"`
 }
 
 func (v View) IDs(t *testing.T) []string {

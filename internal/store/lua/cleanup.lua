@@ -15,8 +15,9 @@
 --     t: the per-connection key is gone   s: the key of the state is gone   d: the owner is fenced
 --     g: the time of a kept place is over   r: the app removes a kept place
 --
--- Reply: 'CLOCK', or per item '+' ended now, 'k' its place is kept, 'a' the ground does not hold,
---   '0' ended before, 'n' nothing changed, the item must be repeated with N, '! text' refused
+-- Reply: 'CLOCK', or per item '+' ended now, 'k until' its place is kept, 'a' the ground does not hold,
+--   'a until' (g) its time is not over, '0' ended before, 'n' nothing changed, the item must be repeated
+--   with N, '! text' refused
 
 local batch, channels = args[1], args[2]
 stem = batch
@@ -114,7 +115,7 @@ local function judgePlace(name, conn, entry, v, id, inc)
     cause = 'r'
   elseif tonumber(till) > now then
     try('ZADD', keptKey, till, item) -- it may have been lost
-    return 'a'
+    return 'a ' .. till
   end
   local err = stand(batch)
   if err then
@@ -174,7 +175,8 @@ local function judge(name, conn, entry, version, connKey, stateKey)
     end
     if inc == KEPT then -- another server has found it before
       unlist(conn, entry)
-      return 'k'
+      local _, _, _, _, till = person(v, stop, tail)
+      return 'k ' .. (till or '0')
     end
     cause = 'd'
   end
@@ -195,7 +197,7 @@ local function judge(name, conn, entry, version, connKey, stateKey)
   unlist(conn, entry)
   local till = keptUntil(user, grace, true, since)
   if till and handOver(conn, entry, inc, v, stop, till, cause, batch .. name, connKey, stateKey) then
-    return 'k'
+    return 'k ' .. till
   end
   remove(conn, entry, inc, connKey, stateKey, batch .. name, cause, user)
   return '+'
