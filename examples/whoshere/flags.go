@@ -22,6 +22,8 @@ type config struct {
 	redis          *redis.Options // nil: a Redis in this process
 	track          *regexp.Regexp // the tracked rooms
 	ttl            time.Duration  // 0: silence alone ends nothing
+	grace          time.Duration  // 0: a reload is a leave and a join
+	maxUsers       int            // in a room; 0: no limit
 	ping           time.Duration
 	lease          time.Duration
 	clientMetadata bool // whether clients may set their name
@@ -37,6 +39,8 @@ func parseFlags(args []string, out io.Writer) (config, error) {
 	redisURL := fs.String("redis", "", "`URL` of a Redis, as redis://host:6379/0 (default: one in this process)")
 	fs.Func("track", "`regexp` of the rooms with presence (default ^.+$)", cfg.setTrack)
 	fs.DurationVar(&cfg.ttl, "ttl", 0, "silent people leave after this `duration`; 0: never")
+	fs.DurationVar(&cfg.grace, "grace", 15*time.Second, "people who reload or lose the network keep their place for this `duration`; 0: they do not")
+	fs.IntVar(&cfg.maxUsers, "max-users", 0, "`number` of people in a room; 0: no limit")
 	fs.DurationVar(&cfg.ping, "ping", 30*time.Second, "`duration` between two pings")
 	fs.DurationVar(&cfg.lease, "lease", 10*time.Second, "people of a dead server leave after this `duration`")
 	fs.BoolVar(&cfg.clientMetadata, "client-metadata", true, "let people choose their name and colour")
@@ -85,6 +89,12 @@ func (c *config) validate() error {
 	}
 	if c.ttl != 0 && c.ttl < time.Second {
 		return fmt.Errorf("invalid value %v for flag -ttl: want 0, or 1s or more", c.ttl)
+	}
+	if c.grace != 0 && (c.grace < time.Second || c.grace > 10*time.Minute) {
+		return fmt.Errorf("invalid value %v for flag -grace: want 0, or 1s to 10m", c.grace)
+	}
+	if c.maxUsers < 0 {
+		return fmt.Errorf("invalid value %d for flag -max-users: want 0 or more", c.maxUsers)
 	}
 	if c.ping <= 0 {
 		return fmt.Errorf("invalid value %v for flag -ping: want more than 0", c.ping)

@@ -145,6 +145,7 @@ func newServer(cfg config, client *redis.Client, logger *slog.Logger) (*mesh.Ser
 		PingInterval: cfg.ping,
 		LeaseTTL:     cfg.lease,
 		Authenticate: authenticate,
+		UserID:       mesh.UserIDField("userId"),
 	}
 	if cfg.clientMetadata {
 		opts.ClientMetadata = acceptPerson
@@ -153,7 +154,9 @@ func newServer(cfg config, client *redis.Client, logger *slog.Logger) (*mesh.Ser
 	if err != nil {
 		return nil, err
 	}
-	return srv, srv.TrackPresence(mesh.Regexp(cfg.track), mesh.PresenceOptions{TTL: cfg.ttl})
+	return srv, srv.TrackPresence(mesh.Regexp(cfg.track), mesh.PresenceOptions{
+		TTL: cfg.ttl, Grace: cfg.grace, MaxUsers: cfg.maxUsers,
+	})
 }
 
 // openRedis connects to -redis, or starts a Redis in this process. It also returns a

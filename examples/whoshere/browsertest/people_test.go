@@ -47,6 +47,8 @@ func (w *world) twoPeople(t *testing.T) {
 
 	bob.clean(false)
 	bob.close()
+	ann.await(`rows("Bob")[0]?.matches(".away") && toasts("leave", "Bob") === 0`) // his place is kept
+	ann.shot("away")
 	ann.await(`rows("Bob").length === 0 && toasts("leave", "Bob") === 1`)
 	w.settle(t, "two", ann)
 	if n := get[int](ann, `toasts("leave", "Bob") + toasts("join", "Bob")`); n != 2 {
@@ -92,7 +94,10 @@ func (w *world) tabsOfOneUser(t *testing.T) {
 	if after := get[string](ann, `rows("Ann")[0].dataset.user`); after != before {
 		t.Errorf("after a reload Ann is %s, and was %s", after, before)
 	}
-	bob.await(`rows("Ann").length === 1 && rows("Ann")[0].dataset.tabs === "1"`)
+	bob.await(`rows("Ann").length === 1 && rows("Ann")[0].dataset.tabs === "1" && !rows("Ann")[0].matches(".away")`)
+	if n := get[int](bob, `toasts("join", "Ann") + toasts("leave", "Ann")`); n != 0 {
+		t.Errorf("%d toasts about a reload", n)
+	}
 	ann.clean(false)
 	bob.clean(false)
 }

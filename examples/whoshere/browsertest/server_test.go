@@ -42,6 +42,7 @@ var build = sync.OnceValues(func() (string, error) {
 type server struct {
 	t     testing.TB
 	redis *redistest.Server
+	flags []string
 	addr  string
 	cmd   *exec.Cmd
 	ended <-chan struct{}
@@ -52,9 +53,9 @@ type server struct {
 
 // newServer starts a server on a port outside the range of outgoing connections, so that
 // the port is still free after a restart.
-func newServer(t testing.TB, redis *redistest.Server) *server {
+func newServer(t testing.TB, redis *redistest.Server, flags ...string) *server {
 	t.Helper()
-	s := &server{t: t, redis: redis}
+	s := &server{t: t, redis: redis, flags: flags}
 	t.Cleanup(func() {
 		s.kill()
 		if t.Failed() {
@@ -90,7 +91,9 @@ func (s *server) launch() error {
 	if err != nil {
 		return err
 	}
-	s.cmd = exec.Command(path, "-addr", s.addr, "-redis", "redis://"+s.redis.Addr()+"/0", "-lease", leaseTTL.String())
+	s.cmd = exec.Command(path, append([]string{
+		"-addr", s.addr, "-redis", "redis://" + s.redis.Addr() + "/0", "-lease", leaseTTL.String(), "-grace", "3s",
+	}, s.flags...)...)
 	logs, out, err := os.Pipe()
 	if err != nil {
 		return err

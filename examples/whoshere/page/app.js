@@ -22,10 +22,6 @@ const status = new Status(client, () => room);
 const switcher = new Switcher();
 const toasts = new Toasts($("toasts"));
 const view = new RoomView(() => client.id);
-const ASK_EVERY = 100; // ms between requests for metadata
-const revisions = new Map(); // connection id -> revision of the metadata we have
-const renamed = new Map(); // connection id -> revision to ask for, oldest first
-let asking = 0; // timer; 0: the next request may be sent at once
 
 let room = null;
 let activity = null;
@@ -34,7 +30,8 @@ let seenBefore = false; // this room has been live on this page
 // A browser's socket cannot have headers of ours, so the key is in the address.
 function socketURL() {
   const url = new URL("ws", location.href.replace(/^http/, "ws"));
-  // Level 2: a state that is not taken is answered with the reason, not only with false.
+  // Level 2: changes of metadata and ends of connections arrive as updates, and a state
+  // that is not taken is answered with the reason.
   url.search = new URLSearchParams({ key: me.key, "mesh-level": "2" });
   url.hash = "";
   return url;
@@ -49,9 +46,10 @@ function startMe() {
   }
   client.setMetadata(me.metadata);
   me.addEventListener("change", () => client.setMetadata(me.metadata));
-  // On the first connection the metadata are sent before the join.
-  client.addEventListener("metadata", () => room.joined && activity.renamed());
-  startDialog(me, () => person(room.members.get(client.id)?.metadata ?? me.metadata, client.id ?? ""));
+  startDialog(me, () => {
+    const own = room.members.get(client.id);
+    return person(own?.metadata ?? me.metadata, client.id ?? "", own?.userId);
+  });
 }
 
 // --- the room ---------------------------------------------------------------
@@ -66,8 +64,6 @@ function goToURL() {
   room = entered;
   activity = new Activity(room, (error) => error?.code === "EUNAVAILABLE" && entered.doubt());
   seenBefore = false;
-  revisions.clear();
-  renamed.clear();
   listen(room);
   view.show(room);
   switcher.show(name);
@@ -82,18 +78,12 @@ function listen(entered) {
   };
   on("status", roomStatus);
   on("snapshot", rebuilt);
-  on("metadata", (member) => view.changed(member));
-  on("state", (member) => {
-    checkRevision(member);
-    view.changed(member);
-  });
+  for (const type of ["metadata", "place", "state"]) on(type, (member) => view.changed(member));
   on("join", (member) => {
     const user = view.joined(member);
     if (user !== null) toasts.joined(user);
   });
   on("leave", (member) => {
-    revisions.delete(member.id);
-    renamed.delete(member.id);
     const user = view.left(member);
     if (user !== null) toasts.left(user);
   });
@@ -107,41 +97,10 @@ function roomStatus() {
 }
 
 function rebuilt() {
-  revisions.clear();
-  renamed.clear();
-  for (const member of room.members.values()) {
-    if (Number.isInteger(member.state?.rev)) revisions.set(member.id, member.state.rev);
-  }
   view.reset();
   status.entered();
   if (seenBefore) toasts.say("Reconnected");
   seenBefore = true;
-}
-
-// checkRevision asks for a member's metadata if its state says that it has
-// changed: see Activity.renamed.
-function checkRevision(member) {
-  const rev = member.state?.rev;
-  if (!Number.isInteger(rev) || rev === (revisions.get(member.id) ?? 0)) return;
-  renamed.set(member.id, rev);
-  if (asking === 0) askNext();
-}
-
-// askNext asks for one member after the other. A member that claims a new
-// revision with every state must not use up the commands of our own connection.
-function askNext() {
-  asking = 0;
-  const [next] = renamed;
-  if (next === undefined) return;
-  asking = setTimeout(askNext, ASK_EVERY);
-  const [id, rev] = next;
-  const asked = room;
-  renamed.delete(id);
-  revisions.set(id, rev);
-  asked.refresh(id).catch(() => {
-    // The next state brings it up again, but not each of the next twenty.
-    setTimeout(() => asked === room && revisions.get(id) === rev && revisions.delete(id), 2_000);
-  });
 }
 
 // --- what we do -------------------------------------------------------------

@@ -38,6 +38,7 @@ export class MeshError extends Error {
 // (detail: a MeshError of a command that is tried again, or was given up).
 export class MeshClient extends EventTarget {
   id = null; // of this connection; null without one
+  lastID = null; // of the connection before it
   status = "closed";
 
   #url;
@@ -92,10 +93,6 @@ export class MeshClient extends EventTarget {
   setMetadata(metadata) {
     this.#metadata = metadata;
     if (this.id !== null) this.#sendMetadata();
-  }
-
-  async getMetadata(connectionId) {
-    return (await this.command("mesh/get-connection-metadata", { connectionId }))?.metadata ?? null;
   }
 
   // enter joins the room and subscribes to it, now and after each reconnect.
@@ -186,6 +183,7 @@ export class MeshClient extends EventTarget {
     const socket = this.#socket;
     const lasted = this.id === null ? 0 : Date.now() - this.#openedAt;
     this.#socket = null;
+    this.lastID = this.id ?? this.lastID;
     this.id = null;
     clearInterval(this.#watchdog);
     clearTimeout(this.#retryTimer);
@@ -264,6 +262,12 @@ export class MeshClient extends EventTarget {
         break;
       case "mesh/presence-update":
         this.#rooms.get(payload?.roomName)?._update(payload);
+        break;
+      case "mesh/room-left":
+        this.#rooms.get(payload?.roomName)?._left(payload.reason);
+        break;
+      case "mesh/room-joined":
+        this.#rooms.get(payload?.roomName)?._added();
         break;
       case "mesh/presence-ended":
         this.#rooms.get(payload?.roomName)?._ended();

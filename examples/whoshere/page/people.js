@@ -2,7 +2,7 @@
 // tabs.
 
 import { $, Avatar, dots, element, paint, setText } from "./elements.js";
-import { isTyping } from "./users.js";
+import { isAway, isTyping } from "./users.js";
 
 const LISTED = 200; // rows; the rest is counted
 
@@ -20,7 +20,8 @@ class Row {
 
   show(user, mine, typing) {
     const tabs = user.members.size;
-    const notes = [mine && "you", tabs > 1 && `${tabs} tabs`, typing && "typing…"].filter(Boolean);
+    const away = isAway(user);
+    const notes = [mine && "you", tabs > 1 && `${tabs} tabs`, typing && "typing…", away && "reconnecting…"].filter(Boolean);
     this.#avatar.show(user);
     setText(this.#name, user.name);
     setText(this.#note, notes.join(" · "));
@@ -28,6 +29,7 @@ class Row {
     this.el.dataset.tabs = String(tabs);
     this.el.classList.toggle("mine", mine);
     this.el.classList.toggle("typing", typing);
+    this.el.classList.toggle("away", away);
     paint(this.el, user.color);
   }
 }

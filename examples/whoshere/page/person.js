@@ -22,11 +22,10 @@ export const isColor = (color) => typeof color === "string" && COLOR.test(color)
 export const cutName = (name) => [...name.trim()].slice(0, NAME_LENGTH).join("").trim();
 
 // person reads a person from any value: members may have no metadata, or
-// metadata that this page did not write. The page groups connections by key,
-// which is the user, or otherwise the connection itself.
-export function person(metadata, id) {
+// metadata that this page did not write. The page groups connections by key, which is
+// the user as the server reports it, or otherwise the connection itself.
+export function person(metadata, id, userId = "") {
   const text = (value) => (typeof value === "string" ? value : "");
-  const userId = text(metadata?.userId);
   const key = userId === "" ? `connection ${id}` : `user ${userId}`;
   return {
     key,

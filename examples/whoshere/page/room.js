@@ -5,13 +5,14 @@
 // updates.
 //
 // Events: "snapshot" (members were rebuilt), "join", "leave", "state",
-// "metadata" (detail: the member), "status" (status, joined or stale changed).
+// "metadata", "place" (detail: the member), "status" (status, joined, stale or bar changed).
 export class Room extends EventTarget {
-  members = new Map(); // connection id -> {id, metadata, state}
+  members = new Map(); // connection id -> {id, userId, userConnections, metadata, state, disconnected}
   total = 0; // more than members.size if the server listed only some of them
   status = "down"; // "down", "entering", "live", "refused" or "ended"
   joined = false;
   stale = false; // Redis does not answer; these are the last known members
+  bar = null; // why we are not in the room although we may see it: "full", "refused" or "removed"
 
   #client;
   #snapshots = 0; // number of snapshots: a check for an earlier one stops
@@ -22,13 +23,10 @@ export class Room extends EventTarget {
     this.name = name;
   }
 
-  // publish replaces this connection's state in the room. expireAfter is in ms.
-  publish(state, expireAfter) {
-    return this.#client.command("mesh/publish-presence-state", { roomName: this.name, state, expireAfter });
-  }
-
-  clear() {
-    return this.#client.command("mesh/clear-presence-state", { roomName: this.name });
+  // patch sets keys of this connection's state in the room, and removes those with null.
+  // expireAfter, in ms, ends the given keys.
+  patch(state, expireAfter) {
+    return this.#client.command("mesh/publish-presence-state", { roomName: this.name, patch: true, state, expireAfter });
   }
 
   // leave ends it. The room gets no more updates.
@@ -49,23 +47,20 @@ export class Room extends EventTarget {
     this.#awaitFresh(++this.#snapshots);
   }
 
-  // refresh asks for a member's metadata. Updates carry metadata only in joins.
-  async refresh(id) {
-    const metadata = await this.#client.getMetadata(id);
-    const member = this.members.get(id);
-    if (member === undefined) return;
-    member.metadata = metadata;
-    this.#emit("metadata", member);
-  }
-
   _enter() {
     const payload = { roomName: this.name };
     const wanted = () => this.#client._has(this);
     this.#setStatus("entering");
-    this.#client._insist("mesh/join-room", payload, wanted, (error, answer) => {
-      this.joined = !error && answer?.success === true;
-      this.#emit("status");
-    });
+    // A client that was removed does not come back by itself. If we had a connection
+    // before, this one takes its place, whether or not the server has noticed its end.
+    if (this.bar !== "removed") {
+      const join = { ...payload, replaces: this.#client.lastID ?? undefined };
+      this.#client._insist("mesh/join-room", join, wanted, (error, answer) => {
+        this.joined = !error && answer?.success === true;
+        this.bar = this.joined || error ? null : answer?.code === "EFULL" ? "full" : "refused";
+        this.#emit("status");
+      });
+    }
     this.#client._insist("mesh/subscribe-presence", payload, wanted, (error, answer) => {
       if (error || answer?.success !== true) this.#setStatus("refused");
       else this.#rebuild(answer);
@@ -84,16 +79,38 @@ export class Room extends EventTarget {
     this.#setStatus("ended");
   }
 
+  // _left notes that the server has taken us out of the room, or found it full when Redis
+  // was back.
+  _left(reason) {
+    this.joined = false;
+    this.bar = reason === "full" ? "full" : "removed";
+    this.#emit("status");
+  }
+
+  // _added notes that the app has brought us into the room.
+  _added() {
+    this.joined = true;
+    this.bar = null;
+    this.#emit("status");
+  }
+
   // _update applies one update. Before the snapshot there is nothing to apply
   // it to, and the snapshot will contain it.
-  _update({ type, connectionId: id, metadata, state }) {
+  _update({ type, connectionId: id, userId, userConnections, metadata, state }) {
     if (this.status !== "live") return;
     const member = this.members.get(id);
-    if (type === "join") this.#join(id, member, metadata);
-    else if (type === "leave") this.#leave(id, member);
-    else if (type === "state" && member !== undefined) {
+    if (type === "join") this.#join({ id, userId: userId ?? "", userConnections, metadata: metadata ?? null, state: null, disconnected: false });
+    else if (type === "leave") this.#leave(member, userConnections);
+    else if (member === undefined) return;
+    else if (type === "state") {
       member.state = state ?? null;
       this.#emit("state", member);
+    } else if (type === "metadata") {
+      Object.assign(member, { metadata: metadata ?? null, userId: userId ?? member.userId });
+      this.#emit("metadata", member);
+    } else if (type === "disconnect" || type === "reconnect") {
+      member.disconnected = type === "disconnect";
+      this.#emit("place", member);
     }
   }
 
@@ -108,9 +125,9 @@ export class Room extends EventTarget {
 
   #rebuild({ present, states = {}, total = 0, stale = false }) {
     this.members.clear();
-    for (const { id, metadata = null } of present) {
+    for (const { id, userId = "", metadata = null, disconnected = false } of present) {
       const state = Object.hasOwn(states, id) ? states[id] : null;
-      this.members.set(id, { id, metadata, state });
+      this.members.set(id, { id, userId, metadata, state, disconnected });
     }
     this.total = Math.max(total, this.members.size);
     this.stale = stale === true;
@@ -134,23 +151,13 @@ export class Room extends EventTarget {
     });
   }
 
-  #join(id, member, metadata) {
-    if (member !== undefined) {
-      // This adds nothing to the list, but a repair may bring changes.
-      if (metadata !== undefined) {
-        member.metadata = metadata;
-        this.#emit("metadata", member);
-      }
-      return;
-    }
-    const joined = { id, metadata: metadata ?? null, state: null };
-    this.members.set(id, joined);
-    this.total++;
+  #join(joined) {
+    if (!this.members.has(joined.id)) this.total++;
+    this.members.set(joined.id, joined);
     this.#emit("join", joined);
-    if (metadata === undefined) this.refresh(id).catch(() => {}); // nameless until the answer comes
   }
 
-  #leave(id, member) {
+  #leave(member, userConnections) {
     if (member === undefined) {
       // A member that the server did not list, or an unknown one.
       if (this.total > this.members.size) {
@@ -159,8 +166,9 @@ export class Room extends EventTarget {
       }
       return;
     }
-    this.members.delete(id);
+    this.members.delete(member.id);
     this.total--;
+    member.userConnections = userConnections;
     this.#emit("leave", member);
   }
 }

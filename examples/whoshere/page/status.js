@@ -65,6 +65,9 @@ export class Status {
     const room = this.#room();
     if (room?.status === "refused") return "This server does not show who is in this room.";
     if (room?.status === "ended") return "You may no longer see who is in this room.";
+    if (room?.bar === "full") return "This room is full. You can see who is here, but they cannot see you.";
+    if (room?.bar === "removed") return "You were taken out of this room.";
+    if (room?.bar === "refused") return "You may not be in this room.";
     if (room?.stale) return "The server cannot reach Redis. This is who was here when it last could.";
     return this.#passing;
   }

@@ -29,10 +29,13 @@ export class Users {
   // change of the metadata counts. put returns the user, and whether this is
   // its first connection.
   put(member) {
-    const { id, metadata } = member;
+    const { id, metadata, userId } = member;
     const known = this.#known.get(id);
-    if (known !== undefined && known.metadata === metadata) return { user: this.of(id), first: false };
-    const { key, name, color } = person(metadata, id);
+    const { key, name, color } = person(metadata, id, userId);
+    if (known !== undefined && known.key === key && known.metadata === metadata) {
+      this.of(id).members.set(id, member);
+      return { user: this.of(id), first: false };
+    }
     if (known !== undefined && known.key !== key) this.remove(id);
     let user = this.#byKey.get(key);
     const first = user === undefined;
@@ -64,6 +67,11 @@ export class Users {
       (a, b) => isMine(b) - isMine(a) || compare(a.name, b.name) || compare(a.key, b.key),
     );
   }
+}
+
+// isAway reports whether a user has no connection now and the room keeps the place.
+export function isAway(user) {
+  return [...user.members.values()].every((member) => member.disconnected);
 }
 
 // isTyping reports whether any tab of a user is typing.

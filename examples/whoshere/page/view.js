@@ -45,11 +45,12 @@ export class RoomView {
   }
 
   // joined, changed and left handle one member. joined and left return the user
-  // if it has just come or gone. They return nothing for another tab of the
-  // same user, and for our own user.
+  // if it has just come or gone, as the server counts. They return nothing for another
+  // tab of the same user, for one who reloads, and for our own user.
   joined(member) {
     const { user, first } = this.changed(member);
-    return first && user.key !== this.#mine ? user : null;
+    const came = member.userId === "" ? first : member.userConnections === 1;
+    return came && user.key !== this.#mine ? user : null;
   }
 
   changed(member) {
@@ -64,7 +65,8 @@ export class RoomView {
     const { user, last } = this.#users.remove(member.id);
     this.#cursors.remove(member.id);
     this.redraw();
-    return last && user.key !== this.#mine ? user : null;
+    const gone = member.userId === "" ? last : member.userConnections === 0;
+    return gone && user.key !== this.#mine ? user : null;
   }
 
   // redraw draws the list after a moment. It uses a timer, because animation
@@ -79,6 +81,10 @@ export class RoomView {
 
   #point(member) {
     if (member.id === this.#myID()) return;
+    if (member.disconnected) {
+      this.#cursors.remove(member.id);
+      return;
+    }
     const user = this.#users.of(member.id);
     this.#cursors.show(member, user, isTyping(user));
   }
