@@ -94,8 +94,8 @@ race: ## all tests with the race detector; a missing redis-server is a failure
 	MESH_REQUIRE_REDIS=1 go test -race -timeout 25m -p 1 $(E2E)
 
 .PHONY: real
-real: ## tests on a real Redis that the race detector leaves out, because it is slow
-	MESH_REQUIRE_REDIS=1 go test -count=1 -run 'TestFaults$$/^churn$$|TestASilentMemberIsAskedAbout$$|TestAttacks$$' -p 1 $(E2E)
+real: ## tests on a real Redis that the race detector leaves out or makes smaller, because it is slow
+	MESH_REQUIRE_REDIS=1 go test -count=1 -run 'TestFaults$$/^churn$$|TestASilentMemberIsAskedAbout$$|TestAttacks$$|TestDeploy$$|TestKilledServer$$|TestCapsOfManyJoins$$' -p 1 $(E2E)
 
 .PHONY: modules
 modules: ## the tests of the nested modules, and one round of benchmarks

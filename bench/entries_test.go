@@ -49,6 +49,8 @@ var entryStores = []struct {
 	{"mesh-ttl", meshEntries(mesh.PresenceOptions{TTL: entryTTL}, false)},
 	{"mesh-user", meshEntries(mesh.PresenceOptions{Grace: time.Minute}, true)},
 	{"mesh-user-ttl", meshEntries(mesh.PresenceOptions{Grace: time.Minute, TTL: entryTTL}, true)},
+	{"mesh-user-packed", packed(meshEntries(mesh.PresenceOptions{Grace: time.Minute}, true))},
+	{"mesh-connected", connectedOnly},
 	{"centrifuge", classicEntries},
 	{"centrifuge-map", mapEntries},
 }
@@ -143,6 +145,26 @@ func meshEntries(rule mesh.PresenceOptions, users bool) func(*testing.B, *redis.
 			}
 			return p.Join(b.Context(), room, entryID(i))
 		}
+	}
+}
+
+// packed lets Redis keep larger values in its compact encoding of small hashes.
+func packed(start func(*testing.B, *redis.Client) func(string, int) error) func(*testing.B, *redis.Client) func(string, int) error {
+	return func(b *testing.B, client *redis.Client) func(string, int) error {
+		require.NoError(b, client.ConfigSet(b.Context(), "hash-max-listpack-value", "512").Err())
+		return start(b, client)
+	}
+}
+
+// connectedOnly keeps connections that are in no room.
+func connectedOnly(b *testing.B, client *redis.Client) func(string, int) error {
+	p := startManager(b, mesh.Options{Redis: client, Limits: mesh.Limits{Connections: -1}}, mesh.PresenceOptions{})
+	return func(_ string, i int) error {
+		err := p.Connect(b.Context(), entryID(i), entryMetadata(i))
+		for err == nil && p.Stats().Unwritten > 0 {
+			time.Sleep(time.Millisecond)
+		}
+		return err
 	}
 }
 

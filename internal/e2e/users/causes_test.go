@@ -98,9 +98,8 @@ type measured struct {
 // TestCauses measures, for each cause, when others see that a connection has ended and
 // that its user has left, without and with Grace. A user who does not come back is
 // reported as left once, no earlier than Grace after the end of the connection, and
-// within a second after that.
+// within a second after that. Its cases run side by side, and no other test beside them.
 func TestCauses(t *testing.T) {
-	t.Parallel()
 	harness.Long(t, "takes real seconds")
 	now, runs := shortTimes, 1
 	if *causesRuns > 0 {
