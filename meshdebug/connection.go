@@ -55,7 +55,11 @@ func (h *handler) connection(ctx context.Context, id string) *connectionPart {
 // entry returns the part of an entry that the page shows.
 func (h *handler) entry(e mesh.Entry) entry {
 	one := entry{
-		ConnectionID: e.ConnectionID, ID: e.ID, Server: e.Server, JoinedAt: e.JoinedAt.UTC(), TTL: seconds(e.TTL), Seq: e.Seq,
+		ConnectionID: e.ConnectionID, UserID: e.UserID, ID: e.ID, Server: e.Server, JoinedAt: e.JoinedAt.UTC(), TTL: seconds(e.TTL), Seq: e.Seq,
+	}
+	if !e.KeptUntil.IsZero() {
+		until := e.KeptUntil.UTC()
+		one.KeptUntil = &until
 	}
 	if h.opts.HideData {
 		return one
@@ -113,6 +117,9 @@ func (m byID) of(incarnation string) server {
 
 // owner fills in the name and state of the entry's server.
 func (e *entry) owner(known byID) {
+	if e.KeptUntil != nil {
+		return // no server owns a kept place
+	}
 	s := known.of(e.Server)
 	e.ServerName, e.ServerState, e.Self = s.Name, s.State, s.Self
 }

@@ -168,9 +168,9 @@ func (h *handler) room(ctx context.Context, q query) *roomPart {
 	if q.limit > 0 {
 		limit = q.limit
 	}
-	found, err := h.source.Rooms().Entries(ctx, q.room, mesh.EntryQuery{Cursor: q.cursor, Limit: limit})
+	found, err := h.entries(ctx, q, limit)
 	r := &roomPart{
-		part: failed(err), Name: q.room, Epoch: found.Epoch, Seq: found.Seq, Total: found.Total,
+		part: failed(err), Name: q.room, User: q.user, Users: h.users(ctx, q.room), Epoch: found.Epoch, Seq: found.Seq, Total: found.Total,
 		Hidden: h.opts.HideData, Entries: make([]entry, len(found.Entries)), Next: found.Next,
 	}
 	if err == nil {
@@ -180,6 +180,51 @@ func (h *handler) room(ctx context.Context, q query) *roomPart {
 		r.Entries[i] = h.entry(e)
 	}
 	return r
+}
+
+// userSearch is the number of entries that one page looks at to find those of a user.
+const userSearch = 10_000
+
+// entries returns a page of a room, or of the entries of one user.
+func (h *handler) entries(ctx context.Context, q query, limit int) (mesh.EntryPage, error) {
+	rooms := h.source.Rooms()
+	if q.user == "" {
+		return rooms.Entries(ctx, q.room, mesh.EntryQuery{Cursor: q.cursor, Limit: limit})
+	}
+	var all mesh.EntryPage
+	var found []mesh.Entry
+	for looked, next := 0, q.cursor; ; next = all.Next {
+		var err error
+		all, err = rooms.Entries(ctx, q.room, mesh.EntryQuery{Cursor: next, Limit: 1000})
+		for _, e := range all.Entries {
+			if e.UserID == q.user {
+				found = append(found, e)
+			}
+		}
+		looked += len(all.Entries)
+		if err != nil || all.Next == "" || len(found) >= limit || looked >= userSearch {
+			all.Entries = found
+			return all, err
+		}
+	}
+}
+
+// users returns the number of users of a room, 0 if it is not known.
+func (h *handler) users(ctx context.Context, room string) int {
+	numbers, ok := h.source.(interface {
+		Occupancy(ctx context.Context, rooms ...string) (map[string]mesh.Occupancy, error)
+	})
+	if server, is := h.source.(interface{ Presence() *mesh.PresenceManager }); is {
+		numbers, ok = server.Presence(), true
+	}
+	if !ok {
+		return 0
+	}
+	all, err := numbers.Occupancy(ctx, room)
+	if err != nil {
+		return 0
+	}
+	return all[room].Users
 }
 
 // valid returns JSON as it is, and anything else as a JSON string. A value that a person

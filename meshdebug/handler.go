@@ -73,6 +73,7 @@ type query struct {
 	refresh int // seconds; 0: off
 	room    string
 	conn    string
+	user    string // in a room; empty: all
 	prefix  string
 	cursor  string
 	after   string
@@ -156,10 +157,13 @@ func parse(r *http.Request) (query, error) {
 		view: values.Get("view"), room: values.Get("room"), prefix: values.Get("prefix"),
 		cursor: values.Get("cursor"), after: values.Get("after"), stale: values.Get("stale") == "1",
 	}
+	q.user = strings.TrimSpace(values.Get("user"))
 	q.conn = strings.TrimSpace(values.Get("conn")) // users paste ids with spaces around them
 	switch {
 	case values.Has("room") && values.Has("conn"):
 		return query{}, errors.New("room or conn, not both")
+	case q.user != "" && !values.Has("room"):
+		return query{}, errors.New("user needs a room")
 	case values.Has("room"):
 		q.view = viewRoom
 	case values.Has("conn"):

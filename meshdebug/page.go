@@ -94,10 +94,14 @@ type roomPart struct {
 	Hidden  bool      `json:"hidden"`
 	Entries []entry   `json:"entries"`
 	Next    string    `json:"next"`
+	Users   int       `json:"users,omitempty"` // 0: not known, or there are no users
+	User    string    `json:"user,omitempty"`  // of the search; empty: no search
 }
 
 type entry struct {
 	ConnectionID string          `json:"connectionId"`
+	UserID       string          `json:"userId,omitempty"`
+	KeptUntil    *time.Time      `json:"keptUntil,omitempty"` // of a disconnected entry
 	ID           string          `json:"id"`
 	Server       string          `json:"server"`
 	ServerName   string          `json:"serverName,omitempty"`

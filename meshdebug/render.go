@@ -164,7 +164,7 @@ func (p *page) Link(pairs ...string) string {
 func (p *page) Same(key, value string) string {
 	values := url.Values{}
 	q := p.query
-	for k, v := range map[string]string{"prefix": q.prefix, "cursor": q.cursor, "after": q.after} {
+	for k, v := range map[string]string{"prefix": q.prefix, "user": q.user, "cursor": q.cursor, "after": q.after} {
 		if v != "" {
 			values.Set(k, v)
 		}
