@@ -44,30 +44,93 @@ func Example_revokeAccess() {
 	// after: false false
 }
 
-// Kick a user: close all connections of the user, on any server.
-func Example_kickConnection() {
-	srv, connect, stop := startServer(mesh.Options{})
+// Kick a user: refuse the user from now on, end the user's places, and close the
+// connections, on any server.
+func Example_kickUser() {
+	srv, connect, stop := startServer(mesh.Options{UserID: mesh.UserIDField("userId")})
 	defer stop()
 	ctx := context.Background()
+	var banned sync.Map // stands for the app's database
+	must(srv.TrackPresence(mesh.Exact("doc:1"), mesh.PresenceOptions{
+		Grace: 10 * time.Second,
+		JoinGuard: func(_ context.Context, m mesh.Member, _ string) (bool, error) {
+			_, found := banned.Load(m.UserID)
+			return !found, nil
+		},
+	}))
 	alice, eve := connect("alice"), connect("eve")
-	alice.Subscribe("lobby")
-	eve.Join("lobby")
-	alice.ExpectUpdate("join", "lobby", eve.ID())
+	alice.Subscribe("doc:1")
+	eve.Join("doc:1")
+	alice.ExpectUpdate("join", "doc:1", eve.ID())
 
-	members, err := srv.Presence().Members(ctx, "lobby")
+	banned.Store("eve", true) // first: clients join again
+	users, err := srv.Presence().Users(ctx, "doc:1")
 	must(err)
-	for _, m := range members {
-		if u, err := mesh.MetadataOf[user](m); err == nil && u.ID == "eve" {
-			must(srv.Connections().Send(ctx, m.ID, "kicked", map[string]string{"for": "spam"}))
-			must(srv.Connections().Close(ctx, m.ID)) // it leaves all rooms, and its socket is closed
+	_, err = srv.Rooms().RemoveUser(ctx, "doc:1", "eve") // ends a kept place, too
+	must(err)
+	for _, u := range users {
+		for _, m := range u.Members {
+			if u.ID != "eve" || m.Disconnected {
+				continue
+			}
+			err := srv.Connections().Close(ctx, m.ID)       // it leaves all rooms, and its socket is closed
+			if !errors.Is(err, mesh.ErrUnknownConnection) { // it has just ended
+				must(err)
+			}
 		}
 	}
 
-	fmt.Printf("eve gets %s and is closed with %d\n", eve.NextPush("kicked"), eve.AwaitClose().Code)
-	fmt.Println("alice sees:", alice.ExpectUpdate("leave", "lobby", eve.ID()).Type)
+	fmt.Printf("eve gets %s and is closed with %d\n", eve.NextPush("mesh/room-left"), eve.AwaitClose().Code)
+	left := alice.ExpectUpdate("leave", "doc:1", eve.ID())
+	fmt.Println("alice sees:", left.UserID, left.Reason)
+	again := connect("eve").Join("doc:1")
+	fmt.Println("eve comes back:", again.Success, again.Code)
 	// Output:
-	// eve gets {"for":"spam"} and is closed with 1000
-	// alice sees: leave
+	// eve gets {"roomName":"doc:1","reason":"removed"} and is closed with 1000
+	// alice sees: eve removed
+	// eve comes back: false EREFUSED
+}
+
+// A cap of ten editors: ten users may be in the room, and others may read.
+func Example_tenEditors() {
+	srv, connect, stop := startServer(mesh.Options{UserID: mesh.UserIDField("userId")})
+	defer stop()
+	must(srv.TrackPresence(mesh.Exact("doc:1"), mesh.PresenceOptions{MaxUsers: 10, Grace: 10 * time.Second}))
+	for i := range 10 {
+		connect(fmt.Sprint("editor", i)).Join("doc:1")
+	}
+
+	late := connect("late")
+	answer := late.Join("doc:1")
+	fmt.Println("one more user:", answer.Success, answer.Code, answer.Of, answer.Max)
+	fmt.Println("may read:", late.Subscribe("doc:1").Success)
+	fmt.Println("second tab of an editor:", connect("editor3").Join("doc:1").Success)
+	// Output:
+	// one more user: false EFULL users 10
+	// may read: true
+	// second tab of an editor: true
+}
+
+// Typing and cursor side by side: two parts of a page share one state, by patches.
+func Example_typingAndCursor() {
+	_, connect, stop := startServer(mesh.Options{})
+	defer stop()
+	alice, bob := connect("alice"), connect("bob")
+	alice.Join("lobby")
+	bob.Subscribe("lobby")
+
+	alice.PublishState("lobby", map[string]any{"cursor": 5}, meshtest.StateOptions{Patch: true})
+	alice.PublishState("lobby", map[string]any{"typing": true}, meshtest.StateOptions{
+		Patch:       true,
+		ExpireAfter: 300 * time.Millisecond, // of the key typing only
+	})
+	for range 3 {
+		fmt.Printf("bob sees: %s\n", bob.ExpectUpdate("state", "lobby", alice.ID()).State)
+	}
+	// Output:
+	// bob sees: {"cursor":5}
+	// bob sees: {"cursor":5,"typing":true}
+	// bob sees: {"cursor":5}
 }
 
 // Counts for a dashboard: read the counts of many rooms in one round trip.
@@ -201,44 +264,41 @@ func Example_ownTransport() {
 	// 2 <nil>
 }
 
-// Show users instead of connections: count the connections of each user.
-func Example_showUsers() {
-	srv, connect, stop := startServer(mesh.Options{})
+// One badge per user: show each user once, and not a reload of the page.
+func Example_oneBadgePerUser() {
+	srv, connect, stop := startServer(mesh.Options{UserID: mesh.UserIDField("userId")})
 	defer stop()
+	must(srv.TrackPresence(mesh.Exact("doc:1"), mesh.PresenceOptions{Grace: 10 * time.Second}))
 	laptop, phone := connect("alice"), connect("alice")
-	laptop.Join("lobby")
+	laptop.Join("doc:1")
 
-	users := make(map[string]string) // connection id to user id
-	count := make(map[string]int)    // user id to number of connections
-	add := func(m mesh.Member) {
-		u, err := mesh.MetadataOf[user](m)
+	badges := make(map[string]bool)
+	for e, err := range srv.Presence().Subscribe(context.Background(), "doc:1", mesh.SubscribeOptions{}) {
 		must(err)
-		users[m.ID] = u.ID
-		if count[u.ID]++; count[u.ID] == 1 {
-			fmt.Println(u.ID, "is here")
-		}
-	}
-	for e, err := range srv.Presence().Subscribe(context.Background(), "lobby", mesh.SubscribeOptions{}) {
-		must(err)
-		switch e.Type {
-		case mesh.EventSnapshot:
+		switch {
+		case e.Type == mesh.EventSnapshot:
 			for _, m := range e.Snapshot.Members {
-				add(m)
+				badges[m.UserID] = true
 			}
-			phone.Join("lobby") // is the same user, so nothing is printed
-			laptop.Leave("lobby")
-			phone.Leave("lobby")
-		case mesh.EventJoin:
-			add(mesh.Member{ID: e.ConnectionID, Metadata: e.Metadata})
-		case mesh.EventLeave:
-			id := users[e.ConnectionID]
-			if count[id]--; count[id] == 0 {
-				fmt.Println(id, "has left")
-				return
-			}
+			fmt.Println("at first:", len(badges))
+			phone.Join("doc:1") // the same user, so no badge
+			laptop.Leave("doc:1")
+			phone.Kill() // a reload
+			phone = connect("alice")
+			phone.Join("doc:1")
+			connect("bob").Join("doc:1")
+		case e.UserArrived():
+			badges[e.UserID] = true
+			fmt.Println(e.UserID, "is here")
+			phone.Leave("doc:1") // asks to leave, so no place is kept
+		case e.UserLeft():
+			delete(badges, e.UserID)
+			fmt.Println(e.UserID, "has left")
+			return
 		}
 	}
 	// Output:
-	// alice is here
+	// at first: 1
+	// bob is here
 	// alice has left
 }
