@@ -35,6 +35,7 @@ type Client struct {
 	server    *Server // nil: the server is elsewhere
 	ws        *websocket.Conn
 	header    http.Header // of the answer to the upgrade
+	replaces  string      // see WithReplaces; "": none
 	timeout   time.Duration
 	frames    func(Frame) bool // see WithFrames; nil: none
 	answers   sync.WaitGroup   // answers to pings that are being written
@@ -91,7 +92,7 @@ func (e *CloseError) byServer() bool {
 
 func newClient(t TB, s *Server, d *dialing) *Client {
 	return &Client{
-		tb: t, server: s, timeout: d.timeout, frames: d.frames,
+		tb: t, server: s, replaces: d.replaces, timeout: d.timeout, frames: d.frames,
 		readEnded: make(chan struct{}), writing: make(chan struct{}, 1),
 		calls: make(map[int64]chan json.RawMessage), rooms: make(map[string]bool),
 		changed: make(chan struct{}),

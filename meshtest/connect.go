@@ -29,6 +29,7 @@ type dialing struct {
 	path      string // "": the default
 	netDial   func(ctx context.Context, network, address string) (net.Conn, error)
 	level     int // 0: none in the URL
+	replaces  string
 	header    http.Header
 	protocols []string
 	timeout   time.Duration
@@ -58,6 +59,19 @@ func WithLevel(level int) ConnectOption {
 			return fmt.Errorf("%w: level %d is not positive", ErrOption, level)
 		}
 		d.level = level
+		return nil
+	}
+}
+
+// WithReplaces sets the id of the client's last connection. Each [Client.Join] then names
+// it, as a client does that has reconnected, and takes the place of that connection if it
+// has the same user, even while the server believes that it is open. Defaults to none.
+func WithReplaces(connectionID string) ConnectOption {
+	return func(d *dialing) error {
+		if connectionID == "" {
+			return fmt.Errorf("%w: WithReplaces of an empty id", ErrOption)
+		}
+		d.replaces = connectionID
 		return nil
 	}
 }

@@ -62,6 +62,7 @@
 //     functions follow, see Close.
 //   - [Server.Kill]: the connections are cut. Other servers notice when its lease has run
 //     out.
+//   - [Server.Drain]: the connections of all clients have ended.
 //   - [Server.Close]: everything has returned, OnDisconnection functions included.
 //
 // A test of a mesh.PresenceManager alone needs only [StartRedis]. [NewRedis], [NewServer]

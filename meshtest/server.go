@@ -212,6 +212,29 @@ func (s *Server) Kill(r *Redis, clients ...*redis.Client) {
 	s.network.fail()
 }
 
+// drainer is a part that can send its clients away, as a [github.com/meshpresence/mesh.Server].
+type drainer interface {
+	Drain(ctx context.Context, spread time.Duration) error
+}
+
+// Drain sends the clients away, spread over a time, as before a deploy. It calls Drain of
+// each part that has it, in the order in which [Server.Close] stops the parts, and returns
+// their errors. It returns [ErrOption] if no part has it. Close the server afterwards.
+func (s *Server) Drain(ctx context.Context, spread time.Duration) error {
+	var failed []error
+	found := false
+	for _, part := range slices.Backward(s.parts) {
+		if d, ok := part.(drainer); ok {
+			found = true
+			failed = append(failed, d.Drain(ctx, spread))
+		}
+	}
+	if !found {
+		return fmt.Errorf("%w: Drain: no part of the server has that method", ErrOption)
+	}
+	return errors.Join(failed...)
+}
+
 // Close shuts the parts down, which closes their WebSockets with code 1012. Then it
 // breaks the remaining connections and waits until no goroutine of the server runs any
 // more. The error says which part failed or did not end in time. Another Close waits for

@@ -121,10 +121,11 @@ type StateOptions struct {
 	Patch bool
 }
 
-// Join joins a room. The answer lists the client too, if it may see the room.
+// Join joins a room. The answer lists the client too, if it may see the room. With
+// [WithReplaces] the client takes the place of its last connection.
 func (c *Client) Join(room string) Snapshot {
 	c.tb.Helper()
-	s, _ := c.askSnapshot(wire.CommandJoinRoom, inRoom(room))
+	s, _ := c.askSnapshot(wire.CommandJoinRoom, wire.JoinRequest{RoomName: wire.Name(room), Replaces: wire.Name(c.replaces)})
 	return s
 }
 
