@@ -223,7 +223,8 @@ func (p *PresenceManager) Connect(ctx context.Context, connID string, metadata a
 }
 
 // Disconnect ends a connection of the app's own transport: it leaves all its rooms, and
-// its metadata is removed. It waits until Redis has stored that. If Redis does not
+// its metadata is removed. A room with a Grace may keep the place of its user. For a leave
+// at once, call [PresenceManager.Leave] before. It waits until Redis has stored that. If Redis does not
 // answer in time, it is done later. If the connection is a socket of this server, the
 // socket is closed with code 1000. It returns [ErrUnknownConnection] if this server has
 // no such connection. [ConnectionManager.Close] closes a connection on any server.
