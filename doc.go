@@ -15,8 +15,8 @@
 // Redis. Its group is all servers that share one Redis, one database and one prefix.
 //
 // A connection is one client of one server, with an id that is unique in the group:
-// a WebSocket, or a connection of the app's own transport. Presence is per
-// connection, so a user with two open tabs is present twice.
+// a WebSocket, or a connection of the app's own transport. Members are
+// connections, so a user with two open tabs has two members.
 //
 // A room is a name that connections join and subscribe to. A room is tracked if a
 // rule of [Server.TrackPresence] matches it. Tracked rooms have presence events and
@@ -38,6 +38,12 @@
 // A frame, a pong or [PresenceManager.Touch] is a sign of life of a connection.
 // Silence is the time since the last one. The TTL of a room is the silence after which
 // an entry ends.
+//
+// A user is the person or account that connections belong to, if Options.UserID names
+// one. A user arrives in a room with the first connection and leaves with the last one.
+// Grace is the time for which a room keeps the place of a user whose last connection
+// ended without asking to leave. The member is disconnected until the user is back or
+// Grace is over. A cap bounds the connections or the users of a room.
 //
 // docs/glossary.md defines all terms.
 //

@@ -142,7 +142,9 @@ type PresenceOptions struct {
 	// disconnected and without a state. It counts for all numbers and caps. If the user
 	// joins again on any server, the new connection takes the place, and subscribers do
 	// not see that the user left. Otherwise the member leaves when Grace is over, within a
-	// second, or within LeaseTTL + 1 s after trouble with Redis.
+	// second, or within LeaseTTL + 1 s if a server has just started or had trouble with
+	// Redis. If the server of the connection was killed, Grace counts from the end of its
+	// lease, and the member leaves within LeaseTTL/3 + 1 s after Grace.
 	//
 	// A connection leaves at once if it asks to leave, if the app removes or closes it, or
 	// if it broke the protocol (close codes 1002, 1008 and 1009), and also if its user has

@@ -134,8 +134,9 @@ type Options struct {
 	// All servers must use the same function. It is called for each new version of the
 	// metadata, so it must be fast, must not block, and must return the same user for the
 	// same metadata. It must be safe for concurrent use. It cannot be spoofed by clients
-	// if the metadata cannot (see ClientMetadata). Defaults to nil: there are no users,
-	// and nothing is spent on them.
+	// if the metadata cannot (see ClientMetadata). Servers without UserID do not end kept
+	// places, so before you remove it, deploy with Grace 0 until the old Grace is over.
+	// Defaults to nil: there are no users, and nothing is spent on them.
 	UserID func(m Member) string
 	// AllowedOrigins are patterns for the Origin header that browsers send, each
 	// [scheme://]host[:port]: "https://app.example.com", "https://*.example.com" (every

@@ -106,6 +106,44 @@ func TestRestrictedUser(t *testing.T) {
 	}
 }
 
+// TestRestrictedUserWithUsers uses users, Grace and caps with a restricted user: they need
+// no further right.
+func TestRestrictedUserWithUsers(t *testing.T) {
+	t.Parallel()
+	harness.Long(t, "takes real seconds")
+	const room, soon = "a", 10 * time.Second
+	w := restricted(t)
+	admin := w.Real.Client(t)
+	s := w.Users(mesh.PresenceOptions{Grace: time.Second, MaxUsers: 2}, harness.LeaseOf(2*time.Second))
+	viewer, ann, bob, eve := s.DialAs("viewer"), s.DialAs("ann"), s.DialAs("bob"), s.DialAs("eve")
+	require.True(t, viewer.Subscribe(room).Success)
+	ann.Join(room)
+	bob.Join(room)
+	require.Equal(t, "EFULL", eve.Room("mesh/join-room", room).Code)
+
+	ann.Close()
+	viewer.Expect(soon, "disconnect", ann.ID)
+	back := s.DialAs("ann")
+	require.True(t, back.Join(room).Success, "in its own place, or in a free one")
+	viewer.Expect(soon, "leave", ann.ID)
+	require.NoError(t, admin.Del(t.Context(), w.Keys().Users(room)).Err()) // the users are counted again
+	last := s.DialAs("ann")
+	require.True(t, last.JoinReplacing(room, back.ID).Success)
+	viewer.Expect(soon, "leave", back.ID)
+
+	bob.Close()
+	viewer.Expect(soon, "disconnect", bob.ID)
+	viewer.Expect(soon, "leave", bob.ID)
+	removed, err := s.Rooms().RemoveUser(t.Context(), room, "ann")
+	require.NoError(t, err)
+	require.Equal(t, 1, removed)
+	viewer.Expect(soon, "leave", last.ID)
+	numbers, err := s.Presence().Occupancy(t.Context(), room)
+	require.NoError(t, err)
+	require.Zero(t, numbers[room].Connections)
+	require.Equal(t, []string{"command config"}, refusals(t, admin, "mesh"))
+}
+
 // useEverything calls the API for connections and rooms, on the server of the
 // connection and on another one.
 func useEverything(t *testing.T, d *drill) {
