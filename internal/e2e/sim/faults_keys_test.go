@@ -62,6 +62,9 @@ func (s *sim) deleteKey(key string) {
 	case "conn", "state":
 		rest := strings.SplitN(key, ":", 4)[3]
 		i := strings.LastIndexByte(rest, ':')
+		if s.clients[rest[i+1:]] == nil {
+			return // of a connection with a user
+		}
 		e := s.entry(simKey{rest[:i], rest[i+1:]})
 		if kind == "conn" {
 			e.reasons = append(e.reasons, &simReason{from: now, until: now.Add(s.lease), text: "the key was deleted"})
@@ -69,10 +72,13 @@ func (s *sim) deleteKey(key string) {
 			e.unsure = true
 		}
 	case "seq", "members":
+		s.users.lost()
 		// Members that are unconfirmed become so again, for the whole time.
 		if now.After(s.restored) {
 			s.restored = now
 		}
+	case "users", "kept", "recount":
+		s.users.lost()
 	case "connection-meta":
 		if c := s.clients[key[strings.LastIndexByte(key, ':')+1:]]; c != nil {
 			c.metaBad = true

@@ -80,7 +80,7 @@ func (s *sim) startServer() {
 	opts.Dialer, opts.DialerRetries = n.link.dial, 1
 	opts.ContextTimeoutEnabled = s.rng.IntN(2) == 0
 	client := redis.NewClient(opts)
-	of := mesh.Options{Redis: client, LeaseTTL: s.lease, Logger: s.log.of(n.name)}
+	of := mesh.Options{Redis: client, LeaseTTL: s.lease, Logger: s.log.of(n.name), UserID: mesh.UserIDField("userId")}
 	testhook.SetSeams(&of, n.seam.of)
 	var err error
 	n.p, err = mesh.NewPresenceManager(of)
@@ -92,6 +92,7 @@ func (s *sim) startServer() {
 			panic(err)
 		}
 	}
+	s.users.track(n.p)
 	s.mu.Lock()
 	n.idle = s.fragile && len(s.servers) == 0
 	s.servers = append(s.servers, n)

@@ -191,6 +191,7 @@ func (s *sim) leaveAll() {
 	for _, c := range s.list() {
 		s.disconnect(c)
 	}
+	s.users.leave()
 	servers := s.living()
 	for _, st := range s.streams {
 		st.over = true

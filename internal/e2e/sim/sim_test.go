@@ -119,6 +119,7 @@ type sim struct {
 	stepped    time.Time      // when the clock of Redis last stepped
 	ahead      time.Duration  // difference of the clock of Redis to that of the servers
 	counts     map[string]int // checked events, by type
+	users      *simUsers
 }
 
 // simDue is an update that subscribers have to receive in time.
@@ -179,6 +180,7 @@ func newSim(t *testing.T, seed int64) *sim {
 	for i := range rooms {
 		s.rooms = append(s.rooms, fmt.Sprintf("plain%d", i), fmt.Sprintf("ttl%d", i))
 	}
+	s.users = newSimUsers(s)
 	s.faults = s.pickFaults()
 	s.fragile = s.makeFragile()
 	return s
@@ -239,6 +241,7 @@ func (s *sim) run() {
 		for time.Now().Before(end) && !s.failed() {
 			s.step(time.Duration(5+s.rng.IntN(120)) * time.Millisecond)
 			s.act()
+			s.users.act()
 			if s.fragile {
 				s.injectFragile()
 			}
@@ -273,6 +276,7 @@ func (s *sim) step(d time.Duration) {
 	s.showLife(now)
 	s.watchHealth(now)
 	s.checkDue(now)
+	s.users.check(now)
 	for _, l := range slices.Clone(s.later) {
 		if !now.Before(l.at) {
 			s.undo(l)
