@@ -33,6 +33,9 @@ func init() {
 	testhook.JoinAsClient = func(ctx context.Context, owner any, conn *local.Conn, room string) (local.Joined, error) {
 		return coreOf(owner).joinNowOrLater(ctx, conn, room, "")
 	}
+	testhook.JoinInPlaceOf = func(ctx context.Context, owner any, conn *local.Conn, room, replaces string) (local.Joined, error) {
+		return coreOf(owner).joinNowOrLater(ctx, conn, room, replaces)
+	}
 	testhook.SubscribeEarly = subscribeEarly
 	testhook.IsAway = func(owner any, room string) bool { return coreOf(owner).isAway(room) }
 	testhook.OpenJoins = func(owner any) int { return coreOf(owner).access.joins.Open() }

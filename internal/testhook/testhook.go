@@ -74,6 +74,8 @@ var (
 	// JoinAsClient joins a room the way a client does: if Redis is away, the join takes
 	// place later.
 	JoinAsClient func(ctx context.Context, owner any, conn *local.Conn, room string) (local.Joined, error)
+	// JoinInPlaceOf is JoinAsClient for a client that names its last connection.
+	JoinInPlaceOf func(ctx context.Context, owner any, conn *local.Conn, room, replaces string) (local.Joined, error)
 	// SubscribeEarly subscribes the way a socket does: the subscription begins before
 	// the room is read. It calls yield with each mesh.Event.
 	SubscribeEarly func(ctx context.Context, manager any, room string, yield func(event any, err error) bool)

@@ -115,6 +115,22 @@ var mutations = []mutation{
 		old: "	return joined, nil\n}", new: "	_, _ = c.Leave(ctx, room, store.CauseLeft)\n	return joined, nil\n}",
 	},
 	{
+		name: "a kept place is not counted", file: "internal/store/lua/kept.lua",
+		old: "  setUser(conn, user, false, user, true)\n", new: "",
+	},
+	{
+		name: "places of users with other connections", file: "internal/store/lua/kept.lua",
+		old: "if user ~= '' and (not users or seatOf(user) ~= '1') then", new: "if false then",
+	},
+	{
+		name: "replacement without an end", file: "internal/store/lua/join.lua",
+		old: "  local entry, by = vacate(place, mark .. '-', why, connKey, stateKey)\n", new: "  local entry, by = '', ''\n",
+	},
+	{
+		name: "no caps", file: "internal/store/lua/join.lua",
+		old: "if not mostConnections or rebuilds() or measure() then", new: "if true then",
+	},
+	{
 		name: "events before the answer", file: "internal/hub/watch.go",
 		old: "	defer m.mu.Unlock()\n	added = m.sinks.add(sink)\n	ready(m.view(!upToDate))\n",
 		new: "	added = m.sinks.add(sink)\n	v := m.view(!upToDate)\n	m.mu.Unlock()\n	time.Sleep(time.Millisecond)\n	ready(v)\n",

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/meshpresence/mesh"
+	"github.com/meshpresence/mesh/internal/testhook"
 )
 
 // The rule of cap rooms.
@@ -30,6 +31,7 @@ type simUsers struct {
 	born    int
 	loose   map[string]bool // rooms that lost a key and have not been right since
 	ended   map[simUser]time.Time
+	moved   map[string]bool // connections and rooms with a change of user
 }
 
 // simUser identifies a user in a room.
@@ -47,7 +49,7 @@ func newSimUsers(s *sim) *simUsers {
 	rng := rand.New(rand.NewPCG(uint64(s.seed), 21))
 	return &simUsers{
 		s: s, rng: rng, grace: time.Duration(1000+rng.IntN(4000)) * time.Millisecond, rooms: []string{"grace0", "grace1", "cap0"},
-		streams: map[string]*simUserStream{}, loose: map[string]bool{}, ended: map[simUser]time.Time{},
+		streams: map[string]*simUserStream{}, loose: map[string]bool{}, ended: map[simUser]time.Time{}, moved: map[string]bool{},
 	}
 }
 
@@ -119,7 +121,7 @@ func (u *simUsers) act() {
 		})
 	case dice < 33:
 		s.noted("%s gets the user %q", c.id, user)
-		c.busy, c.acked = true, time.Time{}
+		c.busy, c.acked, u.moved[c.id], u.moved[c.room] = true, time.Time{}, true, true
 		s.calls.Go(func() {
 			_ = n.p.Connections().SetMetadata(s.ctx, c.id, map[string]string{"userId": user}, mesh.MetadataOptions{})
 			s.mu.Lock()
@@ -175,7 +177,8 @@ func (u *simUsers) enter(c *simUserConn, before string, after time.Duration) {
 		c.id = fmt.Sprintf("u%03d", u.born)
 	}
 	u.conns = append(u.conns, c)
-	u.call(c, fmt.Sprintf("joins %v after %q", after.Round(time.Millisecond), before), func(ctx context.Context) error {
+	replaces := before != "" && before != c.id && u.rng.IntN(2) == 0
+	u.call(c, fmt.Sprintf("joins %v after %q, replaces %v", after.Round(time.Millisecond), before, replaces), func(ctx context.Context) error {
 		select {
 		case <-time.After(after):
 		case <-u.s.over:
@@ -184,7 +187,7 @@ func (u *simUsers) enter(c *simUserConn, before string, after time.Duration) {
 		if err := c.server.p.Connect(ctx, c.id, map[string]string{"userId": c.user}); err != nil {
 			return err
 		}
-		if err := c.server.p.Join(ctx, c.room, c.id); err != nil {
+		if err := u.join(ctx, c, before, replaces); err != nil {
 			return err
 		}
 		u.s.mu.Lock()
@@ -192,6 +195,26 @@ func (u *simUsers) enter(c *simUserConn, before string, after time.Duration) {
 		c.acked = time.Now()
 		return nil
 	})
+}
+
+// join joins like an app, or like a socket that names its last connection.
+func (u *simUsers) join(ctx context.Context, c *simUserConn, before string, replaces bool) error {
+	if !replaces {
+		return c.server.p.Join(ctx, c.room, c.id)
+	}
+	own, ok := testhook.PartsOf(c.server.p).Local.Conn(c.id)
+	if !ok {
+		return mesh.ErrUnknownConnection
+	}
+	u.s.mu.Lock()
+	for _, o := range u.conns {
+		if o.id == before && o.room == c.room { // its entry may end now
+			o.acked = time.Time{}
+		}
+	}
+	u.s.mu.Unlock()
+	_, err := testhook.JoinInPlaceOf(ctx, c.server.p, own, c.room, before)
+	return err
 }
 
 // leave removes everybody at the end of a run, so that no key may be left. s.mu is
@@ -301,6 +324,14 @@ func (u *simUsers) wrong(room string, now time.Time) string {
 		}
 	}
 	delete(users, "")
+	if strings.HasPrefix(room, "cap") && u.capsHold() {
+		if n := len(records.Val()); n > simMaxConnections {
+			return fmt.Sprintf("%d connections are over the cap", n)
+		}
+		if n := len(users) + alone; n > simMaxUsers && !u.moved[room] {
+			return fmt.Sprintf("%d users are over the cap", n)
+		}
+	}
 	f := strings.Fields(position.Val())
 	if len(f) < 5 || f[3] != "*" || strings.HasPrefix(f[4], "?") {
 		return "" // no users, or they are counted again
@@ -330,6 +361,12 @@ func (u *simUsers) wrong(room string, now time.Time) string {
 		return fmt.Sprintf("the hash has %d fields for %d users", len(h), len(users))
 	}
 	return ""
+}
+
+// capsHold reports whether no fault so far can have made a server write entries again,
+// which may exceed a cap.
+func (u *simUsers) capsHold() bool {
+	return !slices.ContainsFunc(simFaultList(), func(f simFault) bool { return !f.calm && u.s.injected[f.name] > 0 })
 }
 
 // simUserStream is a subscription to a room with users.
@@ -434,7 +471,7 @@ func (u *simUsers) left(st *simUserStream, ev mesh.Event, line string) {
 		}
 	}
 	at := u.ended[simUser{st.room, ev.UserID}]
-	if (ev.Reason == mesh.ReasonClosed || ev.Reason == mesh.ReasonLost) && now.Sub(at) < u.grace-100*time.Millisecond {
+	if !u.moved[ev.ConnectionID] && (ev.Reason == mesh.ReasonClosed || ev.Reason == mesh.ReasonLost) && now.Sub(at) < u.grace-100*time.Millisecond {
 		u.s.fail("left %v after its end: %s", now.Sub(at), line)
 	}
 }
