@@ -379,7 +379,7 @@ type simUserStream struct {
 	live   bool
 }
 
-// watch subscribes to a room if nobody does. s.mu is held.
+// watch subscribes to a room that has no subscription. s.mu is held.
 func (u *simUsers) watch(n *simServer, room string) {
 	if st := u.streams[room]; st != nil && !st.over && !st.server.dead {
 		return
