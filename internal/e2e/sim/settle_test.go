@@ -122,6 +122,7 @@ func (s *sim) compare() {
 			st.fail("the mirror is not up to date")
 		}
 	}
+	s.users.compare()
 	for _, n := range s.living() {
 		for _, room := range s.rooms {
 			var members []mesh.Member

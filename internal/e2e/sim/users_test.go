@@ -143,6 +143,10 @@ func (u *simUsers) act() {
 			_, err := n.p.Rooms().Remove(ctx, c.room, c.id)
 			return err
 		})
+	default:
+		u.call(c, "publishes a state", func(ctx context.Context) error {
+			return c.server.p.PublishState(ctx, c.room, c.id, map[string]int{"n": dice}, mesh.StateOptions{})
+		})
 	}
 }
 
@@ -376,7 +380,8 @@ type simUserStream struct {
 	cancel context.CancelFunc
 	over   bool
 	users  map[string]string // user by connection
-	live   bool
+	away   map[string]bool   // disconnected members
+	states map[string]bool   // members with a state
 }
 
 // watch subscribes to a room that has no subscription. s.mu is held.
@@ -385,7 +390,7 @@ func (u *simUsers) watch(n *simServer, room string) {
 		return
 	}
 	ctx, cancel := context.WithCancel(u.s.ctx)
-	st := &simUserStream{room: room, server: n, cancel: cancel, users: map[string]string{}}
+	st := &simUserStream{room: room, server: n, cancel: cancel, users: map[string]string{}, away: map[string]bool{}, states: map[string]bool{}}
 	if old := u.streams[room]; old != nil {
 		old.cancel()
 	}
@@ -418,6 +423,12 @@ func (u *simUsers) take(st *simUserStream, ev mesh.Event) {
 	case mesh.EventSnapshot:
 		for _, m := range ev.Snapshot.Members {
 			st.users[m.ID] = m.UserID
+			if m.Disconnected {
+				st.away[m.ID] = true
+			}
+			if m.State != nil {
+				st.states[m.ID] = true
+			}
 		}
 		return
 	case mesh.EventJoin:
@@ -430,9 +441,27 @@ func (u *simUsers) take(st *simUserStream, ev mesh.Event) {
 			u.s.fail("leave of an absent connection: %s", line)
 		}
 		delete(st.users, ev.ConnectionID)
+		delete(st.away, ev.ConnectionID)
+		delete(st.states, ev.ConnectionID)
+	case mesh.EventState:
+		if st.states[ev.ConnectionID] = ev.State != nil; ev.State != nil && st.away[ev.ConnectionID] {
+			u.s.fail("state of a kept place: %s", line)
+		}
+		return
+	case mesh.EventDisconnect:
+		if !present || st.away[ev.ConnectionID] || st.states[ev.ConnectionID] {
+			u.s.fail("present %v, away %v, with a state %v: %s", present, st.away[ev.ConnectionID], st.states[ev.ConnectionID], line)
+		}
+		st.away[ev.ConnectionID] = true
 	case mesh.EventMetadata, mesh.EventReconnect: // may be of another user
 		if !present {
 			u.s.fail("%s of an absent connection: %s", ev.Type, line)
+		}
+		if ev.Type == mesh.EventReconnect {
+			if !st.away[ev.ConnectionID] {
+				u.s.fail("reconnect of a member that is connected: %s", line)
+			}
+			delete(st.away, ev.ConnectionID)
 		}
 		st.users[ev.ConnectionID] = ev.UserID
 	default:
@@ -456,6 +485,48 @@ func (u *simUsers) take(st *simUserStream, ev mesh.Event) {
 	if ev.UserLeft() {
 		u.left(st, ev, line)
 	}
+}
+
+// compare checks that the streams tell of the members that Redis has, when no fault is
+// left. A change may be under way, so it looks again for some time. s.mu is held.
+func (u *simUsers) compare() {
+	for _, st := range u.streams {
+		if st.over || st.server.dead {
+			continue
+		}
+		diff := ""
+		for range 100 {
+			var members []mesh.Member
+			var err error
+			u.s.unlocked(func() {
+				time.Sleep(100 * time.Millisecond)
+				members, err = st.server.p.Members(u.s.ctx, st.room)
+			})
+			if err != nil {
+				diff = err.Error()
+			} else if diff = st.differs(members); diff == "" {
+				break
+			}
+		}
+		if diff != "" {
+			u.s.fail("the stream of %s on %s: %s", st.room, st.server.name, diff)
+		}
+	}
+}
+
+// differs returns how the members of the stream differ from those in Redis.
+func (st *simUserStream) differs(members []mesh.Member) string {
+	for _, m := range members {
+		user, present := st.users[m.ID]
+		if !present || user != m.UserID || st.away[m.ID] != m.Disconnected || st.states[m.ID] != (m.State != nil) {
+			return fmt.Sprintf("%s is present %v, of %q, away %v, with a state %v; in Redis of %q, away %v, with a state %v",
+				m.ID, present, user, st.away[m.ID], st.states[m.ID], m.UserID, m.Disconnected, m.State != nil)
+		}
+	}
+	if len(st.users) != len(members) {
+		return fmt.Sprintf("%d members, %d in Redis", len(st.users), len(members))
+	}
+	return ""
 }
 
 // left checks that a user who is reported as left is not there, and has had time to
