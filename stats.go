@@ -89,12 +89,13 @@ type Stats struct {
 	ListenerResets uint64
 
 	// Leaves are entries that this server ended, by cause. For its own entries: "left"
-	// (the connection or the app asked for it), "closed" (the connection closed, or the
-	// server shut down), "silent" (no frame for the TTL). For entries of other servers:
-	// "server_lost" (their server died), "expired" (the key of an entry with a TTL
-	// expired, and neither its owner ended it nor the lease ran out before). Each
-	// departure is counted by one server, or by none if Redis's answer was lost or
-	// Redis had lost the entry.
+	// (the connection asked for it, or the app removed or closed the connection),
+	// "closed" (the connection ended in another way, or the server shut down), "silent"
+	// (no frame for the TTL). For entries of other servers: "server_lost" (their server
+	// died), "expired" (the key of an entry with a TTL expired, and neither its owner
+	// ended it nor the lease ran out before). A connection whose place is kept has not
+	// departed. Each departure is counted by one server, or by none if Redis's answer was
+	// lost or Redis had lost the entry.
 	Leaves map[string]uint64
 	// Returned are joins that took the place that a room had kept for their user, and
 	// Replaced those that took the place of a connection that looked alive.

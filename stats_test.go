@@ -155,7 +155,7 @@ func TestCounters(t *testing.T) {
 			c.Close(1000, "")
 			r.watcher.Expect(5*time.Second, "leave", p.ID)
 			r.w.Sleep(time.Second)
-		}, want: want{"Leaves.closed": 1, "Closed.closed": 1}},
+		}, want: want{"Leaves.left": 1, "Closed.closed": 1}},
 		{name: "silent", ready: func(_ *statsRig, p *harness.Peer) { p.Join("short") }, do: func(r *statsRig, p *harness.Peer) {
 			p.FallSilent()
 			r.watcher.Expect(3*time.Second, "leave", p.ID)

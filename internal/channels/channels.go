@@ -189,15 +189,17 @@ func (m *Mux) HandleSubscribed(name string, again bool) {
 	}
 }
 
-// HandleEvent is called for each message of a room's channel. It allocates nothing.
+// HandleEvent is called for each message of a room's channel. It allocates nothing. The
+// first share also gets the messages of rooms that no share has, and counts them.
 func (m *Mux) HandleEvent(name, payload string) {
 	m.order.Lock()
 	defer m.order.Unlock()
 	m.mu.Lock()
-	told := m.rooms[name].told
+	room, wanted := m.rooms[name]
+	told := room.told
 	m.mu.Unlock()
-	for _, s := range m.shares {
-		if told&s.bit != 0 {
+	for i, s := range m.shares {
+		if told&s.bit != 0 || !wanted && i == 0 {
 			s.handler.HandleEvent(name, payload)
 		}
 	}
