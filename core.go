@@ -136,6 +136,17 @@ func (n *core) newStore() *store.Store {
 	return s
 }
 
+// openCounts fills in n.counts. It needs the channels of rooms.
+func (n *core) openCounts() {
+	share := n.redis.rooms.NewShare()
+	n.counts = occupancy.New(occupancy.Config{
+		Store: n.store, Listener: share, Wheel: n.wheel,
+		Interval: func(room string) time.Duration { return n.access.rules.Match(room).OccupancyInterval },
+		Bucket:   n.keys.RoomBucket, UncertainFor: n.opts.LeaseTTL + time.Second, Logger: n.opts.Logger,
+	})
+	share.Connect(n.counts)
+}
+
 // openAccess fills in n.access. It needs the hub and the numbers of rooms.
 func (n *core) openAccess() {
 	a := &n.access

@@ -221,17 +221,6 @@ func (q *occupancyQueue) follow(ctx context.Context, yield func(Occupancy, error
 	}
 }
 
-// openCounts fills in n.counts. It needs the channels of rooms.
-func (n *core) openCounts() {
-	share := n.redis.rooms.NewShare()
-	n.counts = occupancy.New(occupancy.Config{
-		Store: n.store, Listener: share, Wheel: n.wheel,
-		Interval: func(room string) time.Duration { return n.access.rules.Match(room).OccupancyInterval },
-		Bucket:   n.keys.RoomBucket, UncertainFor: n.opts.LeaseTTL + time.Second, Logger: n.opts.Logger,
-	})
-	share.Connect(n.counts)
-}
-
 // occupancyOf converts the numbers that the store has read.
 func (n *core) occupancyOf(room string, read *store.Occupancy) Occupancy {
 	r := occupancy.ReadingOf(read)
