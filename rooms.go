@@ -9,7 +9,6 @@ import (
 	"github.com/meshpresence/mesh/internal/errs"
 	"github.com/meshpresence/mesh/internal/keys"
 	"github.com/meshpresence/mesh/internal/peers"
-	"github.com/meshpresence/mesh/internal/store"
 )
 
 // RoomManager reads and changes rooms and their members, on any server of the group.
@@ -62,15 +61,11 @@ func (m *RoomManager) Remove(ctx context.Context, room, connID string) (bool, er
 	if done.OK || !m.n.keepsPlaces() || err != nil && !errors.Is(err, ErrUnknownConnection) {
 		return done.OK, err
 	}
-	record, _, failed := m.n.store.Record(ctx, room, connID)
-	if failed != nil {
-		return false, errorFor(ctx, failed)
+	removed, failed := m.n.removeEnding(ctx, room, connID, err != nil)
+	if removed || failed != nil {
+		return removed, errorFor(ctx, failed)
 	}
-	if !record.Kept() {
-		return false, err
-	}
-	ended, failed := m.n.store.RemoveKept(ctx, []store.EntryRef{{Room: room, Conn: connID, Entry: record.Entry}})
-	return ended > 0, errorFor(ctx, failed)
+	return false, err
 }
 
 // RemoveUser removes all members of a user from a room, on all servers, as

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/meshpresence/mesh/internal/guards"
 	"github.com/meshpresence/mesh/internal/kept"
@@ -18,6 +19,7 @@ import (
 	"github.com/meshpresence/mesh/internal/peers"
 	"github.com/meshpresence/mesh/internal/store"
 	"github.com/meshpresence/mesh/internal/userid"
+	"github.com/meshpresence/mesh/internal/wait"
 	"github.com/meshpresence/mesh/internal/watch"
 	"github.com/meshpresence/mesh/internal/wire"
 )
@@ -229,26 +231,73 @@ func (n *core) removeUser(ctx context.Context, room, user string) (removed int, 
 		if done.OK {
 			removed++
 		}
-		if err != nil && !errors.Is(err, ErrUnknownConnection) { // it has just ended
-			return removed, err
+		if errors.Is(err, ErrUnknownConnection) { // it has just ended
+			done.OK, err = n.removeEnding(ctx, room, r.Conn, true)
+			if done.OK {
+				removed++
+			}
+		}
+		if err != nil {
+			return removed, errorFor(ctx, err)
 		}
 	}
 	ended, err := n.store.RemoveKept(ctx, places)
 	return removed + ended, errorFor(ctx, err)
 }
 
-// removeKeptIn ends all kept places of a room.
-func (n *core) removeKeptIn(ctx context.Context, room string) (int, error) {
-	records, err := n.membersWith(ctx, room, (*store.Record).Kept)
-	if err != nil {
-		return 0, err
+const (
+	// endingFor is the time for which a removal waits for the end of a connection to be
+	// written, and endingStep the interval at which it looks.
+	endingFor  = 500 * time.Millisecond
+	endingStep = 20 * time.Millisecond
+)
+
+// removeEnding ends the kept place of a connection in a room, and reports whether there
+// was one. ending says that the connection has ended. Then its server may still have to
+// write that its place is kept, and removeEnding waits for it.
+func (n *core) removeEnding(ctx context.Context, room, conn string, ending bool) (bool, error) {
+	for began := time.Now(); ; {
+		record, there, err := n.store.Record(ctx, room, conn)
+		if err != nil || !there {
+			return false, err
+		}
+		if record.Kept() {
+			ended, err := n.store.RemoveKept(ctx, []store.EntryRef{{Room: room, Conn: conn, Entry: record.Entry}})
+			return ended > 0, err
+		}
+		if !ending || time.Since(began) > endingFor {
+			return false, nil
+		}
+		if err := wait.For(ctx, endingStep); err != nil {
+			return false, err
+		}
 	}
-	places := make([]store.EntryRef, len(records))
-	for i, r := range records {
-		places[i] = store.EntryRef{Room: room, Conn: r.Conn, Entry: r.Entry}
+}
+
+// removeKeptIn ends all kept places of a room. Members that are left may be ending, so it
+// looks once more after a moment.
+func (n *core) removeKeptIn(ctx context.Context, room string) (removed int, err error) {
+	for again := range 2 {
+		records, err := n.membersWith(ctx, room, func(*store.Record) bool { return true })
+		if err != nil {
+			return removed, err
+		}
+		var places []store.EntryRef
+		for i := range records {
+			if r := &records[i]; r.Kept() {
+				places = append(places, store.EntryRef{Room: room, Conn: r.Conn, Entry: r.Entry})
+			}
+		}
+		ended, err := n.store.RemoveKept(ctx, places)
+		removed += ended
+		if err != nil || again > 0 || len(places) == len(records) {
+			return removed, errorFor(ctx, err)
+		}
+		if err := wait.For(ctx, 5*endingStep); err != nil {
+			return removed, errorFor(ctx, err)
+		}
 	}
-	ended, err := n.store.RemoveKept(ctx, places)
-	return ended, errorFor(ctx, err)
+	return removed, nil
 }
 
 // membersWith returns the records of a room for which is returns true.

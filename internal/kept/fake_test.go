@@ -266,6 +266,21 @@ func (s *server) NextKept(ctx context.Context, buckets []int) (first []int64, er
 	return first, err
 }
 
+func (s *server) OverduePlaces(ctx context.Context, before int64, f func(store.KeptPlace)) error {
+	var found []store.KeptPlace
+	err := s.call(ctx, "search", func() {
+		for p, until := range s.r.records {
+			if until > 0 && until < before {
+				found = append(found, store.KeptPlace{EntryRef: store.EntryRef{Room: p.room, Conn: p.conn, Entry: p.entry}, Until: until})
+			}
+		}
+	})
+	for _, p := range found {
+		f(p)
+	}
+	return err
+}
+
 func (s *server) CleanUp(ctx context.Context, proof store.ClockProof, items []store.CleanUpItem) (out []store.CleanUpStatus, err error) {
 	var refused error
 	out = make([]store.CleanUpStatus, len(items))

@@ -37,6 +37,7 @@ const (
 type Store interface {
 	Kept(ctx context.Context, bucket, skip, limit int) (places []store.KeptPlace, next int, err error)
 	NextKept(ctx context.Context, buckets []int) ([]int64, error)
+	OverduePlaces(ctx context.Context, before int64, f func(store.KeptPlace)) error
 	CleanUp(ctx context.Context, proof store.ClockProof, items []store.CleanUpItem) ([]store.CleanUpStatus, error)
 	TryWrite(ctx context.Context, bucket int) error
 }
@@ -85,10 +86,12 @@ type Sweeper struct {
 	running   bool // the worker runs, and arms the timer when it ends
 	heartbeat bool // the index of all buckets has to be looked at
 	// lookAt is when the index of all buckets is looked at without a heartbeat. Zero: never.
-	lookAt  time.Time
-	places  queue
-	buckets map[int]*bucket
-	timer   clock.Timer
+	lookAt    time.Time
+	searchAt  time.Time // when the records are looked at; zero: not planned
+	searching bool
+	places    queue
+	buckets   map[int]*bucket
+	timer     clock.Timer
 }
 
 // bucket is what a Sweeper knows of a bucket that needs its attention.
@@ -164,6 +167,7 @@ func (s *Sweeper) Renewed() {
 	defer s.mu.Unlock()
 	s.heartbeat = true
 	s.wakeLocked()
+	s.searchLocked()
 }
 
 // Stop ends everything that the Sweeper does, and waits for it. Places that are left are

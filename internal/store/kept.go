@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"slices"
 	"strings"
 
 	"github.com/redis/go-redis/v9"
@@ -81,6 +82,55 @@ func (s *Store) RemoveKept(ctx context.Context, places []EntryRef) (ended int, e
 		}
 	}
 	return ended, err
+}
+
+// OverduePlaces calls f for the kept places whose time was over before a time on the clock
+// of Redis (unix ms). It does not look at the index, which may have lost them, but at the
+// records of the rooms whose position counts kept places. It walks through all rooms in
+// pages, and may name a place twice.
+func (s *Store) OverduePlaces(ctx context.Context, before int64, f func(KeptPlace)) error {
+	var rooms []string
+	var failed error
+	look := func() error {
+		with, err := s.roomsWithPlaces(ctx, rooms)
+		rooms = rooms[:0]
+		for _, room := range with {
+			if err == nil {
+				err = s.scan(ctx, room, 0, func(r Record) bool {
+					if r.Kept() && r.KeptUntil < before {
+						f(KeptPlace{EntryRef: EntryRef{Conn: r.Conn, Entry: r.Entry, Room: room}, Until: r.KeptUntil})
+					}
+					return true
+				})
+			}
+			if errors.Is(err, errFormat) || wrongType(err) {
+				err = nil // of other software; the other rooms are looked at all the same
+			}
+		}
+		return err
+	}
+	err := s.Rooms(ctx, func(room string) bool {
+		if rooms = append(rooms, room); len(rooms) == positionsPerCall {
+			failed = look()
+		}
+		return failed == nil
+	})
+	if err != nil || failed != nil {
+		return errors.Join(err, failed)
+	}
+	return look()
+}
+
+// roomsWithPlaces returns those of the rooms whose position counts kept places.
+func (s *Store) roomsWithPlaces(ctx context.Context, rooms []string) (with []string, err error) {
+	err = s.eachPosition(ctx, rooms, func(at int, position string) error {
+		counts, _, _ := decodeCounts(position)
+		if slices.ContainsFunc(counts, func(c count) bool { return c.incarnation == NoOwner }) {
+			with = append(with, rooms[at])
+		}
+		return nil
+	})
+	return with, err
 }
 
 // NextKept returns the earliest deadline of the kept places in each of the buckets (Redis

@@ -335,6 +335,59 @@ func TestSameConnectionReturns(t *testing.T) {
 	})
 }
 
+// A room is counted again over several calls. A user who returns before its end takes the kept
+// place, whether or not it has been counted, and the last connection of a user that ends
+// is kept.
+func TestKeptPlacesDuringARecount(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(w *world) {
+		w.away("a", "a1", "ann")
+		w.away("b", "b1", "bob")
+		var ops []Op
+		for i := range 1200 {
+			ops = append(ops, joinKept("r", fmt.Sprint("c", i), fmt.Sprint("e", i), fmt.Sprint("u", i)))
+		}
+		ops = append(ops, joinKept("r", "two", "two", "u7"))
+		w.ok("I", ops...)
+		w.del(w.keys.Users("r"))
+		w.ok("I", joinKept("r", "a2", "a2", "ann"))
+		assert.Positive(w, w.ok("I", disconnect("r", "c0", "e0"))[0].KeptUntil)
+		w.ok("I", joinKept("r", "b2", "b2", "bob"))
+		assert.Positive(w, w.ok("I", disconnect("r", "c1", "e1"))[0].KeptUntil)
+		w.ok("I", disconnect("r", "c7", "e7")) // of a user with two connections
+		for range 6 {
+			w.commit("I", Op{Kind: OpRecount, Room: "r", Entries: w.check("I", "r").Rooms[0].Entries})
+		}
+		assert.False(w, w.check("I", "r").Rooms[0].Uncounted)
+		w.counted("r")
+		w.indexed("r")
+		for _, gone := range []string{"a", "b", "c7"} {
+			_, there, err := w.Record(w.Context(), "r", gone)
+			require.NoError(w, err)
+			assert.False(w, there, gone)
+		}
+	})
+}
+
+// A connection that comes back as another user, in a room over its bound, takes its own
+// place and no further one, and never ends a member without joining.
+func TestAnotherUserInAFullRoom(t *testing.T) {
+	t.Parallel()
+	everywhere(t, func(w *world) {
+		w.ok("I", joinUser("r", "a", "a1", "ann"), joinUser("r", "b", "b1", "bob"), joinUser("r", "c", "c1", "cat"))
+		w.listen()
+		require.Equal(w, Done, w.commit("J", capped(joinUser("r", "a", "a2", "amy"), 2, 0))[0].Status)
+		w.tells("Ll a/ann 0 2 2", "J a/amy 1 3 3")
+		w.counted("r")
+	})
+	everywhere(t, func(w *world) {
+		w.away("a", "a1", "ann")
+		w.ok("I", joinUser("r", "b", "b1", "bob"))
+		require.Equal(w, Done, w.commit("J", capped(joinUser("r", "a", "a2", "amy"), 0, 2))[0].Status)
+		w.counted("r")
+	})
+}
+
 // An app finds the kept place of a user and ends it. A connection that lives is no kept
 // place, and a repeated call finds nothing.
 func TestKeptPlaceOfAUser(t *testing.T) {

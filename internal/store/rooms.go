@@ -204,7 +204,19 @@ func (s *Store) FindIn(ctx context.Context, rooms []string, conn string) (Record
 // Positions reads the positions of rooms, hundreds per call, in the given order.
 func (s *Store) Positions(ctx context.Context, rooms []string) ([]Position, error) {
 	out := make([]Position, len(rooms))
-	err := s.eachPart(rooms, positionsPerCall, func(_ int, part []int) error {
+	err := s.eachPosition(ctx, rooms, func(at int, position string) (err error) {
+		out[at], err = decodePosition(position)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// eachPosition calls f with the index of each room and its position as Redis holds it.
+func (s *Store) eachPosition(ctx context.Context, rooms []string, f func(at int, position string) error) error {
+	return s.eachPart(rooms, positionsPerCall, func(_ int, part []int) error {
 		keys := make([]string, len(part))
 		for i, at := range part {
 			keys[i] = s.keys.Seq(rooms[at])
@@ -218,16 +230,12 @@ func (s *Store) Positions(ctx context.Context, rooms []string) ([]Position, erro
 			return fmt.Errorf("positions: %w", errFormat)
 		}
 		for i, at := range part {
-			if out[at], err = decodePosition(lines[i]); err != nil {
+			if err := f(at, lines[i]); err != nil {
 				return err
 			}
 		}
 		return nil
 	})
-	if err != nil {
-		return nil, err
-	}
-	return out, nil
 }
 
 // eachPart calls f with the indexes of at most size rooms at a time, all of one bucket,

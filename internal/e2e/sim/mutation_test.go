@@ -120,7 +120,7 @@ var mutations = []mutation{
 	},
 	{
 		name: "places of users with other connections", file: "internal/store/lua/kept.lua",
-		old: "if user ~= '' and (not users or seatOf(user) ~= '1') then", new: "if false then",
+		old: "if user ~= '' and not alone(conn, user) then", new: "if false then",
 	},
 	{
 		name: "replacement without an end", file: "internal/store/lua/join.lua",

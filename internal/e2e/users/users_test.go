@@ -12,6 +12,7 @@ import (
 
 	"github.com/meshpresence/mesh"
 	"github.com/meshpresence/mesh/internal/e2e/harness"
+	"github.com/meshpresence/mesh/internal/store"
 	"github.com/meshpresence/mesh/internal/testhook"
 )
 
@@ -458,4 +459,51 @@ func TestResumeUnderTheSameID(t *testing.T) {
 		require.NoError(t, err)
 		assert.Equal(t, []int{1, 1, 1}, []int{s.Total, s.Users, len(s.Members)})
 	})
+}
+
+// A connection is removed at the moment at which it ends, before its server has written
+// that its place is kept. The place does not stay.
+func TestRemovedWhileItEnds(t *testing.T) {
+	t.Parallel()
+	for name, remove := range map[string]func(s *harness.Server, conn string) error{
+		"Remove": func(s *harness.Server, conn string) error {
+			_, err := s.Rooms().Remove(s.W.T.Context(), lobby, conn)
+			return err
+		},
+		"RemoveUser": func(s *harness.Server, _ string) error {
+			_, err := s.Rooms().RemoveUser(s.W.T.Context(), lobby, "ann")
+			return err
+		},
+		"Clear": func(s *harness.Server, _ string) error { return s.Rooms().Clear(s.W.T.Context(), lobby) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			harness.Embedded(t, func(t *testing.T, w *harness.World) {
+				// A slow Redis: the hand-over of a connection is under way for a while.
+				slow := func(o *mesh.Options) {
+					testhook.SetSeams(o, func(s *store.Store) testhook.Seams {
+						return testhook.Seams{Local: slowCommits{s}, Lease: s, Hub: s}
+					})
+				}
+				s1, s2 := w.Users(mesh.PresenceOptions{Grace: grace}, slow), w.Users(mesh.PresenceOptions{Grace: grace})
+				a := s1.DialAs("ann")
+				a.Join(lobby)
+				a.Close()
+				w.Sleep(20 * time.Millisecond)
+				require.NoError(t, remove(s2, a.ID))
+				w.Sleep(200 * time.Millisecond)
+				count, err := s2.Presence().Count(t.Context(), lobby)
+				require.NoError(t, err)
+				assert.Zero(t, count)
+			})
+		})
+	}
+}
+
+// slowCommits is a store whose batches take 60 ms on their way.
+type slowCommits struct{ *store.Store }
+
+func (s slowCommits) Commit(ctx context.Context, bucket int, inc string, number, known uint64, ops []store.Op) ([]store.OpResult, error) {
+	time.Sleep(60 * time.Millisecond)
+	return s.Store.Commit(ctx, bucket, inc, number, known, ops)
 }

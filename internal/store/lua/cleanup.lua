@@ -195,7 +195,7 @@ local function judge(name, conn, entry, version, connKey, stateKey)
     connKey = nil -- it has no keys of its own
   end
   unlist(conn, entry)
-  local till = keptUntil(user, grace, true, since)
+  local till = keptUntil(conn, user, grace, true, since)
   if till and handOver(conn, entry, inc, v, stop, till, cause, batch .. name, connKey, stateKey) then
     return 'k ' .. till
   end

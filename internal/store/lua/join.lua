@@ -68,7 +68,8 @@ local function fullOf(conn, user, place)
   end
   if v then
     local user0 = memberOf(v)
-    if user0 == user or user0 == '' or users and seatOf(user0) == '1' then
+    local seat = user0 ~= '' and users and seatOf(user0)
+    if user0 == user or user0 == '' or seat == '1' or seat == '~' .. conn then
       return nil -- the only one of its user, who leaves
     end
   end
@@ -152,7 +153,7 @@ local function rejoin(mark, conn, entry, attrs, meta, left, state, stateLeft, co
       owned[indexed(conn, id)] = false
     end
     remove(conn, id, by, connKey, stateKey, mark .. '=', cause or 'l', user0)
-    return join(mark, conn, entry, attrs, meta, left, state, stateLeft, connKey, stateKey)
+    return join(mark, conn, entry, attrs, meta, left, state, stateLeft, connKey, stateKey, true)
   end
   local place, named, replaced = placeFor(conn, user)
   local kept = by == KEPT
@@ -194,7 +195,8 @@ local function rejoin(mark, conn, entry, attrs, meta, left, state, stateLeft, co
   return reply(replaced or '')
 end
 
-join = function(mark, conn, entry, attrs, meta, left, state, stateLeft, connKey, stateKey)
+-- join writes an entry. admitted: the bounds of the room have been observed.
+join = function(mark, conn, entry, attrs, meta, left, state, stateLeft, connKey, stateKey, admitted)
   if full then
     return '! ' .. full
   end
@@ -216,7 +218,7 @@ join = function(mark, conn, entry, attrs, meta, left, state, stateLeft, connKey,
   if replaced and not rebuilds() then
     extra = 'p' .. replaced
   end
-  local of = fullOf(conn, user, place)
+  local of = not admitted and fullOf(conn, user, place)
   if of then
     return 'f ' .. of
   end

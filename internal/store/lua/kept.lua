@@ -47,10 +47,23 @@ vacate = function(conn, mark, cause, connKey, stateKey)
   return id, inc
 end
 
+-- alone reports whether a live entry is the only connection of its user in the room, as
+-- far as it is known. If a recount that goes on finds another one later, the place ends.
+local function alone(conn, user)
+  if users then
+    return seatOf(user) == '1'
+  elseif not cursor then
+    return false
+  elseif call('SISMEMBER', recountKey, conn) == 1 then
+    return seatOf(user) == '1'
+  end
+  return not seatOf(user)
+end
+
 -- keptUntil returns the time until which the place of a live entry is kept if its
 -- connection ends now, or nil. wanted: it did not ask to leave. since is the time from
 -- which grace counts, nil: now.
-local function keptUntil(user, grace, wanted, since)
+local function keptUntil(conn, user, grace, wanted, since)
   local till = 0
   if wanted and grace ~= '0' then
     till = (since or now) + tonumber(grace)
@@ -61,7 +74,7 @@ local function keptUntil(user, grace, wanted, since)
   if till <= now then
     return nil
   end
-  if user ~= '' and (not users or seatOf(user) ~= '1') then
+  if user ~= '' and not alone(conn, user) then
     return nil
   end
   return string.format('%.0f', till)

@@ -76,7 +76,7 @@ local function leave(mark, conn, entry, known, connKey, stateKey, wanted)
     return 1 -- it has run before, or another server has found it
   end
   if by ~= KEPT and stop then
-    till = keptUntil(user, grace, wanted)
+    till = keptUntil(conn, user, grace, wanted)
     if till and handOver(conn, entry, by, v, stop, till, sub(mark, -1), mark, connKey, stateKey) then
       detail = ' ' .. till
       return 1

@@ -19,7 +19,7 @@ end
 -- placeTaken returns the connection of a user's kept place that the connection of an op
 -- takes, nil if there is none. Then the user had left, and is back.
 local function placeTaken(conn, user)
-  if user == '' or not users then
+  if user == '' or not users and not cursor then
     return nil
   end
   local seat = seatOf(user)
