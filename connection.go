@@ -34,8 +34,8 @@ type Connection struct {
 	hooked    chan struct{} // closed when the OnConnection functions have returned; commands wait for it
 	failed    bool          // one of them failed; read only after hooked is closed
 	ended     sync.Once     // see end
-	// closedByApp says that the app has called Close: the places of the connection are
-	// not kept.
+	// closedByApp says that the app has called Close, perhaps after the connection has
+	// begun to end.
 	closedByApp atomic.Bool
 	level       uint8 // of the wire protocol
 	closing     bool  // told to close by Drain or Shutdown; guarded by the server's mu
@@ -134,7 +134,7 @@ func (c *Connection) Close(code int, reason string) error {
 		return err
 	}
 	c.closedByApp.Store(true)
-	c.sock.Close(code, reason)
+	c.sock.CloseByApp(code, reason)
 	return nil
 }
 
@@ -200,12 +200,12 @@ func (c *Connection) close(d departure) {
 
 // departureFor returns how the entries of the connection end, by the end of its socket.
 func (c *Connection) departureFor(reason error) departure {
-	if c.closedByApp.Load() {
-		return departRemoved
-	}
 	end, ok := errors.AsType[*socket.End](reason)
 	if !ok {
 		return departLost // the network connection failed
+	}
+	if end.App {
+		return departRemoved
 	}
 	switch end.Code {
 	case websocket.CloseProtocolError, websocket.ClosePolicyViolation, websocket.CloseMessageTooBig:

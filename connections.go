@@ -99,8 +99,8 @@ func (m *ConnectionManager) Recheck(ctx context.Context, connID string) error {
 	return err
 }
 
-// Close ends a connection on any server, as [PresenceManager.Disconnect] does: it
-// leaves its rooms, and a socket is closed with code 1000. Close does not wait until
+// Close ends a connection on any server: it leaves its rooms at once, whatever their
+// Grace, and a socket is closed with code 1000. Close does not wait until
 // Redis has the leaves. It returns [ErrUnknownConnection] if no server has the
 // connection.
 func (m *ConnectionManager) Close(ctx context.Context, connID string) error {

@@ -78,7 +78,7 @@ type access struct {
 // core without sockets.
 type sockets struct {
 	deliver    func(conn string, f *wire.Frame) bool
-	close      func(conn string) bool
+	close      func(conn string, app bool) bool
 	replaced   func(conn string)           // closes the socket of a connection that was replaced
 	checkFiles func(context.Context) error // checks that sockets leave file descriptors for Redis
 	away       func()                      // is called if Redis may be away; see redisAway
@@ -370,7 +370,7 @@ var (
 // close ends a connection, and its socket if it has one.
 func (n *core) close(c *local.Conn, d departure) {
 	if n.sockets.close != nil {
-		n.sockets.close(c.ID())
+		n.sockets.close(c.ID(), !d.keep)
 	}
 	n.disconnect(c, d)
 }

@@ -25,6 +25,8 @@ const drainLate = time.Second
 // [ErrClosed] from ServeConn). The open sockets are closed with code 1012 one after the
 // other, evenly over spread, so that the other servers do not get all clients at once.
 // The stock client reconnects by itself. With spread 0 all sockets are closed at once.
+// The socket of a user in a room with a Grace is closed when Redis keeps the place, up to
+// a second later.
 // The order is random, so that no room empties before another.
 //
 // Drain returns nil when the last socket has ended, its OnDisconnection hooks have
@@ -240,14 +242,23 @@ func (c *Connection) keepsPlaces() bool {
 // handOver lets the rooms of the connection keep its places, and closes the socket when
 // Redis has them. The client returns at once, and then finds its place.
 func (c *Connection) handOver() {
-	c.core().disconnect(c.local, departClosed)
-	ctx, cancel := context.WithTimeout(c.core().life.ctx, handOverFor)
+	n, rooms := c.core(), c.local.Rooms()
+	n.disconnect(c.local, departClosed)
+	ctx, cancel := context.WithTimeout(n.life.ctx, handOverFor)
 	defer cancel()
 	select {
 	case <-c.local.Gone():
 	case <-ctx.Done():
 	}
 	c.restart()
+	if !c.closedByApp.Load() {
+		return
+	}
+	for _, room := range rooms { // the app has closed it since then: it keeps no place
+		if _, err := n.removeEnding(ctx, room, c.id, true); err != nil {
+			n.opts.Logger.Debug("mesh: the place of a closed connection is still kept", "conn", c.id, "room", room, "error", err)
+		}
+	}
 }
 
 // restart closes the socket because the server restarts.

@@ -70,8 +70,9 @@ func (m *RoomManager) Remove(ctx context.Context, room, connID string) (bool, er
 
 // RemoveUser removes all members of a user from a room, on all servers, as
 // [RoomManager.Remove] does, including disconnected ones. It returns how many it has
-// removed, also with an error. A client of the user may join again at once, unless a
-// JoinGuard refuses.
+// removed, also with an error. A join of the user that still waits for a JoinGuard or for
+// Redis takes place. A client of the user may join again at once, unless a JoinGuard
+// refuses.
 //
 // It returns [ErrInvalidUser] for an invalid id and [ErrUsersOff] without Options.UserID.
 // It is safe to repeat.
@@ -98,10 +99,11 @@ func (m *RoomManager) RemoveUser(ctx context.Context, room, user string) (int, e
 // after data that the guards read has changed. (Changes of metadata and rules are
 // detected automatically.)
 //
-// It does not wait for the answers. A subscriber gets no event until the guards have
-// answered about it. A subscriber that they refuse gets the push mesh/presence-ended. A
-// member that a JoinGuard refuses leaves, and its socket gets the push
-// mesh/membership-ended.
+// It does not wait for the answers. Disconnected members are not asked about, because
+// no server has their connection: use RemoveUser. A subscriber gets no event until the
+// guards have answered about it. A subscriber that they refuse gets the push
+// mesh/presence-ended. A member that a JoinGuard refuses leaves, and its socket gets
+// the push mesh/membership-ended.
 //
 // If it returns an error, a server that did not answer may not have asked its guards.
 // It is safe to repeat.

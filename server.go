@@ -259,9 +259,15 @@ func (s *Server) deliver(conn string, f *wire.Frame) bool {
 	return ok && c.sock.Send(f) == nil
 }
 
-func (s *Server) closeConn(conn string) bool {
+// closeConn closes the socket of a connection with code 1000. app says that the connection
+// leaves at once, because the app closes it for good.
+func (s *Server) closeConn(conn string, app bool) bool {
 	c, ok := s.Connection(conn)
-	if ok {
+	switch {
+	case !ok:
+	case app:
+		c.sock.CloseByApp(websocket.CloseNormalClosure, "")
+	default:
 		c.sock.Close(websocket.CloseNormalClosure, "")
 	}
 	return ok

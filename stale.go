@@ -191,7 +191,9 @@ func (c *Connection) noteStale(o *socketOutlet) {
 	if c.stale == nil {
 		c.stale = new(staleTold)
 	}
-	if !c.stale.covers([]string{o.room}) {
-		c.stale.rooms = append(slices.Clone(c.stale.rooms), o.room) // a push may share the names
+	if c.stale.covers([]string{o.room}) {
+		return
 	}
+	rooms := slices.DeleteFunc(slices.Clone(c.stale.rooms), func(room string) bool { return c.subs[room] == nil })
+	c.stale.rooms = append(rooms, o.room) // a new list, because a push may share the old one
 }

@@ -55,6 +55,7 @@ type End struct {
 	Cause  Cause
 	Code   int    // of the close frame, sent or (CausePeer) received; 0: none
 	Reason string // of the close frame
+	App    bool   // CauseClosed: the app asked for it
 	Err    error  // of the network or the context; nil: none
 }
 
@@ -99,11 +100,16 @@ func flooded() *End {
 // has read nothing in that second, its connection is cut. Only the first end of a
 // connection counts. Code 0 means 1000. Reasons are cut at 123 bytes. Close does not
 // wait. Run returns when the connection has ended.
-func (s *Socket) Close(code int, reason string) {
+func (s *Socket) Close(code int, reason string) { s.close(code, reason, false) }
+
+// CloseByApp is Close because the app asked for it, see End.App.
+func (s *Socket) CloseByApp(code int, reason string) { s.close(code, reason, true) }
+
+func (s *Socket) close(code int, reason string, app bool) {
 	if code == 0 {
 		code = websocket.CloseNormalClosure
 	}
-	s.end(&End{Cause: CauseClosed, Code: code, Reason: truncate(reason, wire.MaxCloseReason)})
+	s.end(&End{Cause: CauseClosed, Code: code, Reason: truncate(reason, wire.MaxCloseReason), App: app})
 }
 
 // truncate cuts text to at most n bytes, but not within a character.

@@ -114,7 +114,7 @@ export class Activity {
       // Not in the room yet, or Redis does not answer: try again later if the patch still
       // applies.
       this.#notBefore = Date.now() + PAUSE;
-      const applies = patch === NOTHING[part] || Date.now() < this.#until[part];
+      const applies = patch !== NOTHING[part] && Date.now() < this.#until[part];
       if (applies && !this.#due.has(part)) this.#due.set(part, patch);
     }
     this.#plan();

@@ -269,6 +269,12 @@ export class MeshClient extends EventTarget {
       case "mesh/room-joined":
         this.#rooms.get(payload?.roomName)?._added();
         break;
+      case "mesh/membership-ended":
+        this.#rooms.get(payload?.roomName)?._left("refused");
+        break;
+      case "mesh/presence-stale":
+        if (payload?.stale === true) for (const room of this.#rooms.values()) room.doubt();
+        break;
       case "mesh/presence-ended":
         this.#rooms.get(payload?.roomName)?._ended();
         break;

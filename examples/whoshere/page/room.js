@@ -83,7 +83,7 @@ export class Room extends EventTarget {
   // was back.
   _left(reason) {
     this.joined = false;
-    this.bar = reason === "full" ? "full" : "removed";
+    this.bar = reason === "full" || reason === "refused" ? reason : "removed";
     this.#emit("status");
   }
 

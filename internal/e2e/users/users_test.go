@@ -479,12 +479,6 @@ func TestRemovedWhileItEnds(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			harness.Embedded(t, func(t *testing.T, w *harness.World) {
-				// A slow Redis: the hand-over of a connection is under way for a while.
-				slow := func(o *mesh.Options) {
-					testhook.SetSeams(o, func(s *store.Store) testhook.Seams {
-						return testhook.Seams{Local: slowCommits{s}, Lease: s, Hub: s}
-					})
-				}
 				s1, s2 := w.Users(mesh.PresenceOptions{Grace: grace}, slow), w.Users(mesh.PresenceOptions{Grace: grace})
 				a := s1.DialAs("ann")
 				a.Join(lobby)
@@ -498,6 +492,40 @@ func TestRemovedWhileItEnds(t *testing.T) {
 			})
 		})
 	}
+}
+
+// The app closes a connection for good while a drain hands its places over. They end. But
+// a Close after the end of a connection changes nothing: its place is kept.
+func TestCloseBesideAnotherEnd(t *testing.T) {
+	t.Parallel()
+	harness.Embedded(t, func(t *testing.T, w *harness.World) {
+		s1, s2 := w.Users(mesh.PresenceOptions{Grace: grace}, slow), w.Users(mesh.PresenceOptions{Grace: grace})
+		a, b := s1.DialAs("ann"), s1.DialAs("bob")
+		a.Join(lobby)
+		b.Join(lobby)
+		kicked, ok := s1.Connection(a.ID)
+		require.True(t, ok)
+		ended, ok := s1.Connection(b.ID)
+		require.True(t, ok)
+		b.Close()
+		w.Sleep(time.Second)
+		require.NoError(t, ended.Close(0, ""))
+		go func() { _ = s1.Drain(t.Context(), 0) }()
+		w.Sleep(20 * time.Millisecond)
+		require.NoError(t, kicked.Close(1000, "kicked"))
+		w.Sleep(2 * time.Second)
+		members, err := s2.Presence().Members(t.Context(), lobby)
+		require.NoError(t, err)
+		require.Len(t, members, 1)
+		assert.Equal(t, []any{"bob", true}, []any{members[0].UserID, members[0].Disconnected})
+	})
+}
+
+// slow makes a hand-over stay under way for a while.
+func slow(o *mesh.Options) {
+	testhook.SetSeams(o, func(s *store.Store) testhook.Seams {
+		return testhook.Seams{Local: slowCommits{s}, Lease: s, Hub: s}
+	})
 }
 
 // slowCommits is a store whose batches take 60 ms on their way.
