@@ -151,7 +151,7 @@ func setMyConnectionMetadata(ctx context.Context, c *Connection, req wire.Reques
 	approve := func(current, proposed json.RawMessage) (json.RawMessage, error) {
 		answer := make(chan json.RawMessage, 1) // buffered: the hook may outlive its time limit
 		err := n.calls.Run(ctx, callbacks.Metadata, n.opts.HookTimeout, func(ctx context.Context) error {
-			value, err := hook(ctx, Member{ID: c.id, Metadata: current}, proposed)
+			value, err := hook(ctx, Member{ID: c.id, UserID: c.local.User(), Metadata: current}, proposed)
 			if err != nil {
 				return err
 			}
@@ -246,6 +246,7 @@ func (c *Connection) joinAnswer(ctx context.Context, room string, joined local.J
 		}
 		s = n.knownPresent(room)
 	}
+	s.Users = max(s.Users, joined.Users) // -1: unknown
 	return c.joinSnapshot(s), nil
 }
 

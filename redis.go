@@ -321,7 +321,7 @@ func (n *core) knownPresent(room string) *Snapshot {
 	s := &Snapshot{Room: room, Total: total, Stale: true, Members: make([]Member, len(conns))}
 	for i, c := range conns {
 		meta, _ := c.Metadata()
-		s.Members[i] = Member{ID: c.ID(), Metadata: meta}
+		s.Members[i] = Member{ID: c.ID(), UserID: c.User(), Metadata: meta}
 	}
 	return s
 }

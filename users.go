@@ -20,7 +20,6 @@ import (
 	"github.com/meshpresence/mesh/internal/store"
 	"github.com/meshpresence/mesh/internal/userid"
 	"github.com/meshpresence/mesh/internal/wait"
-	"github.com/meshpresence/mesh/internal/watch"
 	"github.com/meshpresence/mesh/internal/wire"
 )
 
@@ -124,12 +123,13 @@ func (n *core) capsOf(room string) (connections, users int) {
 	return r.MaxConnections, r.MaxUsers
 }
 
-// join brings a connection into a room. If a join guard refuses it, the place that the
-// room keeps for its user ends.
+// join brings a connection into a room. If a join guard decides against it, the place that
+// the room keeps for its user ends.
 func (n *core) join(ctx context.Context, c *local.Conn, room string, req guards.Request) (local.Joined, error) {
 	joined, err := n.access.joins.Join(ctx, c, room, req)
-	if watch.IsRefusal(err) && c.User() != "" && n.access.rules.Match(room).Grace > 0 {
-		n.life.work.Go(func() { n.removeKeptOf(n.life.running, room, c.User()) })
+	// Only a guard that decides, and not one that failed, ends the place.
+	if user := c.User(); err == ErrRefused && user != "" && n.access.rules.Match(room).Grace > 0 { //nolint:errorlint // the bare error
+		n.life.work.Go(func() { n.removeKeptOf(n.life.running, room, user) })
 	}
 	return joined, err
 }

@@ -13,7 +13,7 @@ import (
 const followEvery = 250 * time.Millisecond
 
 // lookEvery is the least time between two looks at the index of all buckets.
-const lookEvery = 25 * time.Millisecond
+const lookEvery = 150 * time.Millisecond
 
 // look finds the buckets with overdue places, and plans to read their index after the
 // turn of the servers that know these places. Before that it makes a write in each of

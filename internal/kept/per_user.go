@@ -1,6 +1,7 @@
 package kept
 
 import (
+	"slices"
 	"sync"
 
 	"github.com/meshpresence/mesh/internal/store"
@@ -56,7 +57,7 @@ func (p *PerUser) Add(user string, place store.KeptPlace, now int64) (oldest sto
 // forget forgets the users without a place. p.mu is held.
 func (p *PerUser) forget(now int64) {
 	for user, list := range p.places {
-		if list[len(list)-1].Until <= now {
+		if !slices.ContainsFunc(list, func(p store.KeptPlace) bool { return p.Until > now }) {
 			delete(p.places, user)
 		}
 	}

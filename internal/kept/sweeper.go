@@ -29,7 +29,7 @@ const (
 	// it in time, and in which a user may come back after an outage, before other servers
 	// end it. othersJitter is the most that is added at random, so that not all servers
 	// end the same places at the same moment.
-	othersTurn   = 500 * time.Millisecond
+	othersTurn   = 400 * time.Millisecond
 	othersJitter = 300 * time.Millisecond
 )
 

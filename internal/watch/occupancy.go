@@ -346,7 +346,9 @@ func (a *Access) addOccupancy(s *OccupancySubscription, rooms []string) ([]*coun
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.before = a.cfg.Before
+	if s.before == nil { // set once, because Deliver reads it without the lock
+		s.before = a.cfg.Before
+	}
 	if s.rooms == nil {
 		s.rooms = make(map[string]*countedRoom)
 	}

@@ -43,6 +43,9 @@ vacate = function(conn, mark, cause, connKey, stateKey)
     return
   end
   local user, _, _, _, _, own = person(v, stop, tail)
+  if not cause and not own then
+    return -- it is connected: only a hash that others wrote calls it a place
+  end
   remove(conn, id, inc, connKey, stateKey, mark, cause or own, user)
   return id, inc
 end

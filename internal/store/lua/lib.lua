@@ -97,7 +97,7 @@ local checked -- the hash of users has been compared with the members
 local off -- that hash cannot be used
 local seats -- fields of that hash
 local unwritten -- the room has become numbered, and the hash does not exist yet
-local writeSeats -- see users.lua
+local writeSeats, forgetSeats -- see users.lua
 
 local filled, emptied = {}, {} -- names of rooms
 local standing = {} -- key, value, ... of rooms with a new position
@@ -210,6 +210,7 @@ local function enter(name, flag, channels, membersKey, usersName, keptName, reco
   room, members, seqKey, channel = name, membersKey, keys[firstPosition + entered], channels .. name
   entered = entered + 1
   epoch, moved, home, size, before, missed, placed = nil, false, nil, nil, nil, false, false
+  forgetSeats()
 end
 
 -- attempt runs work, and then writes what was collected. It also does so if Redis stops

@@ -71,6 +71,11 @@ local function seatOf(user)
   return seat
 end
 
+-- forgetSeats drops what has changed in the hash, so that it is not written.
+forgetSeats = function()
+  changed = {}
+end
+
 local function setSeat(user, seat)
   seats[user], changed[user] = seat, seat
 end
@@ -236,7 +241,10 @@ local function finish(marked)
     changed['\n'] = false
   end
   if tally ~= size then
+    -- Members have gone or come without a script, so the count begins again.
     users = false
+    forgetSeats()
+    call('DEL', usersKey, recountKey)
     return
   end
   users = heads
@@ -259,6 +267,7 @@ local function recount()
   end
   if not cursor then
     call('DEL', usersKey, recountKey)
+    forgetSeats()
     seats, tally, heads = {}, 0, 0
     count(KEPT, 0)
     entries = 0
