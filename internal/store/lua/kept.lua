@@ -57,7 +57,7 @@ local function alone(conn, user)
     return seatOf(user) == '1'
   elseif not cursor then
     return false
-  elseif call('SISMEMBER', recountKey, conn) == 1 then
+  elseif call('SMISMEMBER', recountKey, conn)[1] == 1 then
     return seatOf(user) == '1'
   end
   return not seatOf(user)
