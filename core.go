@@ -129,7 +129,7 @@ func (n *core) newStore() *store.Store {
 	s := store.New(n.opts.Redis, n.keys)
 	s.RequireLease()
 	s.Named(n.opts.Name)
-	if n.opts.UserID != nil {
+	if n.hasUsers() {
 		s.CountUsers()
 	}
 	s.TrackedBy(func(room string) bool { return n.access.rules.Match(room).Tracked })
@@ -168,7 +168,7 @@ func (n *core) hubConfig(at hub.Store, rooms hub.Listener) hub.Config {
 	return hub.Config{
 		Store: at, Listener: rooms, UnconfirmedFor: n.opts.LeaseTTL + time.Second, Bucket: n.keys.RoomBucket,
 		AskOwner: n.ownerAsker(), Now: n.now, Listed: n.opts.Limits.SnapshotMembers,
-		CountUsers: n.opts.UserID != nil,
+		CountUsers: n.hasUsers(),
 		Overdue:    func(room string, o hub.Overdue) { n.kept.Add(room, o.Conn, o.Entry, o.Until) },
 		Logger:     n.opts.Logger,
 	}
@@ -190,7 +190,7 @@ func (n *core) keptConfig(at kept.Store) kept.Config {
 	}
 	return kept.Config{
 		Store: at, Wheel: n.wheel, Buckets: n.keys.Buckets(), Bucket: n.keys.RoomBucket, Clock: n.lease.Now, Proof: n.lease.ClockProof,
-		ClockRefused: n.lease.ClockRefused, Enabled: n.keepsPlaces, Heartbeat: n.opts.LeaseTTL / 3, Logger: n.opts.Logger,
+		ClockRefused: n.lease.ClockRefused, Enabled: n.hasUsers, Heartbeat: n.opts.LeaseTTL / 3, Logger: n.opts.Logger,
 		MayEnd: func(bucket int, deadline int64) bool { return n.lease.MayEnd(n.store.Writes(bucket), deadline) },
 	}
 }
@@ -252,7 +252,7 @@ func (n *core) trackPresence(pattern Pattern, opts PresenceOptions) error {
 	if err := pattern.validate(); err != nil {
 		return err
 	}
-	if err := opts.validate(n.opts.UserID != nil); err != nil {
+	if err := opts.validate(n.hasUsers()); err != nil {
 		return fmt.Errorf("%w (pattern %v)", err, pattern)
 	}
 	n.access.rules.Add(pattern.inner(), opts.inner())
@@ -403,7 +403,7 @@ func (n *core) awaitRemoved(ctx context.Context, gone <-chan struct{}) error {
 
 // userFunc returns the function that package local calls for users, nil without users.
 func (n *core) userFunc() func(conn string, metadata []byte) string {
-	if n.opts.UserID == nil {
+	if !n.hasUsers() {
 		return nil
 	}
 	return n.users.userOf

@@ -145,8 +145,8 @@ func (p *PresenceManager) Snapshot(ctx context.Context, room string) (*Snapshot,
 // Users are sorted by id. Each connection without a user is one User without an id, and
 // these come first. It returns [ErrUsersOff] without Options.UserID.
 func (p *PresenceManager) Users(ctx context.Context, room string) ([]User, error) {
-	if p.n.opts.UserID == nil {
-		return nil, fmt.Errorf("%w: Options.UserID is not set", ErrUsersOff)
+	if err := p.n.checkUsers(); err != nil {
+		return nil, err
 	}
 	members, err := p.Members(ctx, room)
 	if err != nil {
@@ -223,11 +223,12 @@ func (p *PresenceManager) Connect(ctx context.Context, connID string, metadata a
 }
 
 // Disconnect ends a connection of the app's own transport: it leaves all its rooms, and
-// its metadata is removed. A room with a Grace may keep the place of its user. For a leave
-// at once, call [PresenceManager.Leave] before. It waits until Redis has stored that. If Redis does not
-// answer in time, it is done later. If the connection is a socket of this server, the
-// socket is closed with code 1000. It returns [ErrUnknownConnection] if this server has
-// no such connection. [ConnectionManager.Close] closes a connection on any server.
+// its metadata is removed. A room with a Grace may keep the place of its user. For a
+// leave at once, call [PresenceManager.Leave] before. It waits until Redis has stored
+// that. If Redis does not answer in time, it is done later. If the connection is a
+// socket of this server, the socket is closed with code 1000. It returns
+// [ErrUnknownConnection] if this server has no such connection.
+// [ConnectionManager.Close] closes a connection on any server.
 func (p *PresenceManager) Disconnect(ctx context.Context, connID string) error {
 	if err := checkContext(ctx); err != nil {
 		return err

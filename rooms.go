@@ -58,7 +58,7 @@ func (m *RoomManager) Remove(ctx context.Context, room, connID string) (bool, er
 		return false, err
 	}
 	done, err := m.n.callOwner(ctx, peers.Call{Op: peers.OpRemove, Room: room, Conn: connID})
-	if done.OK || !m.n.keepsPlaces() || err != nil && !errors.Is(err, ErrUnknownConnection) {
+	if done.OK || !m.n.hasUsers() || err != nil && !errors.Is(err, ErrUnknownConnection) {
 		return done.OK, err
 	}
 	removed, failed := m.n.removeEnding(ctx, room, connID, err != nil)
@@ -176,7 +176,8 @@ func (m *RoomManager) Of(ctx context.Context, connID string) ([]string, error) {
 // Clear removes all connections from a room, on all servers, each with a leave event.
 // Pending joins do not take place, and the guards are asked again about every
 // connection that sees the room, as by [RoomManager.Recheck]. Kept places end, too. The
-// sockets get the push mesh/room-left. The room's metadata stays. A connection that joins again during the call may stay in.
+// sockets get the push mesh/room-left. The room's metadata stays. A connection that
+// joins again during the call may stay in.
 //
 // It runs until all have left or ctx ends, regardless of their number. If it fails,
 // some may still be in the room. The error is a [*ProgressError], which wraps the error
@@ -190,7 +191,7 @@ func (m *RoomManager) Clear(ctx context.Context, room string) error {
 	if err != nil && ctx.Err() != nil {
 		err = errs.Ended(ctx)
 	}
-	if err == nil && m.n.keepsPlaces() {
+	if err == nil && m.n.hasUsers() {
 		var places int
 		places, err = m.n.removeKeptIn(ctx, room)
 		removed += places

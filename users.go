@@ -103,19 +103,27 @@ func groupByUser(members []Member) []User {
 	return users
 }
 
-// checkUser returns an error if there are no users, or if a user id is invalid.
-func (n *core) checkUser(user string) error {
-	switch {
-	case n.opts.UserID == nil:
+// hasUsers reports whether connections belong to users, so that rooms can keep places.
+func (n *core) hasUsers() bool { return n.opts.UserID != nil }
+
+// checkUsers returns an error if there are no users.
+func (n *core) checkUsers() error {
+	if !n.hasUsers() {
 		return fmt.Errorf("%w: Options.UserID is not set", ErrUsersOff)
-	case !userid.Valid(user):
-		return fmt.Errorf("%w: %.40q, must be UTF-8 of 1 to %d bytes without control characters", ErrInvalidUser, user, userid.MaxBytes)
 	}
 	return nil
 }
 
-// keepsPlaces reports whether rooms can hold kept places.
-func (n *core) keepsPlaces() bool { return n.opts.UserID != nil }
+// checkUser returns an error if there are no users, or if a user id is invalid.
+func (n *core) checkUser(user string) error {
+	if err := n.checkUsers(); err != nil {
+		return err
+	}
+	if !userid.Valid(user) {
+		return fmt.Errorf("%w: %.40q, must be UTF-8 of 1 to %d bytes without control characters", ErrInvalidUser, user, userid.MaxBytes)
+	}
+	return nil
+}
 
 // capsOf returns the caps of a room.
 func (n *core) capsOf(room string) (connections, users int) {
@@ -217,14 +225,13 @@ const userPasses = 3
 
 // removeUser removes the present members of a user from a room.
 func (n *core) removeUser(ctx context.Context, room, user string) (removed int, err error) {
-	records, err := n.membersWith(ctx, room, func(r *store.Record) bool { return r.User == user })
+	records, _, err := n.store.Some(ctx, room, -1)
 	if err != nil {
-		return 0, err
+		return 0, errorFor(ctx, err)
 	}
-	var places []store.EntryRef
+	records = slices.DeleteFunc(records, func(r store.Record) bool { return r.User != user })
 	for _, r := range records {
 		if r.Kept() {
-			places = append(places, store.EntryRef{Room: room, Conn: r.Conn, Entry: r.Entry})
 			continue
 		}
 		done, err := n.callOwner(ctx, peers.Call{Op: peers.OpRemove, Room: room, Conn: r.Conn})
@@ -241,7 +248,7 @@ func (n *core) removeUser(ctx context.Context, room, user string) (removed int, 
 			return removed, errorFor(ctx, err)
 		}
 	}
-	ended, err := n.store.RemoveKept(ctx, places)
+	ended, err := n.store.RemoveKept(ctx, placesIn(room, records...))
 	return removed + ended, errorFor(ctx, err)
 }
 
@@ -262,7 +269,7 @@ func (n *core) removeEnding(ctx context.Context, room, conn string, ending bool)
 			return false, err
 		}
 		if record.Kept() {
-			ended, err := n.store.RemoveKept(ctx, []store.EntryRef{{Room: room, Conn: conn, Entry: record.Entry}})
+			ended, err := n.store.RemoveKept(ctx, placesIn(room, record))
 			return ended > 0, err
 		}
 		if !ending || time.Since(began) > endingFor {
@@ -278,16 +285,11 @@ func (n *core) removeEnding(ctx context.Context, room, conn string, ending bool)
 // looks once more after a moment.
 func (n *core) removeKeptIn(ctx context.Context, room string) (removed int, err error) {
 	for again := range 2 {
-		records, err := n.membersWith(ctx, room, func(*store.Record) bool { return true })
+		records, _, err := n.store.Some(ctx, room, -1)
 		if err != nil {
-			return removed, err
+			return removed, errorFor(ctx, err)
 		}
-		var places []store.EntryRef
-		for i := range records {
-			if r := &records[i]; r.Kept() {
-				places = append(places, store.EntryRef{Room: room, Conn: r.Conn, Entry: r.Entry})
-			}
-		}
+		places := placesIn(room, records...)
 		ended, err := n.store.RemoveKept(ctx, places)
 		removed += ended
 		if err != nil || again > 0 || len(places) == len(records) {
@@ -300,17 +302,12 @@ func (n *core) removeKeptIn(ctx context.Context, room string) (removed int, err 
 	return removed, nil
 }
 
-// membersWith returns the records of a room for which is returns true.
-func (n *core) membersWith(ctx context.Context, room string, is func(*store.Record) bool) ([]store.Record, error) {
-	records, _, err := n.store.Some(ctx, room, -1)
-	if err != nil {
-		return nil, errorFor(ctx, err)
-	}
-	var found []store.Record
+// placesIn returns the kept places among the records of a room.
+func placesIn(room string, records ...store.Record) (places []store.EntryRef) {
 	for i := range records {
-		if is(&records[i]) {
-			found = append(found, records[i])
+		if r := &records[i]; r.Kept() {
+			places = append(places, store.EntryRef{Room: room, Conn: r.Conn, Entry: r.Entry})
 		}
 	}
-	return found, nil
+	return places
 }
